@@ -1,0 +1,48 @@
+"""Tell dark-matter substructure apart in images of strong gravitational lenses.
+
+The names below are the library; each is imported when first used, so `import sublens` is quick.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sublens.config import RunConfig as RunConfig
+    from sublens.errors import SublensError as SublensError
+    from sublens.job import open_dataset as open_dataset
+    from sublens.job import run_all as run_all
+    from sublens.job import simulate as simulate
+    from sublens.models import build as build
+    from sublens.predict import Prediction as Prediction
+    from sublens.predict import Predictor as Predictor
+    from sublens.run import measure_run as measure_run
+    from sublens.run import train_run as train_run
+    from sublens.sim.population import draw as draw
+    from sublens.sim.presets import preset as preset
+    from sublens.sim.render import render as render
+
+_HOMES = {
+    "Prediction": "predict",
+    "Predictor": "predict",
+    "RunConfig": "config",
+    "SublensError": "errors",
+    "build": "models",
+    "draw": "sim.population",
+    "measure_run": "run",
+    "open_dataset": "job",
+    "preset": "sim.presets",
+    "render": "sim.render",
+    "run_all": "job",
+    "simulate": "job",
+    "train_run": "run",
+}
+
+__all__ = sorted(_HOMES)
+__version__ = version("sublens")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sublens' has no attribute {name!r}")
+    return getattr(import_module(f"sublens.{_HOMES[name]}"), name)

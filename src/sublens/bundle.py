@@ -1,0 +1,99 @@
+"""A trained model on disk: safetensors weights and a JSON card that vouches for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from sublens.config import Frozen, InputConfig, RunConfig
+from sublens.errors import BundleError
+from sublens.files import sha256, write_bytes
+from sublens.models import build
+
+FORMAT = 1
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+
+
+class Card(Frozen):
+    """What `card.json` says of a trained model."""
+
+    format: int = FORMAT
+    network: str
+    """A name that `sublens.models.build` knows."""
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int]
+    """Height and width of the images it was trained on, pixels."""
+    input: InputConfig
+    """What it sees of them."""
+    settings: RunConfig
+    """Everything that decided the training."""
+    data: dict[str, Any]
+    """Name, hash and number of images of the data set."""
+    training: dict[str, Any]
+    """Epochs, steps, images and seconds; the best epoch and its score on the selection part."""
+    versions: dict[str, str]
+    """sublens, torch, timm and Python."""
+    machine: dict[str, Any]
+    """Processor, threads and device."""
+    weights_sha256: str
+    """Of `weights.safetensors`."""
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Write the model's weights; any card there is removed first, as it vouches for others."""
+    (folder / CARD).unlink(missing_ok=True)
+    write_bytes(folder / WEIGHTS, to_bytes(_state(model)))
+
+
+def write_card(folder: Path, **fields: Any) -> None:
+    """Write the card of the weights in `folder`; fields: those of `Card` but the hash."""
+    card = Card(**fields, weights_sha256=sha256(folder / WEIGHTS))
+    write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def read_card(folder: Path) -> Card:
+    """The card in `folder`, or a `BundleError` where there is none that we understand."""
+    try:
+        return Card.model_validate(json.loads((folder / CARD).read_text(encoding="utf-8")))
+    except OSError as err:
+        raise BundleError(
+            f"{folder}: not a trained model (no {CARD}). Name a folder that `sublens train` wrote."
+        ) from err
+    except (ValueError, ValidationError) as err:
+        raise BundleError(
+            f"{folder / CARD}: is damaged, or of another version of sublens. Copy it again, or train again."
+        ) from err
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
+    """The model, in evaluation mode on `device`, and its card.
+
+    Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
+    """
+    card = read_card(folder)
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+    except OSError as err:
+        raise BundleError(f"{folder}: has no {WEIGHTS}. Copy the whole folder again, or train again.") from err
+    if sha256(folder / WEIGHTS) != card.weights_sha256:
+        raise BundleError(
+            f"{folder / WEIGHTS}: is not what its card was written for (sha256 differs). Copy the whole folder again, or train again."
+        )
+    model = build(card.network, len(card.classes), card.input.channels)
+    try:
+        model.load_state_dict(from_bytes(data))
+    except (SafetensorError, RuntimeError) as err:
+        raise BundleError(
+            f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
+        ) from err
+    return model.to(device, memory_format=torch.channels_last).eval(), card

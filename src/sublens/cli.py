@@ -1,0 +1,272 @@
+"""The command line: parse, call, print. Results go to standard output, all else to standard error."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from sublens.errors import ConfigError, SublensError
+
+if TYPE_CHECKING:
+    from sublens.config import RunConfig
+
+app = typer.Typer(
+    name="sublens",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    help="Tell dark-matter substructure apart in images of strong gravitational lenses.\n\nTo see it all work: sublens demo",
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random draws.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
+
+
+@app.command()
+def simulate(
+    preset: Annotated[str, typer.Argument(help="Name of the survey, such as common-test-1.")],
+    out: Out,
+    train: Annotated[int, typer.Option("--train", min=1, help="Number of training images.")] = 30_000,
+    test: Annotated[int, typer.Option("--test", min=0, help="Number of test images.")] = 7_500,
+    seed: Seed = 1,
+    workers: Workers = 1,
+    form: Annotated[
+        Literal["store", "folder"], typer.Option("--format", help="Our store, or the ML4SCI folders.")
+    ] = "store",
+    force: Force = False,
+) -> None:
+    """Simulate a data set.
+
+    sublens simulate common-test-1 --train 30000 --test 7500 --seed 1 --workers 2 --out data/ct1
+    """
+    from sublens import job
+    from sublens.progress import visible
+    from sublens.sim import presets
+
+    survey = presets.preset(preset)
+    job.simulate(
+        survey,
+        {"train": train, "test": test},
+        out,
+        seed=seed,
+        workers=workers,
+        as_folder=form == "folder",
+        force=force,
+        bar=visible,
+    )
+    print(_described(out) if form == "store" else out)
+
+
+@app.command()
+def pack(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of class folders, with train/ and test/ or val/ above them or not.")
+    ],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Convert a folder of images into a store, which loads many times faster.
+
+    sublens pack common_test_1 --out data/ct1
+    """
+    from sublens import job
+    from sublens.progress import visible
+
+    job.pack(folder, out, force=force, bar=visible)
+    print(_described(out))
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(metavar="STORE", help="Store to check.")]) -> None:
+    """Check every byte of a store against its manifest.
+
+    sublens verify data/ct1
+    """
+    from sublens import store
+    from sublens.errors import DataError
+    from sublens.progress import visible
+
+    manifest = store.read_manifest(path)
+    wrong = []
+    with visible(f"verifying {path}", len(manifest.files)) as advance:
+        for number, (name, problem) in enumerate(store.damage(path, manifest), start=1):
+            advance(number, "files")
+            wrong += [f"{name}: {problem}"] if problem else []
+    if wrong:
+        raise DataError(
+            f"{path}: {len(wrong)} files are not as they were written:\n  "
+            + "\n  ".join(wrong)
+            + "\nCopy the store again, or make it again."
+        )
+    print(_described(path))
+
+
+@app.command()
+def networks() -> None:
+    """List our networks and what each sees.
+
+    sublens networks
+    """
+    from sublens.models import NETWORKS, build
+
+    for name, network in NETWORKS.items():
+        parameters = sum(parameter.numel() for parameter in build(name, 3).parameters())
+        print(f"{name:18} {parameters / 1e6:6.2f} M parameters   {network.input.model_dump(exclude_none=True)}")
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    out: Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Network: see `sublens networks`; any timm name works.")
+    ] = None,
+    settings: Settings = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Train one network; Ctrl-C keeps the best so far.
+
+    sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
+    """
+    from sublens import job, run
+    from sublens.progress import visible
+
+    config = _config(settings, set_, model)
+    data = job.open_dataset(dataset, config.split, visible)
+    _say(
+        f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, {len(data.test):,} test images of {', '.join(data.classes)}"
+    )
+    is_whole = run.train_run(data, config, out, force=force, bar=visible)
+    _say(f"Measure it on the test part: sublens evaluate {out} {dataset}")
+    print(out)
+    if not is_whole:
+        _say("Stopped early; the best weights so far were kept.")
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="What `sublens train` left.")],
+    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+) -> None:
+    """Measure a trained network on the test part of a data set.
+
+    sublens evaluate runs/resnet18 data/ct1
+    """
+    from sublens import bundle, job, run
+    from sublens.progress import visible
+
+    card = bundle.read_card(folder)
+    data = job.open_dataset(dataset, card.settings.split, visible)
+    if data.hash != card.data["hash"]:
+        _say(f"{folder} was trained on other data than {dataset}.")
+    scores = run.measure_run(folder, data, bar=visible)
+    print(f"{folder}: on {scores['n']:,} test images")
+    for name in ("auc_macro", "accuracy", "loss"):
+        print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs that `sublens evaluate` has measured.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Compare measured runs in a report.
+
+    sublens compare runs/resnet18 runs/lensnet --out comparison
+    """
+    from sublens import report
+
+    print(report.write(runs, out, force=force))
+
+
+@app.command("run")
+def run_(
+    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    out: Out,
+    models: Annotated[
+        str, typer.Option("--models", help="Networks, separated by commas.")
+    ] = "lensnet,mobilenetv3-small,resnet18,efficientnet-b5",
+    settings: Settings = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Train, measure and compare networks on your data; run it again to continue.
+
+    sublens run common_test_1 --models lensnet,resnet18 --out results
+    """
+    from sublens import job
+    from sublens.progress import visible
+
+    configs = [_config(settings, set_, name.strip()) for name in models.split(",")]
+    data = job.open_dataset(dataset, configs[0].split, visible)
+    _finish(job.run_all(data, configs, out, force=force, bar=visible))
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    minutes: Annotated[float, typer.Option("--minutes", min=0.2, help="Time for everything, on two cores.")] = 12,
+    seed: Seed = 1,
+    workers: Workers = 2,
+    force: Force = False,
+) -> None:
+    """Simulate, train four networks, measure and compare them, in a few minutes.
+
+    sublens demo --minutes 12 --out demo
+    """
+    from sublens import job
+    from sublens.progress import visible
+
+    _finish(job.demo(out, minutes, seed=seed, workers=workers, force=force, bar=visible))
+
+
+def _config(settings: Path | None, overrides: list[str] | None, model: str | None) -> "RunConfig":
+    from sublens import config
+
+    named = [f"model.name='{model}'"] if model else []
+    return config.load(settings, [*(overrides or []), *named])
+
+
+def _described(path: Path) -> str:
+    from sublens import store
+    from sublens.files import sha256
+
+    manifest = store.read_manifest(path)
+    sizes = " + ".join(f"{n:,} {name}" for name, n in manifest.splits.items())
+    return f"{path}: {sizes} images of {', '.join(manifest.classes)}; manifest sha256 {sha256(path / store.MANIFEST)}"
+
+
+def _finish(html: Path) -> None:
+    print(html.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"Report: {html}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
+    try:
+        app(arguments)
+    except SublensError as err:
+        _say(f"sublens: {err}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say("sublens: stopped. Run the same command again to continue or start over.")
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

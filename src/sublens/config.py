@@ -1,0 +1,237 @@
+"""Frozen settings, one class a stage; read from TOML and from `--set key=value`.
+
+Knows no torch, so that the command line can read settings before anything heavy is imported.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from sublens.errors import ConfigError, nearest
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower end {bounds[0]} is above the upper end {bounds[1]}")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""The two ends of a uniform distribution."""
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and unknown keys are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Settings = TypeVar("Settings", bound=Frozen)
+
+
+class SimConfig(Frozen):
+    """A survey: the distribution that scenes are drawn from, and the camera that sees them."""
+
+    name: str
+    """The preset's name."""
+    n_pixels: PositiveInt
+    """Pixels along one side of the image."""
+    pixel_scale: PositiveFloat
+    """Arcsec a pixel."""
+    psf_sigma: PositiveFloat
+    """Standard deviation of the Gaussian point-spread function, pixels."""
+    background: NonNegativeFloat
+    """Mean sky counts a pixel."""
+    convention: Literal["angular-diameter", "deeplense"]
+    """How distances enter the Einstein radius; see `sublens.sim.cosmology`."""
+    h0: PositiveFloat
+    """Hubble constant, km/s/Mpc."""
+    om0: PositiveFloat
+    """Matter density of the flat LCDM universe."""
+    z_lens: Bounds
+    """Lens redshift."""
+    z_source: Bounds
+    """Source redshift."""
+    mass_msun: PositiveFloat
+    """Halo and substructure together, solar masses."""
+    shear: Bounds
+    """Strength of the external shear."""
+    position_angle: Bounds
+    """Angle of the shear and of the source's long axis, radians."""
+    sersic_n: PositiveFloat
+    """Sersic index of the source."""
+    sersic_r_eff: PositiveFloat
+    """Effective radius of the source, arcsec."""
+    sersic_intensity: PositiveFloat
+    """Source counts a pixel at the effective radius."""
+    axis_ratio: Bounds
+    """Axis ratio of the source."""
+    source_offset: Bounds
+    """Distance of the source from the optical axis, arcsec."""
+    subhalo_mean_number: PositiveFloat
+    """Mean of the Poisson number of subhaloes in a `sphere` image."""
+    subhalo_mass_msun: Bounds
+    """Range of subhalo masses, solar masses."""
+    subhalo_slope: float
+    """Exponent of the subhalo mass function dN/dm; not -1."""
+    subhalo_radius: Bounds
+    """Distance of a subhalo from the centre, arcsec."""
+    string_mass_fraction: Bounds
+    """Mass of the string in a `vort` image over `mass_msun`."""
+    string_centre_sigma: NonNegativeFloat
+    """Scatter of the string's centre in x and in y, arcsec."""
+    string_half_length: Bounds
+    """Half of the string's length, arcsec."""
+
+
+class SplitConfig(Frozen):
+    """How images are divided; a function of each image's id and the seed alone."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the division."""
+    selection: Share = 0.1
+    """Share of the training images that choose the best epoch and are not trained on."""
+    test: Share = 0.2
+    """Share set aside as the test part where the data set has none of its own."""
+
+
+class InputConfig(Frozen):
+    """What a network sees of an image."""
+
+    crop: PositiveInt | None = None
+    """Side of the central square that is kept, pixels; everything if unset."""
+    binning: PositiveInt = 1
+    """Pixels summed along each side into one."""
+    resize: PositiveInt | None = None
+    """Side after bilinear resampling, pixels; not resampled if unset."""
+    channels: Literal[1, 3] = 1
+    """1, or 3 to copy the image three times."""
+    transform: Literal["anscombe", "minmax"] = "anscombe"
+    """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel."""
+
+
+class ModelConfig(Frozen):
+    """Which network, and where its weights start."""
+
+    name: str = "lensnet"
+    """One of ours (`sublens networks` lists them) or any timm name."""
+    pretrained: bool = False
+    """Start from ImageNet weights."""
+
+
+class TrainConfig(Frozen):
+    """How one run is trained; where files go is not its business."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training images."""
+    minutes: PositiveFloat | None = None
+    """Train for this long instead of for `epochs`."""
+    batch_size: PositiveInt = 128
+    """Images a step."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon turns convolutions and matrices; AdamW takes the rest, or everything."""
+    lr: PositiveFloat = 0.02
+    """Peak learning rate of Muon."""
+    adamw_lr: PositiveFloat = 3e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay."""
+    warmup: Share = 0.05
+    """Share of training spent rising to the peak rate; the rest is a cosine to zero."""
+    flips: bool = True
+    """Mirror images in x and y at random: the data's true symmetries."""
+    truth_weight: NonNegativeFloat = 3.0
+    """Weight of the substructure-map loss, where the data set has truth."""
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights, the order of images and the flips."""
+
+
+class RunConfig(Frozen):
+    """Everything that decides one run."""
+
+    model: ModelConfig = ModelConfig()
+    input: InputConfig | None = None
+    """Unset: the network's own choice."""
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Settings from a TOML file, then `section.key=value` overrides on top.
+
+    Raises `ConfigError` naming every problem at once.
+    """
+    tree = _read_toml(path) if path else {}
+    for override in overrides:
+        _apply(tree, override)
+    return checked(tree, RunConfig)
+
+
+def checked(tree: Mapping[str, Any], kind: type[Settings]) -> Settings:
+    """`tree` as settings of that kind, or a `ConfigError` that lists all problems."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as err:
+        problems = [_explain(kind, dict(problem)) for problem in err.errors()]
+        raise ConfigError("These settings cannot be used:\n  " + "\n  ".join(problems)) from err
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read ({err.strerror}). Name a TOML file of settings.") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: is not valid TOML ({err}). Mend that line.") from err
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: needs the form section.key=value, such as train.lr=0.01.")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section. Leave out what follows it.")
+    tree[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(kind: type[Frozen], problem: dict[str, Any]) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']} (got {problem['input']!r})"
+    section: Any = kind
+    for name in problem["loc"][:-1]:
+        section = _section(section, str(name))
+    known = section.model_fields
+    return f"{where}: no such setting. {nearest(str(problem['loc'][-1]), known)}"
+
+
+def _section(kind: type[Frozen], name: str) -> type[Frozen]:
+    """The settings class of a field, also where the field may be None."""
+    annotation = kind.model_fields[name].annotation
+    options = getattr(annotation, "__args__", (annotation,))
+    return next(option for option in options if isinstance(option, type) and issubclass(option, Frozen))

@@ -1,0 +1,96 @@
+"""Whole files or none: write under a temporary name, flush, rename."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sublens.errors import DataError
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into a `DataError`."""
+    try:
+        yield
+    except OSError as err:
+        reason = err.strerror or str(err)
+        raise DataError(
+            f"{path}: could not be written ({reason}). Nothing was left under that name; "
+            "free some space or choose another place, then run the command again."
+        ) from err
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        with suppress(OSError):  # gone already, or never made
+            partial.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file or none."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it into place if the block succeeds.
+
+    Raises `DataError` where `path` exists and `force` is false. An existing folder is
+    replaced only once the new one is complete.
+    """
+    refuse_existing(path, force=force)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with explained(path):
+            remove(partial)
+            partial.mkdir(parents=True)
+            yield partial
+            if path.exists():
+                retired = path.with_name(f".{path.name}.retired")
+                remove(retired)
+                path.replace(retired)
+                partial.replace(path)
+                remove(retired)
+            else:
+                partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise `DataError` where `path` holds something and `force` is false, or is too much to replace."""
+    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if occupied and not force:
+        raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
+    if occupied and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+        raise DataError(
+            f"{path}: holds the working or home folder, so --force does not replace it. Choose a folder of its own."
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

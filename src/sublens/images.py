@@ -1,0 +1,107 @@
+"""One image file, read safely -> pixels, and pixels -> counts."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from sublens.errors import ImageError
+
+SUFFIXES = (".npy", ".png", ".jpg", ".jpeg")
+MAX_SIDE = 4096
+"""Pixels; larger images are refused before they are decoded."""
+QUANTISED_PEAK = 65535
+"""Peak of an image whose photon counts are unknown and which was scaled to 16 bits instead."""
+MAX_PEAK = 20000
+"""Photon counts are looked for up to this many above the minimum."""
+INTEGER_TOLERANCE = 1e-3
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def read(path: Path) -> NDArray[np.float64]:
+    """Pixels [h, w] of one image file: .npy (h, w) or (1, h, w), PNG or JPEG.
+
+    Raises `ImageError`, naming the file, for anything else, and for an image that holds NaN or
+    infinity or has one value everywhere. Object arrays are refused, never unpickled.
+    """
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file. Check the path.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{path}: sublens reads {', '.join(SUFFIXES)} images. Convert it to one of these.")
+    pixels = _read_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+    return usable(pixels, str(path))
+
+
+def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
+    """`pixels` as float64 [h, w], or an `ImageError` that says what is wrong with the image `name`."""
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 2 or min(pixels.shape) < 2:
+        raise ImageError(
+            f"{name}: has shape {pixels.shape}; needs (height, width) or (1, height, width). Save one image a file."
+        )
+    if pixels.dtype.kind not in "fiub":
+        raise ImageError(f"{name}: holds {pixels.dtype} values; needs real numbers. Save it as float or integer.")
+    values = pixels.astype(np.float64)
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise ImageError(
+            f"{name}: {bad} of {values.size} pixels are NaN or infinite; needs finite pixels. Fill or cut them out."
+        )
+    if values.min() == values.max():
+        raise ImageError(f"{name}: every pixel is {values.flat[0]:g}; there is nothing to see. Leave this image out.")
+    return values
+
+
+def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """Photon counts above the minimum behind `pixels` [h, w], whatever linear scale they were saved in.
+
+    Simulated images are min-max scaled counts, so every pixel is a whole multiple of a smallest
+    step; dividing by it gives the counts back exactly. Where there is no such step up to
+    `MAX_PEAK`, the image is scaled to 0..`QUANTISED_PEAK` instead.
+    """
+    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    gaps = np.diff(np.unique(scaled))
+    step = gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0)
+    for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
+        counts = scaled * round(divisor / step)
+        if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
+            return counts.round().astype(np.uint16)
+    return (scaled * QUANTISED_PEAK).round().astype(np.uint16)
+
+
+def _read_npy(path: Path) -> NDArray[np.generic]:
+    damaged = f"{path}: truncated, or not a .npy file. Copy or make it again."
+    try:
+        with path.open("rb") as file:
+            if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
+                raise ImageError(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, Warning) as err:
+        if "Python objects" in str(err):
+            raise ImageError(
+                f"{path}: a pickled object array, which could run code when opened, so it was not. Save it again as a plain float array."
+            ) from err
+        raise ImageError(damaged) from err
+    if max(array.shape, default=0) > MAX_SIDE:
+        raise ImageError(
+            f"{path}: has shape {array.shape}; a side may have {MAX_SIDE} pixels at most. Cut out the lens."
+        )
+    return np.array(array)
+
+
+def _read_picture(path: Path) -> NDArray[np.generic]:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            if max(picture.size) > MAX_SIDE:
+                raise ImageError(
+                    f"{path}: has {picture.size[0]} x {picture.size[1]} pixels; a side may have {MAX_SIDE} at most. Cut out the lens."
+                )
+            grey = picture if picture.mode in ("L", "I", "I;16", "F") else picture.convert("L")
+            return np.asarray(grey)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise ImageError(f"{path}: truncated, or not a PNG or JPEG picture. Copy or make it again.") from err

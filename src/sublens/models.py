@@ -1,0 +1,211 @@
+"""The networks: one table from name to module, what each sees, and the training-only head."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sublens.config import InputConfig
+from sublens.errors import ConfigError, nearest
+from sublens.images import QUANTISED_PEAK
+
+NOMINAL_PEAK = 801.0
+"""Counts given to the peak of an image whose photon counts are unknown: the median of common-test-1."""
+SKY = 9.3
+"""Counts of empty sky above the minimum in common-test-1; the Anscombe input is zero there."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of the table of networks."""
+
+    timm_name: str | None
+    """None: `LensNet`, which is ours."""
+    input: InputConfig
+    """What it sees unless the user says otherwise."""
+    has_bf16_gain: bool
+    """Whether bfloat16 makes it faster on a processor that has it (measured)."""
+
+
+NETWORKS = {
+    "mobilenetv3-small": Network("mobilenetv3_small_100", InputConfig(crop=112), False),
+    "resnet18": Network("resnet18", InputConfig(crop=112), True),
+    "efficientnet-b5": Network("efficientnet_b5", InputConfig(crop=112), True),
+    "lensnet": Network(None, InputConfig(crop=112, binning=2), True),
+}
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: the basic block of He et al. 2015, arXiv:1512.03385."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(n_out),
+        )
+        is_same = stride == 1 and n_in == n_out
+        self.shortcut = (
+            nn.Identity()
+            if is_same
+            else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+class LensNet(nn.Module):
+    """A residual network of 0.31 M parameters for faint local dents on smooth arcs."""
+
+    def __init__(self, n_classes: int, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, 2, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
+        )
+        self.stage1 = Block(32, 32, 1)
+        self.stage2 = Block(32, 64, 2)
+        self.stage3 = Block(64, 128, 2)
+        self.classifier = nn.Linear(128, n_classes)
+        self.feature_info = [{"module": "stage2", "reduction": 4, "num_chs": 64}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return self.classifier(features.mean((2, 3)))
+
+
+class TruthHead(nn.Module):
+    """A training-only head that shows where the substructure is.
+
+    A 1x1 convolution on an early feature map of `model` predicts log(1 + M / 1e9 Msun) in each
+    cell. It listens to the feature map whose cells come closest to `CELL` image pixels, and has
+    to be called after the model, on the same batch.
+    """
+
+    CELL = 8
+    """Image pixels along one side of a cell."""
+
+    def __init__(self, model: nn.Module, zoom: float) -> None:
+        """zoom: pixels that the network sees for each pixel of the image; below 1 if binned."""
+        super().__init__()
+        taps: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
+        tap = min(taps, key=lambda info: abs(np.log(info["reduction"] / (self.CELL * zoom))))
+        self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
+        self._features: Tensor | None = None
+        model.get_submodule(tap["module"]).register_forward_hook(self._listen)
+
+    def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._features = output
+
+    def forward(self) -> Tensor:
+        """The map [b, g, g] for the batch that the model saw last."""
+        assert self._features is not None, "the model must see the batch first"
+        return self.convolution(self._features)[:, 0]
+
+
+def input_of(name: str, shape: tuple[int, int]) -> InputConfig:
+    """What the network of that name sees of images of this shape unless told otherwise."""
+    seen = NETWORKS[name].input if name in NETWORKS else InputConfig()
+    side = min(shape) - min(shape) % seen.binning
+    return seen if seen.crop is None or seen.crop <= side else seen.model_copy(update={"crop": side})
+
+
+def has_bf16_gain(name: str, device: str) -> bool:
+    """Whether bfloat16 makes training this network faster on this device."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return name in NETWORKS and NETWORKS[name].has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = False) -> nn.Module:
+    """The network of that name: images [b, channels, h, w] -> logits [b, n_classes].
+
+    name: one of ours or any timm name. pretrained: start from ImageNet weights, fetched by timm.
+    Raises `ConfigError` where there is no such network, or its weights cannot be had.
+    """
+    if name == "lensnet":
+        if pretrained:
+            raise ConfigError("lensnet has no ImageNet weights. Leave out model.pretrained.")
+        return LensNet(n_classes, channels)
+    from sublens.timm_import import import_timm
+
+    timm = import_timm()
+    timm_name = NETWORKS[name].timm_name if name in NETWORKS else name
+    if not timm.is_model(timm_name):
+        raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
+    try:
+        model: nn.Module = timm.create_model(timm_name, pretrained=pretrained, in_chans=channels, num_classes=n_classes)
+    except Exception as err:
+        if not pretrained:
+            raise
+        raise ConfigError(
+            f"The ImageNet weights of {name} could not be fetched ({type(err).__name__}: {str(err).splitlines()[0][:120]}). "
+            "Go online once so that they are cached, or leave out model.pretrained."
+        ) from err
+    return model
+
+
+def prepare(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
+    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32.
+
+    Cropped to the centre, binned, transformed, resampled, copied to `channels`, in that order.
+    `anscombe` is 2 sqrt(k + 3/8), which has unit noise for Poisson counts k (Anscombe 1948,
+    Biometrika 35, 246), shifted so that empty sky is 0 and divided by 10 times the binning.
+    """
+    images = torch.from_numpy(counts.astype(np.float32))
+    peak = images.amax((1, 2), keepdim=True)
+    if seen.transform == "minmax":
+        images = images / peak
+    else:
+        images = torch.where(peak == QUANTISED_PEAK, images * (NOMINAL_PEAK / QUANTISED_PEAK), images)
+    images = _binned(_cropped(images, field_of_view(seen, (images.shape[1], images.shape[2]))), seen.binning)
+    if seen.transform == "anscombe":
+        area = seen.binning**2
+        images = (_anscombe(images * area) - _anscombe(torch.tensor(SKY * area))) / (10 * seen.binning)
+    images = images[:, None]
+    if seen.resize:
+        images = F.interpolate(images, (seen.resize, seen.resize), mode="bilinear", antialias=True)
+    return images.expand(-1, seen.channels, -1, -1)
+
+
+def _anscombe(counts: Tensor) -> Tensor:
+    return 2 * torch.sqrt(counts + 0.375)
+
+
+def _cropped(images: Tensor, side: int) -> Tensor:
+    top, left = ((size - side) // 2 for size in images.shape[1:])
+    return images[:, top : top + side, left : left + side]
+
+
+def _binned(images: Tensor, binning: int) -> Tensor:
+    return F.avg_pool2d(images, binning) if binning > 1 else images
+
+
+def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the square that is kept of images of this shape, pixels.
+
+    Raises `ConfigError` where they cannot be cropped and binned so.
+    """
+    side = seen.crop or min(shape)
+    if side > min(shape):
+        raise ConfigError(
+            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop to {min(shape)} or less."
+        )
+    if side % seen.binning:
+        raise ConfigError(
+            f"input.binning {seen.binning} does not divide the side of {side} pixels. Choose a divisor of it."
+        )
+    return side
+
+
+def side_seen(seen: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the square that the network gets of images of this shape, its own pixels."""
+    return seen.resize or field_of_view(seen, shape) // seen.binning

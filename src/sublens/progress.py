@@ -1,0 +1,79 @@
+"""Progress on standard error: a live bar on a terminal, a line now and then in a log file."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Advance = Callable[[float, str], None]
+"""Called with how much is done in all, and a few words on how it goes."""
+Bar = Callable[[str, float], AbstractContextManager[Advance]]
+"""Opened with what is being done, and how much there is to do."""
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+@contextmanager
+def silent(title: str, total: float) -> Iterator[Advance]:
+    """Show nothing."""
+    yield lambda done, words: None
+
+
+@contextmanager
+def visible(title: str, total: float) -> Iterator[Advance]:
+    """Show what is done, its rate, and the time left."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with (_live if console.is_terminal else _lines)(console, title, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _live(console: "Console", title: str, total: float) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
+    ) as progress:
+        task = progress.add_task(title, total=total, words="")
+        yield lambda done, words: progress.update(task, completed=done, words=words)
+
+
+@contextmanager
+def _lines(console: "Console", title: str, total: float) -> Iterator[Advance]:
+    start = last = time.monotonic()
+
+    def advance(done: float, words: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = f"{(now - start) * (total - done) / done:.0f} s left" if done else ""
+            console.print(f"{title}: {done / total:.0%}  {words}  {left}", highlight=False, soft_wrap=True)
+
+    yield advance
+    console.print(f"{title}: done in {time.monotonic() - start:.0f} s", highlight=False, soft_wrap=True)
+
+
+class Count:
+    """Turns numbers of images just done into progress with a rate."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance, self._done, self._start = advance, 0, time.monotonic()
+
+    def add(self, n: int) -> None:
+        """So many more are done."""
+        self._done += n
+        self._advance(self._done, f"{self._done / (time.monotonic() - self._start):,.0f} images/s")

@@ -1,0 +1,1 @@
+"""The simulator: draw scenes (`population`), then turn them into images (`render`)."""

@@ -1,0 +1,70 @@
+"""Small seeded data, made once a session."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from sublens.config import SimConfig, SplitConfig
+from sublens.data import Dataset
+from sublens.data import open as open_dataset
+from sublens.job import simulate
+from sublens.sim.presets import COMMON_TEST_1
+from sublens.store import Chunk
+
+settings.register_profile("sublens", deadline=None)
+settings.load_profile("sublens")
+
+SHARED = Path(os.environ.get("SUBLENS_SHARED", "../shared")).resolve()
+
+
+@pytest.fixture(scope="session")
+def small_survey() -> SimConfig:
+    """common-test-1 on 48 pixels with few counts: the same code paths, quickly."""
+    return COMMON_TEST_1.model_copy(update={"name": "small", "n_pixels": 48, "pixel_scale": 0.15, "psf_sigma": 0.7})
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory, small_survey: SimConfig) -> Path:
+    """A simulated store of 120 training and 30 test images."""
+    out = tmp_path_factory.mktemp("stores") / "small"
+    simulate(small_survey, {"train": 120, "test": 30}, out, seed=5)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_dataset(small_store: Path) -> Dataset:
+    """The small store, opened."""
+    return open_dataset(small_store, SplitConfig(selection=0.2))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images; the test is skipped where there is none."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}")
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """An ML4SCI-style folder: two classes, 12 training and 4 test images each, 16 x 16."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("test", 4)):
+        for name in ("plain", "ring"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(n):
+                counts = rng.poisson(10, (1, 16, 16)).astype(float)
+                np.save(folder / f"{number}.npy", (counts - counts.min()) / (counts.max() - counts.min()))
+    return tmp_path / "images"
+
+
+def chunk(n: int, start: int = 0, side: int = 8) -> Chunk:
+    """A chunk of random images with ids that continue from `start`."""
+    rng = np.random.default_rng(start)
+    ids = np.array([f"train/{number:04d}" for number in range(start, start + n)])
+    return Chunk(rng.integers(0, 900, (n, side, side)).astype(np.uint16), np.arange(start, start + n) % 2, ids)

@@ -1,0 +1,61 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from sublens import files
+from sublens.errors import DataError
+
+
+def test_a_failed_write_leaves_neither_file_nor_partial(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a") as partial:
+        partial.write_bytes(b"new")
+        raise RuntimeError
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="No space left on device.*free some space"),
+        files.whole_folder(tmp_path / "store", force=False) as partial,
+    ):
+        (partial / "half").write_bytes(b"1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine").write_text("precious")
+    with pytest.raises(DataError, match="exists already.*--force"), files.whole_folder(tmp_path / "store", force=False):
+        pass
+    assert (tmp_path / "store" / "mine").read_text() == "precious"
+
+
+def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "old").touch()
+    with files.whole_folder(tmp_path / "store", force=True) as partial:
+        (partial / "new").touch()
+        assert (tmp_path / "store" / "old").exists()
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="could not be written"):
+        files.write_bytes(tmp_path / "file" / "below", b"x")
+
+
+def test_sha256_of_nothing_is_the_published_one(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert files.sha256(tmp_path / "empty").startswith("e3b0c44298fc1c14")

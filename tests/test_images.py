@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from sublens import images
+from sublens.errors import ImageError
+
+
+def poisson(seed: int, side: int = 24, mean: float = 30) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).poisson(mean, (side, side))
+
+
+@given(st.integers(0, 10**6), st.floats(0.2, 400), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_counts_are_recovered_from_any_linear_scale(seed: int, mean: float, offset: float, gain: float) -> None:
+    counts = poisson(seed, mean=mean)
+    counts[0, :2] = 0, 1
+    expected = counts - counts.min()
+    assert np.array_equal(images.counts_above_minimum(counts * gain + offset), expected)
+
+
+def test_counts_are_recovered_from_single_precision() -> None:
+    counts = poisson(1, mean=300)
+    counts -= counts.min()
+    scaled = (counts / counts.max()).astype(np.float32).astype(np.float64)
+    assert np.array_equal(images.counts_above_minimum(scaled), counts)
+
+
+def test_pixels_without_counts_are_scaled_to_16_bits() -> None:
+    pixels = np.random.default_rng(0).random((20, 20))
+    counts = images.counts_above_minimum(pixels)
+    assert (counts.min(), counts.max()) == (0, images.QUANTISED_PEAK)
+    np.testing.assert_allclose(counts / 65535, (pixels - pixels.min()) / np.ptp(pixels), atol=1e-5)
+
+
+def test_two_grey_levels_are_two_counts() -> None:
+    assert images.counts_above_minimum(np.array([[0.0, 7.0], [7.0, 0.0]])).tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (1, 24, 24)])
+def test_npy_images_of_both_shapes_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", poisson(0).reshape(shape) / 3)
+    assert np.array_equal(images.read(tmp_path / "a.npy"), poisson(0) / 3)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 40), ("a.JPEG", 40)])
+def test_pictures_are_read(tmp_path: Path, name: str, tolerance: int) -> None:
+    grey = poisson(0, mean=100).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / name)
+    assert np.abs(images.read(tmp_path / name) - grey).max() <= tolerance
+
+
+def test_sixteen_bit_png_keeps_its_depth(tmp_path: Path) -> None:
+    deep = (poisson(0) * 1000).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert np.array_equal(images.read(tmp_path / "a.png"), deep)
+
+
+def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    np.save(tmp_path / "a.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(ImageError, match="object array"):
+        images.read(tmp_path / "a.npy")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("size", [0, 3, 60, 127, 130, 1000])
+def test_a_truncated_npy_is_named(tmp_path: Path, size: int) -> None:
+    np.save(tmp_path / "cut.npy", poisson(0).astype(float))
+    whole = (tmp_path / "cut.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:size])
+    with pytest.raises(ImageError, match=r"cut\.npy: truncated"):
+        images.read(tmp_path / "cut.npy")
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.6])
+def test_a_truncated_picture_is_named(tmp_path: Path, name: str, share: float) -> None:
+    Image.fromarray(poisson(0, side=64).astype(np.uint8)).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ImageError, match="cut.*truncated"):
+        images.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_pixels_are_counted(bad: float) -> None:
+    pixels = poisson(0).astype(float)
+    pixels[3, 4] = bad
+    with pytest.raises(ImageError, match="x: 1 of 576 pixels are NaN or infinite"):
+        images.usable(pixels, "x")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.full((9, 9), 3.0), "every pixel is 3"),
+        (np.zeros((2, 9, 9)), r"shape \(2, 9, 9\)"),
+        (np.zeros(9), r"shape \(9,\)"),
+        (np.zeros((0, 9)), r"shape \(0, 9\)"),
+        (np.zeros((9, 9), complex), "complex128"),
+        (np.array([["a", "b"], ["c", "d"]]), "holds <U1"),
+    ],
+)
+def test_unusable_images_say_why(pixels: NDArray[np.generic], reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        images.usable(pixels, "x")
+
+
+def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (100_000, 100_000)}
+        )
+        file.truncate(100_000 * 100_000 * 8 + 128)
+    with pytest.raises(ImageError, match="4096 pixels at most"):
+        images.read(tmp_path / "huge.npy")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.fits", "a"])
+def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ImageError, match="sublens reads"):
+        images.read(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.npy: no such file"):
+        images.read(tmp_path / "none.npy")
+
+
+def test_counts_of_all_real_images_are_recovered_exactly(real_data: Path) -> None:
+    paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
+    assert len(paths) == 15
+    for path in paths:
+        pixels = images.read(path)
+        counts = images.counts_above_minimum(pixels)
+        assert 653 <= counts.max() <= 998
+        assert np.array_equal(counts / counts.max(), pixels)

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sublens.config import SimConfig
+from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds
+from sublens.sim.presets import COMMON_TEST_1
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return draw(COMMON_TEST_1, 3, "train", range(1500))
+
+
+def of_class(truth: Truth, name: str) -> Truth:
+    return truth.take(np.flatnonzero(truth.scenes["label"] == CLASSES.index(name)))
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**40), st.integers(0, 60), st.integers(0, 6))
+def test_any_slice_drawn_alone_is_the_same(seed: int, start: int, n: int) -> None:
+    whole = draw(COMMON_TEST_1, seed, "train", range(start + n))
+    alone = draw(COMMON_TEST_1, seed, "train", range(start, start + n))
+    part = whole.take(np.arange(start, start + n))
+    assert np.array_equal(part.scenes, alone.scenes)
+    assert np.array_equal(part.subhaloes, alone.subhaloes)
+
+
+@pytest.mark.parametrize(("seed", "split"), [(4, "train"), (3, "test")])
+def test_another_seed_or_split_draws_other_scenes(truth: Truth, seed: int, split: str) -> None:
+    other = draw(COMMON_TEST_1, seed, split, range(6))  # type: ignore[arg-type]
+    assert not np.isin(other.scenes["z_lens"], truth.scenes["z_lens"]).any()
+
+
+def test_noise_seeds_differ_between_images_seeds_and_splits() -> None:
+    seeds = [
+        *noise_seeds(1, "train", range(50)),
+        *noise_seeds(2, "train", range(50)),
+        *noise_seeds(1, "test", range(50)),
+    ]
+    assert len(set(seeds)) == 150
+
+
+def test_classes_are_balanced(truth: Truth) -> None:
+    assert np.bincount(truth.scenes["label"]).tolist() == [500, 500, 500]
+
+
+def test_mass_is_conserved(truth: Truth) -> None:
+    in_subhaloes = np.bincount(truth.owners(), truth.subhaloes["mass_msun"], minlength=len(truth))
+    total = truth.scenes["halo_mass_msun"] + truth.scenes["string_mass_msun"] + in_subhaloes
+    np.testing.assert_allclose(total, 1e12)
+
+
+@pytest.mark.parametrize(
+    ("column", "bounds"),
+    [
+        ("z_lens", (0.4, 0.6)),
+        ("z_source", (0.8, 1.2)),
+        ("gamma", (0, 0.3)),
+        ("shear_angle", (0, np.radians(2 * np.pi))),
+        ("source_q", (0.4, 1)),
+        ("source_angle", (0, np.radians(2 * np.pi))),
+    ],
+)
+def test_a_column_is_uniform_between_its_bounds(truth: Truth, column: str, bounds: tuple[float, float]) -> None:
+    from scipy.stats import kstest
+
+    low, high = bounds
+    assert kstest(truth.scenes[column], "uniform", (low, high - low)).pvalue > 1e-3
+
+
+def test_the_source_offset_is_uniform_in_radius(truth: Truth) -> None:
+    from scipy.stats import kstest
+
+    radius = np.hypot(truth.scenes["source_x"], truth.scenes["source_y"])
+    assert kstest(radius, "uniform", (0, 0.5)).pvalue > 1e-3
+
+
+def test_only_spheres_have_subhaloes_and_only_vortices_a_string(truth: Truth) -> None:
+    assert of_class(truth, "no").scenes["n_subhaloes"].sum() == 0
+    assert of_class(truth, "vort").scenes["n_subhaloes"].sum() == 0
+    assert (of_class(truth, "vort").scenes["string_mass_msun"] > 0).all()
+    assert (of_class(truth, "sphere").scenes["string_mass_msun"] == 0).all()
+
+
+def test_the_number_of_subhaloes_is_poisson_with_mean_25(truth: Truth) -> None:
+    n = of_class(truth, "sphere").scenes["n_subhaloes"]
+    assert n.mean() == pytest.approx(25, abs=4 * 5 / np.sqrt(len(n)))
+    assert n.var() == pytest.approx(25, rel=0.25)
+
+
+def test_subhalo_masses_follow_the_mass_function(truth: Truth) -> None:
+    from scipy.stats import kstest
+
+    low, high = 1e6**0.1, 1e10**0.1
+    assert kstest((truth.subhaloes["mass_msun"] ** 0.1 - low) / (high - low), "uniform").pvalue > 1e-3
+
+
+def test_subhaloes_are_uniform_in_radius_out_to_two_arcsec(truth: Truth) -> None:
+    from scipy.stats import kstest
+
+    radius = np.hypot(truth.subhaloes["x"], truth.subhaloes["y"])
+    assert kstest(radius, "uniform", (0, 2)).pvalue > 1e-3
+
+
+def test_strings_hold_their_share_of_the_mass_and_length(truth: Truth) -> None:
+    from scipy.stats import kstest
+
+    strings = of_class(truth, "vort").scenes
+    assert kstest(strings["string_mass_msun"] / 1e12, "uniform", (0.03, 0.025)).pvalue > 1e-3
+    assert kstest(strings["string_half_length"], "uniform", (0.5, 1.5)).pvalue > 1e-3
+    assert kstest(strings["string_x"], "norm", (0, 0.5)).pvalue > 1e-3
+
+
+def test_einstein_radii_follow_the_deeplense_convention(truth: Truth) -> None:
+    from sublens.sim.cosmology import einstein_radius
+
+    row = truth.scenes[:1]
+    expected = einstein_radius(
+        row["halo_mass_msun"], row["z_lens"], row["z_source"], convention="deeplense", h0=70, om0=0.3
+    )
+    assert row["theta_e"] == pytest.approx(expected)
+    assert (truth.scenes["theta_e"] / 0.05 > 16).all()
+    assert (truth.scenes["theta_e"] / 0.05 < 35).all()
+
+
+def test_take_keeps_subhaloes_with_their_image(truth: Truth) -> None:
+    chosen = truth.take(np.array([7, 1, 4]))
+    for position, original in enumerate((7, 1, 4)):
+        ours = chosen.subhaloes[chosen.owners() == position]
+        assert np.array_equal(ours, truth.subhaloes[truth.owners() == original])
+
+
+def test_the_mass_map_holds_all_mass_inside_the_field(truth: Truth) -> None:
+    mapped = mass_map(truth, 14, 20.0).sum(axis=(1, 2))
+    np.testing.assert_allclose(mapped, 1e12 - truth.scenes["halo_mass_msun"], rtol=1e-9, atol=1)
+
+
+def test_the_mass_map_puts_a_subhalo_into_its_cell(truth: Truth) -> None:
+    sphere = of_class(truth, "sphere").take(np.array([0]))
+    one = Truth(sphere.scenes.copy(), sphere.subhaloes[:1].copy())
+    one.scenes["n_subhaloes"] = 1
+    one.subhaloes["x"], one.subhaloes["y"], one.subhaloes["mass_msun"] = 0.9, -1.9, 5e9
+    mapped = mass_map(one, 4, 4.0)
+    assert np.argwhere(mapped[0]).tolist() == [[0, 2]]
+    assert mapped[0, 0, 2] == 5e9
+
+
+def test_the_mass_map_leaves_out_what_lies_outside(truth: Truth) -> None:
+    inner = mass_map(truth, 7, 1.0).sum()
+    assert 0 < inner < mass_map(truth, 7, 2.0).sum()
+
+
+def test_the_mass_map_spreads_a_string_along_its_length() -> None:
+    vort = draw(COMMON_TEST_1, 1, "train", range(2, 3))
+    vort.scenes["string_x"], vort.scenes["string_y"] = 0.0, 0.0
+    vort.scenes["string_angle"], vort.scenes["string_half_length"] = np.pi / 2, 1.0
+    rows = mass_map(vort, 4, 4.0)[0].sum(axis=1) / vort.scenes["string_mass_msun"]
+    np.testing.assert_allclose(rows, [0, 0.5, 0.5, 0])
+
+
+def test_classes_other_than_minus_one_slopes_are_drawn(small_survey: SimConfig) -> None:
+    steep = small_survey.model_copy(update={"subhalo_slope": -1.9})
+    masses = draw(steep, 0, "train", range(1, 200, 3)).subhaloes["mass_msun"]
+    assert masses.min() >= 1e6
+    assert np.median(masses) < 3e6
