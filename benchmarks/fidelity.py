@@ -63,7 +63,8 @@ def main() -> None:
         test = ks_2samp(values, replica[name])
         ours = replica[name]
         print(
-            f"{name:26} {values.mean():9.4f} ±{values.std():7.4f} {ours.mean():9.4f} ±{ours.std():7.4f} {test.statistic:6.3f} {test.pvalue:6.3f}"
+            f"{name:26} {values.mean():9.4f} ±{values.std():7.4f} {ours.mean():9.4f} "
+            f"±{ours.std():7.4f} {test.statistic:6.3f} {test.pvalue:6.3f}"
         )
 
 

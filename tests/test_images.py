@@ -20,7 +20,7 @@ def test_counts_are_recovered_from_any_linear_scale(seed: int, mean: float, offs
     counts = poisson(seed, mean=mean)
     counts[0, :2] = 0, 1
     expected = counts - counts.min()
-    assert np.array_equal(images.counts_above_minimum(counts * gain + offset), expected)
+    assert np.array_equal(images.counts_above_minimum(np.asarray(counts * gain + offset, np.float64)), expected)
 
 
 def test_counts_are_recovered_from_single_precision() -> None:

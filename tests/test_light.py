@@ -9,12 +9,10 @@ from torch import Tensor
 
 from sublens.sim.light import sersic, sersic_b
 
-PROFILE = {"n": 1.5, "r_eff": 0.5, "intensity": 100.0}
 
-
-def at(x: float, y: float, source: tuple[float, float, float, float], **profile: float) -> float:
+def at(x: float, y: float, source: tuple[float, float, float, float], n: float = 1.5, r_eff: float = 0.5) -> float:
     place: tuple[Tensor, Tensor] = torch.full((1, 1, 1), x), torch.full((1, 1, 1), y)
-    return float(sersic(*place, torch.tensor([source]), **{**PROFILE, **profile}))
+    return float(sersic(*place, torch.tensor([source]), n=n, r_eff=r_eff, intensity=100))
 
 
 @given(st.floats(0.6, 8))

@@ -1,15 +1,16 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import chunk
+
 from sublens import store
 from sublens.errors import DataError
 from sublens.files import sha256
 from sublens.sim.population import Truth
-from sublens.store import MANIFEST, Origin
+from sublens.store import MANIFEST, Chunk, Origin
 
 
 def write(out: Path) -> str:
@@ -110,7 +111,7 @@ def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def broken():  # type: ignore[no-untyped-def]
+    def broken() -> Iterator[Chunk]:
         yield chunk(3)
         raise RuntimeError
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError
 from sublens.files import sha256, write_bytes
-from sublens.models import build
+from sublens.models import build, placed
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -87,7 +86,8 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
         raise BundleError(f"{folder}: has no {WEIGHTS}. Copy the whole folder again, or train again.") from err
     if sha256(folder / WEIGHTS) != card.weights_sha256:
         raise BundleError(
-            f"{folder / WEIGHTS}: is not what its card was written for (sha256 differs). Copy the whole folder again, or train again."
+            f"{folder / WEIGHTS}: is not what its card was written for (sha256 differs). Copy the "
+            "whole folder again, or train again."
         )
     model = build(card.network, len(card.classes), card.input.channels)
     try:
@@ -96,4 +96,4 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
         raise BundleError(
             f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
         ) from err
-    return model.to(device, memory_format=torch.channels_last).eval(), card
+    return placed(model, device).eval(), card

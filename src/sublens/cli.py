@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from sublens.errors import ConfigError, SublensError
+from sublens.errors import SublensError
 
 if TYPE_CHECKING:
     from sublens.config import RunConfig
@@ -18,7 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
-    help="Tell dark-matter substructure apart in images of strong gravitational lenses.\n\nTo see it all work: sublens demo",
+    help="Tell dark-matter substructure apart in images of strong gravitational lenses.\n\n"
+    "To see it all work: sublens demo",
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
@@ -142,7 +143,8 @@ def train(
     config = _config(settings, set_, model)
     data = job.open_dataset(dataset, config.split, visible)
     _say(
-        f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, {len(data.test):,} test images of {', '.join(data.classes)}"
+        f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, "
+        f"{len(data.test):,} test images of {', '.join(data.classes)}"
     )
     is_whole = run.train_run(data, config, out, force=force, bar=visible)
     _say(f"Measure it on the test part: sublens evaluate {out} {dataset}")

@@ -40,7 +40,7 @@ class Part:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the images, pixels."""
-        return self.shards[0].shape[1:] if self.shards else (0, 0)  # type: ignore[return-value]
+        return self.shards[0].shape[1:] if self.shards else (0, 0)
 
     def counts(self, positions: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Counts above the minimum of the images at these positions, [b, h, w]."""
@@ -193,7 +193,9 @@ class Layout:
                 first = first if first is not None else (one if path == first_path else images.read(first_path))
                 if one.shape != first.shape:
                     raise ImageError(
-                        f"{path}: is {one.shape[0]} x {one.shape[1]} pixels but {first_path} is {first.shape[0]} x {first.shape[1]}; a data set needs one size. Crop or resample the images first."
+                        f"{path}: is {one.shape[0]} x {one.shape[1]} pixels but {first_path} is "
+                        f"{first.shape[0]} x {first.shape[1]}; a data set needs one size. Crop or "
+                        "resample the images first."
                     )
                 counts.append(one)
                 on_progress(1)

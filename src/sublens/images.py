@@ -68,8 +68,8 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
     for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
         counts = scaled * round(divisor / step)
         if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
-            return counts.round().astype(np.uint16)
-    return (scaled * QUANTISED_PEAK).round().astype(np.uint16)
+            return np.asarray(counts.round(), dtype=np.uint16)
+    return np.asarray((scaled * QUANTISED_PEAK).round(), dtype=np.uint16)
 
 
 def _read_npy(path: Path) -> NDArray[np.generic]:
@@ -84,7 +84,8 @@ def _read_npy(path: Path) -> NDArray[np.generic]:
     except (ValueError, OSError, EOFError, SyntaxError, Warning) as err:
         if "Python objects" in str(err):
             raise ImageError(
-                f"{path}: a pickled object array, which could run code when opened, so it was not. Save it again as a plain float array."
+                f"{path}: a pickled object array, which could run code when opened, so it was not. "
+                "Save it again as a plain float array."
             ) from err
         raise ImageError(damaged) from err
     if max(array.shape, default=0) > MAX_SIDE:
@@ -99,7 +100,8 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             if max(picture.size) > MAX_SIDE:
                 raise ImageError(
-                    f"{path}: has {picture.size[0]} x {picture.size[1]} pixels; a side may have {MAX_SIDE} at most. Cut out the lens."
+                    f"{path}: has {picture.size[0]} x {picture.size[1]} pixels; a side may have "
+                    f"{MAX_SIDE} at most. Cut out the lens."
                 )
             grey = picture if picture.mode in ("L", "I", "I;16", "F") else picture.convert("L")
             return np.asarray(grey)

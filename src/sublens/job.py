@@ -1,6 +1,6 @@
 """Whole jobs: make a data set, train and compare several networks, the demo."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,9 @@ def simulate(
     files.refuse_existing(out, force=force)
     with bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
         count = Count(advance)
-        splits = {split: _simulated(survey, seed, split, n, workers, count) for split, n in sizes.items() if n}
+        splits: dict[str, Iterable[Chunk]] = {
+            split: _simulated(survey, seed, split, n, workers, count) for split, n in sizes.items() if n
+        }
         if as_folder:
             data.write_folder(out, CLASSES, splits, force=force)
         else:
@@ -96,7 +98,8 @@ def _is_trained(folder: Path, config: RunConfig, dataset: Dataset, *, force: boo
     if force:
         return False
     raise DataError(
-        f"{folder}: holds a run with other settings or on other data. Choose another --out, or add --force to train it again."
+        f"{folder}: holds a run with other settings or on other data. Choose another --out, or add "
+        "--force to train it again."
     )
 
 

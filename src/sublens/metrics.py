@@ -27,7 +27,7 @@ def losses(probs: Floats, labels: Labels) -> Floats:
 
 def hits(probs: Floats, labels: Labels) -> Floats:
     """1 where the most probable class is the true one, else 0, [n]."""
-    return (probs.argmax(axis=1) == labels).astype(np.float64)
+    return np.asarray(probs.argmax(axis=1) == labels, dtype=np.float64)
 
 
 def auc(scores: Floats, is_positive: NDArray[np.bool_], weights: Floats) -> Floats:

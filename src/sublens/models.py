@@ -78,7 +78,8 @@ class LensNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
+        return logits
 
 
 class TruthHead(nn.Module):
@@ -107,7 +108,8 @@ class TruthHead(nn.Module):
     def forward(self) -> Tensor:
         """The map [b, g, g] for the batch that the model saw last."""
         assert self._features is not None, "the model must see the batch first"
-        return self.convolution(self._features)[:, 0]
+        mapped: Tensor = self.convolution(self._features)
+        return mapped[:, 0]
 
 
 def input_of(name: str, shape: tuple[int, int]) -> InputConfig:
@@ -120,7 +122,7 @@ def input_of(name: str, shape: tuple[int, int]) -> InputConfig:
 def has_bf16_gain(name: str, device: str) -> bool:
     """Whether bfloat16 makes training this network faster on this device."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     able = torch.cpu.get_capabilities()
     return name in NETWORKS and NETWORKS[name].has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
@@ -147,10 +149,16 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
         if not pretrained:
             raise
         raise ConfigError(
-            f"The ImageNet weights of {name} could not be fetched ({type(err).__name__}: {str(err).splitlines()[0][:120]}). "
+            f"The ImageNet weights of {name} could not be fetched ({type(err).__name__}: "
+            f"{str(err).splitlines()[0][:120]}). "
             "Go online once so that they are cached, or leave out model.pretrained."
         ) from err
     return model
+
+
+def placed(model: nn.Module, device: str) -> nn.Module:
+    """The model, moved in place to `device`, its weights laid out as convolutions are fastest."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def prepare(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
@@ -197,7 +205,8 @@ def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
     side = seen.crop or min(shape)
     if side > min(shape):
         raise ConfigError(
-            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop to {min(shape)} or less."
+            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop "
+            f"to {min(shape)} or less."
         )
     if side % seen.binning:
         raise ConfigError(

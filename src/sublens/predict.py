@@ -1,6 +1,6 @@
 """Predictor: the only path from pixels to probabilities."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self

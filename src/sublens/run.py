@@ -59,7 +59,7 @@ def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = F
             config.model.name, len(dataset.classes), config.input.channels, pretrained=config.model.pretrained
         )
         head, n_cells = train.truth_head(model, config.input, dataset, config.train)
-    model.to(device(), memory_format=torch.channels_last)
+    models.placed(model, device())
     feed = train.Feed(dataset.train, config.input, config.train, device(), dataset.survey if head else None, n_cells)
     with files.explained(out):
         files.remove(out)
@@ -122,7 +122,8 @@ class _Diary:
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
         if not np.isfinite(step.loss):
             raise DataError(
-                f"The loss became {step.loss} at step {step.number} of epoch {step.epoch}. Lower train.lr or train.adamw_lr and train again; {self.out} keeps the best epoch before it."
+                f"The loss became {step.loss} at step {step.number} of epoch {step.epoch}. Lower "
+                f"train.lr or train.adamw_lr and train again; {self.out} keeps the best epoch before it."
             )
 
     def on_epoch(self, epoch: int) -> None:
@@ -221,11 +222,13 @@ def measure_run(folder: Path, dataset: Dataset, *, bar: Bar = silent) -> dict[st
     predictor = Predictor.load(folder, device())
     if predictor.classes != dataset.classes:
         raise DataError(
-            f"{folder}: was trained on the classes {', '.join(predictor.classes)}, {dataset.name} has {', '.join(dataset.classes)}. Name a data set with the same classes."
+            f"{folder}: was trained on the classes {', '.join(predictor.classes)}, {dataset.name} has "
+            f"{', '.join(dataset.classes)}. Name a data set with the same classes."
         )
     if predictor.image_shape != dataset.test.shape:
         raise DataError(
-            f"{folder}: was trained on images of {predictor.image_shape} pixels, {dataset.name} has {dataset.test.shape}. Name a data set with images of the same size."
+            f"{folder}: was trained on images of {predictor.image_shape} pixels, {dataset.name} has "
+            f"{dataset.test.shape}. Name a data set with images of the same size."
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
         predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)

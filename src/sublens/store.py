@@ -112,7 +112,7 @@ def _write_split(folder: Path, chunks: Iterable[Chunk], shape: tuple[int, int]) 
             subhaloes.append(chunk.truth.subhaloes)
     if not labels:
         return 0, shape
-    tables = {"labels": labels, "ids": ids, "scenes": scenes, "subhaloes": subhaloes}
+    tables: dict[str, list[NDArray[Any]]] = {"labels": labels, "ids": ids, "scenes": scenes, "subhaloes": subhaloes}
     for name, parts in tables.items():
         if parts:
             np.save(folder / f"{name}.npy", np.concatenate(parts))

@@ -35,7 +35,7 @@ def import_timm() -> ModuleType:
 
 @cache
 def _declare_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "FRAGMENT")  # the schemas live as long as this object
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # the schemas live as long as this object
     for schema in _MISSING_OPERATORS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library

@@ -72,12 +72,12 @@ def fit(
             set_rate(optimizer, rate_at(done, config.warmup))
             with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
                 logits = model(batch.images)
-                mapped = head() if head and batch.masses is not None else None
+                mapped = head() if head else None
             loss = F.cross_entropy(logits.float(), batch.labels)
-            truth_loss = F.mse_loss(mapped.float(), batch.masses) if mapped is not None else None
+            truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
             total = loss if truth_loss is None else loss + config.truth_weight * truth_loss
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
             on_step(
@@ -116,7 +116,7 @@ def make_optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.o
         from sublens.timm_import import import_timm
 
         import_timm()
-        from timm.optim import Muon
+        from timm.optim.muon import Muon
 
         is_filter = [parameter.ndim == 4 and len(parameter) > 1 for parameter in parameters]
         filters = [p for p, yes in zip(parameters, is_filter, strict=True) if yes]

@@ -49,4 +49,4 @@ def expose(image: Tensor, background: float, seeds: Iterable[int]) -> NDArray[np
 
 def above_minimum(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
     """Counts above each image's minimum, [b, h, w]; dividing by the maximum gives min-max pixels."""
-    return (counts - counts.min(axis=(1, 2), keepdims=True)).astype(np.uint16)
+    return np.asarray(counts - counts.min(axis=(1, 2), keepdims=True), dtype=np.uint16)

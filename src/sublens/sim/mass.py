@@ -47,7 +47,7 @@ def points(x: Tensor, y: Tensor, masses: Tensor) -> Field:
     exactly nothing, so rows of unequal number are padded with zeros. One mass at a time is
     added: a block [b, n, h, w] would not fit the processor's cache.
     """
-    shape = torch.broadcast_shapes(x.shape, y.shape, (len(masses), 1, 1))
+    shape = torch.broadcast_shapes(x.shape, y.shape, (len(masses), 1, 1))  # type: ignore[no-untyped-call]
     alpha_x, alpha_y = masses.new_zeros(shape), masses.new_zeros(shape)
     for x_i, y_i, theta_e in masses.permute(1, 2, 0):
         dx, dy = x - plane(x_i), y - plane(y_i)

@@ -102,7 +102,7 @@ def draw(config: SimConfig, seed: int, split: Split, indices: range) -> Truth:
     return truth
 
 
-def _draw_lens_and_source(row: NDArray[np.void], rng: Generator, config: SimConfig) -> None:
+def _draw_lens_and_source(row: np.void, rng: Generator, config: SimConfig) -> None:
     row["z_lens"] = rng.uniform(*config.z_lens)
     row["z_source"] = rng.uniform(*config.z_source)
     row["gamma"] = rng.uniform(*config.shear)
@@ -113,7 +113,7 @@ def _draw_lens_and_source(row: NDArray[np.void], rng: Generator, config: SimConf
     row["source_x"], row["source_y"] = offset * np.cos(direction), offset * np.sin(direction)
 
 
-def _draw_string(row: NDArray[np.void], rng: Generator, config: SimConfig) -> None:
+def _draw_string(row: np.void, rng: Generator, config: SimConfig) -> None:
     row["string_x"], row["string_y"] = rng.normal(0, config.string_centre_sigma, 2)
     row["string_angle"] = rng.uniform(0, 2 * np.pi)
     row["string_half_length"] = rng.uniform(*config.string_half_length)
@@ -182,4 +182,4 @@ def mass_map(truth: Truth, n_cells: int, field: float) -> NDArray[np.float64]:
     inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
     flat = (owner * n_cells + row) * n_cells + column
     total = np.bincount(flat[inside], mass[inside], minlength=len(truth) * n_cells**2)
-    return total.reshape(len(truth), n_cells, n_cells)
+    return np.asarray(total.reshape(len(truth), n_cells, n_cells), dtype=np.float64)

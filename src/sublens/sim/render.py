@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sublens.config import SimConfig
 from sublens.sim import camera, light, mass
-from sublens.sim.population import CLASSES, Split, Truth, draw, noise_seeds
+from sublens.sim.population import Split, Truth, draw, noise_seeds
 
 CPU_BLOCK, GPU_BLOCK = 8, 256
 """Images rendered together. On a processor one image's planes fit its cache, and an image
