@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from sublens.config import SimConfig, SplitConfig
@@ -17,6 +18,7 @@ from sublens.store import Chunk
 settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
 
+torch.set_num_threads(1)  # tests share two cores with each other and with whatever else runs
 SHARED = Path(os.environ.get("SUBLENS_SHARED", "../shared")).resolve()
 
 
@@ -61,6 +63,21 @@ def image_folder(tmp_path: Path) -> Path:
                 counts = rng.poisson(10, (1, 16, 16)).astype(float)
                 np.save(folder / f"{number}.npy", (counts - counts.min()) / (counts.max() - counts.min()))
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def easy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that are easy to tell apart: with a bright square in the middle, and without."""
+    rng, root = np.random.default_rng(1), tmp_path_factory.mktemp("folders") / "easy"
+    for split, n in (("train", 64), ("test", 20)):
+        for name, light in (("empty", 0), ("square", 12)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(n):
+                mean = np.full((1, 16, 16), 10.0)
+                mean[:, 5:11, 5:11] += light
+                counts = rng.poisson(mean).astype(float)
+                np.save(root / split / name / f"{number}.npy", (counts - counts.min()) / (counts.max() - counts.min()))
+    return root
 
 
 def chunk(n: int, start: int = 0, side: int = 8) -> Chunk:

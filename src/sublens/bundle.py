@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -15,14 +15,13 @@ from sublens.errors import BundleError
 from sublens.files import sha256, write_bytes
 from sublens.models import build, placed
 
-FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
 
 class Card(Frozen):
     """What `card.json` says of a trained model."""
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     network: str
     """A name that `sublens.models.build` knows."""
     classes: tuple[str, ...]

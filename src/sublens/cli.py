@@ -137,9 +137,10 @@ def train(
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
-    from sublens import job, run
+    from sublens import files, job, run
     from sublens.progress import visible
 
+    files.refuse_existing(out, force=force)  # before the data set is read
     config = _config(settings, set_, model)
     data = job.open_dataset(dataset, config.split, visible)
     _say(

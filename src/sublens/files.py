@@ -16,7 +16,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        reason = err.strerror or str(err)
+        reason = err.strerror or f"is the disk full? {err}"  # numpy does not say why it wrote too little
         raise DataError(
             f"{path}: could not be written ({reason}). Nothing was left under that name; "
             "free some space or choose another place, then run the command again."

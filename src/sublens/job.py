@@ -90,13 +90,11 @@ def run_all(
 
 def _is_trained(folder: Path, config: RunConfig, dataset: Dataset, *, force: bool) -> bool:
     """Whether `folder` holds this very run, complete; `DataError` where it holds another."""
-    if not (folder / bundle.CARD).is_file():
+    if force or not (folder / bundle.CARD).is_file():
         return False
     card = bundle.read_card(folder)
     if card.settings == config and card.data["hash"] == dataset.hash:
         return not card.training["interrupted"]
-    if force:
-        return False
     raise DataError(
         f"{folder}: holds a run with other settings or on other data. Choose another --out, or add "
         "--force to train it again."

@@ -127,24 +127,37 @@ def has_bf16_gain(name: str, device: str) -> bool:
     return name in NETWORKS and NETWORKS[name].has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def timm_name(name: str) -> str | None:
+    """What timm calls the network of that name; None for `LensNet`.
+
+    Raises `ConfigError` where there is no such network.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name].timm_name
+    from sublens.timm_import import import_timm
+
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
+    return name
+
+
 def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = False) -> nn.Module:
     """The network of that name: images [b, channels, h, w] -> logits [b, n_classes].
 
     name: one of ours or any timm name. pretrained: start from ImageNet weights, fetched by timm.
     Raises `ConfigError` where there is no such network, or its weights cannot be had.
     """
-    if name == "lensnet":
+    theirs = timm_name(name)
+    if theirs is None:
         if pretrained:
-            raise ConfigError("lensnet has no ImageNet weights. Leave out model.pretrained.")
+            raise ConfigError(f"{name} has no ImageNet weights. Leave out model.pretrained.")
         return LensNet(n_classes, channels)
     from sublens.timm_import import import_timm
 
-    timm = import_timm()
-    timm_name = NETWORKS[name].timm_name if name in NETWORKS else name
-    if not timm.is_model(timm_name):
-        raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
+    create = import_timm().create_model
     try:
-        model: nn.Module = timm.create_model(timm_name, pretrained=pretrained, in_chans=channels, num_classes=n_classes)
+        model: nn.Module = create(theirs, pretrained=pretrained, in_chans=channels, num_classes=n_classes)
     except Exception as err:
         if not pretrained:
             raise

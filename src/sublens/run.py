@@ -40,6 +40,7 @@ def device() -> str:
 
 def resolved(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings with the network's own input filled in, checked against the data set."""
+    models.timm_name(config.model.name)
     seen = config.input or models.input_of(config.model.name, dataset.train.shape)
     models.side_seen(seen, dataset.train.shape)
     return config.model_copy(update={"input": seen})
@@ -99,8 +100,8 @@ class _Diary:
     steps: int = 0
     images: int = 0
     losses: list[float] = field(default_factory=list)
-    best_auc: float = -1.0
-    best_epoch: int = -1
+    best: dict[str, Any] = field(default_factory=dict)
+    """Epoch and scores on the selection part of the weights that are kept."""
 
     @property
     def seconds(self) -> float:
@@ -118,7 +119,7 @@ class _Diary:
         self._write(
             "step", step=step.number, epoch=step.epoch, loss=step.loss, truth_loss=step.truth_loss, images_per_s=rate
         )
-        selected = f"  selection AUC {self.best_auc:.4f}" if self.best_epoch >= 0 else ""
+        selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
         if not np.isfinite(step.loss):
             raise DataError(
@@ -127,7 +128,10 @@ class _Diary:
             )
 
     def on_epoch(self, epoch: int) -> None:
-        """Judge the model on the selection part, and save it if it is the best so far."""
+        """Judge the model on the selection part, and save it if its loss there is the least so far.
+
+        The loss, not the AUC: it is a proper score, so it also asks for honest probabilities.
+        """
         part = self.dataset.selection
         probs = evaluate.predict_all(self._predictor(), part).probs
         scored = {
@@ -135,18 +139,18 @@ class _Diary:
             "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
             "selection_auc": metrics.macro_auc(probs, part.labels),
         }
-        is_best = scored["selection_auc"] > self.best_auc
+        is_best = not self.best or scored["selection_loss"] < self.best["selection_loss"]
         mean_loss = float(np.mean(self.losses)) if self.losses else None
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scored, is_best=is_best)
         self.losses.clear()
         if is_best:
-            self.best_auc, self.best_epoch = scored["selection_auc"], epoch
+            self.best = {"best_epoch": epoch, **scored}
             bundle.save_weights(self.out, self.model)
             self.write_card(is_interrupted=True)
 
     def close(self, *, is_interrupted: bool) -> None:
         """Complete the card; the weights of now are judged and saved where none were yet."""
-        if self.best_epoch < 0:
+        if not self.best:
             self.on_epoch(0)
         self.write_card(is_interrupted=is_interrupted)
 
@@ -171,8 +175,7 @@ class _Diary:
                 "steps": self.steps,
                 "images": self.images,
                 "seconds": round(self.seconds, 1),
-                "best_epoch": self.best_epoch,
-                "selection_auc": self.best_auc,
+                **self.best,
                 "interrupted": is_interrupted,
             },
             versions=versions(),
@@ -232,7 +235,12 @@ def measure_run(folder: Path, dataset: Dataset, *, bar: Bar = silent) -> dict[st
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
         predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
-    scores = {**evaluate.score(predictor, predictions), "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size}
+    scores = {
+        **evaluate.score(predictor, predictions),
+        "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
+        "processor": processor(),
+        "data": {"name": dataset.name, "hash": dataset.hash},
+    }
     catalog.write(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())

@@ -1,0 +1,229 @@
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sublens import bundle, cli, run, store
+from sublens.files import sha256
+
+COMMANDS = ("simulate", "pack", "verify", "networks", "train", "evaluate", "compare", "run", "demo")
+
+
+def sublens(*arguments: str | Path) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command that exits 1 says on standard error."""
+    capsys.readouterr()
+    assert sublens(*arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert printed.err.splitlines()[-1].startswith(("sublens: ", "  ", "Copy"))
+    return printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_ends_in_a_line_to_paste(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens(command, "--help") == 0
+    described = capsys.readouterr().out.split("Arguments:")[0].split("Options:")[0]
+    assert re.search(rf"\n\s+sublens {command}", described)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {command} " in printed for command in COMMANDS)
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]
+
+
+def test_help_does_not_import_anything_heavy() -> None:
+    heavy = {"torch", "timm", "numpy", "astropy", "matplotlib"}
+    script = f"import sys; from sublens.cli import app; print(*{heavy} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == ""
+    )
+
+
+def test_the_story_from_nothing_to_a_comparison(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed, out = tmp_path / "store", tmp_path / "runs" / "lensnet"
+    quick = ("--set", "train.epochs=8", "--set", "train.batch_size=16")
+    assert sublens("pack", easy_folder, "--out", packed) == 0
+    assert sublens("verify", packed) == 0
+    assert sublens("train", packed, "--model", "lensnet", "--out", out, *quick) == 0
+    assert sublens("evaluate", out, packed) == 0
+    printed = capsys.readouterr().out
+    assert float(re.findall(r"auc_macro +(\S+)", printed)[0]) > 0.95
+    assert sublens("compare", out, "--out", tmp_path / "comparison") == 0
+    assert (tmp_path / "comparison" / "report.html").is_file()
+
+
+def test_simulate_writes_a_store_that_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("simulate", "common-test-1", "--train", "6", "--test", "3", "--out", tmp_path / "ct1") == 0
+    assert "6 train + 3 test images of no, sphere, vort" in capsys.readouterr().out
+    assert sublens("verify", tmp_path / "ct1") == 0
+
+
+def test_simulate_writes_folders_too(tmp_path: Path) -> None:
+    arguments = ("--train", "6", "--test", "3", "--format", "folder", "--out", tmp_path / "ct1")
+    assert sublens("simulate", "common-test-1", *arguments) == 0
+    assert np.load(tmp_path / "ct1" / "train" / "vort" / "2.npy").shape == (1, 150, 150)
+
+
+def test_run_prints_the_table_and_the_reports_path(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--models", "lensnet", "--set", "train.epochs=1", "--out", tmp_path / "out")
+    assert sublens("run", easy_folder, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "lensnet" in printed
+    assert printed.strip().endswith(str(Path("report", "report.html")))
+
+
+def test_networks_lists_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("networks") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "mobilenetv3-small",
+        "resnet18",
+        "efficientnet-b5",
+        "lensnet",
+    ]
+
+
+def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in (path for path in small_store.rglob("*") if path.is_file()):
+        copy = tmp_path / "s" / source.relative_to(small_store)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+    shard = tmp_path / "s" / "test" / "images-00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    assert "test/images-00000.npy: changed" in refused(capsys, "verify", tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("simulate", "common-test-2"), "Did you mean common-test-1?"),
+        (("train", "nowhere"), "nowhere: no such folder"),
+        (("run", "FOLDER", "--models", "resnet18,lensnett"), "Did you mean lensnet?"),
+        (("train", "FOLDER", "--model", "resnet81"), "Did you mean resnet"),
+        (("train", "FOLDER", "--set", "train.epoch=3"), "train.epoch: no such setting. Did you mean epochs?"),
+        (("train", "FOLDER", "--set", "train.epochs=many"), "train.epochs"),
+        (("train", "FOLDER", "--set", "input.crop=99"), "input.crop is 99 pixels but the images are 16 x 16"),
+        (("train", "FOLDER", "--settings", "none.toml"), "none.toml: cannot be read"),
+        (("compare", "FOLDER"), "sublens"),
+        (("pack", "FOLDER/train/empty"), "needs at least two"),
+    ],
+)
+def test_a_users_mistake_is_explained_and_leaves_nothing(
+    arguments: tuple[str, ...], words: str, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.replace("FOLDER", str(easy_folder)) for argument in arguments]
+    assert words in refused(capsys, *given, "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((1, 16, 16), np.inf), "NaN or infinite"),
+        (np.ones((1, 16, 16)), "every pixel is 1"),
+        (np.eye(17), "is 17 x 17 pixels but"),
+        (np.array([[None, 1], [2, 3]]), "pickled object array"),
+        (np.zeros((2, 16, 16)), "has shape (2, 16, 16)"),
+    ],
+)
+def test_a_bad_image_is_named_and_leaves_nothing(
+    pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+    words: str,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.save(image_folder / "train" / "ring" / "5.npy", pixels)
+    told = refused(capsys, "train", image_folder, "--out", tmp_path / "out")
+    assert "5.npy" in told
+    assert words in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_image_is_named(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = image_folder / "test" / "ring" / "2.npy"
+    path.write_bytes(path.read_bytes()[:900])
+    assert "2.npy: truncated" in refused(capsys, "pack", image_folder, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [("simulate", "common-test-1"), ("pack", "FOLDER"), ("train", "FOLDER")])
+def test_existing_output_needs_force(
+    command: tuple[str, ...], easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    given = [argument.replace("FOLDER", str(easy_folder)) for argument in command]
+    assert "exists already" in refused(capsys, *given, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_force_never_replaces_the_working_folder(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, "pack", easy_folder, "--out", ".", "--force")
+    assert "holds the working or home folder" in told
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_tampered_bundle_is_refused(tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("train", easy_folder, "--out", tmp_path / "run", "--set", "train.epochs=1") == 0
+    with (tmp_path / "run" / bundle.WEIGHTS).open("ab") as file:
+        file.write(b"x")
+    assert "not what its card was written for" in refused(capsys, "evaluate", tmp_path / "run", easy_folder)
+    assert not (tmp_path / "run" / run.SCORES).exists()
+
+
+def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -> None:
+    def allow_little() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    command = [sys.executable, "-m", "sublens.cli", "simulate", "common-test-1", "--train", "30", "--out", "store"]
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=allow_little, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "sublens: store: could not be written (is the disk full?" in done.stderr
+    assert "free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_usage_exits_2() -> None:
+    assert sublens("simulate") == 2
+
+
+def test_ctrl_c_keeps_the_run_and_says_so(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sublens.train.fit", stopped)
+    assert sublens("train", easy_folder, "--out", tmp_path / "run") == 130
+    assert "best weights so far were kept" in capsys.readouterr().err
+    assert bundle.read_card(tmp_path / "run").training["interrupted"]
+
+
+def test_a_store_says_what_it_is(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("verify", small_store) == 0
+    assert sha256(small_store / store.MANIFEST) in capsys.readouterr().out

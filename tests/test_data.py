@@ -1,0 +1,202 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sublens import data, store
+from sublens.config import SplitConfig
+from sublens.data import Dataset, Part
+from sublens.errors import DataError, ImageError
+
+EVERY_PART = SplitConfig(selection=0.3)
+
+
+def named(n: int) -> Part:
+    """A part of n images, whose first pixel is their position."""
+    counts = np.zeros((n, 2, 2), np.uint16)
+    counts[:, 0, 0] = np.arange(n)
+    ids = np.array([f"train/{number}" for number in range(n)])
+    return Part((counts,), np.arange(n), np.arange(n) % 2, ids, None)
+
+
+def test_a_folder_is_opened_with_its_own_test_part(image_folder: Path) -> None:
+    dataset = data.open(image_folder, EVERY_PART)
+    assert dataset.classes == ("plain", "ring")
+    assert len(dataset.train) + len(dataset.selection) == 24
+    assert len(dataset.test) == 8
+
+
+def test_labels_follow_the_folder_names(image_folder: Path) -> None:
+    test = data.open(image_folder, EVERY_PART).test
+    assert [name.split("/")[1] for name in test.ids] == [("plain", "ring")[label] for label in test.labels]
+
+
+def test_val_is_the_test_part_where_there_is_no_test(image_folder: Path) -> None:
+    (image_folder / "test").rename(image_folder / "val")
+    assert all(name.startswith("val/") for name in data.open(image_folder, EVERY_PART).test.ids)
+
+
+def test_without_a_test_folder_some_training_images_are_set_aside(image_folder: Path) -> None:
+    dataset = data.open(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
+    assert len(dataset.train) + len(dataset.selection) + len(dataset.test) == 24
+    assert min(map(len, (dataset.train, dataset.selection, dataset.test))) > 0
+
+
+def test_the_parts_share_no_image(small_dataset: Dataset) -> None:
+    ids = [set(part.ids) for part in (small_dataset.train, small_dataset.selection, small_dataset.test)]
+    assert len(set.union(*ids)) == sum(map(len, ids)) == 150
+
+
+def test_the_selection_part_comes_from_the_training_images_alone(small_dataset: Dataset) -> None:
+    assert all(name.startswith("train/") for name in small_dataset.selection.ids)
+    assert all(name.startswith("test/") for name in small_dataset.test.ids)
+
+
+@given(st.floats(0.05, 0.9), st.integers(0, 2**40), st.lists(st.integers(0, 199), min_size=1, unique=True))
+def test_an_image_stays_in_its_part_whatever_the_others(share: float, seed: int, kept: list[int]) -> None:
+    whole = named(200)
+    _, aside = data.split(whole, share, seed, "selection")
+    _, fewer = data.split(whole.take(np.array(kept)), share, seed, "selection")
+    assert set(fewer.ids) == set(aside.ids) & {f"train/{number}" for number in kept}
+
+
+def test_about_the_asked_share_is_set_aside() -> None:
+    _, aside = data.split(named(10_000), 0.2, 3, "test")
+    assert 1850 < len(aside) < 2150
+
+
+def test_another_seed_sets_others_aside() -> None:
+    first, second = (set(data.split(named(200), 0.5, seed, "test")[1].ids) for seed in (0, 1))
+    assert first != second
+
+
+def test_another_purpose_sets_others_aside() -> None:
+    first, second = (set(data.split(named(200), 0.5, 0, purpose)[1].ids) for purpose in ("test", "selection"))
+    assert first != second
+
+
+def test_taking_twice_is_taking_once() -> None:
+    part = named(10).take(np.array([7, 3, 5])).take(np.array([2, 0]))
+    assert part.ids.tolist() == ["train/5", "train/7"]
+    assert part.counts(np.arange(2))[:, 0, 0].tolist() == [5, 7]
+
+
+def test_images_are_found_in_the_right_shard(small_store: Path) -> None:
+    chunks = [np.full((3, 2, 2), 0, np.uint16), np.full((2, 2, 2), 1, np.uint16)]
+    part = Part(tuple(chunks), np.arange(5), np.zeros(5, np.int64), np.arange(5).astype(str), None)
+    assert part.counts(np.array([4, 0, 3, 2]))[:, 0, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_truth_stays_with_its_image(small_dataset: Dataset) -> None:
+    truth = small_dataset.selection.truth
+    assert truth is not None
+    indices = [int(name.split("/")[1]) for name in small_dataset.selection.ids]
+    assert truth.scenes["index"].tolist() == indices
+    assert truth.scenes["label"].tolist() == small_dataset.selection.labels.tolist()
+
+
+def test_a_folder_packed_into_a_store_is_the_same_data_set(image_folder: Path, tmp_path: Path) -> None:
+    data.pack(image_folder, tmp_path / "store", force=False, on_progress=lambda n: None)
+    folder, packed = (data.open(path, EVERY_PART) for path in (image_folder, tmp_path / "store"))
+    for name in ("train", "selection", "test"):
+        one, other = getattr(folder, name), getattr(packed, name)
+        assert one.ids.tolist() == other.ids.tolist()
+        assert np.array_equal(one.counts(np.arange(len(one))), other.counts(np.arange(len(other))))
+
+
+def test_writing_a_folder_and_reading_it_keeps_every_count(small_store: Path, tmp_path: Path) -> None:
+    manifest = store.read_manifest(small_store)
+    chunks = store.read_split(small_store, manifest, "train")
+    data.write_folder(tmp_path / "f", manifest.classes, {"train": chunks}, force=False)
+    dataset = data.open(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
+    original = {row.tobytes() for chunk in chunks for row in chunk.counts}
+    parts = (dataset.train, dataset.selection, dataset.test)
+    assert {row.tobytes() for part in parts for row in part.counts(np.arange(len(part)))} == original
+
+
+def test_a_written_folder_has_the_layout_of_the_original(small_store: Path, tmp_path: Path) -> None:
+    manifest = store.read_manifest(small_store)
+    splits = {name: store.read_split(small_store, manifest, name) for name in ("train", "test")}
+    data.write_folder(tmp_path / "f", manifest.classes, splits, force=False)
+    assert len(list((tmp_path / "f" / "train" / "sphere").glob("*.npy"))) == 40
+    pixels = np.load(tmp_path / "f" / "test" / "vort" / "1.npy")
+    assert (pixels.shape, pixels.dtype, pixels.min(), pixels.max()) == ((1, 48, 48), np.float64, 0, 1)
+
+
+def test_the_hash_of_a_folder_follows_its_pixels(image_folder: Path) -> None:
+    before = data.open(image_folder, EVERY_PART).hash
+    assert data.open(image_folder, EVERY_PART).hash == before
+    path = image_folder / "train" / "ring" / "0.npy"
+    np.save(path, np.load(path)[:, ::-1])
+    assert data.open(image_folder, EVERY_PART).hash != before
+
+
+def test_pictures_are_read_beside_arrays(image_folder: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8)
+    Image.fromarray(grey).save(image_folder / "test" / "ring" / "extra.png")
+    assert "test/ring/extra.png" in data.open(image_folder, EVERY_PART).test.ids
+
+
+def test_any_number_of_classes_is_fine(image_folder: Path) -> None:
+    for split in ("train", "test"):
+        (image_folder / split / "third").mkdir()
+        for source in (image_folder / split / "ring").glob("*.npy"):
+            (image_folder / split / "third" / source.name).write_bytes(source.read_bytes())
+    assert data.open(image_folder, EVERY_PART).classes == ("plain", "ring", "third")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        data.open(tmp_path / "nowhere", EVERY_PART)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 class folders; needs at least two"):
+        data.open(tmp_path, EVERY_PART)
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    with pytest.raises(DataError, match="1 class folders: only; needs at least two"):
+        data.open(tmp_path, EVERY_PART)
+
+
+def test_a_class_without_images_is_named(image_folder: Path) -> None:
+    for path in (image_folder / "train" / "ring").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="ring: holds no"):
+        data.open(image_folder, EVERY_PART)
+
+
+def test_a_class_that_only_the_test_part_has_is_named(image_folder: Path) -> None:
+    (image_folder / "test" / "stranger").mkdir()
+    with pytest.raises(DataError, match="lacks: stranger"):
+        data.open(image_folder, EVERY_PART)
+
+
+def test_a_class_that_the_test_part_lacks_is_named(image_folder: Path) -> None:
+    for path in (image_folder / "test" / "ring").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="ring: holds no"):
+        data.open(image_folder, EVERY_PART)
+
+
+def test_mixed_sizes_are_named(image_folder: Path) -> None:
+    np.save(image_folder / "test" / "plain" / "0.npy", np.eye(20))
+    with pytest.raises(ImageError, match=r"0\.npy: is 20 x 20 pixels but .* is 16 x 16"):
+        data.open(image_folder, EVERY_PART)
+
+
+def test_a_part_without_a_class_is_refused(image_folder: Path) -> None:
+    with pytest.raises(DataError, match="holds no image of class"):
+        data.open(image_folder, SplitConfig(selection=0))
+
+
+def test_a_bad_image_leaves_no_store_behind(image_folder: Path, tmp_path: Path) -> None:
+    np.save(image_folder / "test" / "ring" / "3.npy", np.full((1, 16, 16), np.nan))
+    with pytest.raises(ImageError, match=r"3\.npy: 256 of 256 pixels are NaN"):
+        data.pack(image_folder, tmp_path / "store", force=False, on_progress=lambda n: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -1,0 +1,36 @@
+import numpy as np
+import torch
+
+from sublens import evaluate
+from sublens.config import InputConfig
+from sublens.data import Dataset
+from sublens.models import build
+from sublens.predict import Predictor
+
+
+def untrained() -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), InputConfig(binning=2))
+
+
+def test_the_table_has_one_row_an_image_in_order(small_dataset: Dataset) -> None:
+    counted: list[int] = []
+    table = evaluate.predict_all(untrained(), small_dataset.train, counted.append)
+    assert table.ids.tolist() == small_dataset.train.ids.tolist()
+    assert table.probs.shape == (sum(counted), 3) == (len(small_dataset.train), 3)
+    assert np.allclose(table.probs.sum(axis=1), 1)
+
+
+def test_each_row_is_that_images_own(small_dataset: Dataset) -> None:
+    table = evaluate.predict_all(untrained(), small_dataset.train)
+    last = untrained().probs(small_dataset.train.counts(np.array([len(small_dataset.train) - 1])))
+    assert np.allclose(table.probs[-1], last, atol=1e-6)
+
+
+def test_the_scores_hold_what_the_report_needs(small_dataset: Dataset) -> None:
+    predictor = untrained()
+    scores = evaluate.score(predictor, evaluate.predict_all(predictor, small_dataset.test))
+    assert scores["n"] == 30
+    assert scores["parameters"] == sum(parameter.numel() for parameter in build("lensnet", 3).parameters())
+    assert 0 < scores["latency_ms"]["batch_1"] < scores["latency_ms"]["batch_32"]
+    assert set(scores["auc"]) == {"no", "sphere", "vort"}

@@ -1,0 +1,104 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sublens import bundle, data, job, run, store
+from sublens.config import ModelConfig, RunConfig, SimConfig, SplitConfig, TrainConfig
+from sublens.data import Dataset
+from sublens.errors import DataError
+from sublens.files import sha256
+
+CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
+
+
+@pytest.fixture
+def easy(easy_folder: Path) -> Dataset:
+    return data.open(easy_folder, SplitConfig(selection=0.25))
+
+
+def modified(out: Path) -> dict[str, float]:
+    return {folder.name: (folder / bundle.WEIGHTS).stat().st_mtime_ns for folder in (out / "runs").iterdir()}
+
+
+def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_survey: SimConfig) -> None:
+    for workers in (1, 2):
+        job.simulate(small_survey, {"train": 70, "test": 20}, tmp_path / str(workers), seed=3, workers=workers)
+    assert sha256(tmp_path / "1" / store.MANIFEST) == sha256(tmp_path / "2" / store.MANIFEST)
+
+
+def test_another_seed_gives_other_images(tmp_path: Path, small_survey: SimConfig) -> None:
+    for seed in (1, 2):
+        job.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
+    one, two = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
+    assert one != two
+
+
+def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: SimConfig) -> None:
+    for n in (6, 12):
+        job.simulate(small_survey, {"train": n}, tmp_path / str(n), seed=1)
+    few, many = (store.read_split(tmp_path / n, store.read_manifest(tmp_path / n), "train")[0] for n in ("6", "12"))
+    assert (many.counts[:6] == few.counts).all()
+
+
+def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey: SimConfig, small_store: Path) -> None:
+    job.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, as_folder=True)
+    folder, packed = (job.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
+    assert folder.classes == packed.classes
+    images = [{row.tobytes() for row in one.test.counts(range_of(one.test))} for one in (folder, packed)]
+    assert images[0] == images[1]
+
+
+def range_of(part: data.Part) -> Any:
+    return part.rows - part.rows[0]
+
+
+def test_the_whole_job_leaves_runs_and_a_report(easy: Dataset, tmp_path: Path) -> None:
+    html = job.run_all(easy, CONFIGS, tmp_path / "out")
+    assert html.is_file()
+    for name in ("lensnet", "resnet10t"):
+        assert json.loads((tmp_path / "out" / "runs" / name / run.SCORES).read_text())["n"] == 40
+        assert name in html.read_text()
+
+
+def test_a_second_call_trains_nothing_again(easy: Dataset, tmp_path: Path) -> None:
+    job.run_all(easy, CONFIGS[:1], tmp_path)
+    before = modified(tmp_path)
+    job.run_all(easy, CONFIGS, tmp_path)
+    assert modified(tmp_path).items() > before.items()
+
+
+def test_force_trains_everything_again(easy: Dataset, tmp_path: Path) -> None:
+    job.run_all(easy, CONFIGS[:1], tmp_path)
+    before = modified(tmp_path)
+    job.run_all(easy, CONFIGS[:1], tmp_path, force=True)
+    assert modified(tmp_path) != before
+
+
+def test_an_interrupted_network_is_trained_again(easy: Dataset, tmp_path: Path) -> None:
+    job.run_all(easy, CONFIGS[:1], tmp_path)
+    card = bundle.read_card(tmp_path / "runs" / "lensnet")
+    stopped = card.model_copy(update={"training": {**card.training, "interrupted": True}})
+    (tmp_path / "runs" / "lensnet" / bundle.CARD).write_text(stopped.model_dump_json())
+    job.run_all(easy, CONFIGS[:1], tmp_path)
+    assert not bundle.read_card(tmp_path / "runs" / "lensnet").training["interrupted"]
+
+
+def test_other_settings_are_not_mixed_into_a_finished_job(easy: Dataset, tmp_path: Path) -> None:
+    job.run_all(easy, CONFIGS[:1], tmp_path)
+    other = [CONFIGS[0].model_copy(update={"train": TrainConfig(epochs=2)})]
+    with pytest.raises(DataError, match="other settings or on other data.*--force"):
+        job.run_all(easy, other, tmp_path)
+
+
+def test_the_demo_shares_leave_time_for_the_rest() -> None:
+    assert 0.6 < sum(job.DEMO_SHARES.values()) < 0.9
+
+
+@pytest.mark.slow
+def test_a_hurried_demo_ends_in_a_report_of_all_four(tmp_path: Path) -> None:
+    html = job.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
+    text = html.read_text()
+    assert all(name in text for name in job.DEMO_SHARES)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from sublens import metrics
+from sublens.metrics import Floats, Labels
+
+CLASSES = ("no", "sphere", "vort")
+
+
+def table(seed: int, n: int = 60, skill: float = 1.0) -> tuple[Floats, Labels]:
+    """Probabilities with ties, and labels that every class occurs in."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    odds = np.exp(skill * np.eye(3)[labels] + rng.normal(size=(n, 3)).round(1))
+    return odds / odds.sum(axis=1, keepdims=True), labels
+
+
+def plain_auc(scores: Floats, is_positive: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
+    return float(metrics.auc(scores, is_positive, np.ones((1, len(scores))))[0])
+
+
+@given(st.integers(0, 10**6))
+def test_auc_is_the_share_of_pairs_in_the_right_order(seed: int) -> None:
+    probs, labels = table(seed)
+    positive, negative = probs[labels == 1, 1], probs[labels != 1, 1]
+    pairs = (positive[:, None] > negative).mean() + (positive[:, None] == negative).mean() / 2
+    assert plain_auc(probs[:, 1], labels == 1) == pytest.approx(pairs)
+
+
+@given(st.integers(0, 10**6))
+def test_weighted_auc_is_that_of_the_repeated_images(seed: int) -> None:
+    probs, labels = table(seed)
+    times = np.random.default_rng(seed).integers(0, 4, len(labels))
+    repeated = plain_auc(np.repeat(probs[:, 0], times), np.repeat(labels == 0, times))
+    assert metrics.auc(probs[:, 0], labels == 0, times[None].astype(float))[0] == pytest.approx(repeated)
+
+
+@given(st.integers(0, 10**6))
+def test_auc_ignores_any_rising_rescaling(seed: int) -> None:
+    probs, labels = table(seed)
+    scores = probs[:, 2].round(3)
+    assert plain_auc(np.exp(5 * scores), labels == 2) == plain_auc(scores, labels == 2)
+
+
+def test_auc_of_the_reverse_is_the_rest() -> None:
+    probs, labels = table(3)
+    assert plain_auc(-probs[:, 0], labels == 0) == pytest.approx(1 - plain_auc(probs[:, 0], labels == 0))
+
+
+def test_auc_is_unknown_where_one_class_is_absent() -> None:
+    assert np.isnan(plain_auc(np.arange(4.0), np.ones(4, bool)))
+
+
+@given(st.integers(0, 10**6), st.floats(0, 4))
+def test_scores_agree_with_scikit_learn(seed: int, skill: float) -> None:
+    probs, labels = table(seed, skill=skill)
+    assert metrics.macro_auc(probs, labels) == pytest.approx(roc_auc_score(labels, probs, multi_class="ovr"))
+    assert metrics.losses(probs, labels).mean() == pytest.approx(log_loss(labels, probs))
+
+
+def test_a_certain_mistake_has_a_large_but_finite_loss() -> None:
+    assert 20 < metrics.losses(np.array([[1.0, 0.0]]), np.array([1]))[0] < 40
+
+
+def test_confusion_has_true_classes_as_rows() -> None:
+    probs, labels = np.eye(3)[[0, 1, 1, 2]], np.array([0, 0, 1, 2])
+    assert metrics.confusion(probs, labels).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_confusion_keeps_classes_that_are_never_seen() -> None:
+    assert metrics.confusion(np.eye(3)[[0, 0]], np.array([0, 0])).shape == (3, 3)
+
+
+def test_the_scores_of_a_perfect_classifier() -> None:
+    labels = np.arange(30) % 3
+    scores = metrics.score(np.eye(3)[labels], labels, CLASSES)
+    assert scores["auc_macro"] == scores["accuracy"] == {"value": 1, "low": 1, "high": 1}
+    assert scores["loss"]["value"] == 0
+    assert scores["n"] == 30
+
+
+def test_the_scores_of_a_guesser_are_those_of_chance() -> None:
+    probs, labels = table(0, n=3000, skill=0)
+    scores = metrics.score(probs, labels, CLASSES)
+    assert scores["auc_macro"]["low"] < 0.5 < scores["auc_macro"]["high"]
+    assert scores["accuracy"]["low"] < 1 / 3 < scores["accuracy"]["high"]
+
+
+def test_macro_auc_is_the_mean_over_classes() -> None:
+    scores = metrics.score(*table(1), CLASSES)
+    assert scores["auc_macro"]["value"] == pytest.approx(np.mean([scores["auc"][name]["value"] for name in CLASSES]))
+
+
+def test_the_interval_of_the_accuracy_is_the_binomial_one() -> None:
+    probs, labels = table(2, n=1000)
+    interval = metrics.score(probs, labels, CLASSES)["accuracy"]
+    expected = 2 * 1.96 * np.sqrt(interval["value"] * (1 - interval["value"]) / 1000)
+    assert interval["high"] - interval["low"] == pytest.approx(expected, rel=0.1)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    truth = metrics.macro_auc(*table(10**6, n=200_001))
+    intervals = [metrics.score(*table(seed, n=150), CLASSES)["auc_macro"] for seed in range(100)]
+    assert 88 <= sum(interval["low"] < truth < interval["high"] for interval in intervals) <= 99
+
+
+def test_intervals_are_the_same_each_time() -> None:
+    assert metrics.score(*table(4), CLASSES) == metrics.score(*table(4), CLASSES)

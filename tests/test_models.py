@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sublens import models
+from sublens.config import InputConfig
+from sublens.errors import ConfigError
+from sublens.images import QUANTISED_PEAK
+from sublens.models import NOMINAL_PEAK, SKY, TruthHead, build, prepare
+from sublens.timm_import import import_timm
+
+
+def counts(
+    seed: int = 0, side: int = 24, n: int = 3, mean: float = 50
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return np.random.default_rng(seed).poisson(mean, (n, side, side)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize(("n_classes", "channels"), [(3, 1), (2, 3)])
+def test_each_network_turns_images_into_logits(name: str, n_classes: int, channels: int) -> None:
+    model = build(name, n_classes, channels).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(2, channels, 56, 56)).shape == (2, n_classes)
+
+
+def test_our_own_network_is_small() -> None:
+    assert sum(parameter.numel() for parameter in build("lensnet", 3).parameters()) < 500_000
+
+
+def test_any_timm_name_works() -> None:
+    assert build("resnet10t", 4)(torch.zeros(2, 1, 64, 64)).shape == (2, 4)
+
+
+def test_an_unknown_network_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no network called 'resnet81'. Did you mean resnet"):
+        build("resnet81", 3)
+
+
+def test_weights_that_cannot_be_fetched_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(import_timm(), "create_model", refuse)
+    with pytest.raises(
+        ConfigError, match="could not be fetched .OSError: no route to host.*leave out model.pretrained"
+    ):
+        build("resnet18", 3, pretrained=True)
+
+
+def test_our_own_network_has_no_foreign_weights() -> None:
+    with pytest.raises(ConfigError, match="lensnet has no ImageNet weights"):
+        build("lensnet", 3, pretrained=True)
+
+
+def test_the_whole_image_is_seen_unless_told_otherwise() -> None:
+    assert prepare(counts(), InputConfig()).shape == (3, 1, 24, 24)
+
+
+def test_minmax_is_the_pixel_of_the_original_files() -> None:
+    image = counts()
+    expected = image / image.max(axis=(1, 2), keepdims=True)
+    assert np.allclose(prepare(image, InputConfig(transform="minmax"))[:, 0], expected, rtol=1e-6)
+
+
+@given(st.floats(5, 500), st.sampled_from([1, 2]))
+def test_the_anscombe_input_has_the_same_noise_everywhere(mean: float, binning: int) -> None:
+    seen = prepare(counts(side=200, mean=mean), InputConfig(binning=binning))
+    assert float(seen.std()) * 10 * binning == pytest.approx(1, abs=0.06)
+
+
+def test_empty_sky_is_zero_to_the_anscombe_input() -> None:
+    sky = np.full((1, 8, 8), round(SKY), np.uint16)
+    assert float(prepare(sky, InputConfig()).abs().max()) < 0.02
+
+
+def test_an_image_of_unknown_counts_is_scaled_to_the_usual_peak() -> None:
+    image = counts(mean=200)
+    image = (image * (NOMINAL_PEAK / image.max(axis=(1, 2), keepdims=True))).round().astype(np.uint16)
+    scaled = (image / image.max(axis=(1, 2), keepdims=True) * QUANTISED_PEAK).round().astype(np.uint16)
+    assert torch.allclose(prepare(scaled, InputConfig()), prepare(image, InputConfig()), atol=0.02)
+
+
+def test_the_crop_is_central() -> None:
+    image = counts()
+    assert torch.equal(prepare(image, InputConfig(crop=10)), prepare(image, InputConfig())[:, :, 7:17, 7:17])
+
+
+def test_binning_adds_counts() -> None:
+    image = np.full((1, 4, 4), 25, np.uint16)
+    expected = (2 * np.sqrt(100.375) - 2 * np.sqrt(4 * SKY + 0.375)) / 20
+    assert np.unique(prepare(image, InputConfig(binning=2))).tolist() == pytest.approx([expected], rel=1e-5)
+
+
+def test_resizing_gives_the_asked_side() -> None:
+    assert prepare(counts(), InputConfig(resize=32)).shape == (3, 1, 32, 32)
+
+
+def test_three_channels_are_the_same_image() -> None:
+    seen = prepare(counts(), InputConfig(channels=3))
+    assert torch.equal(seen[:, 0], seen[:, 2])
+
+
+@given(st.integers(0, 1000))
+def test_preparing_one_by_one_or_together_is_the_same(seed: int) -> None:
+    image, seen = counts(seed), InputConfig(crop=20, binning=2)
+    assert torch.equal(prepare(image, seen), torch.cat([prepare(one[None], seen) for one in image]))
+
+
+def test_a_crop_beyond_the_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match="input.crop is 30 pixels but the images are 24 x 24"):
+        prepare(counts(), InputConfig(crop=30))
+
+
+def test_a_binning_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match="binning 5 does not divide the side of 24"):
+        prepare(counts(), InputConfig(binning=5))
+
+
+def test_small_images_shrink_the_usual_crop() -> None:
+    assert models.side_seen(models.input_of("lensnet", (49, 49)), (49, 49)) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "zoom"), [("lensnet", 56, 0.5), ("resnet18", 56, 0.5), ("mobilenetv3-small", 112, 1)]
+)
+def test_the_truth_head_maps_cells_of_eight_pixels(name: str, side: int, zoom: float) -> None:
+    model = build(name, 3)
+    head = TruthHead(model, zoom)
+    model(torch.zeros(2, 1, side, side))
+    assert head().shape == (2, 14, 14)
+
+
+def test_the_truth_head_teaches_the_early_layers() -> None:
+    model = models.LensNet(3, 1)
+    head = TruthHead(model, 0.5)
+    model(torch.randn(2, 1, 56, 56))
+    head().sum().backward()
+    assert next(model.stem.parameters()).grad is not None
+    assert model.classifier.weight.grad is None

@@ -1,0 +1,106 @@
+"""Housekeeping: the layers, the public names, the README."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import sublens
+from sublens import cli
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "sublens"
+LAYERS = (
+    *("errors", "files", "config", "progress"),
+    *("sim.presets", "sim.cosmology", "sim.mass", "sim.light", "sim.camera"),
+    *("sim.population", "sim.render", "sim.workers"),
+    *("store", "images", "data", "timm_import", "models", "metrics", "bundle", "train"),
+    *("predict", "evaluate", "catalog", "run", "report", "job", "cli"),
+)
+"""A file imports only from those before it."""
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of sublens that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    own = {name.removeprefix("sublens.") for name in found if name.startswith("sublens.")}
+    return {name for name in own if name in LAYERS}
+
+
+def test_every_file_has_its_layer() -> None:
+    modules = {path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in SOURCE.rglob("*.py")}
+    assert modules - {"__init__", "sim.__init__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_file_imports_only_from_layers_below(name: str) -> None:
+    path = SOURCE / (name.replace(".", "/") + ".py")
+    above = [other for other in imports(path) if LAYERS.index(other) >= LAYERS.index(name)]
+    assert above == []
+
+
+@pytest.mark.parametrize("name", sublens.__all__)
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    assert getattr(sublens, name).__doc__
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sublens.nothing  # noqa: B018
+
+
+def test_nothing_unpickles() -> None:
+    banned = re.compile(r"torch\.load\(|allow_pickle=True|import pickle|joblib\.load")
+    assert [path.name for path in SOURCE.rglob("*.py") if banned.search(path.read_text())] == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    names = [name for name in LAYERS if not importlib.import_module(f"sublens.{name}").__doc__]
+    assert names == []
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'"([a-z0-9-]+)>=', project.split("[project.scripts]")[0])
+    assert len(wanted) >= 12
+    assert set(wanted) <= pinned
+    assert {"torchvision", "pytest", "ruff", "mypy"} <= pinned
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "\nmake test\n" in (ROOT / "README.md").read_text()
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("sublens ")]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_the_readme_commands_are_understood(line: str) -> None:
+    """Parsed with their options, up to the point of running."""
+    import typer
+
+    command, *arguments = shlex.split(line, comments=True)[1:]
+    typer.main.get_command(cli.app).commands[command].make_context(command, arguments)  # type: ignore[attr-defined]
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__  # type: ignore[union-attr]
+        assert f"sublens {name}" in text

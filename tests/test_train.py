@@ -1,0 +1,193 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sublens import train
+from sublens.config import InputConfig, TrainConfig
+from sublens.data import Dataset
+from sublens.models import LensNet, TruthHead, build
+from sublens.sim.population import mass_map
+from sublens.train import Batch, Feed, Step
+
+SEEN = InputConfig(crop=48, binning=2)
+
+
+def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> Feed:
+    config = TrainConfig.model_validate({"batch_size": 16, **settings})
+    return Feed(dataset.train, SEEN, config, "cpu", dataset.survey if n_cells else None, n_cells)
+
+
+def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None, **settings: object) -> list[Step]:
+    """Every step of one pass over the batches."""
+    steps: list[Step] = []
+    config = TrainConfig.model_validate(settings)
+    torch.manual_seed(0)
+    train.fit(
+        model,
+        head,
+        [batches],
+        config,
+        share_done=lambda n: n / len(batches),
+        on_step=steps.append,
+        on_epoch=lambda n: None,
+    )
+    return steps
+
+
+def bright_or_dark(n: int) -> list[Batch]:
+    """Batches that any network can learn: the second class is brighter."""
+    rng = torch.Generator().manual_seed(1)
+    labels = [torch.randint(0, 2, (16,), generator=rng) for _ in range(n)]
+    return [Batch(torch.randn(16, 1, 24, 24, generator=rng) + 0.7 * label.view(-1, 1, 1, 1), label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("lensnet", "muon"), ("lensnet", "adamw"), ("mobilenetv3-small", "muon")]
+)
+def test_a_network_learns_what_can_be_learned(name: str, optimizer: str) -> None:
+    torch.manual_seed(0)
+    losses = [step.loss for step in learn(build(name, 2), bright_or_dark(60), optimizer=optimizer)]
+    assert np.mean(losses[-10:]) < 0.5 * math.log(2)
+
+
+def test_the_truth_head_learns_the_map() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 1, 48, 48)
+    masses = nn.functional.avg_pool2d(images, 8)[:, 0]
+    model = build("lensnet", 2)
+    head = TruthHead(model, 0.5)
+    steps = learn(model, [Batch(images, torch.zeros(16).long(), masses.repeat(1, 2, 2))] * 40, head)
+    losses = [step.truth_loss for step in steps]
+    assert losses[-1] < 0.5 * losses[0]  # type: ignore[operator]
+
+
+def test_training_stops_where_the_share_reaches_one() -> None:
+    steps: list[Step] = []
+    batches, config = bright_or_dark(4), TrainConfig()
+    epochs = (iter(batches) for _ in itertools.count())
+    ends: list[int] = []
+    train.fit(
+        build("lensnet", 2),
+        None,
+        epochs,
+        config,
+        share_done=lambda n: n / 6,
+        on_step=steps.append,
+        on_epoch=ends.append,
+    )
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.epoch for step in steps] == [0, 0, 0, 0, 1, 1]
+    assert ends == [0, 1]
+
+
+def test_the_same_seed_gives_the_same_weights(small_dataset: Dataset) -> None:
+    def weights() -> list[Tensor]:
+        torch.manual_seed(0)
+        model = build("lensnet", 3)
+        learn(model, list(feed(small_dataset).epoch(0)))
+        return list(model.parameters())
+
+    assert all(map(torch.equal, weights(), weights()))
+
+
+@given(st.floats(0, 1), st.floats(0, 0.9))
+def test_the_rate_stays_between_zero_and_its_peak(done: float, warmup: float) -> None:
+    assert -1e-9 <= train.rate_at(done, warmup) <= 1 + 1e-9
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    rates = [train.rate_at(done, 0.1) for done in np.linspace(0, 1, 101)]
+    assert np.argmax(rates) == 10
+    assert (np.diff(rates[:11]) > 0).all()
+    assert (np.diff(rates[10:]) < 0).all()
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_every_parameter_is_trained_once() -> None:
+    model = build("mobilenetv3-small", 3)
+    optimizer = train.make_optimizer([model, TruthHead(model, 1)], TrainConfig())
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(held) == len({id(parameter) for parameter in held}) == len(list(model.parameters())) + 2
+
+
+def test_the_classifier_is_left_to_adamw() -> None:
+    model = LensNet(3, 1)
+    filters, rest = train.make_optimizer([model], TrainConfig()).param_groups
+    assert id(model.classifier.weight) in map(id, rest["params"])
+    assert id(next(model.stem.parameters())) in map(id, filters["params"])
+    assert (filters["lr"], rest["lr"]) == (TrainConfig().lr, TrainConfig().adamw_lr)
+
+
+def test_set_rate_scales_every_group() -> None:
+    optimizer = train.make_optimizer([build("lensnet", 3)], TrainConfig(lr=0.1, adamw_lr=0.01))
+    train.set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.005]
+
+
+def test_an_epoch_visits_each_image_once(small_dataset: Dataset) -> None:
+    source = feed(small_dataset, batch_size=1, flips=False)
+    seen = torch.cat([batch.images for batch in source.epoch(0)])
+    assert len(seen) == len(small_dataset.train)
+    assert len({image.numpy().tobytes() for image in seen}) == len(seen)
+
+
+def test_each_epoch_has_an_order_of_its_own(small_dataset: Dataset) -> None:
+    first, again, second = (torch.cat([batch.labels for batch in feed(small_dataset).epoch(n)]) for n in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_batch(small_dataset: Dataset) -> None:
+    source = feed(small_dataset, batch_size=1000)
+    assert [len(batch.labels) for batch in source.epoch(0)] == [len(small_dataset.train)]
+    assert len(source) == 1
+
+
+def test_flips_show_every_mirror_image(small_dataset: Dataset) -> None:
+    source = feed(small_dataset, batch_size=len(small_dataset.train))
+    images = next(source.epoch(0)).images
+    plain = next(feed(small_dataset, batch_size=len(small_dataset.train), flips=False).epoch(0)).images
+    kinds = [images.flip(axes) for axes in ((), (-1,), (-2,), (-1, -2))]
+    which = torch.stack([(kind == plain).flatten(1).all(1) for kind in kinds])
+    assert which.sum(0).tolist() == [1] * len(plain)
+    assert (which.sum(1) > len(plain) / 8).all()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5))
+def test_mirroring_twice_is_the_identity(flips: list[tuple[bool, bool]]) -> None:
+    planes, mask = torch.randn(len(flips), 2, 5, 4), np.array(flips)
+    assert torch.equal(train.mirrored(train.mirrored(planes, mask), mask), planes)
+
+
+def test_the_truth_map_is_mirrored_with_its_image(small_dataset: Dataset) -> None:
+    """A point of light at each subhalo: where the image has it, the map has the mass."""
+    planes = torch.zeros(2, 1, 8, 8)
+    planes[:, 0, 1, 6] = 1
+    flips = np.array([[True, False], [False, True]])
+    assert torch.equal(train.mirrored(planes, flips)[:, 0], train.mirrored(planes[:, 0], flips))
+    assert train.mirrored(planes, flips)[0, 0, 1, 1] == 1
+    assert train.mirrored(planes, flips)[1, 0, 6, 6] == 1
+
+
+def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> None:
+    size = len(small_dataset.train)
+    batch = next(feed(small_dataset, n_cells=6, batch_size=size, flips=False).epoch(0))
+    order = np.random.default_rng((0, 0)).permutation(size)
+    truth = small_dataset.train.take(order).truth
+    assert truth is not None
+    assert batch.masses is not None
+    expected = np.log1p(mass_map(truth, 6, 48 * 0.15) / 1e9)
+    assert np.allclose(batch.masses, expected, rtol=1e-5)
+    assert (batch.masses.sum((1, 2)) > 0).tolist() == (batch.labels > 0).tolist()
+
+
+def test_there_is_no_truth_head_without_truth_or_weight(small_dataset: Dataset) -> None:
+    model = build("lensnet", 3)
+    assert train.truth_head(model, SEEN, small_dataset, TrainConfig())[1] == 6
+    assert train.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
