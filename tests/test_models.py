@@ -140,3 +140,8 @@ def test_the_truth_head_teaches_the_early_layers() -> None:
     head().sum().backward()
     assert next(model.stem.parameters()).grad is not None
     assert model.classifier.weight.grad is None
+
+
+def test_small_maps_are_never_trained_in_bfloat16() -> None:
+    assert not models.has_bf16_gain("resnet18", "cpu", 32)
+    assert not models.has_bf16_gain("mobilenetv3-small", "cpu", 112)

@@ -26,7 +26,7 @@ def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> Feed:
 def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None, **settings: object) -> list[Step]:
     """Every step of one pass over the batches."""
     steps: list[Step] = []
-    config = TrainConfig.model_validate(settings)
+    config = TrainConfig.model_validate({"truth_weight": 3, **settings})
     torch.manual_seed(0)
     train.fit(
         model,
@@ -47,12 +47,10 @@ def bright_or_dark(n: int) -> list[Batch]:
     return [Batch(torch.randn(16, 1, 24, 24, generator=rng) + 0.7 * label.view(-1, 1, 1, 1), label) for label in labels]
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"), [("lensnet", "muon"), ("lensnet", "adamw"), ("mobilenetv3-small", "muon")]
-)
-def test_a_network_learns_what_can_be_learned(name: str, optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_network_learns_what_can_be_learned(optimizer: str) -> None:
     torch.manual_seed(0)
-    losses = [step.loss for step in learn(build(name, 2), bright_or_dark(60), optimizer=optimizer)]
+    losses = [step.loss for step in learn(build("lensnet", 2), bright_or_dark(60), optimizer=optimizer)]
     assert np.mean(losses[-10:]) < 0.5 * math.log(2)
 
 
@@ -189,5 +187,12 @@ def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> N
 
 def test_there_is_no_truth_head_without_truth_or_weight(small_dataset: Dataset) -> None:
     model = build("lensnet", 3)
-    assert train.truth_head(model, SEEN, small_dataset, TrainConfig())[1] == 6
+    assert train.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=3))[1] == 6
     assert train.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
+
+
+def test_depthwise_filters_are_left_to_adamw() -> None:
+    model = build("mobilenetv3-small", 3)
+    filters = train.make_optimizer([model], TrainConfig()).param_groups[0]["params"]
+    assert not any(parameter.shape[1] == 1 for parameter in filters[1:])
+    assert len(filters) > 20

@@ -155,8 +155,8 @@ class TrainConfig(Frozen):
     """Share of training spent rising to the peak rate; the rest is a cosine to zero."""
     flips: bool = True
     """Mirror images in x and y at random: the data's true symmetries."""
-    truth_weight: NonNegativeFloat = 3.0
-    """Weight of the substructure-map loss, where the data set has truth."""
+    truth_weight: NonNegativeFloat | None = None
+    """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own choice."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of images and the flips."""
 

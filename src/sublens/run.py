@@ -40,10 +40,12 @@ def device() -> str:
 
 def resolved(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings with the network's own input filled in, checked against the data set."""
-    models.timm_name(config.model.name)
-    seen = config.input or models.input_of(config.model.name, dataset.train.shape)
+    name = config.model.name
+    models.timm_name(name)
+    seen = config.input or models.input_of(name, dataset.train.shape)
     models.side_seen(seen, dataset.train.shape)
-    return config.model_copy(update={"input": seen})
+    weight = models.truth_weight_of(name) if config.train.truth_weight is None else config.train.truth_weight
+    return config.model_copy(update={"input": seen, "train": config.train.model_copy(update={"truth_weight": weight})})
 
 
 def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = False, bar: Bar = silent) -> bool:
@@ -54,13 +56,15 @@ def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = F
     files.refuse_existing(out, force=force)
     config = resolved(config, dataset)
     assert config.input is not None
+    side = models.side_seen(config.input, dataset.train.shape)
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         model = models.build(
             config.model.name, len(dataset.classes), config.input.channels, pretrained=config.model.pretrained
         )
         head, n_cells = train.truth_head(model, config.input, dataset, config.train)
-    models.placed(model, device())
+    for module in (model, head) if head else (model,):
+        models.placed(module, device())
     feed = train.Feed(dataset.train, config.input, config.train, device(), dataset.survey if head else None, n_cells)
     with files.explained(out):
         files.remove(out)
@@ -76,7 +80,7 @@ def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = F
                     share_done=diary.share_done,
                     on_step=diary.on_step,
                     on_epoch=diary.on_epoch,
-                    has_bf16=models.has_bf16_gain(config.model.name, device()),
+                    has_bf16=models.has_bf16_gain(config.model.name, device(), side),
                 )
             except KeyboardInterrupt:
                 diary.close(is_interrupted=True)

@@ -1,7 +1,7 @@
 """fit(): the whole training loop on one screen, and what it needs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ def fit(
                 mapped = head() if head else None
             loss = F.cross_entropy(logits.float(), batch.labels)
             truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
-            total = loss if truth_loss is None else loss + config.truth_weight * truth_loss
+            total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -102,11 +102,12 @@ def rate_at(done: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def make_optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon on convolutions and matrices with AdamW on the rest.
+def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon on convolutions with AdamW on the rest.
 
-    Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm. The
-    classifier and the truth head are left to AdamW.
+    Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm. It makes
+    the rows of a matrix orthogonal, so depthwise convolutions, whose filters do not share an
+    input, are left to AdamW, as are the classifier and the truth head.
     """
     parameters = [parameter for module in modules for parameter in module.parameters()]
     if config.optimizer == "adamw":
@@ -118,9 +119,10 @@ def make_optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.o
         import_timm()
         from timm.optim.muon import Muon
 
-        is_filter = [parameter.ndim == 4 and len(parameter) > 1 for parameter in parameters]
-        filters = [p for p, yes in zip(parameters, is_filter, strict=True) if yes]
-        rest = [p for p, yes in zip(parameters, is_filter, strict=True) if not yes]
+        layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+        filters = [layer.weight for layer in layers if layer.groups == 1 and layer.out_channels > 1]
+        taken = set(map(id, filters))
+        rest = [parameter for parameter in parameters if id(parameter) not in taken]
         optimizer = Muon(
             [{"params": filters, "lr": config.lr}, {"params": rest, "lr": config.adamw_lr, "use_fallback": True}],
             weight_decay=config.weight_decay,
@@ -145,6 +147,7 @@ def truth_head(
     None where the data set has no truth, the settings want none, or the network offers no early
     feature map.
     """
+    assert config.truth_weight is not None, "settings must be resolved"
     if not (dataset.survey and dataset.train.truth and config.truth_weight and hasattr(model, "feature_info")):
         return None, 0
     side = side_seen(seen, dataset.train.shape)
