@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublens import models
-from sublens.config import InputConfig
+from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.errors import ConfigError
 from sublens.images import QUANTISED_PEAK
 from sublens.models import NOMINAL_PEAK, SKY, TruthHead, build, prepare
@@ -120,7 +120,16 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
 
 
 def test_small_images_shrink_the_usual_crop() -> None:
-    assert models.side_seen(models.input_of("lensnet", (49, 49)), (49, 49)) == 24
+    seen = models.resolved(RunConfig(), (49, 49)).input
+    assert seen is not None
+    assert models.side_seen(seen, (49, 49)) == 24
+
+
+def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
+    own = models.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
+    assert (own.input, own.train.truth_weight) == (models.NETWORKS["resnet18"].input, 3)
+    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0))
+    assert models.resolved(told, (150, 150)) == told
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,17 @@ def make_run(
     """A measured run that was never trained."""
     folder.mkdir(parents=True)
     table = predictions(classes, skill, n, seed)
-    seen = models.input_of(network, (SIDE, SIDE))
+    config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes))
+    settings = models.resolved(config, (SIDE, SIDE))
+    assert settings.input is not None
     bundle.save_weights(folder, models.build("lensnet", len(classes)))
     bundle.write_card(
         folder,
         network=network,
         classes=tuple(classes),
         image_shape=(SIDE, SIDE),
-        input=seen,
-        settings=RunConfig(model=ModelConfig(name=network), input=seen, train=TrainConfig(minutes=minutes)),
+        input=settings.input,
+        settings=settings,
         data={"name": data, "hash": digest, "train": 300, "selection": 30, "test": n},
         training={"steps": 40, "images": 320, "seconds": 40.0, "best_epoch": 2, "interrupted": interrupted},
         versions={"sublens": "0.1.0", "commit": "0123456789ab"},

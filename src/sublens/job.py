@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sublens import bundle, data, files, store
+from sublens import bundle, data, files, models, store
 from sublens.config import ModelConfig, RunConfig, SimConfig, SplitConfig
 from sublens.data import Dataset
 from sublens.errors import DataError
 from sublens.progress import Bar, Count, silent
-from sublens.run import is_measured, measure_run, resolved, train_run
+from sublens.run import is_measured, measure_run, train_run
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import COMMON_TEST_1
 from sublens.sim.workers import slices
@@ -74,7 +74,9 @@ def run_all(
     A run that is already trained or measured on this data set with these settings is kept, so an
     interrupted job continues where it stopped.
     """
-    configs = [resolved(config, dataset) for config in configs]  # refuse bad settings before hours of work
+    configs = [
+        models.resolved(config, dataset.train.shape) for config in configs
+    ]  # refuse bad settings before hours of work
     folders = [out / "runs" / config.model.name for config in configs]
     for config, folder in zip(configs, folders, strict=True):
         if not _is_trained(folder, config, dataset, force=force) and not train_run(
@@ -104,7 +106,7 @@ def _is_trained(folder: Path, config: RunConfig, dataset: Dataset, *, force: boo
 DEMO_TRAIN, DEMO_TEST = 20_000, 3_000
 """Images of the demo, reached at `DEMO_FULL_MINUTES`."""
 DEMO_FULL_MINUTES = 12.0
-DEMO_SHARES = {"lensnet": 0.24, "resnet18": 0.25, "mobilenetv3-small": 0.27, "efficientnet-b5": 0.05}
+DEMO_SHARES = {"lensnet": 0.21, "resnet18": 0.28, "mobilenetv3-small": 0.28, "efficientnet-b5": 0.05}
 """Share of the demo's minutes that each network trains; simulating and measuring take the rest."""
 
 
@@ -125,4 +127,4 @@ def demo(out: Path, minutes: float, *, seed: int = 1, workers: int = 2, force: b
 def demo_config(name: str, minutes: float) -> RunConfig:
     """The demo's settings for a network: the project's own, within a budget of minutes."""
     defaults = RunConfig(model=ModelConfig(name=name))
-    return defaults.model_copy(update={"train": defaults.train.model_copy(update={"minutes": minutes})})
+    return defaults.model_copy(update={"train": defaults.train.model_copy(update={"minutes": round(minutes, 2)})})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens.config import InputConfig
+from sublens.config import InputConfig, RunConfig
 from sublens.errors import ConfigError, nearest
 from sublens.images import QUANTISED_PEAK
 
@@ -119,16 +119,25 @@ class TruthHead(nn.Module):
         return mapped[:, 0]
 
 
-def input_of(name: str, shape: tuple[int, int]) -> InputConfig:
-    """What the network of that name sees of images of this shape unless told otherwise."""
+def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:
+    """The settings with the network's own choices filled in, for images of this shape.
+
+    Raises `ConfigError` where there is no such network, or it cannot see images of this shape so.
+    """
+    name = config.model.name
+    timm_name(name)
+    seen = config.input or _usual_input(name, shape)
+    side_seen(seen, shape)
+    usual = NETWORKS[name].truth_weight if name in NETWORKS else USUAL_TRUTH_WEIGHT
+    weight = usual if config.train.truth_weight is None else config.train.truth_weight
+    filled = config.train.model_copy(update={"truth_weight": weight})
+    return config.model_copy(update={"input": seen, "train": filled})
+
+
+def _usual_input(name: str, shape: tuple[int, int]) -> InputConfig:
     seen = NETWORKS[name].input if name in NETWORKS else InputConfig()
     side = min(shape) - min(shape) % seen.binning
     return seen if seen.crop is None or seen.crop <= side else seen.model_copy(update={"crop": side})
-
-
-def truth_weight_of(name: str) -> float:
-    """Weight of the truth head's loss for the network of that name."""
-    return NETWORKS[name].truth_weight if name in NETWORKS else USUAL_TRUTH_WEIGHT
 
 
 def has_bf16_gain(name: str, device: str, side: int) -> bool:

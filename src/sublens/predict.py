@@ -1,6 +1,6 @@
 """Predictor: the only path from pixels to probabilities."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -48,7 +48,7 @@ class Predictor:
         model, card = bundle.load(Path(folder), device)
         return cls(model, card.classes, card.image_shape, card.input, device)
 
-    def __call__(self, pixels: Sequence[ArrayLike]) -> list[Prediction]:
+    def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Judge images, each [h, w] or [1, h, w] in any linear scale.
 
         Raises `ImageError` for an image that is not finite, constant or of another size.

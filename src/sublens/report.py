@@ -171,7 +171,7 @@ class Run:
     @property
     def is_at_chance(self) -> bool:
         """Whether the network may be no better than a guess."""
-        return self.scores.auc_macro.low <= CHANCE <= self.scores.auc_macro.high
+        return self.scores.auc_macro.low <= CHANCE
 
 
 def _read(folder: Path) -> Run:
@@ -391,9 +391,7 @@ def _each(values: Iterable[object]) -> str:
 def _settings(run: Run) -> str:
     """The settings that are not the network's defaults, in words, and whether training was cut short."""
     card = run.card
-    usual = RunConfig(
-        model=ModelConfig(name=card.network), input=models.input_of(card.network, card.image_shape)
-    ).model_dump()
+    usual = models.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
     changed = [
         f"{section}.{key} = {value}"
         for section, values in card.settings.model_dump().items()

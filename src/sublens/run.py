@@ -38,23 +38,13 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def resolved(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The settings with the network's own input filled in, checked against the data set."""
-    name = config.model.name
-    models.timm_name(name)
-    seen = config.input or models.input_of(name, dataset.train.shape)
-    models.side_seen(seen, dataset.train.shape)
-    weight = models.truth_weight_of(name) if config.train.truth_weight is None else config.train.truth_weight
-    return config.model_copy(update={"input": seen, "train": config.train.model_copy(update={"truth_weight": weight})})
-
-
 def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = False, bar: Bar = silent) -> bool:
     """Train one network and leave its bundle and log in `out`.
 
     Returns False where Ctrl-C ended it early; the best weights by then are saved all the same.
     """
     files.refuse_existing(out, force=force)
-    config = resolved(config, dataset)
+    config = models.resolved(config, dataset.train.shape)
     assert config.input is not None
     side = models.side_seen(config.input, dataset.train.shape)
     with torch.random.fork_rng():
