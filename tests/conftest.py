@@ -19,7 +19,7 @@ settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
 
 torch.set_num_threads(1)  # tests share two cores with each other and with whatever else runs
-SHARED = Path(os.environ.get("SUBLENS_SHARED", "../shared")).resolve()
+SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shared")).resolve()
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,11 @@ def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: 
         (("train", "FOLDER", "--set", "train.epochs=many"), "train.epochs"),
         (("train", "FOLDER", "--set", "input.crop=99"), "input.crop is 99 pixels but the images are 16 x 16"),
         (("train", "FOLDER", "--settings", "none.toml"), "none.toml: cannot be read"),
-        (("compare", "FOLDER"), "sublens"),
+        (("train", "FOLDER", "--model", "resnet18.no_such_tag"), "no network called 'resnet18.no_such_tag'"),
+        (("train", "FOLDER", "--model", "vit_tiny_patch16_224"), "cannot take images of 16 x 16 pixels"),
+        (("run", "FOLDER", "--models", "lensnet,lensnet"), "A network is named twice"),
+        (("train", "FOLDER", "--set", "train.seed=99999999999999999999"), "train.seed"),
+        (("compare", "FOLDER"), "not a trained model"),
         (("pack", "FOLDER/train/empty"), "needs at least two"),
     ],
 )
@@ -183,7 +187,7 @@ def test_force_never_replaces_the_working_folder(
     (tmp_path / "mine.txt").write_text("precious")
     monkeypatch.chdir(tmp_path)
     told = refused(capsys, "pack", easy_folder, "--out", ".", "--force")
-    assert "holds the working or home folder" in told
+    assert "is or holds the working or home folder" in told
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -202,8 +206,8 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     command = [sys.executable, "-m", "sublens.cli", "simulate", "common-test-1", "--train", "30", "--out", "store"]
     done = subprocess.run(command, cwd=tmp_path, preexec_fn=allow_little, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "sublens: store: could not be written (is the disk full?" in done.stderr
-    assert "free some space" in done.stderr
+    assert "store: could not be written (is the disk full?" in done.stderr
+    assert "Free some space" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

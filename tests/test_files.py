@@ -24,7 +24,7 @@ def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match="No space left on device.*free some space"),
+        pytest.raises(DataError, match="No space left on device.*Free some space"),
         files.whole_folder(tmp_path / "store", force=False) as partial,
     ):
         (partial / "half").write_bytes(b"1")
@@ -42,10 +42,10 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
 
 def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "old").touch()
+    (tmp_path / "store" / "manifest.json").touch()
     with files.whole_folder(tmp_path / "store", force=True) as partial:
         (partial / "new").touch()
-        assert (tmp_path / "store" / "old").exists()
+        assert (tmp_path / "store" / "manifest.json").exists()
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -59,3 +59,31 @@ def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
 def test_sha256_of_nothing_is_the_published_one(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert files.sha256(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+def test_force_replaces_only_what_sublens_wrote(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    with pytest.raises(DataError, match="not written by sublens"):
+        files.refuse_existing(tmp_path / "photos", force=True)
+
+
+def test_a_link_is_replaced_but_what_it_points_to_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "manifest.json").touch()
+    (tmp_path / "link").symlink_to("real")
+    with files.whole_folder(tmp_path / "link", force=True) as partial:
+        (partial / "new").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert (tmp_path / "real" / "manifest.json").exists()
+    assert (tmp_path / "link" / "new").exists()
+
+
+@pytest.mark.parametrize(("out", "source"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("x/../a", "a")])
+def test_a_result_may_not_overlap_what_it_is_made_from(tmp_path: Path, out: str, source: str) -> None:
+    with pytest.raises(DataError, match="overlaps"):
+        files.refuse_overlap(tmp_path / out, tmp_path / source)
+
+
+def test_neighbours_do_not_overlap(tmp_path: Path) -> None:
+    files.refuse_overlap(tmp_path / "ab", tmp_path / "a")

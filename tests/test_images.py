@@ -1,4 +1,6 @@
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -144,3 +146,21 @@ def test_counts_of_all_real_images_are_recovered_exactly(real_data: Path) -> Non
         counts = images.counts_above_minimum(pixels)
         assert 653 <= counts.max() <= 998
         assert np.array_equal(counts / counts.max(), pixels)
+
+
+def test_an_eight_bit_picture_is_not_taken_for_photons(tmp_path: Path) -> None:
+    grey = (poisson(3) * 4).clip(0, 255).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert images.read_counts(tmp_path / "a.png").max() == images.QUANTISED_PEAK
+
+
+@given(st.integers(8, 127), st.integers(0, 255))
+def test_a_damaged_header_is_an_image_error_or_still_an_image(place: int, byte: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.npy"
+        np.save(path, poisson(0).astype(float))
+        data = bytearray(path.read_bytes())
+        data[place] = byte
+        path.write_bytes(data)
+        with suppress(ImageError):
+            assert images.read(path).ndim == 2

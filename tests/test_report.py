@@ -323,14 +323,22 @@ def test_what_is_there_is_kept_without_force(stranger: Path, tmp_path: Path) -> 
     (out / "mine.txt").write_text("precious")
     with pytest.raises(DataError, match="--force"):
         report.write([stranger], out)
+    with pytest.raises(DataError, match="not written by sublens"):
+        report.write([stranger], out, force=True)
     assert (out / "mine.txt").read_text() == "precious"
+
+
+def test_an_older_report_is_replaced_with_force(stranger: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    report.write([stranger], out)
+    (out / "old.txt").touch()
     report.write([stranger], out, force=True)
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md"]
 
 
 def test_a_report_never_replaces_a_run_it_reads(stranger: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stranger, tmp_path / "out" / "run")
-    with pytest.raises(DataError, match="folder of its own"):
+    with pytest.raises(DataError, match="overlaps .*run, which is read"):
         report.write([run], tmp_path / "out", force=True)
     assert (run / SCORES).is_file()
 

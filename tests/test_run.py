@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import bundle, catalog, metrics, models, run
+from sublens import bundle, catalog, metrics, run
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
@@ -67,7 +67,7 @@ def test_the_best_epoch_of_the_selection_part_is_kept(done: Path, easy: Dataset)
 def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
     card = bundle.read_card(done)
     assert (card.classes, card.image_shape, card.data["hash"]) == (("empty", "square"), (16, 16), easy.hash)
-    assert card.settings == models.resolved(QUICK, (16, 16))
+    assert card.settings == run.settled(QUICK, easy)
     assert (card.data["train"], card.data["test"]) == (len(easy.train), 40)
     assert not card.training["interrupted"]
 
@@ -138,9 +138,32 @@ def test_a_loss_that_explodes_is_explained_and_keeps_the_best(
             yield Batch(batch.images * (np.nan if epoch == 1 else 1), batch.labels)
 
     monkeypatch.setattr(Feed, "epoch", poisoned)
-    with pytest.raises(DataError, match=r"loss became nan at step \d+ of epoch 1. Lower train.lr"):
+    with pytest.raises(DataError, match=r"loss became nan in epoch 1. Lower train.lr"):
         run.train_run(easy, QUICK, tmp_path / "run")
     assert Predictor.load(tmp_path / "run").classes == ("empty", "square")
+
+
+def test_a_run_that_diverges_at_once_leaves_nothing(easy: Dataset, tmp_path: Path) -> None:
+    wild = RunConfig(train=TrainConfig(optimizer="adamw", adamw_lr=1e30, epochs=1))
+    with pytest.raises(DataError, match="loss became nan in epoch 0"):
+        run.train_run(easy, wild, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:
+    split = SplitConfig(seed=5, selection=0.25)
+    run.train_run(open_dataset(easy_folder, split), RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
+    assert bundle.read_card(tmp_path / "run").settings.split == split
+
+
+def test_a_measured_run_is_not_measured_again_without_force(done: Path, easy: Dataset) -> None:
+    with pytest.raises(DataError, match="is measured already"):
+        run.measure_run(done, easy)
+
+
+def test_scores_of_other_data_do_not_count_as_measured(done: Path, easy: Dataset, small_dataset: Dataset) -> None:
+    assert run.is_measured(done, easy)
+    assert not run.is_measured(done, small_dataset)
 
 
 def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path) -> None:
@@ -170,4 +193,4 @@ def test_an_unknown_network_leaves_nothing_behind(easy: Dataset, tmp_path: Path)
 
 def test_a_data_set_with_other_classes_is_refused(done: Path, small_dataset: Dataset) -> None:
     with pytest.raises(DataError, match="was trained on the classes empty, square"):
-        run.measure_run(done, small_dataset)
+        run.measure_run(done, small_dataset, force=True)

@@ -1,10 +1,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from conftest import chunk
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sublens import store
 from sublens.errors import DataError
@@ -118,3 +121,22 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         store.write(tmp_path / "s", ("a", "b"), Origin(source="test"), {"train": broken()})
     assert list(tmp_path.iterdir()) == []
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_any_changed_byte_of_the_manifest_is_found(small_store: Path, place: int, byte: int) -> None:
+    data = bytearray((small_store / MANIFEST).read_bytes())
+    place %= len(data)
+    assume(data[place] != byte)
+    data[place] = byte
+    with TemporaryDirectory() as folder:
+        (Path(folder) / MANIFEST).write_bytes(data)
+        with pytest.raises(DataError):
+            store.read_manifest(Path(folder))
+
+
+def test_a_changed_label_is_refused_before_it_is_used(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    np.save(tmp_path / "s" / "train" / "labels.npy", np.full(8, 7))
+    with pytest.raises(DataError, match=r"labels\.npy: missing or changed"):
+        store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")

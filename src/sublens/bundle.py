@@ -1,5 +1,6 @@
 """A trained model on disk: safetensors weights and a JSON card that vouches for them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError
-from sublens.files import sha256, write_bytes
+from sublens.files import sha256, whole_file, write_bytes
 from sublens.models import build, placed
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -44,9 +45,10 @@ class Card(Frozen):
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write the model's weights; any card there is removed first, as it vouches for others."""
-    (folder / CARD).unlink(missing_ok=True)
-    write_bytes(folder / WEIGHTS, to_bytes(_state(model)))
+    """Write the model's weights; the card of those they replace is removed."""
+    with whole_file(folder / WEIGHTS) as partial:
+        partial.write_bytes(to_bytes(_state(model)))
+        (folder / CARD).unlink(missing_ok=True)
 
 
 def write_card(folder: Path, **fields: Any) -> None:
@@ -83,7 +85,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
         data = (folder / WEIGHTS).read_bytes()
     except OSError as err:
         raise BundleError(f"{folder}: has no {WEIGHTS}. Copy the whole folder again, or train again.") from err
-    if sha256(folder / WEIGHTS) != card.weights_sha256:
+    if hashlib.sha256(data).hexdigest() != card.weights_sha256:
         raise BundleError(
             f"{folder / WEIGHTS}: is not what its card was written for (sha256 differs). Copy the "
             "whole folder again, or train again."

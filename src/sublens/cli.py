@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Results go to standard output, all else to standard error."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -21,6 +22,9 @@ app = typer.Typer(
     help="Tell dark-matter substructure apart in images of strong gravitational lenses.\n\n"
     "To see it all work: sublens demo",
 )
+
+STOPPED = 130
+"""Exit code after Ctrl-C."""
 
 Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -140,6 +144,7 @@ def train(
     from sublens import files, job, run
     from sublens.progress import visible
 
+    files.refuse_overlap(out, dataset)
     files.refuse_existing(out, force=force)  # before the data set is read
     config = _config(settings, set_, model)
     data = job.open_dataset(dataset, config.split, visible)
@@ -152,13 +157,14 @@ def train(
     print(out)
     if not is_whole:
         _say("Stopped early; the best weights so far were kept.")
-        raise typer.Exit(130)
+        raise typer.Exit(STOPPED)
 
 
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="What `sublens train` left.")],
     dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    force: Force = False,
 ) -> None:
     """Measure a trained network on the test part of a data set.
 
@@ -171,7 +177,7 @@ def evaluate(
     data = job.open_dataset(dataset, card.settings.split, visible)
     if data.hash != card.data["hash"]:
         _say(f"{folder} was trained on other data than {dataset}.")
-    scores = run.measure_run(folder, data, bar=visible)
+    scores = run.measure_run(folder, data, force=force, bar=visible)
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
@@ -207,10 +213,11 @@ def run_(
 
     sublens run common_test_1 --models lensnet,resnet18 --out results
     """
-    from sublens import job
+    from sublens import files, job
     from sublens.progress import visible
 
-    configs = [_config(settings, set_, name.strip()) for name in models.split(",")]
+    files.refuse_overlap(out, dataset)
+    configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
     data = job.open_dataset(dataset, configs[0].split, visible)
     _finish(job.run_all(data, configs, out, force=force, bar=visible))
 
@@ -218,7 +225,9 @@ def run_(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    minutes: Annotated[float, typer.Option("--minutes", min=0.2, help="Time for everything, on two cores.")] = 12,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.2, max=100_000, help="Time for everything, on two cores.")
+    ] = 12,
     seed: Seed = 1,
     workers: Workers = 2,
     force: Force = False,
@@ -260,14 +269,16 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     try:
         app(arguments)
     except SublensError as err:
         _say(f"sublens: {err}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _say("sublens: stopped. Run the same command again to continue or start over.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            _say("sublens: stopped. Run the same command again to continue or start over.")
+        raise
     sys.exit(0)
 
 

@@ -71,6 +71,8 @@ class Dataset:
     """sha256 of the store's manifest, or of a folder's ids and pixels."""
     survey: SimConfig | None
     """The simulation's settings, where there was one."""
+    split: SplitConfig
+    """How it was divided."""
 
 
 def open(path: Path, split: SplitConfig, on_progress: Progress = lambda n: None) -> Dataset:
@@ -128,7 +130,7 @@ def _divided(
                 f"{name}: the {what} part ({len(part)} images) holds no image of class {', '.join(absent)}; "
                 "every part needs every class. Add images, or raise split.selection or split.test."
             )
-    return Dataset(name, classes, train, selection, test, digest, survey)
+    return Dataset(name, classes, train, selection, test, digest, survey, config)
 
 
 def split(part: Part, share: float, seed: int, purpose: str) -> tuple[Part, Part]:
@@ -189,8 +191,8 @@ class Layout:
             some = listed[start : start + FOLDER_CHUNK]
             counts = []
             for path, _ in some:
-                one = images.counts_above_minimum(images.read(path))
-                first = first if first is not None else (one if path == first_path else images.read(first_path))
+                one = images.read_counts(path)
+                first = first if first is not None else (one if path == first_path else images.read_counts(first_path))
                 if one.shape != first.shape:
                     raise ImageError(
                         f"{path}: is {one.shape[0]} x {one.shape[1]} pixels but {first_path} is "

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from sublens import metrics
 from sublens.data import Part
-from sublens.predict import Predictor
+from sublens.predict import BATCH, Predictor
 
-BATCH = 64
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
 """Latency is measured over this many runs, or until this much time has passed."""

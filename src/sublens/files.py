@@ -6,8 +6,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tokenize import TokenError
 
 from sublens.errors import DataError
+
+NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
+"""What numpy raises for damaged .npy files."""
+OURS = ("manifest.json", "card.json", "log.jsonl", "report.html")
+"""A folder that holds one of these was written by sublens, so --force may replace it."""
 
 
 @contextmanager
@@ -18,8 +24,8 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as err:
         reason = err.strerror or f"is the disk full? {err}"  # numpy does not say why it wrote too little
         raise DataError(
-            f"{path}: could not be written ({reason}). Nothing was left under that name; "
-            "free some space or choose another place, then run the command again."
+            f"{path}: could not be written ({reason}). Free some space or choose another place, "
+            "then run the command again."
         ) from err
 
 
@@ -53,6 +59,7 @@ def whole_folder(path: Path, *, force: bool) -> Iterator[Path]:
     replaced only once the new one is complete.
     """
     refuse_existing(path, force=force)
+    path = path.absolute()
     partial = path.with_name(f".{path.name}.partial")
     try:
         with explained(path):
@@ -72,19 +79,32 @@ def whole_folder(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise `DataError` where `path` holds something and `force` is false, or is too much to replace."""
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if occupied and not force:
+    """Raise `DataError` where `path` is taken and may not be replaced.
+
+    Without `force` an empty folder alone may be; with it, a folder that sublens wrote.
+    """
+    if path.is_file():
+        raise DataError(f"{path}: is a file; needs to be a folder. Choose another place.")
+    if any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+        raise DataError(f"{path}: is or holds the working or home folder. Choose a folder of its own.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not force:
         raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
-    if occupied and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
-        raise DataError(
-            f"{path}: holds the working or home folder, so --force does not replace it. Choose a folder of its own."
-        )
+    if not any((path / name).is_file() for name in OURS):
+        raise DataError(f"{path}: was not written by sublens, so --force does not replace it. Choose another place.")
+
+
+def refuse_overlap(out: Path, source: Path) -> None:
+    """Raise `DataError` where writing `out` could damage the `source` it is made from."""
+    one, other = out.resolve(), source.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise DataError(f"{out}: overlaps {source}, which is read. Choose a folder outside it.")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder, if it is there."""
-    if path.is_dir():
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from sublens.errors import ImageError
+from sublens.files import NPY_ERRORS
 
 SUFFIXES = (".npy", ".png", ".jpg", ".jpeg")
 MAX_SIDE = 4096
@@ -26,12 +27,18 @@ def read(path: Path) -> NDArray[np.float64]:
     Raises `ImageError`, naming the file, for anything else, and for an image that holds NaN or
     infinity or has one value everywhere. Object arrays are refused, never unpickled.
     """
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file. Check the path.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ImageError(f"{path}: sublens reads {', '.join(SUFFIXES)} images. Convert it to one of these.")
-    pixels = _read_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
-    return usable(pixels, str(path))
+    return usable(_raw(path), str(path))
+
+
+def read_counts(path: Path) -> NDArray[np.uint16]:
+    """Counts above the minimum [h, w] of one image file; raises as `read` does.
+
+    The levels of an 8-bit picture are too coarse to be photons, so it is scaled to 16 bits.
+    """
+    raw = _raw(path)
+    pixels = usable(raw, str(path))
+    is_coarse = path.suffix.lower() != ".npy" and raw.dtype == np.uint8
+    return _stretched(pixels) if is_coarse else counts_above_minimum(pixels)
 
 
 def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
@@ -69,7 +76,20 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
         counts = scaled * round(divisor / step)
         if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
             return np.asarray(counts.round(), dtype=np.uint16)
+    return _stretched(pixels)
+
+
+def _stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
     return np.asarray((scaled * QUANTISED_PEAK).round(), dtype=np.uint16)
+
+
+def _raw(path: Path) -> NDArray[np.generic]:
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file. Check the path.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{path}: sublens reads {', '.join(SUFFIXES)} images. Convert it to one of these.")
+    return _read_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
 
 
 def _read_npy(path: Path) -> NDArray[np.generic]:
@@ -81,7 +101,7 @@ def _read_npy(path: Path) -> NDArray[np.generic]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, Warning) as err:
+    except (*NPY_ERRORS, Warning) as err:
         if "Python objects" in str(err):
             raise ImageError(
                 f"{path}: a pickled object array, which could run code when opened, so it was not. "

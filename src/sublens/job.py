@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sublens import bundle, data, files, models, store
+from sublens import bundle, data, files, store
 from sublens.config import ModelConfig, RunConfig, SimConfig, SplitConfig
 from sublens.data import Dataset
-from sublens.errors import DataError
+from sublens.errors import ConfigError, DataError
 from sublens.progress import Bar, Count, silent
-from sublens.run import is_measured, measure_run, train_run
+from sublens.run import is_measured, measure_run, settled, train_run
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import COMMON_TEST_1
 from sublens.sim.workers import slices
@@ -61,6 +61,7 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
 
 def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> None:
     """Convert a folder of class folders into a store."""
+    files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     with bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
         data.pack(folder, out, force=force, on_progress=Count(advance).add)
@@ -74,17 +75,18 @@ def run_all(
     A run that is already trained or measured on this data set with these settings is kept, so an
     interrupted job continues where it stopped.
     """
-    configs = [
-        models.resolved(config, dataset.train.shape) for config in configs
-    ]  # refuse bad settings before hours of work
+    configs = [settled(config, dataset) for config in configs]  # refuse bad settings before hours of work
+    names = [config.model.name for config in configs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"A network is named twice: {', '.join(names)}. Name each once.")
     folders = [out / "runs" / config.model.name for config in configs]
     for config, folder in zip(configs, folders, strict=True):
         if not _is_trained(folder, config, dataset, force=force) and not train_run(
             dataset, config, folder, force=True, bar=bar
         ):
             raise KeyboardInterrupt
-        if not is_measured(folder):
-            measure_run(folder, dataset, bar=bar)
+        if not is_measured(folder, dataset):
+            measure_run(folder, dataset, force=True, bar=bar)
     from sublens import report  # matplotlib, slow to import, is needed only here
 
     return report.write(folders, out / "report", force=True)
@@ -119,12 +121,17 @@ def demo(out: Path, minutes: float, *, seed: int = 1, workers: int = 2, force: b
     sizes: dict[Split, int] = {"train": round(DEMO_TRAIN * scale), "test": round(DEMO_TEST * scale)}
     if force or not (out / "data" / store.MANIFEST).is_file():
         simulate(COMMON_TEST_1, sizes, out / "data", seed=seed, workers=workers, force=force, bar=bar)
+    manifest = store.read_manifest(out / "data")
+    if (manifest.origin.seed, manifest.splits) != (seed, sizes):
+        raise DataError(f"{out}: holds a demo with another --seed or --minutes. Choose another --out, or add --force.")
     dataset = open_dataset(out / "data", SplitConfig())
-    configs = [demo_config(name, share * minutes) for name, share in DEMO_SHARES.items()]
+    configs = [demo_config(name, share * minutes, seed) for name, share in DEMO_SHARES.items()]
     return run_all(dataset, configs, out, force=force, bar=bar)
 
 
-def demo_config(name: str, minutes: float) -> RunConfig:
+def demo_config(name: str, minutes: float, seed: int) -> RunConfig:
     """The demo's settings for a network: the project's own, within a budget of minutes."""
     defaults = RunConfig(model=ModelConfig(name=name))
-    return defaults.model_copy(update={"train": defaults.train.model_copy(update={"minutes": round(minutes, 2)})})
+    return defaults.model_copy(
+        update={"train": defaults.train.model_copy(update={"minutes": round(minutes, 2), "seed": seed})}
+    )

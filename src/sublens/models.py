@@ -107,7 +107,15 @@ class TruthHead(nn.Module):
         tap = min(taps, key=lambda info: abs(np.log(info["reduction"] / (self.CELL * zoom))))
         self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
         self._features: Tensor | None = None
-        model.get_submodule(tap["module"]).register_forward_hook(self._listen)
+        self._hook = model.get_submodule(tap["module"]).register_forward_hook(self._listen)
+
+    def fits(self) -> bool:
+        """Whether what the model gave last is a feature map; if not, listen no more."""
+        seen = self._features
+        if seen is not None and seen.ndim == 4 and seen.shape[1] == self.convolution.in_channels:
+            return True
+        self._hook.remove()
+        return False
 
     def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._features = output
@@ -164,7 +172,7 @@ def timm_name(name: str) -> str | None:
     from sublens.timm_import import import_timm
 
     timm = import_timm()
-    if not timm.is_model(name):
+    if not timm.is_model(name) or "." in name:  # a tag names weights, not a network
         raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
     return name
 
@@ -190,8 +198,21 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
             raise
         raise ConfigError(
             f"The ImageNet weights of {name} could not be fetched ({type(err).__name__}: "
-            f"{str(err).splitlines()[0][:120]}). "
+            f"{str(err)[:120]}). "
             "Go online once so that they are cached, or leave out model.pretrained."
+        ) from err
+    return model
+
+
+def tried(model: nn.Module, name: str, channels: int, side: int) -> nn.Module:
+    """The model, once it has seen a blank image; `ConfigError` where it cannot take one of that size."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, side, side))
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as err:
+        raise ConfigError(
+            f"{name} cannot take images of {side} x {side} pixels ({str(err)[:120]}). "
+            "Set input.resize to the side it was made for, such as 224."
         ) from err
     return model
 

@@ -58,7 +58,7 @@ class Predictor:
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Judge image files; `ImageError` names the first that cannot be used."""
-        return self._judged([self._counts(images.read(Path(path)), str(path)) for path in paths])
+        return self._judged([self._sized(images.read_counts(Path(path)), str(path)) for path in paths])
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
@@ -67,13 +67,15 @@ class Predictor:
             return np.asarray(self.model(seen).double().softmax(dim=1).cpu().numpy())
 
     def _counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
-        values = images.usable(pixels, name)
-        if values.shape != self.image_shape:
-            have, need = (f"{h} x {w}" for h, w in (values.shape, self.image_shape))
+        return self._sized(images.counts_above_minimum(images.usable(pixels, name)), name)
+
+    def _sized(self, counts: NDArray[np.uint16], name: str) -> NDArray[np.uint16]:
+        if counts.shape != self.image_shape:
+            have, need = (f"{h} x {w}" for h, w in (counts.shape, self.image_shape))
             raise ImageError(
                 f"{name}: is {have} pixels; this network was trained on {need}. Crop or resample the image."
             )
-        return images.counts_above_minimum(values)
+        return counts
 
     def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
         return [

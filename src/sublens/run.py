@@ -10,6 +10,8 @@ import io
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -38,13 +40,29 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def settled(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The settings that a run on this data set has: the network's own choices, and how the data were divided."""
+    filled = models.resolved(config, dataset.train.shape)
+    return filled.model_copy(update={"split": dataset.split})
+
+
+@contextmanager
+def _removed_if_useless(out: Path) -> Iterator[None]:
+    """Remove the run where an error came before there was anything to keep."""
+    try:
+        yield
+    finally:
+        if not (out / bundle.CARD).is_file():
+            files.remove(out)
+
+
 def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = False, bar: Bar = silent) -> bool:
     """Train one network and leave its bundle and log in `out`.
 
     Returns False where Ctrl-C ended it early; the best weights by then are saved all the same.
     """
     files.refuse_existing(out, force=force)
-    config = models.resolved(config, dataset.train.shape)
+    config = settled(config, dataset)
     assert config.input is not None
     side = models.side_seen(config.input, dataset.train.shape)
     with torch.random.fork_rng():
@@ -52,11 +70,12 @@ def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = F
         model = models.build(
             config.model.name, len(dataset.classes), config.input.channels, pretrained=config.model.pretrained
         )
+        models.tried(model, config.model.name, config.input.channels, side)
         head, n_cells = train.truth_head(model, config.input, dataset, config.train)
     for module in (model, head) if head else (model,):
         models.placed(module, device())
     feed = train.Feed(dataset.train, config.input, config.train, device(), dataset.survey if head else None, n_cells)
-    with files.explained(out):
+    with files.explained(out), _removed_if_useless(out):
         files.remove(out)
         out.mkdir(parents=True)
         with (out / LOG).open("w", encoding="utf-8") as log, bar(f"training {config.model.name}", 1) as advance:
@@ -116,10 +135,7 @@ class _Diary:
         selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
         if not np.isfinite(step.loss):
-            raise DataError(
-                f"The loss became {step.loss} at step {step.number} of epoch {step.epoch}. Lower "
-                f"train.lr or train.adamw_lr and train again; {self.out} keeps the best epoch before it."
-            )
+            raise self._diverged(step.loss, step.epoch)
 
     def on_epoch(self, epoch: int) -> None:
         """Judge the model on the selection part, and save it if its loss there is the least so far.
@@ -133,14 +149,22 @@ class _Diary:
             "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
             "selection_auc": metrics.macro_auc(probs, part.labels),
         }
+        if not np.isfinite(scored["selection_loss"]):
+            raise self._diverged(scored["selection_loss"], epoch)
         is_best = not self.best or scored["selection_loss"] < self.best["selection_loss"]
         mean_loss = float(np.mean(self.losses)) if self.losses else None
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scored, is_best=is_best)
         self.losses.clear()
         if is_best:
-            self.best = {"best_epoch": epoch, **scored}
             bundle.save_weights(self.out, self.model)
+            self.best = {"best_epoch": epoch, **scored}
             self.write_card(is_interrupted=True)
+
+    def _diverged(self, loss: float, epoch: int) -> DataError:
+        kept = f"; {self.out} keeps the best epoch before it" if self.best else ""
+        return DataError(
+            f"The loss became {loss} in epoch {epoch}. Lower train.lr or train.adamw_lr and train again{kept}."
+        )
 
     def close(self, *, is_interrupted: bool) -> None:
         """Complete the card; the weights of now are judged and saved where none were yet."""
@@ -211,11 +235,13 @@ def processor() -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
-def measure_run(folder: Path, dataset: Dataset, *, bar: Bar = silent) -> dict[str, Any]:
+def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar = silent) -> dict[str, Any]:
     """Measure a trained run on the test part; leaves its scores, predictions and gallery in `folder`.
 
     The test part is used here and nowhere else.
     """
+    if (folder / SCORES).is_file() and not force:
+        raise DataError(f"{folder}: is measured already ({SCORES}). Add --force to measure it again.")
     predictor = Predictor.load(folder, device())
     if predictor.classes != dataset.classes:
         raise DataError(
@@ -235,15 +261,21 @@ def measure_run(folder: Path, dataset: Dataset, *, bar: Bar = silent) -> dict[st
         "processor": processor(),
         "data": {"name": dataset.name, "hash": dataset.hash},
     }
+    with files.explained(folder):
+        (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
     catalog.write(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
     return scores
 
 
-def is_measured(folder: Path) -> bool:
-    """Whether the run in `folder` is trained and measured."""
-    return (folder / bundle.CARD).is_file() and (folder / SCORES).is_file()
+def is_measured(folder: Path, dataset: Dataset) -> bool:
+    """Whether the run in `folder` has been measured on this very data set."""
+    try:
+        scores = json.loads((folder / SCORES).read_bytes())
+        return bool(scores["data"]["hash"] == dataset.hash)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _gallery(test: Part, predictions: Predictions) -> bytes:

@@ -9,6 +9,7 @@ NAME/train/subhaloes.npy      truth, one row a subhalo; simulated data sets only
 NAME/test/...                 the same
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from pydantic import ValidationError
 
 from sublens.config import Frozen, SimConfig
 from sublens.errors import DataError
-from sublens.files import sha256, whole_folder
+from sublens.files import NPY_ERRORS, sha256, whole_folder
 from sublens.sim.population import Truth
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+TABLES = ("labels", "ids", "scenes", "subhaloes")
+"""What stands beside the images; the last two where the truth is known."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,14 @@ class Manifest(Frozen):
     """Number of images by split."""
     files: dict[str, str]
     """sha256 by path."""
+    seal: str = ""
+    """sha256 of all the above, so that a change of the manifest itself is noticed."""
+
+    def text(self) -> str:
+        """The manifest as it stands in its file."""
+        rest = self.model_dump_json(exclude={"seal"})
+        sealed = self.model_copy(update={"seal": hashlib.sha256(rest.encode()).hexdigest()})
+        return sealed.model_dump_json(indent=1) + "\n"
 
 
 def write(
@@ -96,7 +107,7 @@ def write(
             splits=sizes,
             files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
         )
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (partial / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return sha256(out / MANIFEST)
 
 
@@ -112,8 +123,8 @@ def _write_split(folder: Path, chunks: Iterable[Chunk], shape: tuple[int, int]) 
             subhaloes.append(chunk.truth.subhaloes)
     if not labels:
         return 0, shape
-    tables: dict[str, list[NDArray[Any]]] = {"labels": labels, "ids": ids, "scenes": scenes, "subhaloes": subhaloes}
-    for name, parts in tables.items():
+    parts_of: tuple[list[NDArray[Any]], ...] = (labels, ids, scenes, subhaloes)
+    for name, parts in zip(TABLES, parts_of, strict=True):
         if parts:
             np.save(folder / f"{name}.npy", np.concatenate(parts))
     return sum(map(len, labels)), shape
@@ -123,13 +134,17 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the store at `path`; `DataError` where there is none that we understand."""
     file = path / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content: dict[str, Any] = json.loads(text)
         if content.get("format") != FORMAT:
             raise DataError(
                 f"{path}: a store of format {content.get('format')}; this version of sublens reads "
                 f"format {FORMAT}. Install the version that wrote it, or simulate it again."
             )
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
+        if manifest.text() != text:
+            raise ValueError("the seal is broken")
+        return manifest
     except OSError as err:
         raise DataError(
             f"{path}: not a store (no readable {MANIFEST}). Make one with `sublens simulate` or `sublens pack`."
@@ -143,16 +158,20 @@ def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
     folder = path / name
     if not manifest.splits.get(name):
         return []
+    tables = [table for table in TABLES if f"{name}/{table}.npy" in manifest.files]
+    for table in tables:
+        if not _is_whole(folder / f"{table}.npy", manifest.files[f"{name}/{table}.npy"]):
+            raise DataError(f"{folder / table}.npy: missing or changed. Run `sublens verify {path}`, or copy it again.")
     shards = [_array(file, mapped=True) for file in sorted(folder.glob("images-*.npy"))]
-    labels, ids = _array(folder / "labels.npy"), _array(folder / "ids.npy")
-    truth = None
-    if f"{name}/scenes.npy" in manifest.files:
-        truth = Truth(_array(folder / "scenes.npy"), _array(folder / "subhaloes.npy"))
-    n = manifest.splits[name]
-    if not sum(map(len, shards)) == len(labels) == len(ids) == n:
+    if any(shard.dtype != np.uint16 or shard.shape[1:] != manifest.shape for shard in shards):
+        raise DataError(f"{folder}: holds images of another kind than its manifest says. Run `sublens verify {path}`.")
+    if sum(map(len, shards)) != manifest.splits[name]:
         raise DataError(
-            f"{folder}: holds fewer or more than the {n} images its manifest lists. Run `sublens verify {path}`."
+            f"{folder}: holds fewer or more than the {manifest.splits[name]} images its manifest lists. "
+            f"Run `sublens verify {path}`."
         )
+    labels, ids, *truths = (_array(folder / f"{table}.npy") for table in tables)
+    truth = Truth(*truths) if truths else None
     chunks, start = [], 0
     for shard in shards:
         rows = np.arange(start, start + len(shard))
@@ -161,10 +180,14 @@ def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
     return chunks
 
 
+def _is_whole(file: Path, expected: str) -> bool:
+    return file.is_file() and sha256(file) == expected
+
+
 def _array(file: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as err:
+    except NPY_ERRORS as err:
         raise DataError(f"{file}: missing or damaged. Copy the store again, or make it again.") from err
     return array
 
@@ -176,7 +199,7 @@ def damage(path: Path, manifest: Manifest) -> Iterable[tuple[str, str | None]]:
         if not file.is_file():
             yield name, "missing"
         else:
-            yield name, None if sha256(file) == expected else "changed"
+            yield name, None if _is_whole(file, expected) else "changed"
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     for name in sorted(present - manifest.files.keys() - {MANIFEST}):
         yield name, "not in the manifest"

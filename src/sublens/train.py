@@ -154,7 +154,7 @@ def truth_head(
     head = TruthHead(model, side / field_of_view(seen, dataset.train.shape))
     with torch.no_grad():
         model.eval()(torch.zeros(1, seen.channels, side, side))
-        return head, head().shape[-1]
+        return (head, head().shape[-1]) if head.fits() else (None, 0)
 
 
 @dataclass(frozen=True)
