@@ -187,7 +187,7 @@ def test_force_never_replaces_the_working_folder(
     (tmp_path / "mine.txt").write_text("precious")
     monkeypatch.chdir(tmp_path)
     told = refused(capsys, "pack", easy_folder, "--out", ".", "--force")
-    assert "is or holds the working or home folder" in told
+    assert "is or holds the working folder" in told
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -209,6 +209,19 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     assert "store: could not be written (is the disk full?" in done.stderr
     assert "Free some space" in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_simulation_leaves_nothing(tmp_path: Path) -> None:
+    arguments = ("simulate", "common-test-1", "--train", "20000", "--workers", "2", "--out", "store")
+    command = [sys.executable, "-m", "sublens.cli", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as job:
+        while not list(tmp_path.glob(".store.partial/train/*.npy")):
+            assert job.poll() is None
+        job.terminate()
+        assert job.stderr is not None
+        assert "sublens: stopped" in job.stderr.read()
+    assert job.returncode == cli.STOPPED
     assert list(tmp_path.iterdir()) == []
 
 

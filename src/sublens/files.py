@@ -85,8 +85,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     """
     if path.is_file():
         raise DataError(f"{path}: is a file; needs to be a folder. Choose another place.")
-    if any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
-        raise DataError(f"{path}: is or holds the working or home folder. Choose a folder of its own.")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise DataError(f"{path}: is or holds the working folder. Choose a folder of its own.")
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not force:

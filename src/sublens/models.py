@@ -172,7 +172,8 @@ def timm_name(name: str) -> str | None:
     from sublens.timm_import import import_timm
 
     timm = import_timm()
-    if not timm.is_model(name) or "." in name:  # a tag names weights, not a network
+    is_tagged = "." in name  # as in resnet18.a1_in1k; is_model looks at what comes before the tag
+    if not timm.is_model(name) or (is_tagged and name not in timm.list_models(pretrained=True)):
         raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
     return name
 
