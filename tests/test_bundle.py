@@ -9,6 +9,8 @@ from sublens.config import InputConfig, RunConfig
 from sublens.errors import BundleError
 from sublens.models import build
 
+SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0.9}
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
@@ -27,10 +29,10 @@ def write_card(folder: Path, classes: tuple[str, ...] = ("no", "sphere", "vort")
         image_shape=(48, 48),
         input=InputConfig(binning=2),
         settings=RunConfig(),
-        data={"hash": "0"},
-        training={},
+        data={"name": "toy", "hash": "0", "train": 8, "selection": 1, "test": 1},
+        training={"steps": 1, "images": 8, "seconds": 1.0, "best_epoch": 0, "interrupted": False} | SELECTED,
         versions={},
-        machine={},
+        machine={"processor": "a processor", "threads": 1, "device": "cpu"},
     )
 
 

@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_the_run_and_says_so(
     monkeypatch.setattr("sublens.train.fit", stopped)
     assert sublens("train", easy_folder, "--out", tmp_path / "run") == 130
     assert "best weights so far were kept" in capsys.readouterr().err
-    assert bundle.read_card(tmp_path / "run").training["interrupted"]
+    assert bundle.read_card(tmp_path / "run").training.interrupted
 
 
 def test_a_store_says_what_it_is(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:

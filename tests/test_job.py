@@ -80,10 +80,10 @@ def test_force_trains_everything_again(easy: Dataset, tmp_path: Path) -> None:
 def test_an_interrupted_network_is_trained_again(easy: Dataset, tmp_path: Path) -> None:
     job.run_all(easy, CONFIGS[:1], tmp_path)
     card = bundle.read_card(tmp_path / "runs" / "lensnet")
-    stopped = card.model_copy(update={"training": {**card.training, "interrupted": True}})
+    stopped = card.model_copy(update={"training": card.training.model_copy(update={"interrupted": True})})
     (tmp_path / "runs" / "lensnet" / bundle.CARD).write_text(stopped.model_dump_json())
     job.run_all(easy, CONFIGS[:1], tmp_path)
-    assert not bundle.read_card(tmp_path / "runs" / "lensnet").training["interrupted"]
+    assert not bundle.read_card(tmp_path / "runs" / "lensnet").training.interrupted
 
 
 def test_other_settings_are_not_mixed_into_a_finished_job(easy: Dataset, tmp_path: Path) -> None:

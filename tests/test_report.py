@@ -25,6 +25,8 @@ LENSES = ("no", "sphere", "vort")
 HOSTILE = ("<script>alert(1)</script>", 'a|b "$x^2$" & _c')
 SIDE = 12
 
+SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0.9}
+
 
 def predictions(classes: Sequence[str], skill: float, n: int, seed: int) -> Predictions:
     """Of a network that sees the true class by `skill` above the noise; 0 is a guess."""
@@ -69,7 +71,7 @@ def make_run(
         input=settings.input,
         settings=settings,
         data={"name": data, "hash": digest, "train": 300, "selection": 30, "test": n},
-        training={"steps": 40, "images": 320, "seconds": 40.0, "best_epoch": 2, "interrupted": interrupted},
+        training={"steps": 40, "images": 320, "seconds": 40.0, "best_epoch": 2, "interrupted": interrupted} | SELECTED,
         versions={"sublens": "0.1.0", "commit": "0123456789ab"},
         machine={"processor": "a processor", "threads": 1, "device": "cpu"},
     )

@@ -61,15 +61,15 @@ def test_the_best_epoch_of_the_selection_part_is_kept(done: Path, easy: Dataset)
     kept = Predictor.load(done)
     probs = kept.probs(easy.selection.counts(np.arange(len(easy.selection))))
     assert metrics.losses(probs, easy.selection.labels).mean() == pytest.approx(best, rel=1e-4)
-    assert bundle.read_card(done).training["selection_loss"] == best
+    assert bundle.read_card(done).training.selection_loss == best
 
 
 def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
     card = bundle.read_card(done)
-    assert (card.classes, card.image_shape, card.data["hash"]) == (("empty", "square"), (16, 16), easy.hash)
+    assert (card.classes, card.image_shape, card.data.hash) == (("empty", "square"), (16, 16), easy.hash)
     assert card.settings == run.settled(QUICK, easy)
-    assert (card.data["train"], card.data["test"]) == (len(easy.train), 40)
-    assert not card.training["interrupted"]
+    assert (card.data.train, card.data.test) == (len(easy.train), 40)
+    assert not card.training.interrupted
 
 
 def test_the_scores_are_those_of_the_prediction_table(done: Path) -> None:
@@ -111,8 +111,8 @@ def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Feed, "epoch", stopped)
     assert not run.train_run(easy, QUICK, tmp_path / "run")
     card = bundle.read_card(tmp_path / "run")
-    assert card.training["interrupted"]
-    assert card.training["best_epoch"] == 0
+    assert card.training.interrupted
+    assert card.training.best_epoch == 0
     assert run.measure_run(tmp_path / "run", easy)["n"] == 40
 
 
@@ -169,7 +169,7 @@ def test_scores_of_other_data_do_not_count_as_measured(done: Path, easy: Dataset
 def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path) -> None:
     config = RunConfig(train=TrainConfig(minutes=0.02, batch_size=16))
     assert run.train_run(easy, config, tmp_path / "run")
-    assert 1 <= bundle.read_card(tmp_path / "run").training["seconds"] < 6
+    assert 1 <= bundle.read_card(tmp_path / "run").training.seconds < 6
 
 
 def test_truth_is_learned_where_there_is_some(small_dataset: Dataset, tmp_path: Path) -> None:

@@ -19,6 +19,37 @@ from sublens.models import build, placed
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
 
+class CardData(Frozen):
+    """The data set that a network was trained on, and the number of images in each part."""
+
+    name: str
+    hash: str
+    train: int
+    selection: int
+    test: int
+
+
+class CardTraining(Frozen):
+    """How the training went; the scores are those of the best epoch on the selection part."""
+
+    steps: int
+    images: int
+    seconds: float
+    best_epoch: int
+    selection_loss: float
+    selection_accuracy: float
+    selection_auc: float
+    interrupted: bool
+
+
+class CardMachine(Frozen):
+    """Where it was trained."""
+
+    processor: str
+    threads: int
+    device: str
+
+
 class Card(Frozen):
     """What `card.json` says of a trained model."""
 
@@ -32,14 +63,11 @@ class Card(Frozen):
     """What it sees of them."""
     settings: RunConfig
     """Everything that decided the training."""
-    data: dict[str, Any]
-    """Name, hash and number of images of the data set."""
-    training: dict[str, Any]
-    """Epochs, steps, images and seconds; the best epoch and its score on the selection part."""
+    data: CardData
+    training: CardTraining
     versions: dict[str, str]
     """sublens, torch, timm and Python."""
-    machine: dict[str, Any]
-    """Processor, threads and device."""
+    machine: CardMachine
     weights_sha256: str
     """Of `weights.safetensors`."""
 

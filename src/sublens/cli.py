@@ -175,7 +175,7 @@ def evaluate(
 
     card = bundle.read_card(folder)
     data = job.open_dataset(dataset, card.settings.split, visible)
-    if data.hash != card.data["hash"]:
+    if data.hash != card.data.hash:
         _say(f"{folder} was trained on other data than {dataset}.")
     scores = run.measure_run(folder, data, force=force, bar=visible)
     print(f"{folder}: on {scores['n']:,} test images")

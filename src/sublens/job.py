@@ -97,8 +97,8 @@ def _is_trained(folder: Path, config: RunConfig, dataset: Dataset, *, force: boo
     if force or not (folder / bundle.CARD).is_file():
         return False
     card = bundle.read_card(folder)
-    if card.settings == config and card.data["hash"] == dataset.hash:
-        return not card.training["interrupted"]
+    if card.settings == config and card.data.hash == dataset.hash:
+        return not card.training.interrupted
     raise DataError(
         f"{folder}: holds a run with other settings or on other data. Choose another --out, or add "
         "--force to train it again."

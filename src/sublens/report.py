@@ -161,12 +161,12 @@ class Run:
     @property
     def images(self) -> int:
         """Training images seen."""
-        return int(self.card.training["images"])
+        return self.card.training.images
 
     @property
     def seconds(self) -> float:
         """Time of training."""
-        return float(self.card.training["seconds"])
+        return self.card.training.seconds
 
     @property
     def is_at_chance(self) -> bool:
@@ -367,13 +367,13 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """What was the same for all runs, or every value where it was not."""
     cards, measured = [run.card for run in runs], runs[0].scores.data
     versions = {name: _each(card.versions.get(name, "unknown") for card in cards) for name in cards[0].versions}
-    machines = _each("{processor}, {threads} threads, {device}".format_map(card.machine) for card in cards)
+    machines = _each(f"{m.processor}, {m.threads} threads, {m.device}" for m in (card.machine for card in cards))
     return [
-        ("Trained on the data", _each("{name}, sha256 {hash}".format_map(card.data) for card in cards)),
+        ("Trained on the data", _each(f"{card.data.name}, sha256 {card.data.hash}" for card in cards)),
         ("Measured on the data", f"{measured.name}, sha256 {measured.hash}"),
         ("Classes", ", ".join(cards[0].classes)),
-        ("Training images", _each(f"{card.data['train']:,}" for card in cards)),
-        ("Selection images", _each(f"{card.data['selection']:,}" for card in cards) + "; they chose the best epoch"),
+        ("Training images", _each(f"{card.data.train:,}" for card in cards)),
+        ("Selection images", _each(f"{card.data.selection:,}" for card in cards) + "; they chose the best epoch"),
         ("Test images", f"{runs[0].scores.n:,}; used for these scores only"),
         ("Training seed", _each(card.settings.train.seed for card in cards)),
         ("Split seed", _each(card.settings.split.seed for card in cards)),
@@ -398,7 +398,7 @@ def _settings(run: Run) -> str:
         for key, value in (values or {}).items()
         if value != usual[section][key] and key != "seed"
     ]
-    stopped = ["stopped by hand before its end"] if card.training["interrupted"] else []
+    stopped = ["stopped by hand before its end"] if card.training.interrupted else []
     return ", ".join([*changed, *stopped]) or "all defaults"
 
 
