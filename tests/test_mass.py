@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -74,8 +74,9 @@ def test_shear_draws_images_out_along_its_angle(gamma: float, angle: float) -> N
 @given(radii, st.floats(-1, 1), st.floats(-1, 1))
 def test_a_point_bends_by_theta_e_squared_over_distance(theta_e: float, x_0: float, y_0: float) -> None:
     x, y = grid()
-    alpha_x, alpha_y = mass.points(x, y, one(x_0, y_0, theta_e)[None])
     distance = torch.hypot(x - x_0, y - y_0)
+    assume(distance.min() > 1e-3)  # nearer, TINY keeps the deflection finite instead
+    alpha_x, alpha_y = mass.points(x, y, one(x_0, y_0, theta_e)[None])
     torch.testing.assert_close(torch.hypot(alpha_x, alpha_y), theta_e**2 / distance, rtol=1e-5, atol=1e-9)
 
 

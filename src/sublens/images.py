@@ -69,7 +69,7 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
     step; dividing by it gives the counts back exactly. Where there is no such step up to
     `MAX_PEAK`, the image is scaled to 0..`QUANTISED_PEAK` instead.
     """
-    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    scaled = _minmax(pixels)
     gaps = np.diff(np.unique(scaled))
     step = gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0)
     for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
@@ -80,8 +80,11 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 
 def _stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
-    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
-    return np.asarray((scaled * QUANTISED_PEAK).round(), dtype=np.uint16)
+    return np.asarray((_minmax(pixels) * QUANTISED_PEAK).round(), dtype=np.uint16)
+
+
+def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
 
 def _raw(path: Path) -> NDArray[np.generic]:

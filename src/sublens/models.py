@@ -205,8 +205,8 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
     return model
 
 
-def tried(model: nn.Module, name: str, channels: int, side: int) -> nn.Module:
-    """The model, once it has seen a blank image; `ConfigError` where it cannot take one of that size."""
+def try_out(model: nn.Module, name: str, channels: int, side: int) -> None:
+    """Show the model one blank image; `ConfigError` where it cannot take one of that size."""
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, channels, side, side))
@@ -215,7 +215,6 @@ def tried(model: nn.Module, name: str, channels: int, side: int) -> nn.Module:
             f"{name} cannot take images of {side} x {side} pixels ({str(err)[:120]}). "
             "Set input.resize to the side it was made for, such as 224."
         ) from err
-    return model
 
 
 def placed(model: nn.Module, device: str) -> nn.Module:

@@ -70,7 +70,7 @@ def train_run(dataset: Dataset, config: RunConfig, out: Path, *, force: bool = F
         model = models.build(
             config.model.name, len(dataset.classes), config.input.channels, pretrained=config.model.pretrained
         )
-        models.tried(model, config.model.name, config.input.channels, side)
+        models.try_out(model, config.model.name, config.input.channels, side)
         head, n_cells = train.truth_head(model, config.input, dataset, config.train)
     for module in (model, head) if head else (model,):
         models.placed(module, device())

@@ -148,7 +148,7 @@ def truth_head(
     feature map.
     """
     assert config.truth_weight is not None, "settings must be resolved"
-    if not (dataset.survey and dataset.train.truth and config.truth_weight and hasattr(model, "feature_info")):
+    if not (dataset.survey and dataset.train.truth and config.truth_weight and getattr(model, "feature_info", None)):
         return None, 0
     side = side_seen(seen, dataset.train.shape)
     head = TruthHead(model, side / field_of_view(seen, dataset.train.shape))
