@@ -212,6 +212,7 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_terminated_simulation_leaves_nothing(tmp_path: Path) -> None:
     arguments = ("simulate", "common-test-1", "--train", "20000", "--workers", "2", "--out", "store")
     command = [sys.executable, "-m", "sublens.cli", *arguments]
