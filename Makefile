@@ -16,13 +16,13 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests benchmarks docs
-	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/simulate.py
-	$(BIN)/python benchmarks/fidelity.py $(REAL)
+	$(BIN)/sublens fidelity common-test-1 $(REAL)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist demo

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sublens.config import SimConfig, SplitConfig
+from sublens.config import SplitConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.job import simulate
-from sublens.sim.presets import COMMON_TEST_1
+from sublens.sim.presets import preset
+from sublens.sim.survey import Survey
 from sublens.store import Chunk
 
 settings.register_profile("sublens", deadline=None)
@@ -23,13 +24,21 @@ SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shar
 
 
 @pytest.fixture(scope="session")
-def small_survey() -> SimConfig:
-    """common-test-1 on 48 pixels with few counts: the same code paths, quickly."""
-    return COMMON_TEST_1.model_copy(update={"name": "small", "n_pixels": 48, "pixel_scale": 0.15, "psf_sigma": 0.7})
+def small_survey() -> Survey:
+    """common-test-1 on 48 pixels of 0.15 arcsec: the same code paths, quickly."""
+    return changed("common-test-1", name="small", camera={"n_pixels": 48, "pixel_scale": 0.15})
+
+
+def changed(name: str, /, **changes: object) -> Survey:
+    """A preset with some values changed; a section's changes are a dict, None leaves the section out."""
+    tree = preset(name).model_dump(exclude_none=True)
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    return Survey.model_validate({key: value for key, value in tree.items() if value is not None})
 
 
 @pytest.fixture(scope="session")
-def small_store(tmp_path_factory: pytest.TempPathFactory, small_survey: SimConfig) -> Path:
+def small_store(tmp_path_factory: pytest.TempPathFactory, small_survey: Survey) -> Path:
     """A simulated store of 120 training and 30 test images."""
     out = tmp_path_factory.mktemp("stores") / "small"
     simulate(small_survey, {"train": 120, "test": 30}, out, seed=5)

@@ -1,65 +1,135 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import changed
 
+from sublens.errors import ConfigError
 from sublens.sim import camera
+from sublens.sim.survey import Camera
+
+CT1 = changed("common-test-1").camera
+
+
+def seen_through(**psf: object) -> Camera:
+    return changed("common-test-1", camera={"psf": psf}).camera
+
+
+def spot(side: int = 91) -> torch.Tensor:
+    """One bright pixel amid darkness."""
+    image = torch.zeros(1, side, side, dtype=torch.float64)
+    image[0, side // 2, side // 2] = 5
+    return image
+
+
+@pytest.fixture(params=["gaussian", "moffat", "pixelated"])
+def any_camera(request: pytest.FixtureRequest, tmp_path: Path) -> Camera:
+    if request.param == "gaussian":
+        return CT1
+    if request.param == "moffat":
+        return seen_through(profile="moffat", fwhm=0.2, beta=3.0)
+    pixels = np.zeros((9, 9))
+    pixels[3:7, 4:8] = np.arange(1, 17).reshape(4, 4)
+    np.save(tmp_path / "psf.npy", pixels)
+    return seen_through(profile="pixelated", file=str(tmp_path / "psf.npy"))
 
 
 def test_the_grid_is_centred_on_the_optical_axis() -> None:
     centres = camera.pixel_centres(150, 0.05)
     assert float(centres[0]) == pytest.approx(-74.5 * 0.05)
-    assert float(centres.sum()) == pytest.approx(0, abs=1e-5)
+    assert float(centres.sum()) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_blur_conserves_flux_away_from_the_edges() -> None:
-    blur = camera.gaussian_blur(64, 1.743)
-    image = torch.zeros(64, 64, dtype=torch.float64)
-    image[30, 33] = 5
-    assert float((blur @ image @ blur.T).sum()) == pytest.approx(5)
+def test_the_parts_of_a_pixel_lie_around_its_centre() -> None:
+    parts = camera.pixel_centres(10, 0.3, 3).reshape(10, 3)
+    torch.testing.assert_close(parts.mean(dim=1), camera.pixel_centres(10, 0.3))
+    torch.testing.assert_close(parts.diff(dim=1), torch.full((10, 2), 0.1, dtype=torch.float64))
 
 
-def test_a_flat_sky_stays_flat_up_to_the_edges() -> None:
-    blur = camera.gaussian_blur(40, 1.743)
-    flat = torch.full((40, 40), 3.0, dtype=torch.float64)
-    torch.testing.assert_close(blur @ flat @ blur.T, flat)
+def test_binning_takes_the_mean_of_a_pixels_parts() -> None:
+    fine = torch.arange(16.0).reshape(1, 4, 4)
+    assert camera.binned(fine, 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
 
 
-def test_the_blurred_point_is_as_wide_as_the_psf() -> None:
-    blur = camera.gaussian_blur(61, 1.743)
-    offsets = torch.arange(61) - 30
-    assert float((blur[30] * offsets**2).sum()) ** 0.5 == pytest.approx(1.743, rel=1e-2)
+def test_the_blur_conserves_flux_away_from_the_edges(any_camera: Camera) -> None:
+    assert float(camera.blurred(spot(), camera.psf_kernel(any_camera)).sum()) == pytest.approx(5)
+
+
+def test_a_flat_sky_stays_flat_up_to_the_edges(any_camera: Camera) -> None:
+    flat = torch.full((2, 40, 30), 3.0, dtype=torch.float64)
+    torch.testing.assert_close(camera.blurred(flat, camera.psf_kernel(any_camera)), flat)
+
+
+def test_a_spot_becomes_the_psf(any_camera: Camera) -> None:
+    kernel = camera.psf_kernel(any_camera)
+    square = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
+    reach = len(kernel) // 2
+    seen = camera.blurred(spot(), kernel)[0, 45 - reach : 46 + reach, 45 - reach : 46 + reach]
+    torch.testing.assert_close(seen, 5 * square)
+
+
+def test_the_blurred_spot_is_as_wide_as_the_psf() -> None:
+    row = camera.blurred(spot(), camera.psf_kernel(CT1))[0].sum(dim=0) / 5
+    assert float((row * (torch.arange(91) - 45) ** 2).sum()) ** 0.5 == pytest.approx(1.743, rel=1e-2)
+
+
+@pytest.mark.parametrize(("fwhm", "beta"), [(0.2, 2.0), (0.35, 4.765)])
+def test_a_moffat_profile_has_half_its_peak_at_half_its_width(fwhm: float, beta: float) -> None:
+    kernel = camera.psf_kernel(seen_through(profile="moffat", fwhm=fwhm, beta=beta))
+    middle = len(kernel) // 2
+    profile = kernel[middle, middle:] / kernel[middle, middle]
+    radius = np.arange(len(profile)) * 0.05
+    assert np.interp(fwhm / 2, radius, np.log(profile.numpy())) == pytest.approx(np.log(0.5), rel=0.15)
 
 
 def test_the_blur_agrees_with_scipy() -> None:
-    from scipy.ndimage import gaussian_filter
+    from scipy.ndimage import convolve, gaussian_filter
 
     image = np.random.default_rng(0).random((50, 50))
-    blur = camera.gaussian_blur(50, 1.743).numpy()
-    np.testing.assert_allclose(
-        blur @ image @ blur.T, gaussian_filter(image, 1.743, mode="nearest", radius=7), rtol=1e-12
-    )
+    blurred = camera.blurred(torch.from_numpy(image)[None], camera.psf_kernel(CT1))[0].numpy()
+    np.testing.assert_allclose(blurred, gaussian_filter(image, 1.743, mode="nearest", radius=7), rtol=1e-8)
+    kernel = torch.from_numpy(np.random.default_rng(1).random((7, 7)))
+    blurred = camera.blurred(torch.from_numpy(image)[None], kernel)[0].numpy()
+    np.testing.assert_allclose(blurred, convolve(image, kernel.numpy(), mode="nearest"), rtol=1e-10)
+
+
+def expose(rates: torch.Tensor, seeds: list[int], *, sky: float = 10, rms: float = 0, gain: float = 1) -> np.ndarray:
+    one = np.ones(len(rates))
+    return camera.expose(rates, sky * one, rms * one, gain, seeds)
 
 
 def test_counts_are_poisson() -> None:
     rates = torch.tensor([0.5, 5.0, 50.0])[:, None, None].expand(3, 200, 200).contiguous()
-    counts = camera.expose(rates, 10, [1, 2, 3])
+    counts = expose(rates, [1, 2, 3])
     means = rates[:, 0, 0].numpy() + 10
     error = np.sqrt(means / 40_000)
     assert (np.abs(counts.mean(axis=(1, 2)) - means) < 4 * error).all()
     np.testing.assert_allclose(counts.var(axis=(1, 2)), means, rtol=0.03)
 
 
+def test_read_noise_adds_its_variance_and_gain_divides() -> None:
+    counts = expose(torch.full((1, 300, 300), 990.0), [1], rms=40, gain=2)
+    assert counts.mean() == pytest.approx(500, rel=0.002)
+    assert counts.var() == pytest.approx((1000 + 40**2) / 4 + 1 / 12, rel=0.02)
+
+
 def test_an_images_noise_depends_on_its_own_seed_alone() -> None:
     rates = torch.rand(3, 9, 9)
-    together = camera.expose(rates, 10, [7, 8, 9])
-    assert np.array_equal(together[1:2], camera.expose(rates[1:2], 10, [8]))
+    together = expose(rates, [7, 8, 9])
+    assert np.array_equal(together[1:2], expose(rates[1:2], [8]))
 
 
 def test_seeds_must_match_images() -> None:
     with pytest.raises(ValueError, match="zip"):
-        camera.expose(torch.rand(3, 4, 4), 10, [1, 2])
+        expose(torch.rand(3, 4, 4), [1, 2])
 
 
 def test_counts_above_the_minimum_start_at_zero() -> None:
-    counts = np.array([[[5, 9], [7, 5]], [[2, 2], [3, 8]]])
+    counts = np.array([[[5, 9], [7, 5]], [[2, 2], [3, 8]]], np.int32)
     assert camera.above_minimum(counts).tolist() == [[[0, 4], [2, 0]], [[0, 0], [1, 6]]]
+
+
+def test_counts_that_do_not_fit_a_store_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"70,000 counts .* Raise camera\.gain"):
+        camera.above_minimum(np.array([[[0, 70_000]]], np.int32))

@@ -2,13 +2,16 @@ import numpy as np
 import pytest
 
 from sublens.sim.cosmology import ARCSEC_PER_RADIAN, FOUR_G_OVER_C2_MPC_PER_MSUN, einstein_radius
+from sublens.sim.survey import Cosmology
 
-FLAT = {"h0": 70.0, "om0": 0.3}
+
+def cosmology(convention: str) -> Cosmology:
+    return Cosmology.model_validate({"convention": convention, "z_lens": 0.5, "z_source": 1.0})
 
 
 def radius(convention: str, mass: float = 1e12, z_lens: float = 0.5, z_source: float = 1.0) -> float:
-    one = (np.array([value]) for value in (mass, z_lens, z_source))
-    return float(einstein_radius(*one, convention=convention, **FLAT)[0])  # type: ignore[arg-type]
+    masses, lenses, sources = (np.array([value]) for value in (mass, z_lens, z_source))
+    return float(einstein_radius(masses, lenses, sources, cosmology(convention))[0])
 
 
 @pytest.mark.parametrize(("convention", "expected"), [("angular-diameter", 1.665), ("deeplense", 1.281)])

@@ -4,6 +4,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:
         images.read(tmp_path / "huge.npy")
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.fits", "a"])
+@pytest.mark.parametrize("name", ["a.gif", "a.fits.gz", "a"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ImageError, match="sublens reads"):
@@ -164,3 +165,47 @@ def test_a_damaged_header_is_an_image_error_or_still_an_image(place: int, byte: 
         path.write_bytes(data)
         with suppress(ImageError):
             assert images.read(path).ndim == 2
+
+
+def write_fits(path: Path, *arrays: np.ndarray) -> Path:
+    hdus = [fits.PrimaryHDU(), *(fits.ImageHDU(array) for array in arrays)]
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+def test_the_first_image_of_a_fits_file_is_read(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=">f8").reshape(3, 4)
+    assert np.array_equal(images.read(write_fits(tmp_path / "a.fits", pixels, pixels + 1)), pixels)
+
+
+def test_a_real_hubble_image_is_read(real_data: Path) -> None:
+    found = sorted((real_data / "slacs0946+1006").glob("*.fits"))
+    assert found
+    assert all(images.read(path).shape[0] > 10 for path in found if "mask" not in path.name)
+
+
+def test_a_fits_file_without_an_image_says_so(tmp_path: Path) -> None:
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "D", array=np.zeros(3))])
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "a.fits")
+    with pytest.raises(ImageError, match=r"a\.fits: holds no image"):
+        images.read(tmp_path / "a.fits")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 2880, 6000])
+def test_a_truncated_fits_file_is_named(tmp_path: Path, keep: int) -> None:
+    path = write_fits(tmp_path / "a.fits", np.random.default_rng(0).random((60, 60)))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ImageError, match=r"a\.fits"):
+        images.read(path)
+
+
+def test_a_huge_fits_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="2 x 5000"):
+        images.read(write_fits(tmp_path / "a.fits", np.zeros((5000, 2), np.uint8)))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", counts=np.zeros((10, 100, 100), np.uint16))
+    monkeypatch.setattr(images, "MAX_ARCHIVE_BYTES", 10_000)
+    with pytest.raises(ImageError, match=r"unpacks to 200,\d+ bytes"):
+        images.read_archive(tmp_path / "a.npz")

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from sublens import bundle, data, job, run, store
-from sublens.config import ModelConfig, RunConfig, SimConfig, SplitConfig, TrainConfig
+from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import DataError
 from sublens.files import sha256
+from sublens.sim.survey import Survey
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
 
@@ -23,28 +24,28 @@ def modified(out: Path) -> dict[str, float]:
     return {folder.name: (folder / bundle.WEIGHTS).stat().st_mtime_ns for folder in (out / "runs").iterdir()}
 
 
-def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_survey: SimConfig) -> None:
+def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_survey: Survey) -> None:
     for workers in (1, 2):
         job.simulate(small_survey, {"train": 70, "test": 20}, tmp_path / str(workers), seed=3, workers=workers)
     assert sha256(tmp_path / "1" / store.MANIFEST) == sha256(tmp_path / "2" / store.MANIFEST)
 
 
-def test_another_seed_gives_other_images(tmp_path: Path, small_survey: SimConfig) -> None:
+def test_another_seed_gives_other_images(tmp_path: Path, small_survey: Survey) -> None:
     for seed in (1, 2):
         job.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
     one, two = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
     assert one != two
 
 
-def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: SimConfig) -> None:
+def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: Survey) -> None:
     for n in (6, 12):
         job.simulate(small_survey, {"train": n}, tmp_path / str(n), seed=1)
     few, many = (store.read_split(tmp_path / n, store.read_manifest(tmp_path / n), "train")[0] for n in ("6", "12"))
     assert (many.counts[:6] == few.counts).all()
 
 
-def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey: SimConfig, small_store: Path) -> None:
-    job.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, as_folder=True)
+def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey: Survey, small_store: Path) -> None:
+    job.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, form="folder")
     folder, packed = (job.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
     assert folder.classes == packed.classes
     images = [{row.tobytes() for row in one.test.counts(range_of(one.test))} for one in (folder, packed)]

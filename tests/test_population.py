@@ -1,16 +1,21 @@
 import numpy as np
 import pytest
+from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublens.config import SimConfig
+from sublens.errors import ConfigError
+from sublens.sim.cosmology import einstein_radius
 from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds
-from sublens.sim.presets import COMMON_TEST_1
+from sublens.sim.presets import preset
+from sublens.sim.render import render
+
+CT1 = preset("common-test-1")
 
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    return draw(COMMON_TEST_1, 3, "train", range(1500))
+    return draw(CT1, 3, "train", range(1500))
 
 
 def of_class(truth: Truth, name: str) -> Truth:
@@ -20,8 +25,8 @@ def of_class(truth: Truth, name: str) -> Truth:
 @settings(max_examples=25)
 @given(st.integers(0, 2**40), st.integers(0, 60), st.integers(0, 6))
 def test_any_slice_drawn_alone_is_the_same(seed: int, start: int, n: int) -> None:
-    whole = draw(COMMON_TEST_1, seed, "train", range(start + n))
-    alone = draw(COMMON_TEST_1, seed, "train", range(start, start + n))
+    whole = draw(CT1, seed, "train", range(start + n))
+    alone = draw(CT1, seed, "train", range(start, start + n))
     part = whole.take(np.arange(start, start + n))
     assert np.array_equal(part.scenes, alone.scenes)
     assert np.array_equal(part.subhaloes, alone.subhaloes)
@@ -29,7 +34,7 @@ def test_any_slice_drawn_alone_is_the_same(seed: int, start: int, n: int) -> Non
 
 @pytest.mark.parametrize(("seed", "split"), [(4, "train"), (3, "test")])
 def test_another_seed_or_split_draws_other_scenes(truth: Truth, seed: int, split: str) -> None:
-    other = draw(COMMON_TEST_1, seed, split, range(6))  # type: ignore[arg-type]
+    other = draw(CT1, seed, split, range(6))  # type: ignore[arg-type]
     assert not np.isin(other.scenes["z_lens"], truth.scenes["z_lens"]).any()
 
 
@@ -114,12 +119,8 @@ def test_strings_hold_their_share_of_the_mass_and_length(truth: Truth) -> None:
 
 
 def test_einstein_radii_follow_the_deeplense_convention(truth: Truth) -> None:
-    from sublens.sim.cosmology import einstein_radius
-
     row = truth.scenes[:1]
-    expected = einstein_radius(
-        row["halo_mass_msun"], row["z_lens"], row["z_source"], convention="deeplense", h0=70, om0=0.3
-    )
+    expected = einstein_radius(row["halo_mass_msun"], row["z_lens"], row["z_source"], CT1.cosmology)
     assert row["theta_e"] == pytest.approx(expected)
     assert (truth.scenes["theta_e"] / 0.05 > 16).all()
     assert (truth.scenes["theta_e"] / 0.05 < 35).all()
@@ -153,15 +154,76 @@ def test_the_mass_map_leaves_out_what_lies_outside(truth: Truth) -> None:
 
 
 def test_the_mass_map_spreads_a_string_along_its_length() -> None:
-    vort = draw(COMMON_TEST_1, 1, "train", range(2, 3))
+    vort = draw(CT1, 1, "train", range(2, 3))
     vort.scenes["string_x"], vort.scenes["string_y"] = 0.0, 0.0
     vort.scenes["string_angle"], vort.scenes["string_half_length"] = np.pi / 2, 1.0
     rows = mass_map(vort, 4, 4.0)[0].sum(axis=1) / vort.scenes["string_mass_msun"]
     np.testing.assert_allclose(rows, [0, 0.5, 0.5, 0])
 
 
-def test_classes_other_than_minus_one_slopes_are_drawn(small_survey: SimConfig) -> None:
-    steep = small_survey.model_copy(update={"subhalo_slope": -1.9})
-    masses = draw(steep, 0, "train", range(1, 200, 3)).subhaloes["mass_msun"]
-    assert masses.min() >= 1e6
-    assert np.median(masses) < 3e6
+def test_a_stepped_slice_holds_the_same_scenes(truth: Truth) -> None:
+    some = draw(CT1, 3, "train", range(4, 40, 3))
+    expected = truth.take(np.arange(4, 40, 3))
+    assert np.array_equal(some.scenes, expected.scenes)
+    assert np.array_equal(some.subhaloes, expected.subhaloes)
+
+
+def test_no_scenes_are_drawn_of_an_empty_range() -> None:
+    assert len(draw(CT1, 3, "train", range(0))) == 0
+
+
+def test_changing_one_prior_leaves_all_else_as_it_was(truth: Truth) -> None:
+    other = draw(changed("common-test-1", halo={"q": {"uniform": [0.5, 0.9]}}), 3, "train", range(60))
+    same = [name for name in other.scenes.dtype.names or () if name != "halo_q"]
+    assert all(np.array_equal(other.scenes[name], truth.scenes[name][:60]) for name in same)
+    assert np.array_equal(other.subhaloes, truth.take(np.arange(60)).subhaloes)
+
+
+def test_no_two_numbers_of_a_stream_are_shared_between_images(truth: Truth) -> None:
+    columns = ("z_lens", "z_source", "gamma", "source_q")
+    drawn = np.concatenate([truth.scenes[name] for name in columns])
+    assert len(np.unique(drawn)) == len(drawn)
+
+
+def test_substructure_that_outweighs_its_halo_is_refused() -> None:
+    heavy = changed("common-test-1", subhaloes={"mass_msun": 1e11})
+    with pytest.raises(ConfigError, match="outweighs its halo"):
+        draw(heavy, 0, "train", range(30))
+
+
+@pytest.mark.parametrize("profile", ["nfw", "tnfw"])
+def test_extended_subhaloes_have_the_sizes_that_lenstronomy_gives_them(profile: str) -> None:
+    from astropy.cosmology import FlatLambdaCDM
+    from lenstronomy.Cosmo.lens_cosmo import LensCosmo
+
+    extended = {"profile": profile, "concentration": 12, **({"truncation": 5} if profile == "tnfw" else {})}
+    truth = draw(changed("euclid", subhaloes=extended), 0, "train", range(1, 12, 3))
+    for row, owner in zip(truth.subhaloes, truth.owners(), strict=True):
+        scene = truth.scenes[owner]
+        theirs = LensCosmo(scene["z_lens"], scene["z_source"], cosmo=FlatLambdaCDM(H0=70, Om0=0.3))
+        r_s, alpha_rs = theirs.nfw_physical2angle(row["mass_msun"], 12)
+        assert (row["r_s"], row["alpha_rs"]) == pytest.approx((r_s, alpha_rs), rel=1e-3)
+        assert row["r_t"] == pytest.approx(5 * r_s if profile == "tnfw" else 0, rel=1e-3)
+
+
+def test_magnitudes_become_electrons() -> None:
+    """A source of the zero point's magnitude gives an electron a second, all pixels together."""
+    camera = {"zero_point": 24.0, "exposure_s": 10, "n_exposures": 3, "n_pixels": 200}
+    bare = changed("common-test-1", camera=camera, source={"intensity": None, "magnitude": 24})
+    truth = draw(bare, 0, "train", range(4))
+    truth.scenes["theta_e"] = truth.scenes["gamma"] = truth.scenes["string_theta_e"] = 0
+    truth.scenes["n_subhaloes"] = 0
+    light = render(Truth(truth.scenes, truth.subhaloes[:0]), bare).sum(dim=(1, 2))
+    np.testing.assert_allclose(light, 30, rtol=0.01)
+
+
+def test_the_sky_is_spread_over_the_pixels() -> None:
+    camera = {"background": None, "sky_magnitude": 22.5, "zero_point": 25, "exposure_s": 100, "pixel_scale": 0.2}
+    truth = draw(changed("common-test-1", camera=camera), 0, "train", range(2))
+    np.testing.assert_allclose(truth.scenes["background"], 10 * 100 * 0.2**2)
+
+
+def test_read_noise_adds_up_over_exposures() -> None:
+    camera = {"read_noise": 3, "n_exposures": 4, "background_rms": 0.5, "exposure_s": 4}
+    truth = draw(changed("common-test-1", camera=camera), 0, "train", range(2))
+    np.testing.assert_allclose(truth.scenes["noise_rms"], np.hypot(3 * 2, 0.5 * 16))

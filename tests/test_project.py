@@ -14,10 +14,10 @@ from sublens import cli
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
-    *("errors", "files", "config", "progress"),
-    *("sim.presets", "sim.cosmology", "sim.mass", "sim.light", "sim.camera"),
+    *("errors", "files", "config", "progress", "images"),
+    *("sim.survey", "sim.presets", "sim.cosmology", "sim.mass", "sim.compiled", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers"),
-    *("store", "images", "data", "timm_import", "models", "metrics", "bundle", "train"),
+    *("store", "fits", "data", "timm_import", "models", "metrics", "bundle", "train", "fidelity", "sheet"),
     *("predict", "evaluate", "catalog", "run", "report", "job", "cli"),
 )
 """A file imports only from those before it."""

@@ -1,5 +1,7 @@
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,17 +11,19 @@ from conftest import chunk
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sublens import store
+from sublens import job, store
 from sublens.errors import DataError
 from sublens.files import sha256
+from sublens.sim import render
 from sublens.sim.population import Truth
+from sublens.sim.survey import Survey
 from sublens.store import MANIFEST, Chunk, Origin
 
 
 def write(out: Path) -> str:
-    return store.write(
-        out, ("a", "b"), Origin(source="test"), {"train": [chunk(5), chunk(3, start=5)], "test": [chunk(4, start=8)]}
-    )
+    chunks = {"train": [chunk(5), chunk(3, start=5)], "test": [chunk(4, start=8)]}
+    splits = {name: (lambda n_done, some=some: some[n_done:]) for name, some in chunks.items()}
+    return store.write(out, ("a", "b"), Origin(source="test"), splits)
 
 
 def damaged(path: Path) -> dict[str, str]:
@@ -87,8 +91,8 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_store_of_another_format_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "s")
     content = json.loads((tmp_path / "s" / MANIFEST).read_text())
-    (tmp_path / "s" / MANIFEST).write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(DataError, match="format 2; this version of sublens reads format 1"):
+    (tmp_path / "s" / MANIFEST).write_text(json.dumps({**content, "format": 1}))
+    with pytest.raises(DataError, match="format 1; this version of sublens reads format 2"):
         store.read_manifest(tmp_path / "s")
 
 
@@ -114,12 +118,12 @@ def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def broken() -> Iterator[Chunk]:
+    def broken(n_done: int) -> Iterator[Chunk]:
         yield chunk(3)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        store.write(tmp_path / "s", ("a", "b"), Origin(source="test"), {"train": broken()})
+        store.write(tmp_path / "s", ("a", "b"), Origin(source="test"), {"train": broken})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,3 +144,65 @@ def test_a_changed_label_is_refused_before_it_is_used(tmp_path: Path) -> None:
     np.save(tmp_path / "s" / "train" / "labels.npy", np.full(8, 7))
     with pytest.raises(DataError, match=r"labels\.npy: missing or changed"):
         store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
+
+
+def interrupted(n_done_before: int, chunks: list[Chunk], n_more: int) -> Iterator[Chunk]:
+    """The chunks from one on; breaks off after some more."""
+    yield from chunks[n_done_before : n_done_before + n_more]
+    if n_done_before + n_more < len(chunks):
+        raise KeyboardInterrupt
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+def test_an_interrupted_store_is_continued_to_the_same_hash(breaks: list[int]) -> None:
+    chunks = [chunk(2, start=2 * number) for number in range(5)]
+    with TemporaryDirectory() as folder:
+        whole = store.write(Path(folder) / "w", ("a", "b"), Origin(source="t"), {"train": lambda n: chunks[n:]})
+        for n_more in [*breaks, len(chunks)]:
+            out = Path(folder) / "s"
+            if out.exists():
+                break
+            source = partial(interrupted, chunks=chunks, n_more=n_more)
+            with suppress(KeyboardInterrupt):
+                store.write(out, ("a", "b"), Origin(source="t"), {"train": source}, plan="these")
+        assert sha256(out / MANIFEST) == whole
+        assert damaged(out) == {}
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["s", "w"]
+
+
+def test_what_is_done_is_not_asked_for_again(tmp_path: Path) -> None:
+    chunks, asked = [chunk(2), chunk(2, start=2), chunk(2, start=4)], []
+
+    def source(n_done: int, n_more: int) -> Iterator[Chunk]:
+        asked.append(n_done)
+        return interrupted(n_done, chunks, n_more)
+
+    for n_more in (2, 1):
+        with suppress(KeyboardInterrupt):
+            splits = {"train": partial(source, n_more=n_more)}
+            store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), splits, plan="these")
+    assert asked == [0, 2]
+
+
+def test_another_plan_starts_from_nothing(tmp_path: Path) -> None:
+    chunks = [chunk(2), chunk(2, start=2)]
+    with pytest.raises(KeyboardInterrupt):
+        splits = {"train": partial(interrupted, chunks=chunks, n_more=1)}
+        store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), splits, plan="these")
+    others = [chunk(3, start=9)]
+    store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), {"train": lambda n: others[n:]}, plan="others")
+    (read,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
+    assert np.array_equal(read.counts, others[0].counts)
+
+
+def test_maps_are_read_back(tmp_path: Path, small_survey: Survey) -> None:
+    job.simulate(small_survey, {"train": 9}, tmp_path / "s", seed=2, save_maps=True)
+    manifest = store.read_manifest(tmp_path / "s")
+    (chunk,) = store.read_split(tmp_path / "s", manifest, "train")
+    assert chunk.truth is not None
+    (kappa,) = store.read_map(tmp_path / "s", manifest, "train", "convergence")
+    (noiseless,) = store.read_map(tmp_path / "s", manifest, "train", "noiseless")
+    assert np.array_equal(kappa, render.convergence(chunk.truth, small_survey))
+    assert np.array_equal(noiseless, render.render(chunk.truth, small_survey))
+    with pytest.raises(DataError, match="holds no depth maps"):
+        store.read_map(tmp_path / "s", manifest, "train", "depth")

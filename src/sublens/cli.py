@@ -34,39 +34,105 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random dra
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
 
 
+Preset = Annotated[
+    str, typer.Argument(metavar="PRESET", help="A survey: a name that `sublens presets` lists, or a TOML file.")
+]
+
+
 @app.command()
 def simulate(
-    preset: Annotated[str, typer.Argument(help="Name of the survey, such as common-test-1.")],
+    preset: Preset,
     out: Out,
     train: Annotated[int, typer.Option("--train", min=1, help="Number of training images.")] = 30_000,
     test: Annotated[int, typer.Option("--test", min=0, help="Number of test images.")] = 7_500,
     seed: Seed = 1,
     workers: Workers = 1,
     form: Annotated[
-        Literal["store", "folder"], typer.Option("--format", help="Our store, or the ML4SCI folders.")
+        Literal["store", "folder", "fits"],
+        typer.Option("--format", help="Our store, the ML4SCI folders of .npy files, or folders of FITS files."),
     ] = "store",
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Keep the convergence and the noiseless image as well.")
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Simulate a data set.
+    """Simulate a data set; run it again to continue an interrupted store.
 
     sublens simulate common-test-1 --train 30000 --test 7500 --seed 1 --workers 2 --out data/ct1
+    """
+    from sublens import files, job
+    from sublens.progress import visible
+    from sublens.sim import presets
+
+    sizes: dict[Literal["train", "test"], int] = {"train": train, "test": test}
+    options = {"seed": seed, "workers": workers, "form": form, "save_maps": save_maps, "force": force}
+    try:
+        job.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        kept = files.partial_folder(out.absolute())
+        if kept.is_dir():
+            _say(f"What is done is kept in {kept}.")
+        raise
+    print(_described(out) if form == "store" else out)
+
+
+@app.command("presets")
+def presets_(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET]...", help="Print these as TOML, to copy and edit.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Draw a contact sheet instead: a .png, .pdf or .svg file.")
+    ] = None,
+) -> None:
+    """List the surveys that can be simulated, print one, or draw their images.
+
+    sublens presets euclid --show euclid.png
+    """
+    from sublens.errors import ConfigError
+    from sublens.sim import presets
+
+    if show and show.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"{show}: a contact sheet needs a name that ends in .png, .pdf or .svg.")
+    surveys = [presets.preset(name) for name in names or presets.names()]
+    if show:
+        from sublens import sheet
+
+        sheet.write(show, surveys)
+        print(show)
+    elif names:
+        print("\n".join(presets.source(name).read_text(encoding="utf-8") for name in names))
+    else:
+        for survey in surveys:
+            camera, words = survey.camera, survey.description.strip().splitlines()[0]
+            print(f"{survey.name:14} {camera.n_pixels:4} px of {camera.pixel_scale:<5g} arcsec  {words}")
+
+
+@app.command()
+def fidelity(
+    preset: Preset,
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder of real images, or an .npz with an array `counts`.")
+    ],
+    label: Annotated[
+        Literal["no", "sphere", "vort"], typer.Option("--class", help="What the real images show.")
+    ] = "no",
+    seed: Seed = 1,
+) -> None:
+    """Test whether a survey's simulated images are distributed like real ones.
+
+    sublens fidelity common-test-1 common_test_1/train/no --class no
     """
     from sublens import job
     from sublens.progress import visible
     from sublens.sim import presets
 
-    survey = presets.preset(preset)
-    job.simulate(
-        survey,
-        {"train": train, "test": test},
-        out,
-        seed=seed,
-        workers=workers,
-        as_folder=form == "folder",
-        force=force,
-        bar=visible,
-    )
-    print(_described(out) if form == "store" else out)
+    rows, told = job.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
+    for row in rows:
+        values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
+        print(f"{row.name:26} {values} {row.distance:6.3f} {row.p:6.3f}")
+    print(f"A network tells them apart with AUC {told.auc:.4f} [{told.low:.4f}, {told.high:.4f}]; 0.5 is chance.")
 
 
 @app.command()

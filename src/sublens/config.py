@@ -6,10 +6,9 @@ Knows no torch, so that the command line can read settings before anything heavy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,16 +21,6 @@ from pydantic import (
 
 from sublens.errors import ConfigError, nearest
 
-
-def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower end {bounds[0]} is above the upper end {bounds[1]}")
-    return bounds
-
-
-Bounds = Annotated[tuple[float, float], AfterValidator(_ascending)]
-"""The two ends of a uniform distribution."""
-
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,61 +31,6 @@ class Frozen(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=Frozen)
-
-
-class SimConfig(Frozen):
-    """A survey: the distribution that scenes are drawn from, and the camera that sees them."""
-
-    name: str
-    """The preset's name."""
-    n_pixels: PositiveInt
-    """Pixels along one side of the image."""
-    pixel_scale: PositiveFloat
-    """Arcsec a pixel."""
-    psf_sigma: PositiveFloat
-    """Standard deviation of the Gaussian point-spread function, pixels."""
-    background: NonNegativeFloat
-    """Mean sky counts a pixel."""
-    convention: Literal["angular-diameter", "deeplense"]
-    """How distances enter the Einstein radius; see `sublens.sim.cosmology`."""
-    h0: PositiveFloat
-    """Hubble constant, km/s/Mpc."""
-    om0: PositiveFloat
-    """Matter density of the flat LCDM universe."""
-    z_lens: Bounds
-    """Lens redshift."""
-    z_source: Bounds
-    """Source redshift."""
-    mass_msun: PositiveFloat
-    """Halo and substructure together, solar masses."""
-    shear: Bounds
-    """Strength of the external shear."""
-    position_angle: Bounds
-    """Angle of the shear and of the source's long axis, radians."""
-    sersic_n: PositiveFloat
-    """Sersic index of the source."""
-    sersic_r_eff: PositiveFloat
-    """Effective radius of the source, arcsec."""
-    sersic_intensity: PositiveFloat
-    """Source counts a pixel at the effective radius."""
-    axis_ratio: Bounds
-    """Axis ratio of the source."""
-    source_offset: Bounds
-    """Distance of the source from the optical axis, arcsec."""
-    subhalo_mean_number: PositiveFloat
-    """Mean of the Poisson number of subhaloes in a `sphere` image."""
-    subhalo_mass_msun: Bounds
-    """Range of subhalo masses, solar masses."""
-    subhalo_slope: float
-    """Exponent of the subhalo mass function dN/dm; not -1."""
-    subhalo_radius: Bounds
-    """Distance of a subhalo from the centre, arcsec."""
-    string_mass_fraction: Bounds
-    """Mass of the string in a `vort` image over `mass_msun`."""
-    string_centre_sigma: NonNegativeFloat
-    """Scatter of the string's centre in x and in y, arcsec."""
-    string_half_length: Bounds
-    """Half of the string's length, arcsec."""
 
 
 class SplitConfig(Frozen):
@@ -176,22 +110,23 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
 
     Raises `ConfigError` naming every problem at once.
     """
-    tree = _read_toml(path) if path else {}
+    tree = read_toml(path) if path else {}
     for override in overrides:
         _apply(tree, override)
     return checked(tree, RunConfig)
 
 
-def checked(tree: Mapping[str, Any], kind: type[Settings]) -> Settings:
+def checked(tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str, Any] | None = None) -> Settings:
     """`tree` as settings of that kind, or a `ConfigError` that lists all problems."""
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(tree, context=context)
     except ValidationError as err:
         problems = [_explain(kind, dict(problem)) for problem in err.errors()]
         raise ConfigError("These settings cannot be used:\n  " + "\n  ".join(problems)) from err
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's content, or a `ConfigError`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
@@ -220,18 +155,26 @@ def _value(text: str) -> Any:
 
 
 def _explain(kind: type[Frozen], problem: dict[str, Any]) -> str:
-    where = ".".join(map(str, problem["loc"]))
-    if problem["type"] != "extra_forbidden":
-        return f"{where}: {problem['msg']} (got {problem['input']!r})"
-    section: Any = kind
-    for name in problem["loc"][:-1]:
-        section = _section(section, str(name))
-    known = section.model_fields
-    return f"{where}: no such setting. {nearest(str(problem['loc'][-1]), known)}"
+    """One problem in a line: where, what is wrong, what was given."""
+    is_unknown = problem["type"] == "extra_forbidden"
+    names = [str(name) for name in problem["loc"]]
+    sections, where = [kind], []
+    for name in names[: -1 if is_unknown else None]:
+        holders = [section for section in sections if name in section.model_fields]
+        if holders:  # else it is not a setting, but says which of several classes was tried
+            where.append(name)
+            sections = [part for holder in holders for part in _sections(holder.model_fields[name].annotation)]
+    if is_unknown:
+        known = [name for section in sections for name in section.model_fields]
+        return f"{'.'.join([*where, names[-1]])}: no such setting. {nearest(names[-1], known)}"
+    place = ".".join(where) or "the whole"
+    words = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], Mapping) or len(where) == 0 else f" (got {problem['input']!r})"
+    return f"{place}: {words}{given}"
 
 
-def _section(kind: type[Frozen], name: str) -> type[Frozen]:
-    """The settings class of a field, also where the field may be None."""
-    annotation = kind.model_fields[name].annotation
-    options = getattr(annotation, "__args__", (annotation,))
-    return next(option for option in options if isinstance(option, type) and issubclass(option, Frozen))
+def _sections(annotation: Any) -> list[type[Frozen]]:
+    """The settings classes that a field may hold."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Frozen) else []
+    return [section for option in get_args(annotation) for section in _sections(option)]

@@ -1,8 +1,9 @@
 """Folders and stores -> data sets, their parts, and batches."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens import images, store
-from sublens.config import SimConfig, SplitConfig
+from sublens.config import SplitConfig
 from sublens.errors import DataError, ImageError
 from sublens.files import sha256, whole_folder
 from sublens.sim.population import Truth
-from sublens.store import Chunk, Origin
+from sublens.sim.survey import Survey
+from sublens.store import Chunk, Origin, Source
 
 TRAIN, TEST = "train", "test"
 FOLDER_CHUNK = 500
@@ -69,7 +71,7 @@ class Dataset:
     test: Part
     hash: str
     """sha256 of the store's manifest, or of a folder's ids and pixels."""
-    survey: SimConfig | None
+    survey: Survey | None
     """The simulation's settings, where there was one."""
     split: SplitConfig
     """How it was divided."""
@@ -115,7 +117,7 @@ def _divided(
     train: Part,
     test: Part,
     digest: str,
-    survey: SimConfig | None,
+    survey: Survey | None,
     config: SplitConfig,
 ) -> Dataset:
     if len(train) == 0:
@@ -183,11 +185,14 @@ class Layout:
         """Number of images in all splits."""
         return sum(map(len, self.files.values()))
 
-    def chunks(self, name: str, on_progress: Progress) -> Iterator[Chunk]:
-        """Read one split, `FOLDER_CHUNK` images at a time. All images must have one size."""
+    def chunks(self, name: str, on_progress: Progress, n_done: int = 0) -> Iterator[Chunk]:
+        """Read one split, `FOLDER_CHUNK` images at a time. All images must have one size.
+
+        n_done: chunks to leave out at the start.
+        """
         listed = self.files[name]
         first_path, first = self.files[TRAIN][0][0], None
-        for start in range(0, len(listed), FOLDER_CHUNK):
+        for start in range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK):
             some = listed[start : start + FOLDER_CHUNK]
             counts = []
             for path, _ in some:
@@ -237,18 +242,18 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
 def pack(folder: Path, out: Path, *, force: bool, on_progress: Progress) -> str:
     """Convert a folder of class folders into a store; returns the store's hash."""
     layout = Layout.of(folder)
-    splits: dict[str, Iterable[Chunk]] = {name: layout.chunks(name, on_progress) for name in layout.files}
+    splits = {name: partial(layout.chunks, name, on_progress) for name in layout.files}
     return store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
 
 
-def write_folder(out: Path, classes: tuple[str, ...], splits: Mapping[str, Iterable[Chunk]], *, force: bool) -> None:
+def write_folder(out: Path, classes: tuple[str, ...], splits: Mapping[str, Source], *, force: bool) -> None:
     """Write the ML4SCI layout: SPLIT/CLASS/NUMBER.npy, float64 (1, h, w), min-max scaled."""
-    with whole_folder(out, force=force) as partial:
-        for name, chunks in splits.items():
+    with whole_folder(out, force=force) as folder:
+        for name, source in splits.items():
             written = [0] * len(classes)
             for label in classes:
-                (partial / name / label).mkdir(parents=True)
-            for chunk in chunks:
+                (folder / name / label).mkdir(parents=True)
+            for chunk in source(0):
                 for counts, label in zip(chunk.counts, chunk.labels, strict=True):
                     written[label] += 1
-                    np.save(partial / name / classes[label] / f"{written[label]}.npy", counts[None] / counts.max())
+                    np.save(folder / name / classes[label] / f"{written[label]}.npy", counts[None] / counts.max())

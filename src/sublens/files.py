@@ -52,20 +52,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, *, force: bool) -> Iterator[Path]:
+def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it into place if the block succeeds.
 
+    If it fails, the temporary folder is removed; but with a `plan`, a text that decides what
+    will be written, it is kept, and yielded again to the next block with the same plan.
     Raises `DataError` where `path` exists and `force` is false. An existing folder is
     replaced only once the new one is complete.
     """
     refuse_existing(path, force=force)
     path = path.absolute()
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_folder(path)
     try:
         with explained(path):
-            remove(partial)
-            partial.mkdir(parents=True)
+            if not plan or _plan_of(partial) != plan:
+                remove(partial)
+                partial.mkdir(parents=True)
+                (partial / PLAN).write_text(plan, encoding="utf-8")
             yield partial
+            (partial / PLAN).unlink()
             if path.exists():
                 retired = path.with_name(f".{path.name}.retired")
                 remove(retired)
@@ -75,7 +80,24 @@ def whole_folder(path: Path, *, force: bool) -> Iterator[Path]:
             else:
                 partial.replace(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not plan:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+PLAN = "plan.json"
+"""What stands in a temporary folder that can be continued."""
+
+
+def partial_folder(path: Path) -> Path:
+    """Where `whole_folder` collects what will be the folder `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _plan_of(partial: Path) -> str | None:
+    try:
+        return (partial / PLAN).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

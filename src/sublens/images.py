@@ -1,7 +1,10 @@
 """One image file, read safely -> pixels, and pixels -> counts."""
 
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from sublens.errors import ImageError
 from sublens.files import NPY_ERRORS
 
-SUFFIXES = (".npy", ".png", ".jpg", ".jpeg")
+SUFFIXES = (".npy", ".png", ".jpg", ".jpeg", ".fits")
 MAX_SIDE = 4096
 """Pixels; larger images are refused before they are decoded."""
 QUANTISED_PEAK = 65535
@@ -19,10 +22,14 @@ MAX_PEAK = 20000
 """Photon counts are looked for up to this many above the minimum."""
 INTEGER_TOLERANCE = 1e-3
 NPY_MAGIC = b"\x93NUMPY"
+FITS_MAGIC = b"SIMPLE  ="
+MAX_ARCHIVE_BYTES = 2**31
 
 
 def read(path: Path) -> NDArray[np.float64]:
-    """Pixels [h, w] of one image file: .npy (h, w) or (1, h, w), PNG or JPEG.
+    """Pixels [h, w] of one image file: .npy (h, w) or (1, h, w), PNG, JPEG, or FITS.
+
+    Of a FITS file the first extension that holds an image is taken.
 
     Raises `ImageError`, naming the file, for anything else, and for an image that holds NaN or
     infinity or has one value everywhere. Object arrays are refused, never unpickled.
@@ -37,8 +44,26 @@ def read_counts(path: Path) -> NDArray[np.uint16]:
     """
     raw = _raw(path)
     pixels = usable(raw, str(path))
-    is_coarse = path.suffix.lower() != ".npy" and raw.dtype == np.uint8
-    return _stretched(pixels) if is_coarse else counts_above_minimum(pixels)
+    is_coarse = path.suffix.lower() not in (".npy", ".fits") and raw.dtype == np.uint8
+    return stretched(pixels) if is_coarse else counts_above_minimum(pixels)
+
+
+def read_archive(path: Path) -> NDArray[np.uint16]:
+    """Counts above the minimum [n, h, w] of an .npz file's array `counts`; raises `ImageError`."""
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file. Check the path.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = archive.getinfo("counts.npy").file_size  # known before it is unpacked
+        if n_bytes > MAX_ARCHIVE_BYTES:
+            raise ImageError(f"{path}: unpacks to {n_bytes:,} bytes; {MAX_ARCHIVE_BYTES:,} are allowed. Split it.")
+        with np.load(path, allow_pickle=False) as arrays:
+            counts = arrays["counts"]
+    except (*NPY_ERRORS, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as err:
+        raise ImageError(f"{path}: damaged, or holds no plain array `counts`. Save one with numpy.savez.") from err
+    if counts.ndim != 3 or counts.dtype.kind not in "ui" or not len(counts):
+        raise ImageError(f"{path}: `counts` is {counts.dtype} {counts.shape}; needs whole numbers (n, height, width).")
+    return np.stack([counts_above_minimum(usable(one, f"{path}, image {i}")) for i, one in enumerate(counts)])
 
 
 def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
@@ -76,10 +101,11 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
         counts = scaled * round(divisor / step)
         if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
             return np.asarray(counts.round(), dtype=np.uint16)
-    return _stretched(pixels)
+    return stretched(pixels)
 
 
-def _stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+def stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """`pixels` scaled to 0..`QUANTISED_PEAK`: for images whose photon counts are unknown."""
     return np.asarray((_minmax(pixels) * QUANTISED_PEAK).round(), dtype=np.uint16)
 
 
@@ -92,7 +118,8 @@ def _raw(path: Path) -> NDArray[np.generic]:
         raise ImageError(f"{path}: no such file. Check the path.")
     if path.suffix.lower() not in SUFFIXES:
         raise ImageError(f"{path}: sublens reads {', '.join(SUFFIXES)} images. Convert it to one of these.")
-    return _read_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+    readers = {".npy": _read_npy, ".fits": _read_fits}
+    return readers.get(path.suffix.lower(), _read_picture)(path)
 
 
 def _read_npy(path: Path) -> NDArray[np.generic]:
@@ -130,3 +157,34 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
             return np.asarray(grey)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise ImageError(f"{path}: truncated, or not a PNG or JPEG picture. Copy or make it again.") from err
+
+
+def _read_fits(path: Path) -> NDArray[np.generic]:
+    from astropy.io import fits  # slow to import
+
+    damaged = f"{path}: truncated, or not a FITS file. Copy or make it again."
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("error")
+            if not file.read(len(FITS_MAGIC)) == FITS_MAGIC:
+                raise ImageError(damaged)
+            file.seek(0)
+            with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
+                for hdu in hdus:
+                    if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
+                        return _fits_pixels(path, hdu)
+    except ImageError:
+        raise
+    except Exception as err:  # astropy raises of every kind for damaged files
+        raise ImageError(damaged) from err
+    raise ImageError(f"{path}: holds no image, only tables or headers. Name a file with an image in it.")
+
+
+def _fits_pixels(path: Path, hdu: Any) -> NDArray[np.generic]:
+    sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
+    if max(sides[:2]) > MAX_SIDE or int(np.prod(sides, dtype=float)) > MAX_SIDE**2:  # known before it is read
+        raise ImageError(
+            f"{path}: has {' x '.join(map(str, sides))} pixels; a side may have {MAX_SIDE} at most. Cut out the lens."
+        )
+    pixels: NDArray[np.generic] = np.array(hdu.data)
+    return pixels

@@ -1,54 +1,125 @@
 """Whole jobs: make a data set, train and compare several networks, the demo."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sublens import bundle, data, files, store
-from sublens.config import ModelConfig, RunConfig, SimConfig, SplitConfig
+from sublens import bundle, data, files, fits, images, store
+from sublens.config import ModelConfig, RunConfig, SplitConfig
 from sublens.data import Dataset
-from sublens.errors import ConfigError, DataError
+from sublens.errors import ConfigError, DataError, ImageError
+from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.progress import Bar, Count, silent
 from sublens.run import is_measured, measure_run, settled, train_run
+from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
-from sublens.sim.presets import COMMON_TEST_1
-from sublens.sim.workers import slices
-from sublens.store import Chunk, Origin
+from sublens.sim.presets import preset
+from sublens.sim.survey import Survey
+from sublens.sim.workers import SLICE, slices
+from sublens.store import Chunk, Origin, Source
+
+Form = Literal["store", "folder", "fits"]
 
 
 def simulate(
-    survey: SimConfig,
+    survey: Survey,
     sizes: Mapping[Split, int],
     out: Path,
     *,
     seed: int,
     workers: int = 1,
-    as_folder: bool = False,
+    form: Form = "store",
+    save_maps: bool = False,
     force: bool = False,
     bar: Bar = silent,
 ) -> None:
-    """Simulate a data set into a store, or into the ML4SCI folder layout.
+    """Simulate a data set: a store, the ML4SCI folders of .npy files, or folders of FITS files.
 
-    The images depend on the survey, the seed, the split and their index alone.
+    The images depend on the survey, the seed, the split and their index alone. An interrupted
+    store is continued by the same call. save_maps: store the convergence and the noiseless image
+    as well.
     """
+    if save_maps and form == "folder":
+        raise ConfigError("Folders of .npy files have no place for maps. Choose the format store or fits, or no maps.")
     files.refuse_existing(out, force=force)
     with bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
         count = Count(advance)
-        splits: dict[str, Iterable[Chunk]] = {
-            split: _simulated(survey, seed, split, n, workers, count) for split, n in sizes.items() if n
+        splits: dict[str, Source] = {
+            split: partial(_simulated, survey, seed, split, n, workers, save_maps, count)
+            for split, n in sizes.items()
+            if n
         }
-        if as_folder:
-            data.write_folder(out, CLASSES, splits, force=force)
+        if form == "store":
+            origin = Origin(source=survey.name, seed=seed, survey=survey)
+            plan = json.dumps([sizes, save_maps, SLICE])
+            store.write(out, CLASSES, origin, splits, plan=plan, force=force)
+        elif form == "fits":
+            fits.write(out, CLASSES, splits, survey, force=force)
         else:
-            store.write(out, CLASSES, Origin(source=survey.name, seed=seed, survey=survey), splits, force=force)
+            data.write_folder(out, CLASSES, splits, force=force)
 
 
-def _simulated(survey: SimConfig, seed: int, split: Split, n: int, workers: int, count: Count) -> Iterator[Chunk]:
-    for truth, counts in slices(survey, seed, split, n, workers):
+def _simulated(
+    survey: Survey, seed: int, split: Split, n: int, workers: int, save_maps: bool, count: Count, n_done: int
+) -> Iterator[Chunk]:
+    count.skip(min(n_done * SLICE, n))
+    for truth, counts, maps in slices(survey, seed, split, n, workers, with_maps=save_maps, n_done=n_done):
         ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
-        yield Chunk(counts, truth.scenes["label"], ids, truth)
+        yield Chunk(counts, truth.scenes["label"], ids, truth, maps)
         count.add(len(truth))
+
+
+def fidelity(
+    survey: Survey, path: Path, label: str, *, seed: int = 1, bar: Bar = silent
+) -> tuple[list[Comparison], Telling]:
+    """Compare real images of one class with as many simulated ones: statistics, and a network's attempt.
+
+    path: a folder of images, or an .npz file whose array `counts` [n, h, w] holds counts.
+    """
+    real = _real_images(path, bar)
+    side = survey.camera.n_pixels
+    if real.shape[1:] != (side, side):
+        raise ImageError(
+            f"{path}: its images are {real.shape[1]} x {real.shape[2]} pixels but {survey.name} makes {side} x {side}. "
+            "Crop them, or edit camera.n_pixels in a copy of the preset."
+        )
+    if len(real) < FEWEST:
+        raise DataError(f"{path}: holds {len(real)} images; a comparison needs at least {FEWEST}.")
+    first = CLASSES.index(label)
+    indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
+    _, simulated = render.simulate(survey, seed, "train", indices)
+    if (real.max(axis=(1, 2)) == images.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
+        simulated = np.stack([images.stretched(one.astype(np.float64)) for one in simulated])
+        real = np.stack([images.stretched(one.astype(np.float64)) for one in real])
+    return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
+
+
+FEWEST = 50
+"""Images without which a comparison says nothing."""
+
+
+def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
+    if path.suffix.lower() == ".npz":
+        return images.read_archive(path)
+    found = sorted(file for file in path.glob("*") if file.suffix.lower() in images.SUFFIXES)
+    if not found:
+        raise DataError(f"{path}: holds no {', '.join(images.SUFFIXES)} images. Name a folder of images of one class.")
+    with bar(f"reading {path}", len(found)) as advance:
+        count, read = Count(advance), []
+        for file in found:
+            read.append(images.read_counts(file))
+            count.add(1)
+            if read[-1].shape != read[0].shape:
+                raise ImageError(
+                    f"{file}: is {read[-1].shape[0]} x {read[-1].shape[1]} pixels, {found[0]} is not. "
+                    "Crop them to one size."
+                )
+    return np.stack(read)
 
 
 def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
@@ -120,7 +191,7 @@ def demo(out: Path, minutes: float, *, seed: int = 1, workers: int = 2, force: b
     scale = min(1.0, minutes / DEMO_FULL_MINUTES)
     sizes: dict[Split, int] = {"train": round(DEMO_TRAIN * scale), "test": round(DEMO_TEST * scale)}
     if force or not (out / "data" / store.MANIFEST).is_file():
-        simulate(COMMON_TEST_1, sizes, out / "data", seed=seed, workers=workers, force=force, bar=bar)
+        simulate(preset("common-test-1"), sizes, out / "data", seed=seed, workers=workers, force=force, bar=bar)
     manifest = store.read_manifest(out / "data")
     if (manifest.origin.seed, manifest.splits) != (seed, sizes):
         raise DataError(f"{out}: holds a demo with another --seed or --minutes. Choose another --out, or add --force.")

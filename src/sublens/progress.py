@@ -71,9 +71,14 @@ class Count:
     """Turns numbers of images just done into progress with a rate."""
 
     def __init__(self, advance: Advance) -> None:
-        self._advance, self._done, self._start = advance, 0, time.monotonic()
+        self._advance, self._before, self._done, self._start = advance, 0, 0, time.monotonic()
+
+    def skip(self, n: int) -> None:
+        """So many were done before; they do not count into the rate."""
+        self._before += n
+        self._advance(self._before + self._done, "")
 
     def add(self, n: int) -> None:
         """So many more are done."""
         self._done += n
-        self._advance(self._done, f"{self._done / (time.monotonic() - self._start):,.0f} images/s")
+        self._advance(self._before + self._done, f"{self._done / (time.monotonic() - self._start):,.0f} images/s")

@@ -6,13 +6,18 @@ NAME/train/labels.npy         int64 [n], positions in the manifest's classes
 NAME/train/ids.npy            unicode [n]
 NAME/train/scenes.npy         truth, one row an image; simulated data sets only
 NAME/train/subhaloes.npy      truth, one row a subhalo; simulated data sets only
+NAME/train/convergence-00000.npy, noiseless-00000.npy   float32 [n, h, w]; where maps were saved
 NAME/test/...                 the same
+
+While a store is written its tables lie in pieces, one a shard, in .NAME.partial/; an interrupted
+store is continued from its last whole shard.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from sublens.config import Frozen, SimConfig
+from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.files import NPY_ERRORS, sha256, whole_folder
+from sublens.files import NPY_ERRORS, remove, sha256, whole_folder
 from sublens.sim.population import Truth
+from sublens.sim.survey import Survey
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"
 TABLES = ("labels", "ids", "scenes", "subhaloes")
 """What stands beside the images; the last two where the truth is known."""
 
@@ -44,6 +51,12 @@ class Chunk:
     """[n], unique in the data set."""
     truth: Truth | None = None
     """What was simulated, where that is known."""
+    maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """More planes [n, h, w] by name, such as the convergence."""
+
+
+Source = Callable[[int], Iterable[Chunk]]
+"""Gives the chunks of one split, always the same ones, from the one of that number on."""
 
 
 class Origin(Frozen):
@@ -53,7 +66,7 @@ class Origin(Frozen):
     """The preset's name, or the folder's."""
     seed: int | None = None
     """The simulation's seed."""
-    survey: SimConfig | None = None
+    survey: Survey | None = None
     """The simulation's settings."""
 
 
@@ -83,26 +96,30 @@ def write(
     out: Path,
     classes: tuple[str, ...],
     origin: Origin,
-    splits: Mapping[str, Iterable[Chunk]],
+    splits: Mapping[str, Source],
     *,
+    plan: str = "",
     force: bool = False,
 ) -> str:
     """Write a store and return its hash, the sha256 of the manifest.
 
-    Raises `DataError` where `out` exists and `force` is false, or cannot be written.
+    plan: what, with classes and origin, decides the content; with one, a store that was
+    interrupted is continued. Raises `DataError` where `out` exists and `force` is false, or
+    cannot be written.
     """
-    with whole_folder(out, force=force) as partial:
-        sizes, shape = {}, (0, 0)
-        for name, chunks in splits.items():
-            folder = partial / name
-            folder.mkdir()
-            sizes[name], shape = _write_split(folder, chunks, shape)
-        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+    ours = version("sublens")
+    decided = json.dumps([FORMAT, ours, classes, origin.model_dump(mode="json"), plan]) if plan else ""
+    with whole_folder(out, force=force, plan=decided) as partial:
+        for name, source in splits.items():
+            _write_split(partial / name, partial / f"{name}-pieces", source)
+        sizes = {name: _n_images(partial / name) for name in splits}
+        shapes = [_array(shard, mapped=True).shape[1:] for shard in sorted(partial.glob("*/images-*.npy"))[:1]]
+        paths = sorted(partial.glob("*/*.npy"))
         manifest = Manifest(
             format=FORMAT,
-            sublens=version("sublens"),
+            sublens=ours,
             classes=classes,
-            shape=shape,
+            shape=shapes[0] if shapes else (0, 0),
             origin=origin,
             splits=sizes,
             files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
@@ -111,23 +128,55 @@ def write(
     return sha256(out / MANIFEST)
 
 
-def _write_split(folder: Path, chunks: Iterable[Chunk], shape: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    labels, ids, scenes, subhaloes = [], [], [], []
-    for number, chunk in enumerate(chunks):
-        np.save(folder / f"images-{number:05d}.npy", chunk.counts)
-        shape = (chunk.counts.shape[1], chunk.counts.shape[2])
-        labels.append(chunk.labels)
-        ids.append(chunk.ids)
-        if chunk.truth:
-            scenes.append(chunk.truth.scenes)
-            subhaloes.append(chunk.truth.subhaloes)
-    if not labels:
-        return 0, shape
-    parts_of: tuple[list[NDArray[Any]], ...] = (labels, ids, scenes, subhaloes)
-    for name, parts in zip(TABLES, parts_of, strict=True):
-        if parts:
-            np.save(folder / f"{name}.npy", np.concatenate(parts))
-    return sum(map(len, labels)), shape
+def _write_split(folder: Path, pieces: Path, source: Source) -> None:
+    """Write the shards that are not there yet, then join their tables."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / f"{TABLES[0]}.npy").is_file():
+        pieces.mkdir(exist_ok=True)
+        n_done = len(list(folder.glob("images-*.npy")))
+        for number, chunk in enumerate(source(n_done), start=n_done):
+            _write_shard(folder, pieces, number, chunk)
+        for table in reversed(TABLES):  # the first comes last, as the sign that all are there
+            parts = [_array(piece) for piece in sorted(pieces.glob(f"{table}-*.npy"))]
+            if parts:
+                _save(folder / f"{table}.npy", np.concatenate(parts))
+    remove(pieces)
+    remove(folder / PARTIAL)
+
+
+def _write_shard(folder: Path, pieces: Path, number: int, chunk: Chunk) -> None:
+    truth = {"scenes": chunk.truth.scenes, "subhaloes": chunk.truth.subhaloes} if chunk.truth else {}
+    for table, rows in {"labels": chunk.labels, "ids": chunk.ids, **truth}.items():
+        _save(pieces / f"{table}-{number:05d}.npy", rows)
+    for name, planes in chunk.maps.items():
+        _save(folder / f"{name}-{number:05d}.npy", planes)
+    _save(folder / f"images-{number:05d}.npy", chunk.counts)  # last, as the sign that the shard is whole
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Whole or not at all, so that what is there when a store is continued can be relied on."""
+    partial = path.with_name(PARTIAL)
+    with partial.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _n_images(folder: Path) -> int:
+    labels = folder / f"{TABLES[0]}.npy"
+    return len(_array(labels)) if labels.is_file() else 0
+
+
+def read_map(path: Path, manifest: Manifest, split: str, name: str) -> list[NDArray[np.float32]]:
+    """A map saved beside the images, shard by shard, each [n, h, w] and memory-mapped.
+
+    name: `convergence` or `noiseless`. Raises `DataError` where the store has none.
+    """
+    files = [file for file in manifest.files if file.startswith(f"{split}/{name}-")]
+    if not files:
+        raise DataError(f"{path}: holds no {name} maps. Simulate it with --save-maps.")
+    return [_array(path / file, mapped=True) for file in sorted(files)]
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, SimConfig, TrainConfig
+from sublens.config import InputConfig, TrainConfig
 from sublens.data import Dataset, Part
 from sublens.models import TruthHead, field_of_view, prepare, side_seen
 from sublens.sim.population import mass_map
+from sublens.sim.survey import Survey
 
 MASS_UNIT_MSUN = 1e9
 """The truth head predicts log(1 + M / this)."""
@@ -165,7 +166,7 @@ class Feed:
     seen: InputConfig
     config: TrainConfig
     device: str
-    survey: SimConfig | None = None
+    survey: Survey | None = None
     """The simulation's settings, where truth maps are wanted."""
     n_cells: int = 0
 
@@ -194,7 +195,7 @@ class Feed:
         images = mirrored(prepare(self.part.counts(positions), self.seen), flips)
         masses = None
         if self.survey and part.truth:
-            field = field_of_view(self.seen, self.part.shape) * self.survey.pixel_scale
+            field = field_of_view(self.seen, self.part.shape) * self.survey.camera.pixel_scale
             mapped = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
             masses = mirrored(mapped, flips).to(self.device)
         images = images.to(self.device, memory_format=torch.channels_last)

@@ -1,52 +1,130 @@
-"""What the camera does: pixel grid, point-spread function, photon noise, normalisation."""
+"""What the camera does: pixel grid, point-spread function, noise."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sublens import images
+from sublens.errors import ConfigError
+from sublens.sim import compiled
+from sublens.sim.survey import FWHM_PER_SIGMA, Camera, Gaussian, Moffat
+
 PSF_REACH = 4.0
-"""The Gaussian is cut this many standard deviations from its centre."""
+"""A Gaussian is cut this many standard deviations from its centre, to the nearest pixel."""
+MOFFAT_REACH = 8.0
+"""A Moffat profile is cut at this many times its full width at half maximum, or at the image's size."""
+FULL_SCALE = 65535
+"""The most counts above the minimum that a store can hold."""
 
 
-def pixel_centres(n_pixels: int, pixel_scale: float) -> Tensor:
-    """Positions of pixel centres along one axis, arcsec, [n_pixels]; 0 is the grid's middle."""
-    return (torch.arange(n_pixels) - (n_pixels - 1) / 2) * pixel_scale
+def pixel_centres(n_pixels: int, pixel_scale: float, supersampling: int = 1) -> Tensor:
+    """Positions along one axis at which light is computed, arcsec; 0 is the grid's middle.
+
+    [n_pixels * supersampling] in double precision: pixel centres, or those of their equal parts.
+    """
+    n = n_pixels * supersampling
+    return (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * (pixel_scale / supersampling)
+
+
+def binned(image: Tensor, supersampling: int) -> Tensor:
+    """Means over each pixel's parts, [b, h * s, w * s] -> [b, h, w]."""
+    return F.avg_pool2d(image, supersampling) if supersampling > 1 else image
 
 
 @cache
-def gaussian_blur(n_pixels: int, sigma: float) -> Tensor:
-    """The matrix [n, n] that blurs one axis by a Gaussian sampled at pixel centres.
+def psf_kernel(camera: Camera) -> Tensor:
+    """The point-spread function on the camera's pixels, [k, k] of odd k, double precision, sum one.
 
-    sigma: pixels. Light outside the image equals that of the nearest edge pixel, as the edges
-    of the published images show. Each row sums to one. Blur an image with B @ image @ B.T.
+    A Gaussian comes as [k]: it blurs each axis by itself. Sampled at pixel centres.
     """
-    reach = int(np.ceil(PSF_REACH * sigma))
-    offsets = torch.arange(-reach, reach + 1)
-    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    pixels = torch.arange(n_pixels)[:, None]
-    blur = torch.zeros(n_pixels, n_pixels, dtype=torch.float64)
-    blur.scatter_add_(1, (pixels + offsets).clamp(0, n_pixels - 1), (kernel / kernel.sum()).expand(n_pixels, -1))
-    return blur
+    kernel: Tensor
+    if isinstance(camera.psf, Gaussian):
+        sigma = camera.psf.fwhm / FWHM_PER_SIGMA / camera.pixel_scale
+        offsets = _offsets(PSF_REACH * sigma, camera.n_pixels)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    elif isinstance(camera.psf, Moffat):
+        width, beta = camera.psf.fwhm / camera.pixel_scale, camera.psf.beta
+        offsets = _offsets(MOFFAT_REACH * width, camera.n_pixels)
+        core = width / 2 / (2 ** (1 / beta) - 1) ** 0.5
+        kernel = (1 + (offsets[:, None] ** 2 + offsets**2) / core**2) ** -beta
+    else:
+        kernel = torch.from_numpy(images.read(camera.psf.file).clip(0))
+    return kernel.div(kernel.sum())
 
 
-def expose(image: Tensor, background: float, seeds: Iterable[int]) -> NDArray[np.int64]:
-    """Photon counts: one Poisson draw a pixel around image + background.
+def _offsets(reach: float, n_pixels: int) -> Tensor:
+    whole = min(int(reach + 0.5), (n_pixels - 1) // 2)
+    return torch.arange(-whole, whole + 1, dtype=torch.float64)
 
-    image: noiseless counts [b, h, w]. seeds: one an image, so that an image's noise does not
-    depend on its neighbours. Returns [b, h, w].
+
+def blurred(image: Tensor, kernel: Tensor) -> Tensor:
+    """Images [b, h, w] as seen through a point-spread function of `psf_kernel`.
+
+    Light outside the image equals that of the nearest edge pixel, as the edges of the
+    published images show.
     """
-    rates = image + background
-    drawn = [
-        torch.poisson(rate, torch.Generator(rate.device).manual_seed(seed))
-        for rate, seed in zip(rates, seeds, strict=True)
-    ]
-    return torch.stack(drawn).cpu().numpy().astype(np.int64)
+    reach = len(kernel) // 2
+    padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+    if kernel.ndim == 2:
+        return _convolved(padded, kernel.to(image), image.shape)
+    height, width = image.shape[1:]
+    weights = kernel.tolist()
+    down = padded[:, :height] * weights[0]
+    for offset, weight in enumerate(weights[1:], start=1):
+        down.add_(padded[:, offset : offset + height], alpha=weight)
+    across = down[:, :, :width] * weights[0]
+    for offset, weight in enumerate(weights[1:], start=1):
+        across.add_(down[:, :, offset : offset + width], alpha=weight)
+    return across
 
 
-def above_minimum(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """Counts above each image's minimum, [b, h, w]; dividing by the maximum gives min-max pixels."""
-    return np.asarray(counts - counts.min(axis=(1, 2), keepdims=True), dtype=np.uint16)
+def _convolved(padded: Tensor, kernel: Tensor, shape: torch.Size) -> Tensor:
+    """By Fourier transform, one image at a time: its result must not depend on its neighbours."""
+    size = padded.shape[1:]
+    transfer = torch.fft.rfft2(kernel, s=size)
+    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(one) * transfer, s=size) for one in padded])
+    edge = len(kernel) - 1
+    return full[:, edge : edge + shape[1], edge : edge + shape[2]].clamp_min(0)  # rounding goes below
+
+
+def expose(
+    image: Tensor, background: NDArray[np.float64], noise_rms: NDArray[np.float64], gain: float, seeds: Sequence[int]
+) -> NDArray[np.int32]:
+    """Counts: Poisson electrons around image + background, Gaussian noise, divided by the gain.
+
+    image: noiseless electrons [b, h, w]. background: sky electrons a pixel [b]. noise_rms: electrons
+    [b]. gain: electrons a count. seeds: one an image, so that an image's noise does not depend on
+    its neighbours. Returns whole counts [b, h, w].
+    """
+    rates = image + torch.from_numpy(background).to(image)[:, None, None]
+    if image.device.type != "cpu":
+        generators = [torch.Generator(image.device).manual_seed(seed) for seed in seeds]
+        drawn = [torch.poisson(rate, generator) for rate, generator in zip(rates, generators, strict=True)]
+        rates = torch.stack(drawn).cpu()
+    counts = np.empty(rates.shape, np.int32)
+    for rate, rms, seed, one in zip(rates.numpy(), noise_rms, seeds, counts, strict=True):
+        rng = np.random.Generator(np.random.SFC64(seed))
+        electrons = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
+        if rms or gain != 1:
+            electrons = np.rint((electrons + rms * rng.standard_normal(rate.shape)) / gain)
+        one[:] = electrons
+    return counts
+
+
+def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Counts above each image's minimum, [b, h, w]; dividing by the maximum gives min-max pixels.
+
+    Raises `ConfigError` where they do not fit 16 bits.
+    """
+    counts = counts - counts.min(axis=(1, 2), keepdims=True)
+    if counts.max(initial=0) > FULL_SCALE:
+        raise ConfigError(
+            f"An image has {counts.max():,} counts above its minimum; a store holds up to {FULL_SCALE:,}. "
+            "Raise camera.gain, or lower the exposure or the brightness."
+        )
+    return np.asarray(counts, dtype=np.uint16)

@@ -7,16 +7,14 @@ distance from lens to source. It gives 1.281" instead of 1.665" for 1e12 Msun at
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sublens.sim.survey import Cosmology, Floats
 
 if TYPE_CHECKING:
     from astropy.cosmology import FlatLambdaCDM
-
-Convention = Literal["angular-diameter", "deeplense"]
-Floats = NDArray[np.float64]
 
 ARCSEC_PER_RADIAN = 206264.80624709636
 FOUR_G_OVER_C2_MPC_PER_MSUN = 1.9141663372e-19
@@ -30,31 +28,40 @@ def _universe(h0: float, om0: float) -> "FlatLambdaCDM":
     return FlatLambdaCDM(H0=h0, Om0=om0)
 
 
-def einstein_radius(
-    mass_msun: Floats,
-    z_lens: Floats,
-    z_source: Floats,
-    *,
-    convention: Convention,
-    h0: float,
-    om0: float,
-) -> Floats:
+def einstein_radius(mass_msun: Floats, z_lens: Floats, z_source: Floats, cosmology: Cosmology) -> Floats:
     """Einstein radius of a point mass, arcsec: sqrt(4 G M / c^2 * D_ls / (D_l D_s)).
 
-    mass_msun: solar masses, >= 0. z_lens < z_source. h0: km/s/Mpc. The arguments broadcast.
+    mass_msun: solar masses, >= 0. z_lens < z_source. The arguments broadcast.
     Source: Schneider, Kochanek & Wambsganss 2006, eq. 22 of part 1.
     """
-    factor = FOUR_G_OVER_C2_MPC_PER_MSUN * inverse_distance(z_lens, z_source, convention=convention, h0=h0, om0=om0)
+    factor = FOUR_G_OVER_C2_MPC_PER_MSUN * inverse_distance(z_lens, z_source, cosmology)
     return np.asarray(np.sqrt(mass_msun * factor) * ARCSEC_PER_RADIAN)
 
 
-def inverse_distance(z_lens: Floats, z_source: Floats, *, convention: Convention, h0: float, om0: float) -> Floats:
+def inverse_distance(z_lens: Floats, z_source: Floats, cosmology: Cosmology) -> Floats:
     """D_ls / (D_l D_s) in 1/Mpc under the convention."""
-    universe = _universe(h0, om0)
-    if convention == "deeplense":
+    universe = _universe(cosmology.h0, cosmology.om0)
+    if cosmology.convention == "deeplense":
         d_l = universe.luminosity_distance(z_lens).value
         d_s = universe.luminosity_distance(z_source).value
         return np.asarray((d_s - d_l) / (d_l * d_s))
     c_l = universe.comoving_distance(z_lens).value
     c_s = universe.comoving_distance(z_source).value
     return np.asarray((c_s - c_l) / c_s * (1 + z_lens) / c_l)  # the factors 1 + z_source cancel
+
+
+def nfw_angles(
+    mass_msun: Floats, concentration: Floats, z_lens: Floats, z_source: Floats, cosmology: Cosmology
+) -> tuple[Floats, Floats]:
+    """Scale radius of an NFW halo and its deflection there, both arcsec.
+
+    mass_msun: M200, inside the radius r_200 of 200 times the critical density at z_lens.
+    concentration: r_200 over the scale radius. A cylinder of one scale radius holds the mass
+    M200 (1 + ln 1/2) / (ln(1 + c) - c / (1 + c)). Source: Wright & Brainerd 2000, eqs. 1-2, 13.
+    """
+    universe = _universe(cosmology.h0, cosmology.om0)
+    density = universe.critical_density(z_lens).to_value("Msun / Mpc3")
+    r_s_mpc = np.cbrt(3 * mass_msun / (800 * np.pi * density)) / concentration
+    r_s = r_s_mpc / universe.angular_diameter_distance(z_lens).value * ARCSEC_PER_RADIAN
+    inside = mass_msun * (1 + np.log(0.5)) / (np.log1p(concentration) - concentration / (1 + concentration))
+    return r_s, einstein_radius(inside, z_lens, z_source, cosmology) ** 2 / r_s

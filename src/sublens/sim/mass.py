@@ -1,76 +1,250 @@
-"""Reduced deflection of each kind of mass.
+"""Each kind of mass: lensing potential, reduced deflection and convergence.
 
-Conventions: positions and deflections are arcsec, as a pair of planes (x, y), each of a shape
-that broadcasts to [b, h, w]; parameters are [b]; angles are radians, counter-clockwise from x.
-Every deflection is the gradient of a lensing potential, so deflections add up.
+Conventions: positions, Einstein radii and deflections are arcsec; angles are radians,
+counter-clockwise from x. Positions are planes that broadcast to [b, h, w], parameters are
+numbers or tensors that broadcast against them. Every deflection is the gradient of a
+potential, so deflections add up; convergence is half its divergence. A function ending in
+`_potential` gives arcsec^2, `_deflection` the x and y components, `_convergence` a number
+without unit. Where a closed form is not elementary it is left out.
 """
 
+import math
+from typing import cast
+
+import numpy as np
 import torch
 from torch import Tensor
 
 Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""
 
-TINY = 1e-12
-"""The least (squared) distance, arcsec: keeps a mass on a pixel centre finite."""
+TINY = cast(float, np.float32(1e-12))
+"""The least squared distance, arcsec^2: keeps a mass on a pixel centre finite. In single precision,
+for `compiled` would compute in double with anything else."""
+ROUNDEST = 1 - 1e-9
+"""An ellipsoid's axis ratio is kept below this, where its formulae divide by zero."""
 
 
-def plane(parameter: Tensor) -> Tensor:
-    """[b] -> [b, 1, 1], to meet planes of pixels."""
-    return parameter[:, None, None]
+def sis_potential(x: Tensor, y: Tensor, theta_e: Tensor) -> Tensor:
+    """Singular isothermal sphere at the origin; see `sis_deflection`."""
+    return theta_e * torch.hypot(x, y)
 
 
-def sis(x: Tensor, y: Tensor, theta_e: Tensor) -> Field:
+def sis_deflection(x: Tensor, y: Tensor, theta_e: Tensor) -> Field:
     """Singular isothermal sphere at the origin.
 
-    theta_e: Einstein radii, arcsec, >= 0. The deflection has length theta_e everywhere but at
-    the origin, where it is 0. Source: Keeton 2001, arXiv:astro-ph/0102341, with his b as theta_e.
+    theta_e: Einstein radius, >= 0. The deflection has length theta_e everywhere but at the
+    origin, where it is 0. Source: Keeton 2001, arXiv:astro-ph/0102341, with his b as theta_e.
     """
-    scale = plane(theta_e) * torch.rsqrt(x * x + y * y + TINY)
+    scale = theta_e * torch.rsqrt(x * x + (y * y + TINY))
     return scale * x, scale * y
 
 
-def external_shear(x: Tensor, y: Tensor, gamma: Tensor, angle: Tensor) -> Field:
-    """External shear about the origin; a ring is drawn out along `angle`.
+def sis_convergence(x: Tensor, y: Tensor, theta_e: Tensor) -> Tensor:
+    """Singular isothermal sphere at the origin; see `sis_deflection`."""
+    return theta_e / 2 * torch.rsqrt(x * x + (y * y + TINY))
+
+
+def sie_potential(x: Tensor, y: Tensor, theta_e: Tensor, q: Tensor, angle: Tensor) -> Tensor:
+    """Singular isothermal ellipsoid at the origin; see `sie_deflection`."""
+    alpha_x, alpha_y = sie_deflection(x, y, theta_e, q, angle)
+    return x * alpha_x + y * alpha_y
+
+
+def sie_deflection(x: Tensor, y: Tensor, theta_e: Tensor, q: Tensor, angle: Tensor) -> Field:
+    """Singular isothermal ellipsoid at the origin.
+
+    theta_e: Einstein radius of the circle that holds as much mass as the critical ellipse.
+    q: axis ratio of the convergence, 0 < q <= 1. angle: of the long axis. Source: Kormann,
+    Schneider & Bartelmann 1994, A&A 284, 285, with the axes named as in Keeton 2001.
+    """
+    q = torch.clamp(torch.as_tensor(q, dtype=torch.float64), max=ROUNDEST)
+    f = torch.sqrt((1 - q) * (1 + q))  # in double precision: q may be near 1
+    scale, f, q = (theta_e * torch.sqrt(q) / f).to(x.dtype), f.to(x.dtype), q.to(x.dtype)
+    u, v = _along_across(f * x, f * y, angle)
+    across = v / f
+    psi = torch.sqrt(torch.addcmul(across * across + TINY, (q / f) ** 2 * u, u))
+    return _turned(torch.atan2(u, psi), torch.atanh(v / psi), (scale, scale), angle)
+
+
+def sie_convergence(x: Tensor, y: Tensor, theta_e: Tensor, q: Tensor, angle: Tensor) -> Tensor:
+    """Singular isothermal ellipsoid at the origin; see `sie_deflection`."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    u, v = cos * x + sin * y, cos * y - sin * x
+    return theta_e / 2 * torch.rsqrt(q * u * u + v * v / q + TINY)
+
+
+def shear_potential(x: Tensor, y: Tensor, gamma: Tensor, angle: Tensor) -> Tensor:
+    """External shear about the origin; see `shear_deflection`."""
+    g1, g2 = gamma * torch.cos(2 * angle), gamma * torch.sin(2 * angle)
+    return g1 / 2 * (x * x - y * y) + g2 * x * y
+
+
+def shear_deflection(x: Tensor, y: Tensor, gamma: Tensor, angle: Tensor) -> Field:
+    """External shear about the origin; a ring is drawn out along `angle`. It has no convergence.
 
     gamma: strength, 0 <= gamma < 1. Source: Schneider, Kochanek & Wambsganss 2006, part 1,
     eq. 55, with gamma_1 = gamma cos 2 angle and gamma_2 = gamma sin 2 angle.
     """
-    g1, g2 = plane(gamma * torch.cos(2 * angle)), plane(gamma * torch.sin(2 * angle))
+    g1, g2 = gamma * torch.cos(2 * angle), gamma * torch.sin(2 * angle)
     return g1 * x + g2 * y, g2 * x - g1 * y
 
 
-def points(x: Tensor, y: Tensor, masses: Tensor) -> Field:
-    """Point masses: the sum of theta_e^2 (x - x_i) / |x - x_i|^2.
+def point_potential(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, theta_e: Tensor) -> Tensor:
+    """Point mass at (x_0, y_0); see `point_deflection`."""
+    dx, dy = x - x_0, y - y_0
+    return theta_e * theta_e / 2 * torch.log(dx * dx + dy * dy + TINY)
 
-    masses: [b, n, 3] of position x, position y and Einstein radius, arcsec; a radius of 0 adds
-    exactly nothing, so rows of unequal number are padded with zeros. One mass at a time is
-    added: a block [b, n, h, w] would not fit the processor's cache.
+
+def point_deflection(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, theta_e: Tensor) -> Field:
+    """Point mass at (x_0, y_0): theta_e^2 over the distance, outwards.
+
+    theta_e: Einstein radius; 0 adds exactly nothing. No convergence but at the point, where
+    the deflection is 0. Plain arithmetic, so that `compiled` can use it number by number.
+    Source: Schneider, Kochanek & Wambsganss 2006, part 1, eq. 20.
     """
-    shape = torch.broadcast_shapes(x.shape, y.shape, (len(masses), 1, 1))  # type: ignore[no-untyped-call]
-    alpha_x, alpha_y = masses.new_zeros(shape), masses.new_zeros(shape)
-    for x_i, y_i, theta_e in masses.permute(1, 2, 0):
-        dx, dy = x - plane(x_i), y - plane(y_i)
-        weight = plane(theta_e * theta_e) / (dx * dx + (dy * dy + TINY))
-        alpha_x.addcmul_(weight, dx)
-        alpha_y.addcmul_(weight, dy)
-    return alpha_x, alpha_y
+    dx, dy = x - x_0, y - y_0
+    weight = theta_e * theta_e / (dx * dx + (dy * dy + TINY))
+    return weight * dx, weight * dy
 
 
-def string(x: Tensor, y: Tensor, segment: Tensor) -> Field:
+def nfw_potential(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor) -> Tensor:
+    """NFW halo at (x_0, y_0), 0 at its centre; see `nfw_deflection`."""
+    t = torch.sqrt((x - x_0) ** 2 + ((y - y_0) ** 2 + TINY)) / r_s
+    log_half = torch.log(t / 2)
+    inner = torch.arccosh(1 / t.clamp(max=1)) ** 2
+    outer = torch.arccos(1 / t.clamp(min=1)) ** 2
+    h = log_half**2 + torch.where(t < 1, -inner, outer)
+    return alpha_rs * r_s / (2 * (1 - math.log(2))) * h
+
+
+def nfw_deflection(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor) -> Field:
+    """NFW halo at (x_0, y_0).
+
+    r_s: scale radius. alpha_rs: deflection there, arcsec, >= 0. With t = r / r_s the length is
+    alpha_rs / (1 - ln 2) g(t) / t and g = ln(t/2) + F(t), F as in `_nfw_f`.
+    Source: Wright & Brainerd 2000, ApJ 534, 34, eq. 13; Golse & Kneib 2002, eq. 7.
+    """
+    dx, dy = x - x_0, y - y_0
+    t2 = (dx * dx + (dy * dy + TINY)) / (r_s * r_s)
+    t = torch.sqrt(t2)
+    g = torch.where(t < SMALL, _nfw_g_near(t), torch.log(t / 2) + _nfw_f(t))
+    weight = alpha_rs / ((1 - math.log(2)) * r_s) * g / t2
+    return weight * dx, weight * dy
+
+
+def nfw_convergence(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor) -> Tensor:
+    """NFW halo at (x_0, y_0), infinite at its centre; see `nfw_deflection`."""
+    t = torch.sqrt((x - x_0) ** 2 + ((y - y_0) ** 2 + TINY)) / r_s
+    t = torch.where((t - 1).abs() < NEAR_ONE, 1 + NEAR_ONE, t)  # 0/0 at 1, where the limit is 1/3
+    return alpha_rs / (2 * (1 - math.log(2)) * r_s) * (1 - _nfw_f(t)) / (t * t - 1)
+
+
+SMALL = 1e-2
+"""Radii below this over the scale radius use a series: the closed form cancels there."""
+NEAR_ONE = 1e-5
+
+
+def _nfw_f(t: Tensor) -> Tensor:
+    """arccosh(1/t) / sqrt(1 - t^2) inside the scale radius, arccos(1/t) / sqrt(t^2 - 1) outside."""
+    inside, outside = t.clamp(max=1 - 1e-7), t.clamp(min=1 + 1e-7)
+    near = torch.log((1 + torch.sqrt((1 - inside) * (1 + inside))) / inside) / torch.sqrt((1 - inside) * (1 + inside))
+    far = torch.atan2(torch.sqrt((outside - 1) * (outside + 1)), torch.ones_like(outside)) / torch.sqrt(
+        (outside - 1) * (outside + 1)
+    )
+    return torch.where(t < 1, near, far)
+
+
+def _nfw_g_near(t: Tensor) -> Tensor:
+    """ln(t/2) + F(t) for t below `SMALL`, to a relative 1e-8: the terms up to t^4 of its series."""
+    t2, log_2 = t * t, torch.log(2 / t)
+    return t2 * ((2 * log_2 - 1) / 4 + t2 * (12 * log_2 - 7) / 32)
+
+
+def tnfw_deflection(
+    x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor, r_t: Tensor
+) -> Field:
+    """NFW halo at (x_0, y_0) whose density is truncated by r_t^2 / (r^2 + r_t^2).
+
+    r_t: truncation radius. alpha_rs: deflection at r_s of the same halo without truncation.
+    Source: Baltz, Marshall & Oguri 2009, arXiv:0705.0682, eqs. A.8 and A.11, with their n = 1.
+    """
+    dx, dy = x - x_0, y - y_0
+    t2 = (dx * dx + (dy * dy + TINY)) / (r_s * r_s)
+    weight = alpha_rs / ((1 - math.log(2)) * r_s) * _tnfw_mass(torch.sqrt(t2), r_t / r_s) / t2
+    return weight * dx, weight * dy
+
+
+def tnfw_convergence(
+    x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor, r_t: Tensor
+) -> Tensor:
+    """Truncated NFW halo at (x_0, y_0); see `tnfw_deflection`."""
+    t = torch.sqrt((x - x_0) ** 2 + ((y - y_0) ** 2 + TINY)) / r_s
+    t = torch.where((t - 1).abs() < NEAR_ONE, 1 + NEAR_ONE, t)
+    tau = r_t / r_s
+    tau2, t2, f = tau * tau, t * t, _nfw_f(t)
+    root = torch.sqrt(tau2 + t2)
+    log_term = torch.log(t / (root + tau))
+    bracket = (tau2 + 1) / (t2 - 1) * (1 - f) + 2 * f - math.pi / root + (tau2 - 1) / (tau * root) * log_term
+    return alpha_rs / (2 * (1 - math.log(2)) * r_s) * tau2 / (tau2 + 1) ** 2 * bracket
+
+
+def _tnfw_mass(t: Tensor, tau: Tensor) -> Tensor:
+    """Mass inside the projected radius t r_s over 4 pi rho_s r_s^3, truncated at tau r_s."""
+    tau2, t2 = tau * tau, t * t
+    root = torch.sqrt(tau2 + t2)
+    return (
+        tau2
+        / (tau2 + 1) ** 2
+        * (
+            (tau2 + 2 * t2 - 1) * _nfw_f(t)
+            + tau * math.pi
+            + (tau2 - 1) * torch.log(tau)
+            + root * (-math.pi + (tau2 - 1) / tau * torch.log(t / (root + tau)))
+        )
+    )
+
+
+def string_potential(
+    x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, angle: Tensor, half: Tensor, theta_e: Tensor
+) -> Tensor:
+    """Straight uniform string; see `string_deflection`. The integral of the point's potential."""
+    u, v = _along_across(x - x_0, y - y_0, angle)
+    total = -2 * half * torch.ones_like(u)
+    for end, sign in ((half, 1), (-half, -1)):
+        total = total + sign * ((u + end) * torch.log((u + end) ** 2 + (v * v + TINY)) / 2)
+    total = total + v * torch.atan2(2 * half * v, (u + half) * (u - half) + v * v)
+    return theta_e * theta_e / (2 * half) * total
+
+
+def string_deflection(
+    x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, angle: Tensor, half: Tensor, theta_e: Tensor
+) -> Field:
     """A straight uniform string, the continuous limit of point masses along a segment.
 
-    segment: [b, 5] of centre x, centre y, angle, half-length (> 0) and the Einstein radius of
-    its whole mass. With w = (z - z_c) e^(-i angle) and half-length L, the conjugate deflection
-    is theta_e^2 e^(-i angle) / 2L log((w + L) / (w - L)), the integral of the point mass's
-    theta_e^2 / (z - z_i) along the segment. It jumps by pi theta_e^2 / L across the string.
+    x_0, y_0: its middle. half: half of its length, > 0. theta_e: Einstein radius of its whole
+    mass. With w = (z - z_0) e^(-i angle), the conjugate deflection is theta_e^2 e^(-i angle)
+    / 2 half log((w + half) / (w - half)): the integral of the point's theta_e^2 / (z - z_i)
+    along the segment. It jumps by pi theta_e^2 / half across the string, and has no convergence
+    elsewhere. The imaginary part is the angle under which the string is seen.
     """
-    x_c, y_c, angle, half, theta_e = (plane(column) for column in segment.unbind(1))
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    dx, dy = x - x_c, y - y_c
-    u, v = cos * dx + sin * dy, cos * dy - sin * dx
-    v = torch.where(v.abs() < TINY, TINY, v)
+    u, v = _along_across(x - x_0, y - y_0, angle)
+    left, right = u + half, u - half
+    v2 = v * v + TINY
+    log_ratio = torch.log(torch.addcmul(v2, left, left) / torch.addcmul(v2, right, right))
+    seen_under = torch.atan2((2 * half) * v, torch.addcmul(v2, left, right))
     scale = theta_e * theta_e / (2 * half)
-    along = scale * 0.5 * torch.log(((u + half).square() + v * v) / ((u - half).square() + v * v))
-    across = scale * (torch.atan((u + half) / v) - torch.atan((u - half) / v))
-    return cos * along - sin * across, sin * along + cos * across
+    return _turned(log_ratio, seen_under, (scale / 2, scale), angle)
+
+
+def _along_across(x: Tensor, y: Tensor, angle: Tensor) -> Field:
+    """The components of (x, y) along a direction and across it."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _turned(along: Tensor, across: Tensor, scales: Field, angle: Tensor) -> Field:
+    """The x and y components of a vector of these components, each times its scale."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    x = torch.addcmul((scales[0] * cos) * along, -scales[1] * sin, across)
+    return x, torch.addcmul((scales[0] * sin) * along, scales[1] * cos, across)

@@ -1,52 +1,45 @@
 """Random draws of whole scenes: the truth table.
 
 One image is decided by (seed, split, index) alone: its class is index modulo the number of
-classes, and its random numbers come from a generator keyed by those three. Any slice of a
-data set can therefore be drawn by itself, in any order, on any number of workers.
+classes, and its random numbers are a fixed stretch of a counter-based generator's sequence.
+Any slice of a data set can therefore be drawn by itself, in any order, on any number of workers;
+and each quantity has a place of its own in that stretch, so that changing one prior leaves all
+else as it was.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from numpy.random import Generator, SeedSequence
+from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
-from sublens.config import SimConfig
-from sublens.sim.cosmology import einstein_radius
+from sublens.errors import ConfigError
+from sublens.sim import light
+from sublens.sim.cosmology import einstein_radius, nfw_angles
+from sublens.sim.survey import Camera, Floats, Light, PixelatedSource, Prior, Survey
 
 CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes, vortex. A label is a position in this tuple."""
 
 Split = Literal["train", "test"]
+Purpose = Literal["scene", "subhaloes", "noise"]
 
-SCENE = np.dtype(
-    [
-        ("index", "<i8"),
-        ("label", "<i8"),
-        ("z_lens", "<f8"),
-        ("z_source", "<f8"),
-        ("halo_mass_msun", "<f8"),
-        ("theta_e", "<f8"),
-        ("gamma", "<f8"),
-        ("shear_angle", "<f8"),
-        ("source_x", "<f8"),
-        ("source_y", "<f8"),
-        ("source_q", "<f8"),
-        ("source_angle", "<f8"),
-        ("string_x", "<f8"),
-        ("string_y", "<f8"),
-        ("string_angle", "<f8"),
-        ("string_half_length", "<f8"),
-        ("string_mass_msun", "<f8"),
-        ("string_theta_e", "<f8"),
-        ("n_subhaloes", "<i8"),
-    ]
+_REALS = (
+    *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
+    *("halo_mass_msun", "theta_e", "halo_q", "halo_angle", "gamma", "shear_angle"),
+    *("source_x", "source_y", "source_q", "source_angle", "source_n", "source_r_eff", "source_intensity"),
+    *("lens_n", "lens_r_eff", "lens_intensity"),
+    *("string_x", "string_y", "string_angle", "string_half_length", "string_mass_msun", "string_theta_e"),
 )
-"""One row an image. Lengths are arcsec, angles radians; the string's mass is 0 where it has none."""
+SCENE = np.dtype([("index", "<i8"), ("label", "<i8"), *((name, "<f8") for name in _REALS), ("n_subhaloes", "<i8")])
+"""One row an image. Lengths are arcsec, angles radians, light electrons a pixel in the whole exposure;
+what a scene lacks (lens light, string) has intensity or mass 0."""
 
-SUBHALO = np.dtype([("x", "<f8"), ("y", "<f8"), ("mass_msun", "<f8"), ("theta_e", "<f8")])
-"""One row a subhalo, in the order of the images that hold them."""
+SUBHALO = np.dtype([(name, "<f8") for name in ("x", "y", "mass_msun", "theta_e", "r_s", "alpha_rs", "r_t")])
+"""One row a subhalo, in the order of the images that hold them. theta_e is that of a point of its
+mass; r_s and alpha_rs are 0 for a point, r_t where it is not truncated."""
 
 
 @dataclass(frozen=True)
@@ -73,111 +66,189 @@ class Truth:
         return type(self)(self.scenes[positions], self.subhaloes[rows])
 
 
-def keyed_seed(seed: int, split: Split, index: int, purpose: Literal["scene", "noise"]) -> SeedSequence:
-    """The random state of one purpose of one image."""
-    return SeedSequence((seed, ("train", "test").index(split), index, ("scene", "noise").index(purpose)))
+SCENE_WIDTH = 32
+"""Uniform numbers set aside for one scene."""
+SUBHALO_WIDTH = 5
+"""Uniform numbers set aside for one subhalo."""
+
+
+def _uniform(seed: int, split: Split, purpose: Purpose, indices: range, width: int) -> Floats:
+    """Uniform numbers in [0, 1), `width` an image, [n, width]. width: a multiple of 4."""
+    if not indices:
+        return np.zeros((0, width))
+    purposes: tuple[Purpose, ...] = ("scene", "subhaloes", "noise")
+    key = SeedSequence((seed, ("train", "test").index(split), purposes.index(purpose)))
+    counter = indices[0] * width // 4  # four numbers a count
+    rng = Generator(Philox(key=key.generate_state(2, np.uint64), counter=counter))
+    return rng.random((indices[-1] - indices[0] + 1, width))[:: indices.step]
 
 
 def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
-    """One 63-bit seed of photon noise an image."""
-    states = (keyed_seed(seed, split, index, "noise").generate_state(1, np.uint64) for index in indices)
-    return [int(state[0] >> np.uint64(1)) for state in states]
+    """One seed of noise an image."""
+    return [int(number) for number in _uniform(seed, split, "noise", indices, 4)[:, 0] * 2**53]
 
 
-def draw(config: SimConfig, seed: int, split: Split, indices: range) -> Truth:
-    """The scenes of these images."""
+def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
+    """The scenes of these images, in ascending order.
+
+    Raises `ConfigError` where substructure outweighs its halo.
+    """
     scenes = np.zeros(len(indices), SCENE)
-    subhaloes = []
-    for row, index in zip(scenes, indices, strict=True):
-        rng = np.random.default_rng(keyed_seed(seed, split, index, "scene"))
-        row["index"], row["label"] = index, index % len(CLASSES)
-        _draw_lens_and_source(row, rng, config)
-        if CLASSES[row["label"]] == "vort":
-            _draw_string(row, rng, config)
-        own = _draw_subhaloes(rng, config) if CLASSES[row["label"]] == "sphere" else np.zeros(0, SUBHALO)
-        row["n_subhaloes"] = len(own)
-        subhaloes.append(own)
-    truth = Truth(scenes, np.concatenate([np.zeros(0, SUBHALO), *subhaloes]))
-    _weigh(truth, config)
+    scenes["index"] = indices
+    scenes["label"] = scenes["index"] % len(CLASSES)
+    places = iter(_uniform(seed, split, "scene", indices, SCENE_WIDTH).T)
+
+    def drawn(prior: Prior) -> Floats:
+        return prior.quantile(next(places))
+
+    _draw_lens(scenes, survey, drawn)
+    _draw_string(scenes, survey, drawn)
+    _draw_light(scenes, survey, drawn)
+    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices))
+    _weigh(truth, survey)
     return truth
 
 
-def _draw_lens_and_source(row: np.void, rng: Generator, config: SimConfig) -> None:
-    row["z_lens"] = rng.uniform(*config.z_lens)
-    row["z_source"] = rng.uniform(*config.z_source)
-    row["gamma"] = rng.uniform(*config.shear)
-    row["shear_angle"] = rng.uniform(*config.position_angle)
-    row["source_q"] = rng.uniform(*config.axis_ratio)
-    row["source_angle"] = rng.uniform(*config.position_angle)
-    offset, direction = rng.uniform(*config.source_offset), rng.uniform(0, 2 * np.pi)
-    row["source_x"], row["source_y"] = offset * np.cos(direction), offset * np.sin(direction)
+NOTHING = Prior(kind="fixed", values=(0.0,))
+"""Keeps a quantity's place among the random numbers where the survey lacks it."""
+UNIT = Prior(kind="uniform", values=(0.0, 1.0))
+Drawn = Callable[[Prior], Floats]
 
 
-def _draw_string(row: np.void, rng: Generator, config: SimConfig) -> None:
-    row["string_x"], row["string_y"] = rng.normal(0, config.string_centre_sigma, 2)
-    row["string_angle"] = rng.uniform(0, 2 * np.pi)
-    row["string_half_length"] = rng.uniform(*config.string_half_length)
-    row["string_mass_msun"] = rng.uniform(*config.string_mass_fraction) * config.mass_msun
+def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
+    scenes["z_lens"] = drawn(survey.cosmology.z_lens)
+    scenes["z_source"] = drawn(survey.cosmology.z_source)
+    scenes["halo_mass_msun"] = drawn(survey.halo.mass_msun)
+    scenes["halo_q"] = drawn(survey.halo.q)
+    scenes["halo_angle"] = drawn(survey.halo.angle)
+    scenes["gamma"] = drawn(survey.shear.gamma)
+    scenes["shear_angle"] = drawn(survey.shear.angle)
 
 
-def _draw_subhaloes(rng: Generator, config: SimConfig) -> NDArray[np.void]:
-    subhaloes = np.zeros(rng.poisson(config.subhalo_mean_number), SUBHALO)
-    radius = rng.uniform(*config.subhalo_radius, len(subhaloes))
-    angle = rng.uniform(0, 2 * np.pi, len(subhaloes))
-    subhaloes["x"], subhaloes["y"] = radius * np.cos(angle), radius * np.sin(angle)
-    subhaloes["mass_msun"] = _power_law(rng, config.subhalo_slope, config.subhalo_mass_msun, len(subhaloes))
+def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
+    camera, source, lens = survey.camera, survey.source, survey.lens_light
+    exposure = scenes["exposure_s"] = drawn(camera.exposure_s) * camera.n_exposures
+    sky = drawn(camera.background or camera.sky_magnitude or NOTHING)
+    rate = sky if camera.background else _per_second(sky, camera) * camera.pixel_scale**2
+    scenes["background"] = rate * exposure
+    scenes["noise_rms"] = np.hypot(camera.background_rms * exposure, camera.read_noise * camera.n_exposures**0.5)
+
+    scenes["source_angle"] = drawn(source.angle)
+    if source.offset:
+        radius, direction = drawn(source.offset), 2 * np.pi * drawn(UNIT)
+        scenes["source_x"], scenes["source_y"] = radius * np.cos(direction), radius * np.sin(direction)
+    else:
+        scenes["source_x"], scenes["source_y"] = drawn(source.x or NOTHING), drawn(source.y or NOTHING)
+    brightness = drawn(source.intensity or source.magnitude or NOTHING)
+    if isinstance(source, PixelatedSource):
+        total = np.full(len(scenes), float(light.picture(source.file).sum()) * source.scale**2)
+    else:
+        for name in ("q", "n", "r_eff"):
+            scenes[f"source_{name}"] = drawn(getattr(source, name))
+        total = light.sersic_total(scenes["source_n"], scenes["source_r_eff"])
+    scenes["source_intensity"] = _intensity(source, brightness, total, camera) * exposure
+
+    if lens:
+        scenes["lens_n"], scenes["lens_r_eff"] = drawn(lens.n), drawn(lens.r_eff)
+        total = light.sersic_total(scenes["lens_n"], scenes["lens_r_eff"])
+        brightness = drawn(lens.intensity or lens.magnitude or NOTHING)
+        scenes["lens_intensity"] = _intensity(lens, brightness, total, camera) * exposure
+
+
+def _intensity(of: Light, brightness: Floats, total: Floats, camera: Camera) -> Floats:
+    """Electrons a pixel a second at the effective radius. total: all light over that, arcsec^2."""
+    return brightness if of.intensity else _per_second(brightness, camera) * camera.pixel_scale**2 / total
+
+
+def _per_second(magnitude: Floats, camera: Camera) -> Floats:
+    """Electrons a second; Pogson's law."""
+    return np.asarray(10 ** (-0.4 * (magnitude - (camera.zero_point or 0))))
+
+
+def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
+    """Into the rows of class `vort`."""
+    is_strung = scenes["label"] == CLASSES.index("vort")
+    for name in ("x", "y", "half_length", "angle"):
+        scenes[f"string_{name}"] = np.where(is_strung, drawn(getattr(survey.vortex, name)), 0)
+    scenes["string_mass_msun"] = np.where(is_strung, drawn(survey.vortex.mass_fraction) * scenes["halo_mass_msun"], 0)
+
+
+def _draw_subhaloes(
+    scenes: NDArray[np.void], survey: Survey, seed: int, split: Split, indices: range
+) -> NDArray[np.void]:
+    """The subhaloes of the rows of class `sphere`, whose numbers are filled in."""
+    dark = survey.subhaloes
+    most = int(np.rint(dark.number.high))
+    width = -(-(1 + most * SUBHALO_WIDTH) // 4) * 4
+    uniform = _uniform(seed, split, "subhaloes", indices, width)
+    numbers = np.rint(dark.number.quantile(uniform[:, 0])).astype(np.int64)
+    scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), numbers, 0)
+    owned = np.arange(most) < scenes["n_subhaloes"][:, None]
+    places = iter(uniform[:, 1 : 1 + most * SUBHALO_WIDTH].reshape(len(scenes), most, SUBHALO_WIDTH)[owned].T)
+    subhaloes = np.zeros(int(owned.sum()), SUBHALO)
+    radius, direction = dark.radius.quantile(next(places)), 2 * np.pi * next(places)
+    subhaloes["x"], subhaloes["y"] = radius * np.cos(direction), radius * np.sin(direction)
+    subhaloes["mass_msun"] = dark.mass_msun.quantile(next(places))
+    if dark.concentration:
+        owner = np.repeat(np.arange(len(scenes)), scenes["n_subhaloes"])
+        concentration = dark.concentration.quantile(next(places))
+        redshifts = scenes["z_lens"][owner], scenes["z_source"][owner]
+        subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(
+            subhaloes["mass_msun"], concentration, *redshifts, survey.cosmology
+        )
+    if dark.truncation:
+        subhaloes["r_t"] = dark.truncation.quantile(next(places)) * subhaloes["r_s"]
     return subhaloes
 
 
-def _power_law(rng: Generator, slope: float, bounds: tuple[float, float], n: int) -> NDArray[np.float64]:
-    """Draws from dN/dm ~ m^slope between the bounds, by inverting the cumulative distribution."""
-    power = slope + 1
-    low, high = bounds[0] ** power, bounds[1] ** power
-    return np.asarray((low + rng.random(n) * (high - low)) ** (1 / power))
-
-
-def _weigh(truth: Truth, config: SimConfig) -> None:
-    """Fill in the halo's mass, total less substructure, and every Einstein radius."""
+def _weigh(truth: Truth, survey: Survey) -> None:
+    """Take the substructure's mass out of the halo's, and fill in every Einstein radius."""
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
-    in_subhaloes = np.bincount(owners, subhaloes["mass_msun"], minlength=len(scenes))
-    scenes["halo_mass_msun"] = config.mass_msun - scenes["string_mass_msun"] - in_subhaloes
-    unit = einstein_radius(
-        np.ones(len(scenes)),
-        scenes["z_lens"],
-        scenes["z_source"],
-        convention=config.convention,
-        h0=config.h0,
-        om0=config.om0,
+    scenes["halo_mass_msun"] -= scenes["string_mass_msun"] + np.bincount(
+        owners, subhaloes["mass_msun"], minlength=len(scenes)
     )
+    if (scenes["halo_mass_msun"] <= 0).any():
+        raise ConfigError(
+            f"{survey.name}: the substructure of image {scenes['index'][scenes['halo_mass_msun'] <= 0][0]} "
+            "outweighs its halo. Raise halo.mass_msun, or lower subhaloes.number or their mass_msun."
+        )
+    unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
     scenes["theta_e"] = unit * np.sqrt(scenes["halo_mass_msun"])
     scenes["string_theta_e"] = unit * np.sqrt(scenes["string_mass_msun"])
     subhaloes["theta_e"] = unit[owners] * np.sqrt(subhaloes["mass_msun"])
+
+
+def smoothed(truth: Truth) -> Truth:
+    """The same scenes with all substructure put back into the halo."""
+    scenes = truth.scenes.copy()
+    total = scenes["halo_mass_msun"] + scenes["string_mass_msun"]
+    total += np.bincount(truth.owners(), truth.subhaloes["mass_msun"], minlength=len(truth))
+    scenes["theta_e"] *= np.sqrt(total / scenes["halo_mass_msun"])
+    scenes["halo_mass_msun"] = total
+    for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
+        scenes[name] = 0
+    return Truth(scenes, truth.subhaloes[:0])
 
 
 STRING_SAMPLES = 64
 """Pieces that a string is cut into to share its mass out over cells."""
 
 
-def mass_map(truth: Truth, n_cells: int, field: float) -> NDArray[np.float64]:
+def mass_map(truth: Truth, n_cells: int, field: float, samples: int = STRING_SAMPLES) -> Floats:
     """Substructure mass in each cell, Msun, [n, n_cells, n_cells] with rows along y.
 
     field: side of the square around the optical axis that the cells divide, arcsec. Mass outside
-    is left out.
+    is left out. samples: pieces that a string is cut into, each put into the cell of its middle.
     """
-    scenes = truth.scenes[truth.scenes["string_mass_msun"] > 0]
-    along = (np.arange(STRING_SAMPLES) + 0.5) / STRING_SAMPLES * 2 - 1
-    offset = scenes["string_half_length"][:, None] * along
-    x = np.concatenate(
-        [truth.subhaloes["x"], (scenes["string_x"][:, None] + offset * np.cos(scenes["string_angle"])[:, None]).ravel()]
-    )
-    y = np.concatenate(
-        [truth.subhaloes["y"], (scenes["string_y"][:, None] + offset * np.sin(scenes["string_angle"])[:, None]).ravel()]
-    )
-    mass = np.concatenate(
-        [truth.subhaloes["mass_msun"], np.repeat(scenes["string_mass_msun"] / STRING_SAMPLES, STRING_SAMPLES)]
-    )
     strung = np.flatnonzero(truth.scenes["string_mass_msun"] > 0)
-    owner = np.concatenate([truth.owners(), np.repeat(strung, STRING_SAMPLES)])
+    scenes = truth.scenes[strung]
+    offset = scenes["string_half_length"][:, None] * ((np.arange(samples) + 0.5) / samples * 2 - 1)
+    string_x = scenes["string_x"][:, None] + offset * np.cos(scenes["string_angle"])[:, None]
+    string_y = scenes["string_y"][:, None] + offset * np.sin(scenes["string_angle"])[:, None]
+    x = np.concatenate([truth.subhaloes["x"], string_x.ravel()])
+    y = np.concatenate([truth.subhaloes["y"], string_y.ravel()])
+    mass = np.concatenate([truth.subhaloes["mass_msun"], np.repeat(scenes["string_mass_msun"] / samples, samples)])
+    owner = np.concatenate([truth.owners(), np.repeat(strung, samples)])
     column, row = (np.floor((p / field + 0.5) * n_cells).astype(np.int64) for p in (x, y))
     inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
     flat = (owner * n_cells + row) * n_cells + column

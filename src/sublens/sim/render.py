@@ -1,89 +1,212 @@
 """Truth table -> images, in batches, on any device."""
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.config import SimConfig
-from sublens.sim import camera, light, mass
-from sublens.sim.population import Split, Truth, draw, noise_seeds
+from sublens.sim import camera, compiled, light, mass
+from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim.survey import PixelatedSource, Survey
 
-CPU_BLOCK, GPU_BLOCK = 8, 256
-"""Images rendered together. On a processor one image's planes fit its cache, and an image
-cannot depend on its neighbours, not even in the last bit; a GPU wants many at once."""
+CPU_BLOCK, GPU_BLOCK = 16, 256
+"""Images rendered together. On a processor their planes fit its cache, and an image cannot
+depend on its neighbours, not even in the last bit; a GPU wants many at once."""
+STRING_PIECES = 10_000
+"""Pieces that a string is cut into to share its convergence out over pixels."""
 
 
-def render(truth: Truth, config: SimConfig, device: str = "cpu") -> Tensor:
-    """Noiseless images of the scenes, counts a pixel without background, [n, h, w] float32."""
-    block = CPU_BLOCK if device == "cpu" else GPU_BLOCK
-    order = np.arange(len(truth))
-    with torch.inference_mode():
-        blocks = [
-            _render_block(truth.take(order[start : start + block]), config, device)
-            for start in range(0, len(truth), block)
-        ]
-        return torch.cat(blocks)
+ALLOCATOR_HINT = 31 * 2**20
+"""Bytes. Once it has seen a block of this size freed, glibc keeps smaller ones for reuse instead of
+returning them to the system; the page faults would cost as much time as the rendering."""
+
+Columns = dict[str, Tensor]
+"""A truth table by column, each [n, 1, 1] to meet planes of pixels."""
+
+
+def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Noiseless images of the scenes, electrons a pixel without background, [n, h, w]."""
+    return _in_blocks(_images, truth, survey, device, dtype)
+
+
+def convergence(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Convergence of each scene, [n, h, w].
+
+    At pixel centres; but point masses and strings, whose convergence is nowhere or infinite, are
+    spread over the pixels they lie in.
+    """
+    return _in_blocks(_convergence, truth, survey, device, dtype)
 
 
 def simulate(
-    config: SimConfig, seed: int, split: Split, indices: range, device: str = "cpu"
+    survey: Survey, seed: int, split: Split, indices: range, device: str = "cpu"
 ) -> tuple[Truth, NDArray[np.uint16]]:
     """Scenes and their noisy images: counts above each image's minimum, [n, h, w]."""
-    truth = draw(config, seed, split, indices)
-    counts = camera.expose(render(truth, config, device), config.background, noise_seeds(seed, split, indices))
-    return truth, camera.above_minimum(counts)
+    truth, seeds = draw(survey, seed, split, indices), noise_seeds(seed, split, indices)
+    side = survey.camera.n_pixels
+    counts = np.empty((len(truth), side, side), np.uint16)
+    for rows in _blocks(len(truth), device):  # noise follows while the image is still in the cache
+        block = truth.take(rows)
+        counts[rows] = observe(block, render(block, survey, device), survey, [seeds[row] for row in rows])
+    return truth, counts
 
 
-def _render_block(truth: Truth, config: SimConfig, device: str) -> Tensor:
-    axis = camera.pixel_centres(config.n_pixels, config.pixel_scale).to(device)
-    x, y = axis[None, None, :], axis[None, :, None]
-    alpha_x, alpha_y = deflection(truth, x, y)
-    image = light.sersic(
-        x - alpha_x,
-        y - alpha_y,
-        _columns(truth, "source_x", "source_y", "source_q", "source_angle").to(x),
-        n=config.sersic_n,
-        r_eff=config.sersic_r_eff,
-        intensity=config.sersic_intensity,
-    )
-    blur = camera.gaussian_blur(config.n_pixels, config.psf_sigma).to(x)
-    return torch.stack([blur @ one @ blur.T for one in image])  # one by one: the same to the last bit in any block
+def observe(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
+    """What the camera saves of noiseless images: counts above each image's minimum, [n, h, w]."""
+    scenes = truth.scenes
+    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], survey.camera.gain, seeds)
+    return camera.above_minimum(counts)
 
 
-def deflection(truth: Truth, x: Tensor, y: Tensor) -> mass.Field:
+Maps = dict[str, NDArray[np.float32]]
+
+
+def maps(truth: Truth, survey: Survey) -> Maps:
+    """What a camera cannot see: `convergence`, and the `noiseless` image, each [n, h, w]."""
+    return {"convergence": convergence(truth, survey).numpy(), "noiseless": render(truth, survey).numpy()}
+
+
+def _blocks(n: int, device: str) -> list[NDArray[np.int64]]:
+    size = CPU_BLOCK if device == "cpu" else GPU_BLOCK
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _in_blocks(
+    compute: Callable[[Truth, Survey, str, torch.dtype], Tensor],
+    truth: Truth,
+    survey: Survey,
+    device: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    np.empty(ALLOCATOR_HINT, np.uint8)
+    side = survey.camera.n_pixels
+    images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
+    with torch.inference_mode():
+        for rows in _blocks(len(truth), device):
+            images[rows[0] : rows[-1] + 1] = compute(truth.take(rows), survey, device, dtype)
+    return images
+
+
+def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -> mass.Field:
+    """Positions as a row x [1, 1, w] and a column y [1, h, 1], arcsec."""
+    seen = survey.camera
+    axis = camera.pixel_centres(seen.n_pixels, seen.pixel_scale, supersampling).to(device, dtype)
+    return axis[None, None, :], axis[None, :, None]
+
+
+def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
+    x, y = _grid(survey, survey.camera.supersampling, device, dtype)
+    scene = _columns(truth.scenes, x)
+    alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
+    image = _source(scene, survey, (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y)
+    if survey.lens_light:
+        image += _lens_light(scene, x, y)
+    return camera.blurred(camera.binned(image, survey.camera.supersampling), camera.psf_kernel(survey.camera))
+
+
+def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
     """Total reduced deflection of each scene, arcsec, as two planes [n, h, w].
 
     x, y: image-plane positions that broadcast to [n, h, w]; their device and precision are used.
     """
-    gamma, shear_angle = _columns(truth, "gamma", "shear_angle").to(x).unbind(1)
-    alpha_x, alpha_y = mass.sis(x, y, _columns(truth, "theta_e").to(x)[:, 0])
-    parts = [mass.external_shear(x, y, gamma, shear_angle)]
+    return _deflection(truth, _columns(truth.scenes, x), survey, x, y)
+
+
+def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    if survey.halo.q.low == 1:
+        halo = mass.sis_deflection(x, y, scene["theta_e"])
+    else:
+        halo = mass.sie_deflection(x, y, scene["theta_e"], scene["halo_q"], scene["halo_angle"])
+    alpha_x, alpha_y = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
+    alpha_x, alpha_y = halo[0] + alpha_x, halo[1] + alpha_y
+    strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
+    if len(strung):
+        parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
+        _add(mass.string_deflection(x, y, *parameters), (alpha_x, alpha_y), strung)
     if len(truth.subhaloes):
-        parts.append(mass.points(x, y, _subhaloes(truth).to(x)))
-    if truth.scenes["string_mass_msun"].any():
-        parts.append(mass.string(x, y, _strings(truth).to(x)))
-    for part_x, part_y in parts:
-        alpha_x, alpha_y = alpha_x + part_x, alpha_y + part_y
+        _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
 
 
-def _columns(truth: Truth, *names: str) -> Tensor:
-    return torch.from_numpy(np.stack([truth.scenes[name] for name in names], axis=1))
+def _add(one: mass.Field, total: mass.Field, rows: Tensor) -> None:
+    """Add deflections to the total of those scenes."""
+    for component, of_total in zip(one, total, strict=True):
+        for row, plane in zip(rows.tolist(), component, strict=True):  # index_add_ takes five times as long
+            of_total[row].add_(plane)
 
 
-def _strings(truth: Truth) -> Tensor:
-    """[n, 5] for `mass.string`; where there is none, any length does, as its mass is 0."""
-    strings = _columns(truth, "string_x", "string_y", "string_angle", "string_half_length", "string_theta_e")
-    strings[strings[:, 4] == 0, 3] = 1
-    return strings
+def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
+    """One mass at a time: a block [b, n, h, w] would not fit the processor's cache."""
+    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
+    if survey.subhaloes.profile == "point" and x.device.type == "cpu" and is_grid and not x.requires_grad:
+        axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
+        masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
+        compiled.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
+        return
+    deflect = DEFLECTIONS[survey.subhaloes.profile]
+    for rows, subhalo in _subhaloes(truth, survey, x):
+        _add(deflect(x, y, *subhalo), total, rows)
 
 
-def _subhaloes(truth: Truth) -> Tensor:
-    """[n, most, 3] for `mass.points`, padded with massless rows."""
+def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
+    x, y = _grid(survey, 1, device, dtype)
+    scene = _columns(truth.scenes, x)
+    kappa = mass.sie_convergence(x, y, scene["theta_e"], scene["halo_q"], scene["halo_angle"])
+    thin = truth  # whose convergence is nowhere or infinite
+    if survey.subhaloes.profile != "point":
+        thin = Truth(truth.scenes.copy(), truth.subhaloes[:0])
+        thin.scenes["n_subhaloes"] = 0
+        converge = mass.nfw_convergence if survey.subhaloes.profile == "nfw" else mass.tnfw_convergence
+        for rows, subhalo in _subhaloes(truth, survey, x):
+            kappa.index_add_(0, rows, converge(x, y, *subhalo))
+    msun = mass_map(thin, survey.camera.n_pixels, survey.field, STRING_PIECES)
+    theta_e2 = msun * (truth.scenes["theta_e"] ** 2 / truth.scenes["halo_mass_msun"])[:, None, None]
+    return kappa + torch.from_numpy(np.pi * theta_e2 / survey.camera.pixel_scale**2).to(x)
+
+
+def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
+    look = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
+    if isinstance(survey.source, PixelatedSource):
+        return light.pixelated(x, y, light.picture(survey.source.file), scale=survey.source.scale, **look)
+    return light.sersic(x, y, **look, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
+
+
+def _lens_light(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
+    look = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
+    return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **look)
+
+
+def _columns(table: NDArray[np.void], like: Tensor) -> Columns:
+    """The real columns of a truth table, each [n, 1, 1]."""
+    names = [name for name in table.dtype.names or () if table.dtype[name].kind == "f"]
+    values = np.stack([table[name] for name in names])
+    return dict(zip(names, torch.from_numpy(values).to(like)[:, :, None, None].unbind(), strict=True))
+
+
+DEFLECTIONS: dict[str, Callable[..., mass.Field]] = {
+    "point": mass.point_deflection,
+    "nfw": mass.nfw_deflection,
+    "tnfw": mass.tnfw_deflection,
+}
+PARAMETERS = {
+    "point": ("x", "y", "theta_e"),
+    "nfw": ("x", "y", "alpha_rs", "r_s"),
+    "tnfw": ("x", "y", "alpha_rs", "r_s", "r_t"),
+}
+"""Columns of a subhalo that those take, and the convergences."""
+
+
+def _subhaloes(truth: Truth, survey: Survey, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first subhalo of each scene that has one, then the second and so on.
+
+    Yields the scenes' positions [k], and parameters, each [k, 1, 1].
+    """
     counts, owners = truth.scenes["n_subhaloes"], truth.owners()
     place = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-    padded = np.zeros((len(truth), counts.max(), 3))
-    for column, name in enumerate(("x", "y", "theta_e")):
-        padded[owners, place, column] = truth.subhaloes[name]
-    return torch.from_numpy(padded)
+    columns = _columns(truth.subhaloes, like)
+    for number in range(counts.max()):
+        chosen = np.flatnonzero(place == number)
+        parameters = torch.stack([columns[name][chosen] for name in PARAMETERS[survey.subhaloes.profile]])
+        yield torch.from_numpy(owners[chosen]).to(like.device), parameters

@@ -1,0 +1,65 @@
+"""Simulated images as FITS files, one an image, with their truth.
+
+SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its header
+                           KAPPA      convergence, NOISELES the noiseless image; where maps were saved
+                           SUBHALO    a table of the subhaloes, in arcsec and solar masses
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sublens.files import whole_folder
+from sublens.sim.survey import Survey
+from sublens.store import Chunk, Source
+
+if TYPE_CHECKING:
+    from astropy.io.fits import HDUList, Header
+
+EXTENSIONS = {"convergence": "KAPPA", "noiseless": "NOISELES"}
+"""Name of the extension that holds a map."""
+
+
+def write(
+    out: Path, classes: tuple[str, ...], splits: Mapping[str, Source], survey: Survey, *, force: bool = False
+) -> None:
+    """Write every image of every split; raises as `whole_folder` does."""
+    with whole_folder(out, force=force) as folder:
+        for split, source in splits.items():
+            for name in classes:
+                (folder / split / name).mkdir(parents=True)
+            for chunk in source(0):
+                for row, (label, image_id) in enumerate(zip(chunk.labels, chunk.ids, strict=True)):
+                    name = str(image_id).rsplit("/", 1)[-1]
+                    hdus = _hdus(chunk, row, classes[label], survey)
+                    hdus.writeto(folder / split / classes[label] / f"{name}.fits")
+
+
+def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
+    from astropy.io import fits  # slow to import
+
+    assert chunk.truth is not None, "only simulations are written as FITS"
+    one = chunk.truth.take(np.array([row]))
+    header = _pixels(survey)
+    header["CLASS"] = (label, "what the lens holds")
+    header["SURVEY"] = (survey.name, "preset it was simulated with")
+    header["GAIN"] = (survey.camera.gain, "electrons a count")
+    for column in one.scenes.dtype.names or ():
+        header[f"HIERARCH SUBLENS {column}"] = one.scenes[column][0].item()
+    planes = [fits.ImageHDU(plane[row], _pixels(survey), EXTENSIONS[name]) for name, plane in chunk.maps.items()]
+    table = fits.BinTableHDU(one.subhaloes, name="SUBHALO")
+    return fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(chunk.counts[row], header, "SCI"), *planes, table])
+
+
+def _pixels(survey: Survey) -> "Header":
+    """Linear coordinates in arcsec, 0 at the lens."""
+    from astropy.io import fits
+
+    header = fits.Header()
+    for axis, name in ((1, "X"), (2, "Y")):
+        header[f"CTYPE{axis}"], header[f"CUNIT{axis}"] = name, "arcsec"
+        header[f"CRPIX{axis}"], header[f"CRVAL{axis}"] = (survey.camera.n_pixels + 1) / 2, 0.0
+        header[f"CDELT{axis}"] = (survey.camera.pixel_scale, "arcsec a pixel")
+    return header

@@ -1,0 +1,142 @@
+"""The two loops that torch cannot fuse, compiled by numba: point masses and Poisson draws.
+
+What is compiled is kept on disk, so only the first run ever waits for it, a few seconds.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from sublens.sim.mass import point_deflection
+
+Floats = NDArray[np.float64]
+Reals = NDArray[np.floating[Any]]
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        compiled = njit(function, cache=True, error_model="numpy")  # numpy's: else a division is not vectorised
+    except RuntimeError:  # no folder to keep it in can be written
+        compiled = njit(function, error_model="numpy")
+    return compiled  # type: ignore[no-any-return]
+
+
+_point_deflection = _compiled(point_deflection)
+
+
+@_compiled
+def add_points(
+    axis_x: Reals, axis_y: Reals, masses: Reals, ends: NDArray[np.int64], alpha_x: Reals, alpha_y: Reals
+) -> None:
+    """Add the deflection of point masses to alpha_x and alpha_y, [b, h, w].
+
+    axis_x [w], axis_y [h]: pixel positions. masses: [n, 3] of x, y and Einstein radius, in the
+    order of the images; those of image b end before ends[b].
+    """
+    start = 0
+    for b in range(alpha_x.shape[0]):
+        for row in range(alpha_x.shape[1]):
+            row_x, row_y = alpha_x[b, row], alpha_y[b, row]
+            for i in range(start, ends[b]):
+                x_0, y_0, theta_e = masses[i, 0], masses[i, 1], masses[i, 2]
+                for column in range(alpha_x.shape[2]):  # innermost, so that it is vectorised
+                    one_x, one_y = _point_deflection(axis_x[column], axis_y[row], x_0, y_0, theta_e)
+                    row_x[column] += one_x
+                    row_y[column] += one_y
+        start = ends[b]
+
+
+FINE, COARSE, COARSEST = 0.125, 64.0, 1024.0
+"""Means that have a table: multiples of FINE up to COARSE, and of COARSE up to COARSEST."""
+BRIGHT = 4096.0
+"""Means above this would take too many steps of COARSEST."""
+GUIDES = 256
+"""Entries of a guide table, which says where in a distribution's table the search for a number starts."""
+
+
+@cache
+def _tables(step: float, top: float) -> tuple[NDArray[np.int64], Floats, NDArray[np.uint8]]:
+    """Poisson distributions of the means 0, step, ... top.
+
+    Returns the count that each begins at [n]; the chances of lesser counts [n, m], from 0 up to
+    1; and for each i the last of those that is not above i / GUIDES [n, GUIDES].
+    """
+    from scipy.special import pdtr
+
+    means = np.arange(0, top + step, step)
+    reach = 9 * np.sqrt(means)
+    first = np.floor(means - reach).clip(0).astype(np.int64)
+    n_counts = int((2 * reach + 30).max())
+    chances = np.ones((len(means), n_counts + 1))
+    chances[:, 0] = 0
+    chances[:, 1:-1] = pdtr(first[:, None] + np.arange(n_counts - 1), means[:, None])
+    guides = [np.searchsorted(row, np.arange(GUIDES) / GUIDES, side="right") - 1 for row in chances]
+    return first, chances, np.array(guides, np.uint8 if n_counts < 256 else np.uint16)
+
+
+@_compiled
+def _look_up(u: float, mean: int, chances: Floats, guides: NDArray[np.uint8]) -> tuple[int, float]:
+    """The count whose interval u fell in, and where in it, which is a uniform number again."""
+    entry = int(guides[mean, int(u * GUIDES)])
+    entry += u >= chances[mean, entry + 1]  # most often enough, and no branch to be predicted wrongly
+    while u >= chances[mean, entry + 1]:
+        entry += 1
+    low = chances[mean, entry]
+    return entry, (u - low) / (chances[mean, entry + 1] - low)
+
+
+@_compiled
+def _draw(
+    rates: Reals,
+    uniform: Floats,
+    counts: NDArray[np.int32],
+    fine_first: NDArray[np.int64],
+    fine: Floats,
+    fine_guides: NDArray[np.uint8],
+    coarse_first: NDArray[np.int64],
+    coarse: Floats,
+    coarse_guides: NDArray[np.uint8],
+) -> None:
+    for i in range(rates.size):
+        left, total, u = float(rates[i]), 0, uniform[i]
+        while left >= COARSE:
+            step = int(min(left, COARSEST) / COARSE)
+            count, u = _look_up(u, step, coarse, coarse_guides)
+            total += count + coarse_first[step]
+            left -= step * COARSE
+        step = int(left / FINE)
+        count, u = _look_up(u, step, fine, fine_guides)
+        total += count + fine_first[step]
+        left -= step * FINE
+        if u >= 1 - left:  # else surely 0, as exp(-left) >= 1 - left
+            chance, more = math.exp(-left), 0
+            while u >= chance and more < 20:
+                u -= chance
+                more += 1
+                chance *= left / more
+            total += more
+        counts[i] = total
+
+
+def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
+    """Exact Poisson draws with these means, shaped like them.
+
+    Poisson numbers add: one of mean 205.3 is the sum of one each of the means 192, 13.25 and
+    0.05. The first two have tables, the last is mostly zero; and one uniform number serves all
+    three, for what it leaves inside the interval it fell in is uniform again. Exact to double
+    precision, with the tables cut 9 standard deviations out. rates: >= 0 and below 1e9; numpy
+    draws for those above BRIGHT.
+    """
+    counts = np.empty(rates.shape, np.int32)
+    bright = rates > BRIGHT
+    faint = np.where(bright, 0, rates) if bright.any() else rates
+    uniform = rng.random(rates.size)
+    _draw(faint.ravel(), uniform, counts.ravel(), *_tables(FINE, COARSE), *_tables(COARSE, COARSEST))
+    counts[bright] = rng.poisson(rates[bright])
+    return counts

@@ -1,0 +1,454 @@
+"""What a survey is: the distributions that scenes are drawn from, and the camera that sees them.
+
+A survey is data: a TOML file with the sections below. Wherever a `Prior` stands, a number means
+that value, always; `{ uniform = [low, high] }` and the others of `PRIORS` mean a distribution.
+Sky angles are arcsec; position angles are radians, counter-clockwise from x, of the long axis.
+Knows no torch.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from sublens import images
+from sublens.config import Frozen
+from sublens.errors import ImageError, nearest
+from sublens.files import sha256
+
+Floats = NDArray[np.float64]
+FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
+ALMOST_ONE = 1 - 2**-53
+"""The largest number that a uniform draw can be."""
+
+
+def _normal(u: Floats, mean: float, sigma: float) -> Floats:
+    from scipy.special import ndtri
+
+    return np.asarray(mean + sigma * ndtri(np.maximum(u, 2**-54)))
+
+
+def _power_law(u: Floats, slope: float, low: float, high: float) -> Floats:
+    if slope == -1:
+        return np.asarray(low * (high / low) ** u)
+    power = slope + 1
+    return np.asarray((low**power + u * (high**power - low**power)) ** (1 / power))
+
+
+def _poisson(u: Floats, mean: float) -> Floats:
+    from scipy.special import pdtr
+
+    reach = np.arange(int(mean + 12 * np.sqrt(mean) + 40))
+    return np.searchsorted(pdtr(reach, mean), u, side="right").astype(np.float64)
+
+
+class Shape(NamedTuple):
+    """One kind of distribution."""
+
+    parameters: tuple[str, ...]
+    quantile: Callable[..., Floats]
+    """Inverse of the cumulative distribution: (u, *parameters) -> values."""
+    is_valid: Callable[..., bool]
+    rule: str
+    """What `is_valid` asks of the parameters, in words."""
+
+
+PRIORS = {
+    "fixed": Shape(("value",), lambda u, value: np.full_like(u, value), lambda value: True, ""),
+    "uniform": Shape(
+        ("low", "high"),
+        lambda u, low, high: low + u * (high - low),
+        lambda low, high: low <= high,
+        "low <= high",
+    ),
+    "log_uniform": Shape(
+        ("low", "high"),
+        lambda u, low, high: _power_law(u, -1, low, high),
+        lambda low, high: 0 < low <= high,
+        "0 < low <= high",
+    ),
+    "normal": Shape(("mean", "sigma"), _normal, lambda mean, sigma: sigma >= 0, "sigma >= 0"),
+    "power_law": Shape(
+        ("slope", "low", "high"),
+        _power_law,
+        lambda slope, low, high: 0 < low <= high,
+        "0 < low <= high, with dN/dx ~ x^slope",
+    ),
+    "poisson": Shape(("mean",), _poisson, lambda mean: 0 < mean <= 1000, "0 < mean <= 1000"),
+}
+
+
+class Prior(Frozen):
+    """The distribution of one quantity; see `PRIORS` for the kinds."""
+
+    kind: str
+    """A key of `PRIORS`."""
+    values: tuple[float, ...]
+    """Its parameters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parsed(cls, given: object) -> object:
+        if isinstance(given, bool) or not isinstance(given, int | float | Mapping | Prior):
+            raise ValueError("needs a number or a prior such as { uniform = [0, 1] }")
+        if isinstance(given, int | float):
+            given = {"fixed": given}
+        if isinstance(given, Prior):
+            return given
+        if given.keys() == {"kind", "values"}:
+            given = {given["kind"]: given["values"]}
+        if len(given) != 1:
+            raise ValueError("needs one prior, such as { uniform = [0, 1] }")
+        ((kind, values),) = given.items()
+        if kind not in PRIORS:
+            raise ValueError(f"there is no prior {kind!r}. {nearest(str(kind), PRIORS)}")
+        shape = PRIORS[kind]
+        numbers = values if isinstance(values, list | tuple) else [values]
+        if len(numbers) != len(shape.parameters) or not all(_is_number(number) for number in numbers):
+            raise ValueError(f"{kind} needs the numbers [{', '.join(shape.parameters)}]")
+        if not shape.is_valid(*numbers):
+            raise ValueError(f"{kind} needs {shape.rule}")
+        return {"kind": kind, "values": tuple(map(float, numbers))}
+
+    @model_serializer
+    def _plain(self) -> float | dict[str, float | tuple[float, ...]]:
+        if self.kind == "fixed":
+            return self.values[0]
+        return {self.kind: self.values if len(self.values) > 1 else self.values[0]}
+
+    def quantile(self, u: Floats) -> Floats:
+        """The values below which a share `u` of draws lies; of uniform u in [0, 1) it makes draws."""
+        return PRIORS[self.kind].quantile(u, *self.values)
+
+    @property
+    def low(self) -> float:
+        """The least value, -inf if there is none."""
+        return -np.inf if self.kind == "normal" else float(self.quantile(np.zeros(1))[0])
+
+    @property
+    def high(self) -> float:
+        """The greatest value, inf if there is none."""
+        return np.inf if self.kind == "normal" else float(self.quantile(np.full(1, ALMOST_ONE))[0])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _bounded(low: float, high: float, words: str, *, strict: bool = False) -> AfterValidator:
+    def check(prior: Prior) -> Prior:
+        if prior.low < low or prior.high > high or (strict and prior.low == low):
+            raise ValueError(f"reaches from {prior.low:g} to {prior.high:g}; needs to stay {words}")
+        return prior
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[Prior, _bounded(0, np.inf, "above 0", strict=True)]
+NonNegative = Annotated[Prior, _bounded(0, np.inf, "at or above 0")]
+AxisRatio = Annotated[Prior, _bounded(0, 1, "above 0 and at or below 1", strict=True)]
+Fraction = Annotated[Prior, _bounded(0, 1, "within 0 and 1")]
+
+
+class ImageFile(Frozen):
+    """An image that a survey needs, named beside its TOML file."""
+
+    file: Path
+    """FITS, .npy or PNG; relative to the survey's own file."""
+    sha256: str = ""
+    """Of the file's bytes; filled in when the survey is read."""
+
+    @model_validator(mode="after")
+    def _found(self, info: ValidationInfo) -> Self:
+        if not info.context:  # a manifest is read where the file need not be
+            return self
+        path = (info.context["folder"] / self.file).resolve()
+        try:
+            pixels = images.read(path)
+        except ImageError as err:
+            raise ValueError(str(err)) from err
+        if pixels.sum() <= 0 or pixels.min() < -0.01 * pixels.max():
+            raise ValueError(f"{path}: cannot be normalised, its pixels add up to {pixels.sum():g} or are negative")
+        return self.model_copy(update={"file": path, "sha256": sha256(path)})
+
+    @field_serializer("file")
+    def _name(self, path: Path) -> str:
+        return path.name
+
+
+class Gaussian(Frozen):
+    """A Gaussian point-spread function."""
+
+    profile: Literal["gaussian"]
+    fwhm: PositiveFloat
+    """Full width at half maximum, arcsec."""
+
+
+class Moffat(Frozen):
+    """A Moffat point-spread function, (1 + r^2 / a^2)^-beta."""
+
+    profile: Literal["moffat"]
+    fwhm: PositiveFloat
+    """Full width at half maximum, arcsec."""
+    beta: Annotated[float, Field(gt=1)]
+    """Steepness of the wings."""
+
+
+class PixelatedPsf(ImageFile):
+    """A point-spread function given as an image on the camera's own pixels, odd sides, peak amid."""
+
+    profile: Literal["pixelated"]
+
+
+Psf = Annotated[Gaussian | Moffat | PixelatedPsf, Field(discriminator="profile")]
+
+
+class Cosmology(Frozen):
+    """Where lens and source are."""
+
+    convention: Literal["angular-diameter", "deeplense"] = "angular-diameter"
+    """How distances enter the Einstein radius; see `sublens.sim.cosmology`."""
+    h0: PositiveFloat = 70
+    """Hubble constant, km/s/Mpc."""
+    om0: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Matter density of the flat LCDM universe."""
+    z_lens: Positive
+    """Lens redshift."""
+    z_source: Positive
+    """Source redshift, always above the lens's."""
+
+    @field_validator("z_source")
+    @classmethod
+    def _behind(cls, z_source: Prior, info: ValidationInfo) -> Prior:
+        z_lens = info.data.get("z_lens")
+        if z_lens and z_source.low <= z_lens.high:
+            raise ValueError(
+                f"the source may be at {z_source.low:g}, in front of a lens at up to {z_lens.high:g}; "
+                "needs to be behind it"
+            )
+        return z_source
+
+
+class Camera(Frozen):
+    """The pixels, the blur and the noise. Light is counted in electrons, and saved in counts."""
+
+    n_pixels: Annotated[int, Field(ge=8, le=1024)]
+    """Pixels along one side of the image."""
+    pixel_scale: PositiveFloat
+    """Arcsec a pixel."""
+    supersampling: Annotated[int, Field(ge=1, le=16)] = 1
+    """Points along one side of a pixel at which light is computed."""
+    psf: Psf
+    """Point-spread function, applied to whole pixels."""
+    exposure_s: Positive = Prior(kind="fixed", values=(1.0,))
+    """Length of one exposure, s."""
+    n_exposures: PositiveInt = 1
+    """Exposures that are added up."""
+    zero_point: float | None = None
+    """Magnitude of one electron a second."""
+    background: NonNegative | None = None
+    """Sky, electrons a pixel a second; or else give `sky_magnitude`."""
+    sky_magnitude: Prior | None = None
+    """Sky, magnitudes a square arcsec."""
+    background_rms: NonNegativeFloat = 0
+    """Gaussian noise that grows with the exposure, electrons a pixel a second."""
+    read_noise: NonNegativeFloat = 0
+    """Gaussian noise of one read-out, electrons a pixel."""
+    gain: PositiveFloat = 1
+    """Electrons a count."""
+
+    @field_validator("psf")
+    @classmethod
+    def _fits(cls, psf: Psf, info: ValidationInfo) -> Psf:
+        n_pixels, scale = info.data.get("n_pixels"), info.data.get("pixel_scale")
+        if isinstance(psf, PixelatedPsf):
+            shape = images.read(psf.file).shape if info.context else (1, 1)
+            if min(shape) % 2 == 0 or shape[0] != shape[1]:
+                raise ValueError(f"{psf.file.name} has {shape[0]} x {shape[1]} pixels; needs a square of odd sides")
+            if n_pixels and max(shape) > n_pixels:
+                raise ValueError(f"{psf.file.name} has {max(shape)} pixels a side; needs to fit the image's {n_pixels}")
+        elif n_pixels and scale and psf.fwhm > n_pixels * scale / 4:
+            raise ValueError(
+                f"is {psf.fwhm:g} arcsec wide; needs to fit the image's {n_pixels * scale:g} four times over"
+            )
+        return psf
+
+    @model_validator(mode="after")
+    def _one_sky(self) -> Self:
+        if (self.background is None) == (self.sky_magnitude is None):
+            raise ValueError("needs either background or sky_magnitude")
+        if self.sky_magnitude and self.zero_point is None:
+            raise ValueError("sky_magnitude needs zero_point")
+        return self
+
+
+class Halo(Frozen):
+    """The lens galaxy's mass: a singular isothermal ellipsoid at the origin; a sphere where q is 1."""
+
+    mass_msun: Positive
+    """Halo and substructure together, solar masses: what substructure holds, the halo lacks."""
+    q: AxisRatio = Prior(kind="fixed", values=(1.0,))
+    """Axis ratio of the convergence."""
+    angle: Prior = Prior(kind="uniform", values=(0.0, float(np.pi)))
+    """Position angle."""
+
+
+class Shear(Frozen):
+    """External shear about the origin."""
+
+    gamma: Fraction
+    """Strength."""
+    angle: Prior
+    """Position angle: images are drawn out along it."""
+
+
+class Light(Frozen):
+    """How bright something is."""
+
+    intensity: Positive | None = None
+    """Electrons a pixel a second at the effective radius (the peak of a pixelated source); or else `magnitude`."""
+    magnitude: Prior | None = None
+    """Total magnitude, unlensed."""
+
+    @model_validator(mode="after")
+    def _one_brightness(self) -> Self:
+        if (self.intensity is None) == (self.magnitude is None):
+            raise ValueError("needs either intensity or magnitude")
+        return self
+
+
+class Placed(Light):
+    """A source, and where it is: within a circle around the origin, or x and y each by itself."""
+
+    angle: Prior
+    """Position angle."""
+    offset: NonNegative | None = None
+    """Distance from the origin, in a uniform direction; or else `x` and `y`."""
+    x: Prior | None = None
+    """Centre."""
+    y: Prior | None = None
+    """Centre."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.offset is None) == (self.x is None) or (self.x is None) != (self.y is None):
+            raise ValueError("needs either offset, or x and y")
+        return self
+
+
+class SersicSource(Placed):
+    """An elliptical Sersic source."""
+
+    profile: Literal["sersic"] = "sersic"
+    n: Annotated[Prior, _bounded(0.3, 10, "within 0.3 and 10")]
+    """Sersic index."""
+    r_eff: Positive
+    """Effective radius, arcsec."""
+    q: AxisRatio = Prior(kind="fixed", values=(1.0,))
+    """Axis ratio."""
+
+
+class PixelatedSource(Placed, ImageFile):
+    """A source that is a picture of a real galaxy, without its sky."""
+
+    profile: Literal["pixelated"]
+    scale: PositiveFloat
+    """Arcsec a pixel of the picture, in the source plane."""
+
+
+class LensLight(Light):
+    """The lens galaxy's own light: a Sersic profile at the origin with the halo's q and angle."""
+
+    n: Annotated[Prior, _bounded(0.3, 10, "within 0.3 and 10")]
+    """Sersic index."""
+    r_eff: Positive
+    """Effective radius, arcsec."""
+
+
+class Subhaloes(Frozen):
+    """The dark substructure of a `sphere` image."""
+
+    profile: Literal["point", "nfw", "tnfw"] = "point"
+    """Point masses, NFW haloes, or NFW haloes truncated as (1 + r^2 / r_t^2)^-1."""
+    number: NonNegative
+    """How many."""
+    mass_msun: Positive
+    """Mass of one, solar masses; M200 at the lens redshift for the NFW kinds."""
+    radius: NonNegative
+    """Distance from the origin, in a uniform direction."""
+    concentration: Positive | None = None
+    """Of the NFW kinds: r_200 over the scale radius."""
+    truncation: Positive | None = None
+    """Of `tnfw`: truncation radius over the scale radius."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.profile != "point") != (self.concentration is not None):
+            raise ValueError("concentration goes with the profiles nfw and tnfw, and they with it")
+        if (self.profile == "tnfw") != (self.truncation is not None):
+            raise ValueError("truncation goes with the profile tnfw, and it with truncation")
+        return self
+
+
+class Vortex(Frozen):
+    """The straight uniform string of a `vort` image."""
+
+    mass_fraction: Fraction
+    """Its mass over the halo's `mass_msun`."""
+    x: Prior
+    """Centre."""
+    y: Prior
+    """Centre."""
+    half_length: Positive
+    """Half of its length."""
+    angle: Prior = Prior(kind="uniform", values=(0.0, float(2 * np.pi)))
+    """Position angle."""
+
+
+class Survey(Frozen):
+    """A survey: what there is to see, and the camera that sees it."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """What data sets made with it are called: letters, digits, dots and dashes."""
+    description: str
+    """What it stands for, in a sentence; below it what was corrected, and where numbers come from."""
+    cosmology: Cosmology
+    camera: Camera
+    halo: Halo
+    shear: Shear
+    source: Annotated[SersicSource | PixelatedSource, Field(discriminator="profile")]
+    lens_light: LensLight | None = None
+    subhaloes: Subhaloes
+    vortex: Vortex
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _sersic_unless_said(cls, given: Any) -> Any:
+        return {"profile": "sersic", **given} if isinstance(given, Mapping) else given
+
+    @field_validator("source", "lens_light")
+    @classmethod
+    def _has_zero_point(cls, light: Light | None, info: ValidationInfo) -> Light | None:
+        camera = info.data.get("camera")
+        if light and light.magnitude and camera and camera.zero_point is None:
+            raise ValueError("magnitude needs camera.zero_point")
+        return light
+
+    @property
+    def field(self) -> float:
+        """Side of the image, arcsec."""
+        return self.camera.n_pixels * self.camera.pixel_scale

@@ -1,0 +1,184 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sublens.config import Frozen, checked
+from sublens.errors import ConfigError
+from sublens.sim import presets, survey
+from sublens.sim.presets import preset
+from sublens.sim.survey import ALMOST_ONE, Prior, Survey
+
+TEXT = presets.source("common-test-1").read_text()
+
+
+def prior(given: object) -> Prior:
+    return Prior.model_validate(given)
+
+
+def reading(tmp_path: Path, text: str) -> Survey:
+    (tmp_path / "mine.toml").write_text(text)
+    return preset(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "distribution"),
+    [
+        ({"uniform": [2, 5]}, stats.uniform(2, 3)),
+        ({"normal": [1, 0.5]}, stats.norm(1, 0.5)),
+        ({"log_uniform": [0.1, 10]}, stats.loguniform(0.1, 10)),
+        ({"power_law": [-1, 0.1, 10]}, stats.loguniform(0.1, 10)),
+        ({"power_law": [1, 0, 2]}, None),
+        ({"power_law": [2, 0.001, 3]}, stats.powerlaw(3, scale=3)),
+    ],
+)
+def test_priors_are_the_distributions_of_their_names(given: object, distribution: object) -> None:
+    if distribution is None:
+        with pytest.raises(ValueError, match="0 < low <= high"):
+            prior(given)
+        return
+    u = np.random.default_rng(0).random(4000)
+    assert stats.kstest(prior(given).quantile(u), distribution.cdf).pvalue > 1e-3  # type: ignore[attr-defined]
+
+
+@given(st.floats(0.5, 60), st.floats(0, ALMOST_ONE))
+def test_the_poisson_prior_inverts_the_distribution(mean: float, u: float) -> None:
+    k = int(prior({"poisson": mean}).quantile(np.array([u]))[0])
+    assert stats.poisson.cdf(k, mean) >= u - 1e-12
+    assert k == 0 or stats.poisson.cdf(k - 1, mean) <= u + 1e-12
+
+
+def test_a_number_is_itself() -> None:
+    assert prior(3).quantile(np.array([0.0, 0.7])).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("given", [3.0, {"uniform": (0.0, 1.0)}, {"poisson": 25.0}, {"power_law": (-0.9, 1.0, 2.0)}])
+def test_priors_survive_a_round_trip(given: object) -> None:
+    assert prior(given).model_dump() == given
+    assert Prior.model_validate_json(prior(given).model_dump_json()) == prior(given)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets_survive_a_round_trip(name: str) -> None:
+    text = preset(name).model_dump_json()
+    assert Survey.model_validate(json.loads(text)).model_dump_json() == text
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets_say_what_they_are(name: str) -> None:
+    first, _, rest = preset(name).description.strip().partition("\n")
+    assert preset(name).name == name
+    assert first.endswith(".")
+    assert len(rest) > 100
+
+
+def test_only_the_replica_keeps_the_deeplense_distances() -> None:
+    kept = [name for name in presets.names() if preset(name).cosmology.convention == "deeplense"]
+    assert kept == ["common-test-1"]
+
+
+def test_there_is_a_preset_for_every_survey() -> None:
+    assert presets.names() == ["common-test-1", "euclid", "hst", "jwst", "model-1", "model-2", "model-3", "rubin"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("mass_msun = 1e12", "mass_msun = -1e12", "halo.mass_msun: reaches from -1e.12.*above 0"),
+        ("z_source = { uniform = [0.8, 1.2] }", "z_source = 0.55", "z_source: the source may be at 0.55, in front of"),
+        ("{ uniform = [0.4, 1] }", "{ unifrom = [0.4, 1] }", "no prior 'unifrom'. Did you mean uniform"),
+        ("{ uniform = [0.4, 1] }", "{ uniform = [1, 0.4] }", "source.q: uniform needs low <= high"),
+        ("{ uniform = [0.4, 1] }", "{ uniform = [0.4] }", r"uniform needs the numbers \[low, high\]"),
+        ("{ uniform = [0.4, 1] }", "{ uniform = [0.4, nan] }", r"uniform needs the numbers \[low, high\]"),
+        ("{ uniform = [0.4, 1] }", "{ uniform = [0.4, 1.5] }", "needs to stay above 0 and at or below 1"),
+        ("{ uniform = [0.4, 1] }", "true", "needs a number or a prior"),
+        ("pixel_scale = 0.05", "pixel_scale = 0", "camera.pixel_scale: Input should be greater than 0"),
+        ("background = 10", "", "camera: needs either background or sky_magnitude"),
+        ("background = 10", "sky_magnitude = 22", "camera: sky_magnitude needs zero_point"),
+        ("intensity = 100", "magnitude = 22", "source: magnitude needs camera.zero_point"),
+        ("intensity = 100", "", "source: needs either intensity or magnitude"),
+        ("fwhm = 0.205", "fwhm = 2.205", "camera.psf: is 2.2.* arcsec wide"),
+        ("fwhm = 0.205", "fwmh = 0.205", "camera.psf.fwmh: no such setting. Did you mean fwhm"),
+        ('"gaussian"', '"gaussain"', "camera.psf.*'gaussian', 'moffat', 'pixelated'"),
+        ('profile = "point"', 'profile = "nfw"', "subhaloes: concentration goes with"),
+        ('profile = "point"', 'profile = "tnfw"\nconcentration = 9', "subhaloes: truncation goes with"),
+        ("offset = {", "x = {", "source: needs either offset, or x and y"),
+        ("[halo]", "[hallo]", "hallo: no such setting. Did you mean halo"),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    assert TEXT.count(old) >= 1
+    with pytest.raises(ConfigError, match=complaint):
+        reading(tmp_path, TEXT.replace(old, new, 1))
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    text = TEXT.replace("1e12", "-1").replace("{ uniform = [0.8, 1.2] }", "0.1").replace("0.05\n", "0\n")
+    text = text.replace('"gaussian", fwhm = 0.20522256694', '"pixelated", file = "no.fits"')
+    text = text.replace("uniform = [0.4, 1]", "flat = [0.4, 1]") + "\nwidth = 3\n"
+    with pytest.raises(ConfigError) as caught:
+        reading(tmp_path, text)
+    for place in ("halo.mass_msun", "cosmology.z_source", "camera.pixel_scale", "no.fits", "source.q", "vortex.width"):
+        assert place in str(caught.value)
+
+
+def test_an_unknown_preset_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean common-test-1"):
+        preset("comon-test-1")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.toml: cannot be read"):
+        preset(str(tmp_path / "mine.toml"))
+
+
+def with_psf(tmp_path: Path, pixels: np.ndarray) -> Survey:
+    np.save(tmp_path / "psf.npy", pixels)
+    return reading(tmp_path, TEXT.replace('"gaussian", fwhm = 0.20522256694', '"pixelated", file = "psf.npy"'))
+
+
+def test_a_psf_file_is_found_beside_the_survey(tmp_path: Path) -> None:
+    psf = with_psf(tmp_path, np.eye(5)).camera.psf.model_dump()
+    assert psf["file"] == "psf.npy"  # where it lies is nobody else's business
+    assert len(psf["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("pixels", "complaint"),
+    [
+        (np.eye(4), "4 x 4 pixels; needs a square of odd sides"),
+        (np.ones((3, 5)) + np.eye(3, 5), "3 x 5 pixels; needs a square of odd sides"),
+        (np.eye(151), "has 151 pixels a side; needs to fit the image's 150"),
+        (-np.eye(5), "cannot be normalised"),
+        (np.zeros((5, 5)), "there is nothing to see"),
+        (np.full((5, 5), np.nan), "NaN"),
+        (np.zeros((2, 5, 5)), r"shape \(2, 5, 5\)"),
+    ],
+)
+def test_an_unusable_psf_file_is_named(tmp_path: Path, pixels: np.ndarray, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        with_psf(tmp_path, pixels)
+    assert "psf.npy" in str(caught.value)
+
+
+def test_a_missing_psf_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"psf\.fits: no such file"):
+        reading(tmp_path, TEXT.replace('"gaussian", fwhm = 0.20522256694', '"pixelated", file = "psf.fits"'))
+
+
+def test_a_manifest_is_read_where_the_file_is_not(tmp_path: Path) -> None:
+    dumped = with_psf(tmp_path, np.eye(5)).model_dump()
+    (tmp_path / "psf.npy").unlink()
+    assert checked(dumped, Survey).model_dump() == dumped
+
+
+def test_every_setting_of_a_survey_is_documented() -> None:
+    kinds = [kind for kind in vars(survey).values() if isinstance(kind, type) and issubclass(kind, Frozen)]
+    assert len(kinds) > 12
+    for kind in kinds:
+        undocumented = {name for name, field in kind.model_fields.items() if not field.description}
+        assert undocumented <= {"profile", "kind", "values"} or kind is Survey
