@@ -73,7 +73,7 @@ def blurred(image: Tensor, kernel: Tensor) -> Tensor:
     if kernel.ndim == 2:
         return _convolved(padded, kernel.to(image), image.shape)
     height, width = image.shape[1:]
-    weights = kernel.tolist()
+    weights: list[float] = kernel.tolist()
     down = padded[:, :height] * weights[0]
     for offset, weight in enumerate(weights[1:], start=1):
         down.add_(padded[:, offset : offset + height], alpha=weight)
