@@ -6,7 +6,7 @@ import torch
 from conftest import changed
 
 from sublens.errors import ConfigError
-from sublens.sim import camera
+from sublens.sim import camera, presets
 from sublens.sim.survey import Camera
 
 CT1 = changed("common-test-1").camera
@@ -133,3 +133,29 @@ def test_counts_above_the_minimum_start_at_zero() -> None:
 def test_counts_that_do_not_fit_a_store_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"70,000 counts .* Raise camera\.gain"):
         camera.above_minimum(np.array([[[0, 70_000]]], np.int32))
+
+
+@pytest.mark.parametrize("rate", [np.nan, -1.0, 2e9])
+def test_rates_that_are_no_counts_are_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="expects"):
+        expose(torch.full((1, 4, 4), rate), [1], sky=0)
+
+
+def test_an_image_without_counts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not one count"):
+        camera.above_minimum(np.full((1, 3, 3), 7, np.int32))
+
+
+def test_bright_images_are_divided_by_their_gain() -> None:
+    counts = expose(torch.full((1, 40, 40), 9e8), [1], gain=1e5)
+    assert counts.mean() == pytest.approx(9000, rel=1e-3)
+
+
+def test_a_psf_that_changed_since_the_survey_was_read_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "psf.npy", np.pad([[1.0]], 2))
+    text = presets.source("common-test-1").read_text()
+    (tmp_path / "s.toml").write_text(text.replace('"gaussian", fwhm = 0.20522256694', '"pixelated", file = "psf.npy"'))
+    survey = presets.preset(str(tmp_path / "s.toml"))
+    np.save(tmp_path / "psf.npy", np.pad([[2.0, 1.0]], 2))
+    with pytest.raises(ConfigError, match=r"psf\.npy: is missing, or not the file"):
+        camera.psf_kernel(survey.camera)

@@ -63,7 +63,7 @@ def test_points_are_those_of_the_formula(dtype: type[np.floating[Any]]) -> None:
     masses = random.uniform(-2, 2, (9, 3)).astype(dtype)
     ends = np.array([4, 4, 9])
     alpha_x, alpha_y = (np.zeros((3, 50, 40), dtype) for _ in range(2))
-    compiled.add_points(x, y, masses, ends, alpha_x, alpha_y)
+    mass.add_points(x, y, masses, ends, alpha_x, alpha_y)
     assert not alpha_x[1].any()
     plane_x, plane_y = torch.from_numpy(x)[None, :], torch.from_numpy(y)[:, None]
     for image, own in ((0, masses[:4]), (2, masses[4:])):

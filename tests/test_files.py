@@ -1,4 +1,6 @@
 import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,66 @@ def test_a_result_may_not_overlap_what_it_is_made_from(tmp_path: Path, out: str,
 
 def test_neighbours_do_not_overlap(tmp_path: Path) -> None:
     files.refuse_overlap(tmp_path / "ab", tmp_path / "a")
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
+    with files.whole_folder(tmp_path / "out", force=False, plan="one") as partial:
+        (partial / "work").touch()
+        with (
+            pytest.raises(DataError, match="another process is writing"),
+            files.whole_folder(tmp_path / "out", force=True, plan="one"),
+        ):
+            pass
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["work"]
+
+
+def interrupted(out: Path, plan: str, *, force: bool = False) -> list[str]:
+    """What was there when a block began that breaks off after some work."""
+    with suppress(KeyboardInterrupt), files.whole_folder(out, force=force, plan=plan) as partial:
+        found = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
+        (partial / plan).touch()
+        raise KeyboardInterrupt
+    return found
+
+
+def test_kept_work_is_found_again_by_the_same_plan_alone(tmp_path: Path) -> None:
+    assert interrupted(tmp_path / "out", "one") == []
+    assert interrupted(tmp_path / "out", "one") == ["one"]
+    with pytest.raises(DataError, match="unfinished work of another command"):
+        interrupted(tmp_path / "out", "two")
+    assert interrupted(tmp_path / "out", "two", force=True) == []
+
+
+def test_a_failure_before_any_work_leaves_nothing(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), files.whole_folder(tmp_path / "out", force=False, plan="one"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with files.whole_folder(out, force=False, plan="one") as partial:
+        (partial / "manifest.json").write_text("old")
+    rename = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target == out:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with suppress(KeyboardInterrupt), files.whole_folder(out, force=True, plan="two") as partial:
+        (partial / "manifest.json").write_text("new")
+    monkeypatch.setattr(Path, "replace", rename)
+    with files.whole_folder(out, force=True, plan="two") as partial:
+        assert (partial / "manifest.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+
+
+def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("pipe", "link"):
+        with pytest.raises(DataError, match="no folder"):
+            files.refuse_existing(tmp_path / name, force=True)

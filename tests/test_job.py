@@ -1,5 +1,7 @@
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import DataError
 from sublens.files import sha256
+from sublens.progress import Advance
+from sublens.sim.population import Split
 from sublens.sim.survey import Survey
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
@@ -103,3 +107,34 @@ def test_a_hurried_demo_ends_in_a_report_of_all_four(tmp_path: Path) -> None:
     html = job.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
     text = html.read_text()
     assert all(name in text for name in job.DEMO_SHARES)
+
+
+@pytest.mark.parametrize("form", ["folder", "fits", "store"])
+def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey, form: job.Form) -> None:
+    for seed in (1, 2):
+        job.simulate(small_survey, {"train": 3}, tmp_path / "s", seed=seed, form=form, force=True)
+    said = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
+    assert said.get("origin", said)["seed"] == 2
+
+
+def test_a_continued_simulation_counts_what_was_done(
+    tmp_path: Path, small_survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 4 * 48**2)
+    done: list[float] = []
+
+    @contextmanager
+    def bar(title: str, total: float) -> Iterator[Advance]:
+        def advance(so_far: float, words: str) -> None:
+            done.append(so_far)
+            if len(done) == 5:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    sizes: dict[Split, int] = {"train": 8, "test": 12}
+    with suppress(KeyboardInterrupt):
+        job.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
+    assert done == [0, 4, 8, 8, 12]
+    job.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
+    assert done[5:] == [8, 12, 16, 20]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import gammainc
 
 from sublens.sim.light import picture, pixelated, sersic, sersic_b, sersic_total
+from sublens.sim.survey import PixelatedSource
 
 
 def at(x: float, y: float, source: tuple[float, float, float, float], n: float = 1.5, r_eff: float = 0.5) -> float:
@@ -113,4 +114,6 @@ def test_a_pixelated_source_agrees_with_lenstronomy(x_0: float, y_0: float, angl
 
 def test_a_picture_is_scaled_to_its_brightest_pixel(tmp_path: Path) -> None:
     np.save(tmp_path / "galaxy.npy", np.array([[0.0, 4.0], [2.0, -0.01]]))
-    assert picture(tmp_path / "galaxy.npy").tolist() == [[0, 1], [0.5, 0]]
+    tree = {"profile": "pixelated", "file": tmp_path / "galaxy.npy", "scale": 1, "angle": 0, "offset": 0}
+    source = PixelatedSource.model_validate(tree | {"magnitude": 20})
+    assert picture(source).tolist() == [[0, 1], [0.5, 0]]

@@ -227,3 +227,20 @@ def test_read_noise_adds_up_over_exposures() -> None:
     camera = {"read_noise": 3, "n_exposures": 4, "background_rms": 0.5, "exposure_s": 4}
     truth = draw(changed("common-test-1", camera=camera), 0, "train", range(2))
     np.testing.assert_allclose(truth.scenes["noise_rms"], np.hypot(3 * 2, 0.5 * 16))
+
+
+def test_more_subhaloes_come_on_top_of_the_same_ones() -> None:
+    few, many = (
+        draw(changed("common-test-1", subhaloes={"number": {"poisson": n}}), 3, "train", range(1, 90, 3))
+        for n in (20, 25)
+    )
+    for position in range(30):
+        one, other = (truth.take(np.array([position])).subhaloes for truth in (few, many))
+        assert len(one) <= len(other)
+        assert np.array_equal(one["mass_msun"], other["mass_msun"][: len(one)])
+
+
+@pytest.mark.parametrize("indices", [range(5, 0, -1), range(-3, 2)])
+def test_indices_must_ascend_from_nought(indices: range) -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        draw(CT1, 1, "train", indices)

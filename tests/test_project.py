@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
     *("errors", "files", "config", "progress", "images"),
-    *("sim.survey", "sim.presets", "sim.cosmology", "sim.mass", "sim.compiled", "sim.light", "sim.camera"),
+    *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers"),
     *("store", "fits", "data", "timm_import", "models", "metrics", "bundle", "train", "fidelity", "sheet"),
     *("predict", "evaluate", "catalog", "run", "report", "job", "cli"),

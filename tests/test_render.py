@@ -33,7 +33,7 @@ def test_images_do_not_depend_on_the_size_of_a_block(
 ) -> None:
     expected = render.render(truth, small_survey)
     for block in (1, 5, 24):
-        monkeypatch.setattr(render, "CPU_BLOCK", block)
+        monkeypatch.setattr(render, "CPU_BLOCK", block * 48**2)
         assert torch.equal(render.render(truth, small_survey), expected)
 
 
@@ -153,7 +153,7 @@ def test_the_preset_makes_150_pixel_images_with_the_published_peak() -> None:
     assert counts.max(axis=(1, 2)).mean() == pytest.approx(802, abs=4 * 46 / np.sqrt(60))
 
 
-GOLDEN = [[28, 197, 231, 88], [24, 108, 45, 106], [21, 127, 149, 94]]
+GOLDEN = [[28, 164, 250, 90], [22, 102, 72, 99], [25, 132, 159, 103]]
 
 
 def test_golden_images_do_not_change() -> None:
@@ -163,7 +163,7 @@ def test_golden_images_do_not_change() -> None:
 
 
 def test_slices_do_not_depend_on_the_number_of_workers(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.sim.workers.SLICE", 4)
+    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 4 * 48**2)
     alone, shared = (list(slices(small_survey, 9, "test", 10, workers)) for workers in (1, 2))
     assert [len(counts) for _, counts, _ in shared] == [4, 4, 2]
     for (truth, counts, _), (other_truth, other_counts, _) in zip(alone, shared, strict=True):

@@ -184,13 +184,15 @@ def test_what_is_done_is_not_asked_for_again(tmp_path: Path) -> None:
     assert asked == [0, 2]
 
 
-def test_another_plan_starts_from_nothing(tmp_path: Path) -> None:
+def test_another_plan_starts_from_nothing_if_forced(tmp_path: Path) -> None:
     chunks = [chunk(2), chunk(2, start=2)]
     with pytest.raises(KeyboardInterrupt):
         splits = {"train": partial(interrupted, chunks=chunks, n_more=1)}
         store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), splits, plan="these")
     others = [chunk(3, start=9)]
-    store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), {"train": lambda n: others[n:]}, plan="others")
+    store.write(
+        tmp_path / "s", ("a", "b"), Origin(source="t"), {"train": lambda n: others[n:]}, plan="others", force=True
+    )
     (read,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
     assert np.array_equal(read.counts, others[0].counts)
 
@@ -202,7 +204,7 @@ def test_maps_are_read_back(tmp_path: Path, small_survey: Survey) -> None:
     assert chunk.truth is not None
     (kappa,) = store.read_map(tmp_path / "s", manifest, "train", "convergence")
     (noiseless,) = store.read_map(tmp_path / "s", manifest, "train", "noiseless")
-    assert np.array_equal(kappa, render.convergence(chunk.truth, small_survey))
+    assert np.allclose(kappa, render.convergence(chunk.truth, small_survey), rtol=1e-5)
     assert np.array_equal(noiseless, render.render(chunk.truth, small_survey))
     with pytest.raises(DataError, match="holds no depth maps"):
         store.read_map(tmp_path / "s", manifest, "train", "depth")

@@ -19,6 +19,17 @@ def simulation(out: Path) -> list[str]:
     return [sys.executable, "-m", "sublens.cli", *arguments]
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until_gone(processes: list[int], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def n_shards(out: Path) -> int:
     return len(list(out.parent.glob(f".{out.name}.partial/*/images-*.npy")))
 
@@ -35,7 +46,9 @@ def test_a_store_stopped_at_ten_random_points_is_the_same(tmp_path: Path, how: s
             while n_shards(out) < point:
                 assert job.poll() is None
                 time.sleep(0.02)
+            workers = children(job.pid)
             os.kill(job.pid, how)
+        wait_until_gone(workers)
         assert not out.exists()
         assert n_shards(out) >= point
     subprocess.run(simulation(out), check=True, capture_output=True)

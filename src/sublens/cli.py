@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -30,7 +31,7 @@ Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random draws.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**62, help="Seed of all random draws.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
 
 
@@ -68,7 +69,7 @@ def simulate(
     options = {"seed": seed, "workers": workers, "form": form, "save_maps": save_maps, "force": force}
     try:
         job.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SublensError):
         kept = files.partial_folder(out.absolute())
         if kept.is_dir():
             _say(f"What is done is kept in {kept}.")
@@ -92,6 +93,8 @@ def presets_(
     from sublens.errors import ConfigError
     from sublens.sim import presets
 
+    if names and len(names) > 1 and not show:
+        raise ConfigError("Only one survey can be printed at a time. Name one, or add --show to draw them.")
     if show and show.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"{show}: a contact sheet needs a name that ends in .png, .pdf or .svg.")
     surveys = [presets.preset(name) for name in names or presets.names()]
@@ -101,7 +104,7 @@ def presets_(
         sheet.write(show, surveys)
         print(show)
     elif names:
-        print("\n".join(presets.source(name).read_text(encoding="utf-8") for name in names))
+        print(presets.source(names[0]).read_text(encoding="utf-8"))
     else:
         for survey in surveys:
             camera, words = survey.camera, survey.description.strip().splitlines()[0]
@@ -335,6 +338,9 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a plain terminal shows ? where it knows no ±
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     try:
         app(arguments)

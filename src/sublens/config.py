@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Frozen(BaseModel):
     """Base of all settings: immutable, and unknown keys are an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Settings = TypeVar("Settings", bound=Frozen)
@@ -131,7 +131,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read ({err.strerror}). Name a TOML file of settings.") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ConfigError(f"{path}: is not valid TOML ({err}). Mend that line.") from err
 
 

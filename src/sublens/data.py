@@ -246,9 +246,15 @@ def pack(folder: Path, out: Path, *, force: bool, on_progress: Progress) -> str:
     return store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
 
 
-def write_folder(out: Path, classes: tuple[str, ...], splits: Mapping[str, Source], *, force: bool) -> None:
-    """Write the ML4SCI layout: SPLIT/CLASS/NUMBER.npy, float64 (1, h, w), min-max scaled."""
+def write_folder(
+    out: Path, classes: tuple[str, ...], origin: Origin, splits: Mapping[str, Source], *, force: bool
+) -> None:
+    """Write the ML4SCI layout: SPLIT/CLASS/NUMBER.npy, float64 (1, h, w), min-max scaled.
+
+    simulation.json beside the splits says where they come from.
+    """
     with whole_folder(out, force=force) as folder:
+        (folder / "simulation.json").write_text(origin.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for name, source in splits.items():
             written = [0] * len(classes)
             for label in classes:

@@ -10,9 +10,14 @@ from tokenize import TokenError
 
 from sublens.errors import DataError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 """What numpy raises for damaged .npy files."""
-OURS = ("manifest.json", "card.json", "log.jsonl", "report.html")
+OURS = ("manifest.json", "simulation.json", "card.json", "log.jsonl", "report.html")
 """A folder that holds one of these was written by sublens, so --force may replace it."""
 
 
@@ -56,32 +61,36 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it into place if the block succeeds.
 
     If it fails, the temporary folder is removed; but with a `plan`, a text that decides what
-    will be written, it is kept, and yielded again to the next block with the same plan.
-    Raises `DataError` where `path` exists and `force` is false. An existing folder is
+    will be written, what it holds is kept, and yielded again to the next block with the same
+    plan. Raises `DataError` where `path` exists, or holds the kept work of another plan, and
+    `force` is false, and where another process is at work there. An existing folder is
     replaced only once the new one is complete.
     """
     refuse_existing(path, force=force)
     path = path.absolute()
-    partial = partial_folder(path)
-    try:
-        with explained(path):
-            if not plan or _plan_of(partial) != plan:
-                remove(partial)
-                partial.mkdir(parents=True)
+    partial, retired = partial_folder(path), path.with_name(f".{path.name}.retired")
+    with explained(path), _taken(partial):
+        try:
+            kept = _plan_of(partial)
+            if kept and kept != plan and not force:
+                raise DataError(
+                    f"{partial}: holds the unfinished work of another command. Run that one again to finish it, "
+                    "add --force to discard it, or choose another place."
+                )
+            if not kept or kept != plan:
+                for leftover in partial.iterdir():
+                    remove(leftover)
                 (partial / PLAN).write_text(plan, encoding="utf-8")
             yield partial
-            (partial / PLAN).unlink()
             if path.exists():
-                retired = path.with_name(f".{path.name}.retired")
                 remove(retired)
                 path.replace(retired)
-                partial.replace(path)
-                remove(retired)
-            else:
-                partial.replace(path)
-    finally:
-        if not plan:
-            shutil.rmtree(partial, ignore_errors=True)
+            partial.replace(path)  # with its plan: were we killed before this line, it could be done again
+            (path / PLAN).unlink()
+            remove(retired)
+        finally:
+            if partial.is_dir() and not (_plan_of(partial) and _holds_work(partial)):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 PLAN = "plan.json"
@@ -93,11 +102,34 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _plan_of(partial: Path) -> str | None:
+@contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and let no other process have it at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+    except BlockingIOError as err:
+        os.close(handle)
+        raise DataError(f"{folder}: another process is writing there. Wait for it, or choose another place.") from err
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _plan_of(partial: Path) -> str:
     try:
         return (partial / PLAN).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None
+        return ""
+
+
+def _holds_work(partial: Path) -> bool:
+    return any(path.is_file() and path.name != PLAN for path in partial.rglob("*"))
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -105,8 +137,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
     Without `force` an empty folder alone may be; with it, a folder that sublens wrote.
     """
-    if path.is_file():
-        raise DataError(f"{path}: is a file; needs to be a folder. Choose another place.")
+    if os.path.lexists(path) and not path.is_dir():
+        raise DataError(f"{path}: is a file or another thing that is no folder. Choose another place.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise DataError(f"{path}: is or holds the working folder. Choose a folder of its own.")
     if not path.is_dir() or not any(path.iterdir()):

@@ -3,6 +3,7 @@
 SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its header
                            KAPPA      convergence, NOISELES the noiseless image; where maps were saved
                            SUBHALO    a table of the subhaloes, in arcsec and solar masses
+simulation.json            survey and seed
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from sublens.files import whole_folder
 from sublens.sim.survey import Survey
-from sublens.store import Chunk, Source
+from sublens.store import Chunk, Origin, Source
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header
@@ -23,17 +24,19 @@ EXTENSIONS = {"convergence": "KAPPA", "noiseless": "NOISELES"}
 
 
 def write(
-    out: Path, classes: tuple[str, ...], splits: Mapping[str, Source], survey: Survey, *, force: bool = False
+    out: Path, classes: tuple[str, ...], origin: Origin, splits: Mapping[str, Source], *, force: bool = False
 ) -> None:
     """Write every image of every split; raises as `whole_folder` does."""
+    assert origin.survey is not None, "only simulations are written as FITS"
     with whole_folder(out, force=force) as folder:
+        (folder / "simulation.json").write_text(origin.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for split, source in splits.items():
             for name in classes:
                 (folder / split / name).mkdir(parents=True)
             for chunk in source(0):
                 for row, (label, image_id) in enumerate(zip(chunk.labels, chunk.ids, strict=True)):
                     name = str(image_id).rsplit("/", 1)[-1]
-                    hdus = _hdus(chunk, row, classes[label], survey)
+                    hdus = _hdus(chunk, row, classes[label], origin.survey)
                     hdus.writeto(folder / split / classes[label] / f"{name}.fits")
 
 

@@ -59,11 +59,16 @@ def read_archive(path: Path) -> NDArray[np.uint16]:
             raise ImageError(f"{path}: unpacks to {n_bytes:,} bytes; {MAX_ARCHIVE_BYTES:,} are allowed. Split it.")
         with np.load(path, allow_pickle=False) as arrays:
             counts = arrays["counts"]
-    except (*NPY_ERRORS, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as err:
+    except (*NPY_ERRORS, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:
         raise ImageError(f"{path}: damaged, or holds no plain array `counts`. Save one with numpy.savez.") from err
     if counts.ndim != 3 or counts.dtype.kind not in "ui" or not len(counts):
         raise ImageError(f"{path}: `counts` is {counts.dtype} {counts.shape}; needs whole numbers (n, height, width).")
-    return np.stack([counts_above_minimum(usable(one, f"{path}, image {i}")) for i, one in enumerate(counts)])
+    counts = counts.astype(np.int64) - counts.min(axis=(1, 2), keepdims=True).astype(np.int64)
+    if counts.max() > QUANTISED_PEAK or not counts.any(axis=(1, 2)).all():
+        raise ImageError(
+            f"{path}: an image has {counts.max():,} counts above its minimum, or none; needs 1 to {QUANTISED_PEAK:,}."
+        )
+    return np.asarray(counts, dtype=np.uint16)
 
 
 def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
-from sublens.sim.workers import SLICE, slices
+from sublens.sim.workers import slice_length, slices
 from sublens.store import Chunk, Origin, Source
 
 Form = Literal["store", "folder", "fits"]
@@ -54,20 +54,20 @@ def simulate(
             for split, n in sizes.items()
             if n
         }
+        origin = Origin(source=survey.name, seed=seed, survey=survey)
         if form == "store":
-            origin = Origin(source=survey.name, seed=seed, survey=survey)
-            plan = json.dumps([sizes, save_maps, SLICE])
+            plan = json.dumps([sizes, save_maps, slice_length(survey)])
             store.write(out, CLASSES, origin, splits, plan=plan, force=force)
         elif form == "fits":
-            fits.write(out, CLASSES, splits, survey, force=force)
+            fits.write(out, CLASSES, origin, splits, force=force)
         else:
-            data.write_folder(out, CLASSES, splits, force=force)
+            data.write_folder(out, CLASSES, origin, splits, force=force)
 
 
 def _simulated(
     survey: Survey, seed: int, split: Split, n: int, workers: int, save_maps: bool, count: Count, n_done: int
 ) -> Iterator[Chunk]:
-    count.skip(min(n_done * SLICE, n))
+    count.skip(min(n_done * slice_length(survey), n))
     for truth, counts, maps in slices(survey, seed, split, n, workers, with_maps=save_maps, n_done=n_done):
         ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
         yield Chunk(counts, truth.scenes["label"], ids, truth, maps)

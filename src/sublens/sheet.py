@@ -40,7 +40,7 @@ def _draw(panel: SubFigure, survey: Survey, seed: int) -> None:
     truth, counts = simulate(survey, seed, "train", range(COLUMNS * len(CLASSES)))
     change = (render(truth, survey) - render(smoothed(truth), survey)).numpy() / survey.camera.gain
     first = survey.description.strip().splitlines()[0]
-    panel.suptitle(f"{survey.name}\n{first}", fontsize=10)
+    panel.suptitle(f"{survey.name}\n{first}", fontsize=10, parse_math=False)
     for label, row in enumerate(panel.subplots(len(CLASSES), COLUMNS + 1)):
         chosen = np.flatnonzero(truth.scenes["label"] == label)
         for axes, image in zip(row, counts[chosen], strict=False):

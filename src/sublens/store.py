@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.files import NPY_ERRORS, remove, sha256, whole_folder
+from sublens.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 
@@ -131,11 +131,11 @@ def write(
 def _write_split(folder: Path, pieces: Path, source: Source) -> None:
     """Write the shards that are not there yet, then join their tables."""
     folder.mkdir(exist_ok=True)
-    if not (folder / f"{TABLES[0]}.npy").is_file():
+    n_done = len(list(folder.glob("images-*.npy")))
+    for number, chunk in enumerate(source(n_done), start=n_done):
         pieces.mkdir(exist_ok=True)
-        n_done = len(list(folder.glob("images-*.npy")))
-        for number, chunk in enumerate(source(n_done), start=n_done):
-            _write_shard(folder, pieces, number, chunk)
+        _write_shard(folder, pieces, number, chunk)
+    if not (folder / f"{TABLES[0]}.npy").is_file():
         for table in reversed(TABLES):  # the first comes last, as the sign that all are there
             parts = [_array(piece) for piece in sorted(pieces.glob(f"{table}-*.npy"))]
             if parts:
@@ -198,7 +198,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(
             f"{path}: not a store (no readable {MANIFEST}). Make one with `sublens simulate` or `sublens pack`."
         ) from err
-    except (ValueError, AttributeError, ValidationError) as err:
+    except (ValueError, AttributeError, RecursionError, ValidationError) as err:
         raise DataError(f"{file}: is damaged. Copy the store again, or make it again.") from err
 
 
@@ -250,5 +250,5 @@ def damage(path: Path, manifest: Manifest) -> Iterable[tuple[str, str | None]]:
         else:
             yield name, None if _is_whole(file, expected) else "changed"
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    for name in sorted(present - manifest.files.keys() - {MANIFEST}):
+    for name in sorted(present - manifest.files.keys() - {MANIFEST, PLAN}):
         yield name, "not in the manifest"

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens import images
 from sublens.errors import ConfigError
 from sublens.sim import compiled
 from sublens.sim.survey import FWHM_PER_SIGMA, Camera, Gaussian, Moffat
@@ -18,6 +17,8 @@ PSF_REACH = 4.0
 """A Gaussian is cut this many standard deviations from its centre, to the nearest pixel."""
 MOFFAT_REACH = 8.0
 """A Moffat profile is cut at this many times its full width at half maximum, or at the image's size."""
+MOST_ELECTRONS = 1e9
+"""In a pixel: what whole numbers of 32 bits can count."""
 FULL_SCALE = 65535
 """The most counts above the minimum that a store can hold."""
 
@@ -53,7 +54,7 @@ def psf_kernel(camera: Camera) -> Tensor:
         core = width / 2 / (2 ** (1 / beta) - 1) ** 0.5
         kernel = (1 + (offsets[:, None] ** 2 + offsets**2) / core**2) ** -beta
     else:
-        kernel = torch.from_numpy(images.read(camera.psf.file).clip(0))
+        kernel = torch.from_numpy(camera.psf.pixels())
     return kernel.div(kernel.sum())
 
 
@@ -99,9 +100,14 @@ def expose(
 
     image: noiseless electrons [b, h, w]. background: sky electrons a pixel [b]. noise_rms: electrons
     [b]. gain: electrons a count. seeds: one an image, so that an image's noise does not depend on
-    its neighbours. Returns whole counts [b, h, w].
+    its neighbours. Returns whole counts [b, h, w]; raises `ConfigError` where there are too many.
     """
     rates = image + torch.from_numpy(background).to(image)[:, None, None]
+    if not ((rates >= 0) & (rates <= MOST_ELECTRONS)).all():  # NaN fails as well
+        raise ConfigError(
+            f"A pixel expects {float(rates.max()):g} electrons; needs a number up to {MOST_ELECTRONS:g}. "
+            "Lower the exposure or the brightness, or make extreme priors milder."
+        )
     if image.device.type != "cpu":
         generators = [torch.Generator(image.device).manual_seed(seed) for seed in seeds]
         drawn = [torch.poisson(rate, generator) for rate, generator in zip(rates, generators, strict=True)]
@@ -127,4 +133,6 @@ def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:
             f"An image has {counts.max():,} counts above its minimum; a store holds up to {FULL_SCALE:,}. "
             "Raise camera.gain, or lower the exposure or the brightness."
         )
+    if not counts.any(axis=(1, 2)).all():
+        raise ConfigError("An image has not one count above its minimum. Raise the exposure or the brightness.")
     return np.asarray(counts, dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""The two loops that torch cannot fuse, compiled by numba: point masses and Poisson draws.
+"""Loops that torch cannot fuse, compiled by numba; the Poisson draws are one.
 
 What is compiled is kept on disk, so only the first run ever waits for it, a few seconds.
 """
@@ -13,43 +13,17 @@ from numba import njit
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from sublens.sim.mass import point_deflection
-
 Floats = NDArray[np.float64]
 Reals = NDArray[np.floating[Any]]
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a loop of plain numbers. What it calls must stand in its own file, or changes go unnoticed."""
     try:
-        compiled = njit(function, cache=True, error_model="numpy")  # numpy's: else a division is not vectorised
+        fast = njit(function, cache=True, error_model="numpy")  # numpy's: else a division is not vectorised
     except RuntimeError:  # no folder to keep it in can be written
-        compiled = njit(function, error_model="numpy")
-    return compiled  # type: ignore[no-any-return]
-
-
-_point_deflection = _compiled(point_deflection)
-
-
-@_compiled
-def add_points(
-    axis_x: Reals, axis_y: Reals, masses: Reals, ends: NDArray[np.int64], alpha_x: Reals, alpha_y: Reals
-) -> None:
-    """Add the deflection of point masses to alpha_x and alpha_y, [b, h, w].
-
-    axis_x [w], axis_y [h]: pixel positions. masses: [n, 3] of x, y and Einstein radius, in the
-    order of the images; those of image b end before ends[b].
-    """
-    start = 0
-    for b in range(alpha_x.shape[0]):
-        for row in range(alpha_x.shape[1]):
-            row_x, row_y = alpha_x[b, row], alpha_y[b, row]
-            for i in range(start, ends[b]):
-                x_0, y_0, theta_e = masses[i, 0], masses[i, 1], masses[i, 2]
-                for column in range(alpha_x.shape[2]):  # innermost, so that it is vectorised
-                    one_x, one_y = _point_deflection(axis_x[column], axis_y[row], x_0, y_0, theta_e)
-                    row_x[column] += one_x
-                    row_y[column] += one_y
-        start = ends[b]
+        fast = njit(function, error_model="numpy")
+    return fast  # type: ignore[no-any-return]
 
 
 FINE, COARSE, COARSEST = 0.125, 64.0, 1024.0
@@ -80,7 +54,7 @@ def _tables(step: float, top: float) -> tuple[NDArray[np.int64], Floats, NDArray
     return first, chances, np.array(guides, np.uint8 if n_counts < 256 else np.uint16)
 
 
-@_compiled
+@compiled
 def _look_up(u: float, mean: int, chances: Floats, guides: NDArray[np.uint8]) -> tuple[int, float]:
     """The count whose interval u fell in, and where in it, which is a uniform number again."""
     entry = int(guides[mean, int(u * GUIDES)])
@@ -91,7 +65,7 @@ def _look_up(u: float, mean: int, chances: Floats, guides: NDArray[np.uint8]) ->
     return entry, (u - low) / (chances[mean, entry + 1] - low)
 
 
-@_compiled
+@compiled
 def _draw(
     rates: Reals,
     uniform: Floats,

@@ -9,18 +9,22 @@ without unit. Where a closed form is not elementary it is left out.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sublens.sim.compiled import compiled
+
+Reals = NDArray[np.floating[Any]]
 Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""
 
 TINY = cast(float, np.float32(1e-12))
 """The least squared distance, arcsec^2: keeps a mass on a pixel centre finite. In single precision,
-for `compiled` would compute in double with anything else."""
+for `add_points` would compute in double with anything else."""
 ROUNDEST = 1 - 1e-9
 """An ellipsoid's axis ratio is kept below this, where its formulae divide by zero."""
 
@@ -100,12 +104,37 @@ def point_deflection(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, theta_e: Te
     """Point mass at (x_0, y_0): theta_e^2 over the distance, outwards.
 
     theta_e: Einstein radius; 0 adds exactly nothing. No convergence but at the point, where
-    the deflection is 0. Plain arithmetic, so that `compiled` can use it number by number.
+    the deflection is 0. Plain arithmetic, so that `add_points` can use it number by number.
     Source: Schneider, Kochanek & Wambsganss 2006, part 1, eq. 20.
     """
     dx, dy = x - x_0, y - y_0
     weight = theta_e * theta_e / (dx * dx + (dy * dy + TINY))
     return weight * dx, weight * dy
+
+
+_compiled_point_deflection = compiled(point_deflection)
+
+
+@compiled
+def add_points(
+    axis_x: Reals, axis_y: Reals, masses: Reals, ends: NDArray[np.int64], alpha_x: Reals, alpha_y: Reals
+) -> None:
+    """Add the deflection of point masses to alpha_x and alpha_y, [b, h, w].
+
+    axis_x [w], axis_y [h]: pixel positions. masses: [n, 3] of x, y and Einstein radius, in the
+    order of the images; those of image b end before ends[b].
+    """
+    start = 0
+    for b in range(alpha_x.shape[0]):
+        for row in range(alpha_x.shape[1]):
+            row_x, row_y = alpha_x[b, row], alpha_y[b, row]
+            for i in range(start, ends[b]):
+                x_0, y_0, theta_e = masses[i, 0], masses[i, 1], masses[i, 2]
+                for column in range(alpha_x.shape[2]):  # innermost, so that it is vectorised
+                    one_x, one_y = _compiled_point_deflection(axis_x[column], axis_y[row], x_0, y_0, theta_e)
+                    row_x[column] += one_x
+                    row_y[column] += one_y
+        start = ends[b]
 
 
 def nfw_potential(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor) -> Tensor:

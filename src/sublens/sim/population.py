@@ -4,7 +4,7 @@ One image is decided by (seed, split, index) alone: its class is index modulo th
 classes, and its random numbers are a fixed stretch of a counter-based generator's sequence.
 Any slice of a data set can therefore be drawn by itself, in any order, on any number of workers;
 and each quantity has a place of its own in that stretch, so that changing one prior leaves all
-else as it was.
+else as it was; more subhaloes come on top of the same ones.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,8 @@ CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes, vortex. A label is a position in this tuple."""
 
 Split = Literal["train", "test"]
-Purpose = Literal["scene", "subhaloes", "noise"]
+Purpose = Literal["scene", "number", "subhaloes", "noise"]
+PURPOSES: tuple[Purpose, ...] = ("scene", "number", "subhaloes", "noise")
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
@@ -72,15 +73,23 @@ SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 
 
+MOST_NUMBERS = 2**16
+"""Uniform numbers set aside for the subhaloes of one image."""
+
+
+def _stream(seed: int, split: Split, purpose: Purpose, index: int, width: int) -> Generator:
+    """Uniform numbers from those of image `index` on, `width` an image, a multiple of 4."""
+    key = SeedSequence((seed, ("train", "test").index(split), PURPOSES.index(purpose)))
+    counter = index * width // 4  # four numbers a count
+    return Generator(Philox(key=key.generate_state(2, np.uint64), counter=counter))
+
+
 def _uniform(seed: int, split: Split, purpose: Purpose, indices: range, width: int) -> Floats:
-    """Uniform numbers in [0, 1), `width` an image, [n, width]. width: a multiple of 4."""
+    """Uniform numbers in [0, 1), `width` an image, [n, width]."""
     if not indices:
         return np.zeros((0, width))
-    purposes: tuple[Purpose, ...] = ("scene", "subhaloes", "noise")
-    key = SeedSequence((seed, ("train", "test").index(split), purposes.index(purpose)))
-    counter = indices[0] * width // 4  # four numbers a count
-    rng = Generator(Philox(key=key.generate_state(2, np.uint64), counter=counter))
-    return rng.random((indices[-1] - indices[0] + 1, width))[:: indices.step]
+    n = indices[-1] - indices[0] + 1
+    return _stream(seed, split, purpose, indices[0], width).random((n, width))[:: indices.step]
 
 
 def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
@@ -89,10 +98,12 @@ def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
 
 
 def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
-    """The scenes of these images, in ascending order.
+    """The scenes of these images, whose indices must ascend from 0 or above.
 
     Raises `ConfigError` where substructure outweighs its halo.
     """
+    if indices.step < 1 or indices.start < 0:
+        raise ValueError(f"{indices}: needs indices that ascend from 0 or above")
     scenes = np.zeros(len(indices), SCENE)
     scenes["index"] = indices
     scenes["label"] = scenes["index"] % len(CLASSES)
@@ -141,7 +152,9 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
         scenes["source_x"], scenes["source_y"] = drawn(source.x or NOTHING), drawn(source.y or NOTHING)
     brightness = drawn(source.intensity or source.magnitude or NOTHING)
     if isinstance(source, PixelatedSource):
-        total = np.full(len(scenes), float(light.picture(source.file).sum()) * source.scale**2)
+        for _ in ("q", "n", "r_eff"):  # keep their places
+            drawn(NOTHING)
+        total = np.full(len(scenes), float(light.picture(source).sum()) * source.scale**2)
     else:
         for name in ("q", "n", "r_eff"):
             scenes[f"source_{name}"] = drawn(getattr(source, name))
@@ -178,14 +191,15 @@ def _draw_subhaloes(
 ) -> NDArray[np.void]:
     """The subhaloes of the rows of class `sphere`, whose numbers are filled in."""
     dark = survey.subhaloes
-    most = int(np.rint(dark.number.high))
-    width = -(-(1 + most * SUBHALO_WIDTH) // 4) * 4
-    uniform = _uniform(seed, split, "subhaloes", indices, width)
-    numbers = np.rint(dark.number.quantile(uniform[:, 0])).astype(np.int64)
-    scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), numbers, 0)
-    owned = np.arange(most) < scenes["n_subhaloes"][:, None]
-    places = iter(uniform[:, 1 : 1 + most * SUBHALO_WIDTH].reshape(len(scenes), most, SUBHALO_WIDTH)[owned].T)
-    subhaloes = np.zeros(int(owned.sum()), SUBHALO)
+    numbers = dark.number.quantile(_uniform(seed, split, "number", indices, 4)[:, 0])
+    scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), np.rint(numbers), 0)
+    holders = scenes[scenes["n_subhaloes"] > 0]
+    each = [
+        _stream(seed, split, "subhaloes", int(row["index"]), MOST_NUMBERS).random((row["n_subhaloes"], SUBHALO_WIDTH))
+        for row in holders
+    ]
+    places = iter(np.concatenate([np.zeros((0, SUBHALO_WIDTH)), *each]).T)
+    subhaloes = np.zeros(int(scenes["n_subhaloes"].sum()), SUBHALO)
     radius, direction = dark.radius.quantile(next(places)), 2 * np.pi * next(places)
     subhaloes["x"], subhaloes["y"] = radius * np.cos(direction), radius * np.sin(direction)
     subhaloes["mass_msun"] = dark.mass_msun.quantile(next(places))

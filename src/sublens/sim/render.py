@@ -7,13 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim import camera, compiled, light, mass
+from sublens.sim import camera, light, mass
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
-CPU_BLOCK, GPU_BLOCK = 16, 256
-"""Images rendered together. On a processor their planes fit its cache, and an image cannot
-depend on its neighbours, not even in the last bit; a GPU wants many at once."""
+CPU_BLOCK, GPU_BLOCK = 400_000, 8_000_000
+"""Points at which light is computed together, of one image or of several. On a processor such a
+plane fits its cache, and an image cannot depend on its neighbours, not even in the last bit; a
+GPU wants many at once."""
+MOST_IN_BLOCK = 256
 STRING_PIECES = 10_000
 """Pieces that a string is cut into to share its convergence out over pixels."""
 
@@ -47,7 +49,7 @@ def simulate(
     truth, seeds = draw(survey, seed, split, indices), noise_seeds(seed, split, indices)
     side = survey.camera.n_pixels
     counts = np.empty((len(truth), side, side), np.uint16)
-    for rows in _blocks(len(truth), device):  # noise follows while the image is still in the cache
+    for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
         block = truth.take(rows)
         counts[rows] = observe(block, render(block, survey, device), survey, [seeds[row] for row in rows])
     return truth, counts
@@ -65,11 +67,13 @@ Maps = dict[str, NDArray[np.float32]]
 
 def maps(truth: Truth, survey: Survey) -> Maps:
     """What a camera cannot see: `convergence`, and the `noiseless` image, each [n, h, w]."""
-    return {"convergence": convergence(truth, survey).numpy(), "noiseless": render(truth, survey).numpy()}
+    kappa = convergence(truth, survey, dtype=torch.float64).float()  # in double: it cancels near an NFW radius
+    return {"convergence": kappa.numpy(), "noiseless": render(truth, survey).numpy()}
 
 
-def _blocks(n: int, device: str) -> list[NDArray[np.int64]]:
-    size = CPU_BLOCK if device == "cpu" else GPU_BLOCK
+def _blocks(n: int, survey: Survey, device: str) -> list[NDArray[np.int64]]:
+    n_points = (survey.camera.n_pixels * survey.camera.supersampling) ** 2
+    size = int(np.clip((CPU_BLOCK if device == "cpu" else GPU_BLOCK) // n_points, 1, MOST_IN_BLOCK))
     return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
 
 
@@ -84,7 +88,7 @@ def _in_blocks(
     side = survey.camera.n_pixels
     images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
     with torch.inference_mode():
-        for rows in _blocks(len(truth), device):
+        for rows in _blocks(len(truth), survey, device):
             images[rows[0] : rows[-1] + 1] = compute(truth.take(rows), survey, device, dtype)
     return images
 
@@ -143,7 +147,7 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
     if survey.subhaloes.profile == "point" and x.device.type == "cpu" and is_grid and not x.requires_grad:
         axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
-        compiled.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
+        mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
         return
     deflect = DEFLECTIONS[survey.subhaloes.profile]
     for rows, subhalo in _subhaloes(truth, survey, x):
@@ -169,7 +173,7 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
 def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     look = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
     if isinstance(survey.source, PixelatedSource):
-        return light.pixelated(x, y, light.picture(survey.source.file), scale=survey.source.scale, **look)
+        return light.pixelated(x, y, light.picture(survey.source), scale=survey.source.scale, **look)
     return light.sersic(x, y, **look, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 

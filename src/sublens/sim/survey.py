@@ -6,6 +6,7 @@ Sky angles are arcsec; position angles are radians, counter-clockwise from x, of
 Knows no torch.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -27,7 +28,7 @@ from pydantic import (
 
 from sublens import images
 from sublens.config import Frozen
-from sublens.errors import ImageError, nearest
+from sublens.errors import ConfigError, ImageError, nearest
 from sublens.files import sha256
 
 Floats = NDArray[np.float64]
@@ -43,10 +44,10 @@ def _normal(u: Floats, mean: float, sigma: float) -> Floats:
 
 
 def _power_law(u: Floats, slope: float, low: float, high: float) -> Floats:
-    if slope == -1:
-        return np.asarray(low * (high / low) ** u)
-    power = slope + 1
-    return np.asarray((low**power + u * (high**power - low**power)) ** (1 / power))
+    """By way of logarithms, which is exact for slopes near -1 as well."""
+    power, reach = slope + 1, np.log(high / low)
+    share = u * reach if power == 0 else np.log1p(u * np.expm1(power * reach)) / power
+    return np.asarray(low * np.exp(share))
 
 
 def _poisson(u: Floats, mean: float) -> Floats:
@@ -85,8 +86,8 @@ PRIORS = {
     "power_law": Shape(
         ("slope", "low", "high"),
         _power_law,
-        lambda slope, low, high: 0 < low <= high,
-        "0 < low <= high, with dN/dx ~ x^slope",
+        lambda slope, low, high: 0 < low <= high and abs((slope + 1) * np.log(high / low)) < 500,
+        "0 < low <= high and a milder slope, as dN/dx ~ x^slope",
     ),
     "poisson": Shape(("mean",), _poisson, lambda mean: 0 < mean <= 1000, "0 < mean <= 1000"),
 }
@@ -110,7 +111,7 @@ class Prior(Frozen):
         if isinstance(given, Prior):
             return given
         if given.keys() == {"kind", "values"}:
-            given = {given["kind"]: given["values"]}
+            given = {str(given["kind"]): given["values"]}
         if len(given) != 1:
             raise ValueError("needs one prior, such as { uniform = [0, 1] }")
         ((kind, values),) = given.items()
@@ -146,7 +147,7 @@ class Prior(Frozen):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _bounded(low: float, high: float, words: str, *, strict: bool = False) -> AfterValidator:
@@ -160,7 +161,7 @@ def _bounded(low: float, high: float, words: str, *, strict: bool = False) -> Af
 
 Positive = Annotated[Prior, _bounded(0, np.inf, "above 0", strict=True)]
 NonNegative = Annotated[Prior, _bounded(0, np.inf, "at or above 0")]
-AxisRatio = Annotated[Prior, _bounded(0, 1, "above 0 and at or below 1", strict=True)]
+AxisRatio = Annotated[Prior, _bounded(0.05, 1, "within 0.05 and 1")]
 Fraction = Annotated[Prior, _bounded(0, 1, "within 0 and 1")]
 
 
@@ -184,6 +185,18 @@ class ImageFile(Frozen):
         if pixels.sum() <= 0 or pixels.min() < -0.01 * pixels.max():
             raise ValueError(f"{path}: cannot be normalised, its pixels add up to {pixels.sum():g} or are negative")
         return self.model_copy(update={"file": path, "sha256": sha256(path)})
+
+    def pixels(self) -> Floats:
+        """The image, with the dark below zero that noise made cut off.
+
+        Raises `ConfigError` where the file is not the one that the survey was read with.
+        """
+        if self.sha256 and not (self.file.is_file() and sha256(self.file) == self.sha256):
+            raise ConfigError(
+                f"{self.file}: is missing, or not the file that this survey was made with. "
+                "Read the survey again from its TOML file."
+            )
+        return images.read(self.file).clip(0)
 
     @field_serializer("file")
     def _name(self, path: Path) -> str:
@@ -212,6 +225,18 @@ class PixelatedPsf(ImageFile):
     """A point-spread function given as an image on the camera's own pixels, odd sides, peak amid."""
 
     profile: Literal["pixelated"]
+
+    def check(self, n_pixels: int | None) -> None:
+        """Raise `ValueError` where it cannot blur an image of so many pixels a side."""
+        pixels, name = self.pixels(), self.file.name
+        height, width = pixels.shape
+        peak = np.unravel_index(pixels.argmax(), pixels.shape)
+        if height != width or height % 2 == 0:
+            raise ValueError(f"{name} has {height} x {width} pixels; needs a square of odd sides")
+        if n_pixels and height > n_pixels:
+            raise ValueError(f"{name} has {height} pixels a side; needs to fit the image's {n_pixels}")
+        if np.abs(np.subtract(peak, height // 2)).max() > 1:
+            raise ValueError(f"{name} is not brightest in its middle; cut it out around its peak")
 
 
 Psf = Annotated[Gaussian | Moffat | PixelatedPsf, Field(discriminator="profile")]
@@ -276,11 +301,8 @@ class Camera(Frozen):
     def _fits(cls, psf: Psf, info: ValidationInfo) -> Psf:
         n_pixels, scale = info.data.get("n_pixels"), info.data.get("pixel_scale")
         if isinstance(psf, PixelatedPsf):
-            shape = images.read(psf.file).shape if info.context else (1, 1)
-            if min(shape) % 2 == 0 or shape[0] != shape[1]:
-                raise ValueError(f"{psf.file.name} has {shape[0]} x {shape[1]} pixels; needs a square of odd sides")
-            if n_pixels and max(shape) > n_pixels:
-                raise ValueError(f"{psf.file.name} has {max(shape)} pixels a side; needs to fit the image's {n_pixels}")
+            if info.context:
+                psf.check(n_pixels)
         elif n_pixels and scale and psf.fwhm > n_pixels * scale / 4:
             raise ValueError(
                 f"is {psf.fwhm:g} arcsec wide; needs to fit the image's {n_pixels * scale:g} four times over"
@@ -384,8 +406,8 @@ class Subhaloes(Frozen):
 
     profile: Literal["point", "nfw", "tnfw"] = "point"
     """Point masses, NFW haloes, or NFW haloes truncated as (1 + r^2 / r_t^2)^-1."""
-    number: NonNegative
-    """How many."""
+    number: Annotated[Prior, _bounded(0, 1500, "within 0 and 1500")]
+    """How many; rounded to whole ones."""
     mass_msun: Positive
     """Mass of one, solar masses; M200 at the lens redshift for the NFW kinds."""
     radius: NonNegative
@@ -422,18 +444,26 @@ class Vortex(Frozen):
 class Survey(Frozen):
     """A survey: what there is to see, and the camera that sees it."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    """What data sets made with it are called: letters, digits, dots and dashes."""
-    description: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """What data sets made with it are called: letters, digits, dots, dashes and underscores."""
+    description: Annotated[str, Field(pattern=r"\S")]
     """What it stands for, in a sentence; below it what was corrected, and where numbers come from."""
     cosmology: Cosmology
+    """See `Cosmology`, and so on."""
     camera: Camera
+    """The pixels, the blur and the noise."""
     halo: Halo
+    """The lens galaxy's mass."""
     shear: Shear
+    """What lies around it."""
     source: Annotated[SersicSource | PixelatedSource, Field(discriminator="profile")]
+    """The lensed galaxy."""
     lens_light: LensLight | None = None
+    """The lens galaxy's light; dark if left out."""
     subhaloes: Subhaloes
+    """What a `sphere` image holds."""
     vortex: Vortex
+    """What a `vort` image holds."""
 
     @field_validator("source", mode="before")
     @classmethod
