@@ -211,7 +211,10 @@ def sersic_of(scene: np.void, what: str, x: float, y: float, q: float, angle: fl
 
 
 def their_image(truth: Truth, row: int, survey: Survey) -> np.ndarray:
-    """The noiseless image by lenstronomy, but for the blur by a Moffat profile, which it lacks."""
+    """The noiseless image by lenstronomy, but for the blur by a Moffat profile, which it lacks.
+
+    Without the core of 1e-4 arcsec that it gives a Sersic profile.
+    """
     from lenstronomy.Data.imaging_data import ImageData
     from lenstronomy.Data.psf import PSF
     from lenstronomy.ImSim.image_model import ImageModel
@@ -240,6 +243,8 @@ def their_image(truth: Truth, row: int, survey: Survey) -> np.ndarray:
         LightModel(["SERSIC_ELLIPSE"] if survey.lens_light else []),
         kwargs_numerics={"supersampling_factor": seen.supersampling, "supersampling_convolution": False},
     )
+    for profile in (*model.SourceModel.func_list, *model.LensLightModel.func_list):
+        profile._smoothing = 1e-15
     own = [sersic_of(scene, "lens", 0, 0, scene["halo_q"], scene["halo_angle"])] if survey.lens_light else []
     image = np.asarray(model.image(masses, [sersic_of(scene, "source", *place)], own)) / seen.pixel_scale**2
     return image if is_gaussian else by_moffat(image, seen.psf.fwhm / seen.pixel_scale, seen.psf.beta)  # type: ignore[union-attr]
