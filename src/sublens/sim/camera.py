@@ -103,9 +103,10 @@ def expose(
     its neighbours. Returns whole counts [b, h, w]; raises `ConfigError` where there are too many.
     """
     rates = image + torch.from_numpy(background).to(image)[:, None, None]
-    if not ((rates >= 0) & (rates <= MOST_ELECTRONS)).all():  # NaN fails as well
+    least, most = (float(rate) for rate in rates.aminmax())
+    if not 0 <= least <= most <= MOST_ELECTRONS:  # NaN fails as well
         raise ConfigError(
-            f"A pixel expects {float(rates.max()):g} electrons; needs a number up to {MOST_ELECTRONS:g}. "
+            f"A pixel expects {most:g} electrons; needs a number up to {MOST_ELECTRONS:g}. "
             "Lower the exposure or the brightness, or make extreme priors milder."
         )
     if image.device.type != "cpu":
@@ -128,11 +129,12 @@ def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:
     Raises `ConfigError` where they do not fit 16 bits.
     """
     counts = counts - counts.min(axis=(1, 2), keepdims=True)
-    if counts.max(initial=0) > FULL_SCALE:
+    peaks = counts.max(axis=(1, 2))
+    if peaks.max(initial=0) > FULL_SCALE:
         raise ConfigError(
-            f"An image has {counts.max():,} counts above its minimum; a store holds up to {FULL_SCALE:,}. "
+            f"An image has {peaks.max():,} counts above its minimum; a store holds up to {FULL_SCALE:,}. "
             "Raise camera.gain, or lower the exposure or the brightness."
         )
-    if not counts.any(axis=(1, 2)).all():
+    if not peaks.all():
         raise ConfigError("An image has not one count above its minimum. Raise the exposure or the brightness.")
     return np.asarray(counts, dtype=np.uint16)
