@@ -227,6 +227,7 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [".store.partial"]  # to be continued
 
 
+@pytest.mark.slow
 def test_a_terminated_simulation_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ("simulate", "common-test-1", "--train", "20000", "--workers", "2", "--out", "store")
     command = [sys.executable, "-m", "sublens.cli", *arguments]
