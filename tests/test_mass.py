@@ -168,8 +168,12 @@ def gradients(value: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 
 def away(name: str, x: Tensor, y: Tensor, parameters: Numbers) -> Tensor:
-    """Where derivatives are neither infinite nor, at an NFW halo's scale radius, 0 / 0."""
-    far = distance(name, x, y, parameters) > 0.02
+    """Where derivatives are neither infinite nor, at an NFW halo's scale radius, 0 / 0.
+
+    And where the core that `TINY` gives a mass holds no convergence to speak of: below
+    theta_E^2 TINY / r^4 = 4e-8.
+    """
+    far = distance(name, x, y, parameters) > 0.1
     if name in ("nfw", "tnfw"):
         far &= (distance(name, x, y, parameters) / parameters[3] - 1).abs() > 1e-3
     return far
