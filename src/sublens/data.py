@@ -254,7 +254,7 @@ def write_folder(
     simulation.json beside the splits says where they come from.
     """
     with whole_folder(out, force=force) as folder:
-        (folder / "simulation.json").write_text(origin.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        origin.write_beside(folder)
         for name, source in splits.items():
             written = [0] * len(classes)
             for label in classes:

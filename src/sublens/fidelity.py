@@ -114,9 +114,8 @@ def tell_apart(real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = 
             others = part.take(np.flatnonzero(~is_learnt))
             weights = np.vstack([np.ones(len(others)), metrics.resamples(len(others), seed)])
             resampled.append(metrics.auc(_scores(network, others, seen), others.labels == 1, weights))
-    values = np.mean(resampled, axis=0)
-    low, high = np.percentile(values[1:], (2.5, 97.5))
-    return Telling(float(values[0]), float(low), float(high))
+    found = metrics.interval(np.mean(resampled, axis=0))
+    return Telling(found["value"], found["low"], found["high"])
 
 
 def _tell(advance: Advance, before: int, epoch: int) -> None:

@@ -29,7 +29,7 @@ def write(
     """Write every image of every split; raises as `whole_folder` does."""
     assert origin.survey is not None, "only simulations are written as FITS"
     with whole_folder(out, force=force) as folder:
-        (folder / "simulation.json").write_text(origin.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        origin.write_beside(folder)
         for split, source in splits.items():
             for name in classes:
                 (folder / split / name).mkdir(parents=True)

@@ -78,15 +78,15 @@ def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) 
     by_class = {name: auc(probs[:, label], labels == label, weights) for label, name in enumerate(classes)}
     return {
         "n": len(labels),
-        "loss": _interval(weights @ losses(probs, labels) / len(labels)),
-        "accuracy": _interval(weights @ hits(probs, labels) / len(labels)),
-        "auc_macro": _interval(np.mean(list(by_class.values()), axis=0)),
-        "auc": {name: _interval(values) for name, values in by_class.items()},
+        "loss": interval(weights @ losses(probs, labels) / len(labels)),
+        "accuracy": interval(weights @ hits(probs, labels) / len(labels)),
+        "auc_macro": interval(np.mean(list(by_class.values()), axis=0)),
+        "auc": {name: interval(values) for name, values in by_class.items()},
         "confusion": confusion(probs, labels).tolist(),
     }
 
 
-def _interval(values: Floats) -> dict[str, float]:
+def interval(values: Floats) -> dict[str, float]:
     """The plain score, first of the values, and the percentile interval of the others."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(values[1:], (tail, 100 - tail))

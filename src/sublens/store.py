@@ -69,6 +69,10 @@ class Origin(Frozen):
     survey: Survey | None = None
     """The simulation's settings."""
 
+    def write_beside(self, folder: Path) -> None:
+        """Leave simulation.json in a folder of images that has no manifest."""
+        (folder / "simulation.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
 
 class Manifest(Frozen):
     """What `manifest.json` says."""

@@ -13,7 +13,8 @@ from numba import njit
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from sublens.sim.survey import Floats
+
 Reals = NDArray[np.floating[Any]]
 
 

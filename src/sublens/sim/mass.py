@@ -9,16 +9,15 @@ without unit. Where a closed form is not elementary it is left out.
 """
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim.compiled import compiled
+from sublens.sim.compiled import Reals, compiled
 
-Reals = NDArray[np.floating[Any]]
 Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""
 
