@@ -22,6 +22,8 @@ COMMANDS = (
     "networks",
     "train",
     "evaluate",
+    "publish",
+    "predict",
     "compare",
     "run",
     "demo",

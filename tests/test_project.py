@@ -17,7 +17,19 @@ LAYERS = (
     *("errors", "files", "config", "progress", "images"),
     *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers"),
-    *("store", "fits", "data", "timm_import", "models", "metrics", "bundle", "train", "fidelity", "sheet"),
+    *(
+        "store",
+        "fits",
+        "data",
+        "timm_import",
+        "models",
+        "metrics",
+        "bundle",
+        "checkpoint",
+        "train",
+        "fidelity",
+        "sheet",
+    ),
     *("predict", "evaluate", "catalog", "run", "report", "job", "cli"),
 )
 """A file imports only from those before it."""

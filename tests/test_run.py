@@ -1,5 +1,10 @@
 import json
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import bundle, catalog, metrics, run
+from sublens import bundle, catalog, checkpoint, metrics, models, run, train
+from sublens.bundle import CardMap
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
@@ -102,8 +108,8 @@ def test_training_leaves_the_global_random_state_alone(easy: Dataset, tmp_path: 
 def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Feed.epoch
 
-    def stopped(self: Feed, epoch: int) -> Iterator[Batch]:
-        for number, batch in enumerate(whole(self, epoch)):
+    def stopped(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(whole(self, epoch, n_done)):
             if epoch == 1 and number == 2:
                 raise KeyboardInterrupt
             yield batch
@@ -119,7 +125,7 @@ def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: 
 def test_ctrl_c_before_the_first_epoch_ends_leaves_a_usable_run(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: Feed, epoch: int) -> Iterator[Batch]:
+    def stopped(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
         raise KeyboardInterrupt
         yield
 
@@ -133,19 +139,19 @@ def test_a_loss_that_explodes_is_explained_and_keeps_the_best(
 ) -> None:
     whole = Feed.epoch
 
-    def poisoned(self: Feed, epoch: int) -> Iterator[Batch]:
-        for batch in whole(self, epoch):
+    def poisoned(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+        for batch in whole(self, epoch, n_done):
             yield Batch(batch.images * (np.nan if epoch == 1 else 1), batch.labels)
 
     monkeypatch.setattr(Feed, "epoch", poisoned)
-    with pytest.raises(DataError, match=r"loss became nan in epoch 1. Lower train.lr"):
+    with pytest.raises(DataError, match=r"loss became nan in step \d+ \(batch 1 of epoch 1\). Lower train.lr"):
         run.train_run(easy, QUICK, tmp_path / "run")
     assert Predictor.load(tmp_path / "run").classes == ("empty", "square")
 
 
 def test_a_run_that_diverges_at_once_leaves_nothing(easy: Dataset, tmp_path: Path) -> None:
     wild = RunConfig(train=TrainConfig(optimizer="adamw", adamw_lr=1e30, epochs=1))
-    with pytest.raises(DataError, match="loss became nan in epoch 0"):
+    with pytest.raises(DataError, match=r"loss became nan in (step|epoch)"):
         run.train_run(easy, wild, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -175,7 +181,10 @@ def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path) ->
 def test_truth_is_learned_where_there_is_some(small_dataset: Dataset, tmp_path: Path) -> None:
     run.train_run(small_dataset, RunConfig(train=TrainConfig(epochs=2, batch_size=32)), tmp_path / "run")
     assert all(row["truth_loss"] > 0 for row in rows(tmp_path / "run", "step"))
-    assert not any("convolution" in name for name in bundle.load(tmp_path / "run")[0].state_dict())
+    model, head, card = bundle.load(tmp_path / "run")
+    assert head is not None
+    assert card.map == CardMap(n_cells=6, cell_arcsec=48 * 0.15 / 6)
+    assert not any("convolution" in name for name in model.state_dict())
 
 
 def test_an_existing_run_is_kept_without_force(done: Path, easy: Dataset) -> None:
@@ -194,3 +203,172 @@ def test_an_unknown_network_leaves_nothing_behind(easy: Dataset, tmp_path: Path)
 def test_a_data_set_with_other_classes_is_refused(done: Path, small_dataset: Dataset) -> None:
     with pytest.raises(DataError, match="was trained on the classes empty, square"):
         run.measure_run(done, small_dataset, force=True)
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ask for an end after that step, as Ctrl-C does."""
+    whole = run._Diary.on_step
+
+    def on_step(self: Any, done: train.Step) -> None:
+        if done.number == step:
+            signal.raise_signal(signal.SIGINT)
+        whole(self, done)
+
+    monkeypatch.setattr(run._Diary, "on_step", on_step)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 23])
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(
+    done: Path, easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(patch, step)
+        assert not run.train_run(easy, QUICK, tmp_path / "run")
+    assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+    assert bundle.read_card(tmp_path / "run").weights_sha256 == bundle.read_card(done).weights_sha256
+    kept = ("kind", "step", "epoch", "loss", "train_loss", "selection_loss")
+    told = [
+        [{k: row.get(k) for k in kept} for row in rows(folder, "step") + rows(folder, "epoch")]
+        for folder in (tmp_path / "run", done)
+    ]
+    assert told[0] == told[1]
+    assert not (tmp_path / "run" / checkpoint.FOLDER).exists()
+
+
+def test_a_network_with_random_layers_resumes_to_the_same_weights(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", lambda name, n, c, **options: Noisy(n))
+    config = RunConfig(train=TrainConfig(epochs=2, batch_size=32))
+    run.train_run(small_dataset, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2)
+        run.train_run(small_dataset, config, tmp_path / "halves")
+    run.train_run(small_dataset, config, tmp_path / "halves", resume=True)
+    hashes = [bundle.read_card(tmp_path / name).weights_sha256 for name in ("whole", "halves")]
+    assert hashes[0] == hashes[1]
+
+
+class Noisy(models.LensNet):
+    """A lensnet that forgets at random while it learns."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_resuming_with_other_settings_lists_what_differs(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 3)
+        run.train_run(easy, QUICK, tmp_path / "run")
+    other = RunConfig(train=TrainConfig(epochs=9, batch_size=16, lr=0.01))
+    with pytest.raises(ConfigError, match=r"train.epochs: 8 before, 9 now\n  train.lr: 0.02 before, 0.01 now"):
+        run.train_run(easy, other, tmp_path / "run", resume=True)
+
+
+def test_resuming_on_other_data_is_refused(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 3)
+        run.train_run(easy, QUICK, tmp_path / "run")
+    with pytest.raises(DataError, match="was begun on other data"):
+        run.train_run(replace(easy, hash="0"), QUICK, tmp_path / "run", resume=True)
+
+
+def test_resuming_where_nothing_was_begun_begins(easy: Dataset, tmp_path: Path) -> None:
+    config = RunConfig(train=TrainConfig(epochs=1))
+    assert run.train_run(easy, config, tmp_path / "run", resume=True)
+    before = (tmp_path / "run" / bundle.CARD).stat().st_mtime_ns
+    assert run.train_run(easy, config, tmp_path / "run", resume=True)  # complete: nothing to do
+    assert (tmp_path / "run" / bundle.CARD).stat().st_mtime_ns == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 3)
+        run.train_run(easy, QUICK, tmp_path / "run")
+    for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(DataError, match="every checkpoint is damaged"):
+        run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+
+
+def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = models.LensNet.forward
+
+    def hungry(self: models.LensNet, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return whole(self, x)
+
+    monkeypatch.setattr(models.LensNet, "forward", hungry)
+    monkeypatch.setattr(models, "try_out", lambda *arguments: None)
+    with pytest.raises(DataError, match=r"batches of 16 images. A batch of 4 fits: add --set train.batch_size=4"):
+        run.train_run(easy, QUICK, tmp_path / "run")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+from sublens import data, run
+from sublens.config import RunConfig, SplitConfig, TrainConfig
+torch.set_num_threads(1)
+run.CHECKPOINT_SECONDS = 0.1
+easy = data.open(Path(sys.argv[1]), SplitConfig(selection=0.25))
+config = RunConfig(train=TrainConfig(epochs=300, batch_size=16))
+run.train_run(easy, config, Path(sys.argv[2]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_five_random_points_ends_with_the_same_weights(easy_folder: Path, tmp_path: Path) -> None:
+    def begin(out: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", KILLED, easy_folder, tmp_path / out])
+
+    assert begin("whole").wait() == 0
+    rng, n_lines = random.Random(0), 0
+    for _ in range(5):
+        child, log = begin("killed"), tmp_path / "killed" / run.LOG
+        goal = n_lines + rng.randint(50, 300)
+        while child.poll() is None and n_lines < goal:
+            n_lines = log.read_bytes().count(b"\n") if log.is_file() else 0
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    assert begin("killed").wait() == 0
+    hashes = [bundle.read_card(tmp_path / name).weights_sha256 for name in ("whole", "killed")]
+    assert hashes[0] == hashes[1]
+    steps = [row["step"] for row in rows(tmp_path / "killed", "step")]
+    assert steps == [row["step"] for row in rows(tmp_path / "whole", "step")]
+
+
+def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
+    done: Path, easy: Dataset, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
+    run.measure_run(other, easy)
+    out = run.publish([other, done], easy, tmp_path / "bundle")
+    card = bundle.read_card(out)
+    assert card.scores[0].auc == scores_of(done)["auc_macro"]["value"]
+    assert card.scores[1].auc == scores_of(other)["auc_macro"]["value"]
+    assert (out / bundle.WEIGHTS).stat().st_size < 0.6 * (done / bundle.WEIGHTS).stat().st_size
+    assert card.rounding is not None
+    assert 0 < card.rounding < 0.01
+    assert [row["epoch"] for row in rows(out, "epoch")] == list(range(8))
+    counts = easy.test.counts(np.arange(len(easy.test)))
+    assert np.abs(Predictor.load(out).probs(counts) - Predictor.load(done).probs(counts)).max() < 0.01
+
+
+def test_a_run_that_is_not_measured_is_not_published(easy: Dataset, tmp_path: Path) -> None:
+    run.train_run(easy, RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
+    with pytest.raises(DataError, match="is not measured"):
+        run.publish([tmp_path / "run"], easy, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

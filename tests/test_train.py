@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens import train
 from sublens.config import InputConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.models import LensNet, TruthHead, build
+from sublens.models import LensNet, TruthHead, build, prepare
 from sublens.sim.population import mass_map
 from sublens.train import Batch, Feed, Step
 
@@ -31,6 +32,7 @@ def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None,
     train.fit(
         model,
         head,
+        train.make_optimizer([model, head] if head else [model], config),
         [batches],
         config,
         share_done=lambda n: n / len(batches),
@@ -70,9 +72,11 @@ def test_training_stops_where_the_share_reaches_one() -> None:
     batches, config = bright_or_dark(4), TrainConfig()
     epochs = (iter(batches) for _ in itertools.count())
     ends: list[int] = []
+    model = build("lensnet", 2)
     train.fit(
-        build("lensnet", 2),
+        model,
         None,
+        train.make_optimizer([model], config),
         epochs,
         config,
         share_done=lambda n: n / 6,
@@ -141,6 +145,23 @@ def test_each_epoch_has_an_order_of_its_own(small_dataset: Dataset) -> None:
     assert not torch.equal(first, second)
 
 
+def test_epochs_of_any_length_cut_the_same_passes(small_dataset: Dataset) -> None:
+    whole = [batch.labels.tolist() for epoch in itertools.islice(feed(small_dataset).epochs(), 3) for batch in epoch]
+    source = feed(small_dataset, epoch_images=33)
+    assert len(source) == 3
+    cut = [batch.labels.tolist() for epoch in itertools.islice(source.epochs(), 4) for batch in epoch]
+    assert cut == whole[:12]
+
+
+def test_an_epoch_goes_on_where_it_was_left(small_dataset: Dataset) -> None:
+    source = feed(small_dataset)
+    whole = list(source.epoch(1))
+    rest = list(itertools.islice(source.epochs(1, 2), 2))
+    for expected, batch in zip(whole[2:], rest[0], strict=True):
+        assert torch.equal(expected.images, batch.images)
+    assert torch.equal(next(rest[1]).images, next(source.epoch(2)).images)
+
+
 def test_a_data_set_smaller_than_a_batch_is_one_batch(small_dataset: Dataset) -> None:
     source = feed(small_dataset, batch_size=1000)
     assert [len(batch.labels) for batch in source.epoch(0)] == [len(small_dataset.train)]
@@ -175,11 +196,17 @@ def test_the_truth_map_is_mirrored_with_its_image(small_dataset: Dataset) -> Non
         assert torch.equal(mass.flip(axes), mirrored)
 
 
+def plain(dataset: Dataset) -> NDArray[np.float32]:
+    """All training images as the network sees them, in their stored order."""
+    part = dataset.train
+    return np.asarray(prepare(part.counts(np.arange(len(part))), SEEN).numpy())
+
+
 def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> None:
     size = len(small_dataset.train)
     batch = next(feed(small_dataset, n_cells=6, batch_size=size, flips=False).epoch(0))
-    order = np.random.default_rng((0, 0)).permutation(size)
-    truth = small_dataset.train.take(order).truth
+    order = [list(map(np.ndarray.tobytes, plain(small_dataset))).index(one.numpy().tobytes()) for one in batch.images]
+    truth = small_dataset.train.take(np.array(order)).truth
     assert truth is not None
     assert batch.masses is not None
     expected = np.log1p(mass_map(truth, 6, 48 * 0.15) / 1e9)

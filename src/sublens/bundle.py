@@ -5,18 +5,23 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import nn
 
 from sublens.config import Frozen, InputConfig, RunConfig
-from sublens.errors import BundleError
+from sublens.errors import BundleError, nearest
 from sublens.files import sha256, whole_file, write_bytes
-from sublens.models import build, placed
+from sublens.models import TruthHead, build, placed, zoom
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+HEAD = "truth_head."
+"""What the names of the truth head's weights begin with."""
+SHELVES = (Path(__file__).parent / "bundles", Path(__file__).parents[2] / "bundles")
+"""Where the trained networks that come with sublens lie, in an installation and in a source tree."""
 
 
 class CardData(Frozen):
@@ -40,6 +45,36 @@ class CardTraining(Frozen):
     selection_accuracy: float
     selection_auc: float
     interrupted: bool
+
+
+class CardMap(Frozen):
+    """The map of substructure mass that the truth head draws, centred on the image."""
+
+    n_cells: int
+    """Cells along each side."""
+    cell_arcsec: float
+
+
+class CardScores(Frozen):
+    """How one run did on a test part that nothing was chosen by."""
+
+    track: Literal["labels only", "simulator in the loop"]
+    """What it learned from: images and labels, or also what the simulator knows."""
+    seed: int
+    trained_on: str
+    """Hash of the data set."""
+    tested_on: str
+    images: int
+    """Images seen in training."""
+    selection_loss: float
+    n: int
+    """Test images."""
+    auc: float
+    auc_low: float
+    auc_high: float
+    """95 % interval of the macro AUC over resampled test images."""
+    accuracy: float
+    loss: float
 
 
 class CardMachine(Frozen):
@@ -70,12 +105,28 @@ class Card(Frozen):
     machine: CardMachine
     weights_sha256: str
     """Of `weights.safetensors`."""
+    map: CardMap | None = None
+    """What the truth head draws, where it was trained with one."""
+    scores: tuple[CardScores, ...] = ()
+    """Of published runs: this one's, then those of its other seeds and tracks."""
+    rounding: float | None = None
+    """Of published runs: the most that a probability changed on the selection part by rounding weights to 16 bits."""
 
 
-def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write the model's weights; the card of those they replace is removed."""
+def save_weights(
+    folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the weights of the model and its truth head; the card of those they replace is removed.
+
+    dtype: of matrices and filters; vectors, which weigh little, stay as they are.
+    """
+    state = {
+        **model.state_dict(),
+        **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
+    }
+    narrowed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in state.items()}
     with whole_file(folder / WEIGHTS) as partial:
-        partial.write_bytes(to_bytes(_state(model)))
+        partial.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()}))
         (folder / CARD).unlink(missing_ok=True)
 
 
@@ -85,8 +136,23 @@ def write_card(folder: Path, **fields: Any) -> None:
     write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def located(name: str | Path) -> Path:
+    """The folder of that name, or that of the trained network of that name that comes with sublens."""
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = references()
+    if str(name) not in shipped:
+        raise BundleError(
+            f"{name}: no such folder, and no trained network of that name comes with this installation. "
+            f"{nearest(str(name), shipped)} Or name a folder that `sublens train` wrote."
+        )
+    return shipped[str(name)]
+
+
+def references() -> dict[str, Path]:
+    """The trained networks that come with sublens, by name: all in a source tree, the smallest in a wheel."""
+    return {card.parent.name: card.parent for shelf in reversed(SHELVES) for card in sorted(shelf.glob(f"*/{CARD}"))}
 
 
 def read_card(folder: Path) -> Card:
@@ -103,8 +169,8 @@ def read_card(folder: Path) -> Card:
         ) from err
 
 
-def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
-    """The model, in evaluation mode on `device`, and its card.
+def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, TruthHead | None, Card]:
+    """The model, in evaluation mode on `device`, its truth head if it has one, and its card.
 
     Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
     """
@@ -119,10 +185,14 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, Card]:
             "whole folder again, or train again."
         )
     model = build(card.network, len(card.classes), card.input.channels)
+    head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
     try:
-        model.load_state_dict(from_bytes(data))
-    except (SafetensorError, RuntimeError) as err:
+        state = from_bytes(data)
+        if head:
+            head.load_state_dict({name: state.pop(f"{HEAD}{name}") for name in head.state_dict()})
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as err:
         raise BundleError(
             f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
         ) from err
-    return placed(model, device).eval(), card
+    return placed(model, device).eval(), placed(head, device).eval() if head else None, card

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -26,6 +27,8 @@ app = typer.Typer(
 
 STOPPED = 130
 """Exit code after Ctrl-C."""
+IMBALANCED = 1.5
+"""Times that the largest class may outnumber the smallest before we speak of it."""
 
 Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -184,15 +187,19 @@ def verify(path: Annotated[Path, typer.Argument(metavar="STORE", help="Store to 
 
 @app.command()
 def networks() -> None:
-    """List our networks and what each sees.
+    """List our networks, what each sees, and the trained ones that come with sublens.
 
     sublens networks
     """
+    from sublens import bundle
     from sublens.models import NETWORKS, build
 
     for name, network in NETWORKS.items():
         parameters = sum(parameter.numel() for parameter in build(name, 3).parameters())
         print(f"{name:18} {parameters / 1e6:6.2f} M parameters   {network.input.model_dump(exclude_none=True)}")
+    for name, folder in bundle.references().items():
+        best = bundle.read_card(folder).scores[0]
+        print(f"{name:18} trained, AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]   {folder}")
 
 
 @app.command()
@@ -204,29 +211,44 @@ def train(
     ] = None,
     settings: Settings = None,
     set_: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where this training was stopped or killed; begin if it was not.")
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Train one network; Ctrl-C keeps the best so far.
+    """Train one network; Ctrl-C keeps the best so far, and --resume goes on.
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
     from sublens import files, job, run
+    from sublens.errors import ConfigError
     from sublens.progress import visible
 
+    if force and resume:
+        raise ConfigError("--force starts again, --resume goes on. Give one of them.")
     files.refuse_overlap(out, dataset)
-    files.refuse_existing(out, force=force)  # before the data set is read
-    config = _config(settings, set_, model)
+    if not resume:
+        files.refuse_existing(out, force=force)  # before the data set is read
+    begun = None if settings or set_ or model or not resume else run.begun_settings(out)
+    config = begun or _config(settings, set_, model)
     data = job.open_dataset(dataset, config.split, visible)
     _say(
         f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, "
         f"{len(data.test):,} test images of {', '.join(data.classes)}"
     )
-    is_whole = run.train_run(data, config, out, force=force, bar=visible)
-    _say(f"Measure it on the test part: sublens evaluate {out} {dataset}")
+    if data.imbalance > IMBALANCED:
+        _say(
+            f"The largest class has {data.imbalance:.1f} times as many training images as the smallest: "
+            "probabilities will favour it as much."
+        )
+    is_whole = run.train_run(data, config, out, force=force, resume=resume, bar=visible)
     print(out)
     if not is_whole:
-        _say("Stopped early; the best weights so far were kept.")
+        _say(
+            f"Stopped early; the best weights so far were kept. To go on: sublens train {dataset} --out {out} --resume"
+        )
         raise typer.Exit(STOPPED)
+    _say(f"Measure it on the test part: sublens evaluate {out} {dataset}")
 
 
 @app.command()
@@ -250,6 +272,57 @@ def evaluate(
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
+
+
+@app.command()
+def publish(
+    dataset: Annotated[
+        Path, typer.Argument(help="Store whose selection part shows what rounding the weights changes.")
+    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Measured runs of one network.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Make a bundle to give away of the best of several runs: 16-bit weights, and the scores of all.
+
+    The best is the one with the least selection loss among those trained on the same data as the
+    first; the others' scores go into its card.
+
+    sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
+    """
+    from sublens import bundle, files, job, run
+    from sublens.progress import visible
+
+    files.refuse_existing(out, force=force)
+    data = job.open_dataset(dataset, bundle.read_card(runs[0]).settings.split, visible)
+    print(run.publish(runs, data, out, force=force))
+
+
+@app.command()
+def predict(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="What `sublens train` left, or a name: see `sublens networks`.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files: .npy, FITS, PNG, JPEG.")],
+    maps: Annotated[
+        Path | None, typer.Option("--map", help="Folder for a map of substructure mass of each image, as FITS.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Judge images: a line each with the label and the probability of each class.
+
+    sublens predict lensnet cutouts/1.npy cutouts/2.npy --map maps
+    """
+    from sublens import job
+    from sublens.predict import Predictor
+
+    predictor = Predictor.load(bundle)
+    predictions = predictor.files(images)
+    if maps:
+        job.write_maps(predictor, predictions, images, maps, force=force)
+    print("\t".join(("path", "label", *(f"p_{name}" for name in predictor.classes))))
+    for path, prediction in zip(images, predictions, strict=True):
+        print("\t".join((str(path), prediction.label, *(f"{prob:.4f}" for prob in prediction.probs.values()))))
 
 
 @app.command()
@@ -341,6 +414,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a plain terminal shows ? where it knows no ±
+    warnings.showwarning = lambda message, *rest: _say(f"sublens: {message}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     try:
         app(arguments)

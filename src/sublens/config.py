@@ -72,7 +72,9 @@ class TrainConfig(Frozen):
     """How one run is trained; where files go is not its business."""
 
     epochs: PositiveInt = 20
-    """Passes over the training images."""
+    """Epochs; after each, the selection part is looked at."""
+    epoch_images: PositiveInt | None = None
+    """Training images an epoch. Unset: all of them, once."""
     minutes: PositiveFloat | None = None
     """Train for this long instead of for `epochs`."""
     batch_size: PositiveInt = 128

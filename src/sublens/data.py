@@ -76,6 +76,12 @@ class Dataset:
     split: SplitConfig
     """How it was divided."""
 
+    @property
+    def imbalance(self) -> float:
+        """Training images of the largest class over those of the smallest."""
+        numbers = np.bincount(self.train.labels)
+        return float(numbers.max() / numbers.min())
+
 
 def open(path: Path, split: SplitConfig, on_progress: Progress = lambda n: None) -> Dataset:
     """The data set at `path`, a store or a folder of class folders, divided by `split`.

@@ -136,6 +136,7 @@ def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
     train.fit(
         network,
         None,
+        train.make_optimizer([network], feed.config),
         feed.epochs(),
         feed.config,
         share_done=lambda step: step / n_steps,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublens.files import whole_folder
 from sublens.sim.survey import Survey
@@ -57,12 +58,27 @@ def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
 
 
 def _pixels(survey: Survey) -> "Header":
+    return centred(survey.camera.n_pixels, survey.camera.pixel_scale)
+
+
+def centred(n_pixels: int, pixel_scale: float) -> "Header":
     """Linear coordinates in arcsec, 0 at the lens."""
     from astropy.io import fits
 
     header = fits.Header()
     for axis, name in ((1, "X"), (2, "Y")):
         header[f"CTYPE{axis}"], header[f"CUNIT{axis}"] = name, "arcsec"
-        header[f"CRPIX{axis}"], header[f"CRVAL{axis}"] = (survey.camera.n_pixels + 1) / 2, 0.0
-        header[f"CDELT{axis}"] = (survey.camera.pixel_scale, "arcsec a pixel")
+        header[f"CRPIX{axis}"], header[f"CRVAL{axis}"] = (n_pixels + 1) / 2, 0.0
+        header[f"CDELT{axis}"] = (pixel_scale, "arcsec a pixel")
     return header
+
+
+def write_maps(folder: Path, maps: Mapping[str, NDArray[np.float64]], cell_arcsec: float, *, force: bool) -> None:
+    """Maps of substructure mass [g, g], Msun a cell with rows along y, as NAME.fits in a new folder."""
+    from astropy.io import fits
+
+    with whole_folder(folder, force=force) as partial:
+        for name, masses in maps.items():
+            header = centred(len(masses), cell_arcsec)
+            header["BUNIT"] = ("solMass", "substructure mass in each cell, as a network sees it")
+            fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, data, files, fits, images, store
+from sublens import data, files, fits, images, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig
 from sublens.data import Dataset
-from sublens.errors import ConfigError, DataError, ImageError
+from sublens.errors import BundleError, ConfigError, DataError, ImageError
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
+from sublens.predict import NO_MAP, Prediction, Predictor
 from sublens.progress import Bar, Count, silent
-from sublens.run import is_measured, measure_run, settled, train_run
+from sublens.run import is_measured, is_trained, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
@@ -138,6 +139,22 @@ def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> 
         data.pack(folder, out, force=force, on_progress=Count(advance).add)
 
 
+def write_maps(
+    predictor: Predictor, predictions: Sequence[Prediction], paths: Sequence[Path], out: Path, *, force: bool = False
+) -> None:
+    """Leave in `out` where the substructure is, as the network sees it: NUMBER-NAME.fits for each image.
+
+    Raises `BundleError` where the network draws no maps.
+    """
+    if predictor.map is None:
+        raise BundleError(NO_MAP)
+    width, maps = len(str(len(paths))), {}
+    for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True), start=1):
+        assert prediction.masses is not None
+        maps[f"{number:0{width}}-{path.stem}"] = prediction.masses
+    fits.write_maps(out, maps, predictor.map.cell_arcsec, force=force)
+
+
 def run_all(
     dataset: Dataset, configs: Sequence[RunConfig], out: Path, *, force: bool = False, bar: Bar = silent
 ) -> Path:
@@ -152,8 +169,8 @@ def run_all(
         raise ConfigError(f"A network is named twice: {', '.join(names)}. Name each once.")
     folders = [out / "runs" / config.model.name for config in configs]
     for config, folder in zip(configs, folders, strict=True):
-        if not _is_trained(folder, config, dataset, force=force) and not train_run(
-            dataset, config, folder, force=True, bar=bar
+        if (force or not is_trained(folder, config, dataset)) and not train_run(
+            dataset, config, folder, force=True, resume=not force, bar=bar
         ):
             raise KeyboardInterrupt
         if not is_measured(folder, dataset):
@@ -161,19 +178,6 @@ def run_all(
     from sublens import report  # matplotlib, slow to import, is needed only here
 
     return report.write(folders, out / "report", force=True)
-
-
-def _is_trained(folder: Path, config: RunConfig, dataset: Dataset, *, force: bool) -> bool:
-    """Whether `folder` holds this very run, complete; `DataError` where it holds another."""
-    if force or not (folder / bundle.CARD).is_file():
-        return False
-    card = bundle.read_card(folder)
-    if card.settings == config and card.data.hash == dataset.hash:
-        return not card.training.interrupted
-    raise DataError(
-        f"{folder}: holds a run with other settings or on other data. Choose another --out, or add "
-        "--force to train it again."
-    )
 
 
 DEMO_TRAIN, DEMO_TEST = 20_000, 3_000

@@ -1,7 +1,7 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ NOMINAL_PEAK = 801.0
 SKY = 9.3
 """Counts of empty sky above the minimum in common-test-1; the Anscombe input is zero there."""
 
+Module = TypeVar("Module", bound=nn.Module)
+MASS_UNIT_MSUN = 1e9
+"""The truth head predicts log(1 + M / this)."""
 USUAL_TRUTH_WEIGHT = 30.0
 """Weight of the truth head's loss for networks that are not in the table."""
 SMALLEST_BF16_SIDE = 33
@@ -92,8 +95,8 @@ class LensNet(nn.Module):
 class TruthHead(nn.Module):
     """A training-only head that shows where the substructure is.
 
-    A 1x1 convolution on an early feature map of `model` predicts log(1 + M / 1e9 Msun) in each
-    cell. It listens to the feature map whose cells come closest to `CELL` image pixels, and has
+    A 1x1 convolution on an early feature map of `model` predicts log(1 + M / `MASS_UNIT_MSUN`) in
+    each cell. It listens to the feature map whose cells come closest to `CELL` image pixels, and has
     to be called after the model, on the same batch.
     """
 
@@ -217,7 +220,7 @@ def try_out(model: nn.Module, name: str, channels: int, side: int) -> None:
         ) from err
 
 
-def placed(model: nn.Module, device: str) -> nn.Module:
+def placed(model: Module, device: str) -> Module:
     """The model, moved in place to `device`, its weights laid out as convolutions are fastest."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -279,3 +282,8 @@ def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
 def side_seen(seen: InputConfig, shape: tuple[int, int]) -> int:
     """Side of the square that the network gets of images of this shape, its own pixels."""
     return seen.resize or field_of_view(seen, shape) // seen.binning
+
+
+def zoom(seen: InputConfig, shape: tuple[int, int]) -> float:
+    """Pixels that the network sees along a side for each pixel of images of this shape; below 1 if binned."""
+    return side_seen(seen, shape) / field_of_view(seen, shape)

@@ -11,11 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from sublens import bundle, images
+from sublens.bundle import CardMap
 from sublens.config import InputConfig
-from sublens.errors import ImageError
-from sublens.models import prepare
+from sublens.errors import BundleError, ImageError
+from sublens.models import MASS_UNIT_MSUN, TruthHead, prepare
 
 BATCH = 64
+NO_MAP = (
+    "This network draws no maps: it was trained without a truth head. Use lensnet, which comes with "
+    "sublens, or train on a simulated data set with train.truth_weight above 0."
+)
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,15 @@ class Prediction:
     """The most probable class."""
     probs: dict[str, float]
     """Probability of each class; they sum to one."""
+    masses: NDArray[np.float64] | None = None
+    """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
 
 
 @dataclass(frozen=True)
 class Predictor:
     """A trained network and all it needs to judge images.
 
-    predictor = Predictor.load("runs/lensnet")
+    predictor = Predictor.load("lensnet")
     predictor([pixels]) -> [Prediction(label="sphere", probs={"no": 0.02, ...})]
     """
 
@@ -41,12 +48,19 @@ class Predictor:
     image_shape: tuple[int, int]
     input: InputConfig
     device: str = "cpu"
+    head: TruthHead | None = None
+    """Draws maps of the substructure, where the network was trained with it."""
+    map: CardMap | None = None
+    """Their cells."""
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
-        """The network that `sublens train` left in `folder`; `BundleError` where it cannot be used."""
-        model, card = bundle.load(Path(folder), device)
-        return cls(model, card.classes, card.image_shape, card.input, device)
+    def load(cls, name: str | Path, device: str = "cpu") -> Self:
+        """A network that comes with sublens, by name, or the one that `sublens train` left in a folder.
+
+        Raises `BundleError` where it cannot be used.
+        """
+        model, head, card = bundle.load(bundle.located(name), device)
+        return cls(model, card.classes, card.image_shape, card.input, device, head, card.map)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Judge images, each [h, w] or [1, h, w] in any linear scale.
@@ -62,9 +76,25 @@ class Predictor:
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
+        return self._looked(counts)[0]
+
+    def masses(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """Substructure mass in each cell, Msun, [b, g, g] with rows along y, of images [b, h, w].
+
+        The truth head learns the mean of log(1 + M / 1e9 Msun), which is undone here: where it is
+        unsure the result lies below the mean mass. Raises `BundleError` where there is no such head.
+        """
+        masses = self._looked(counts)[1]
+        if masses is None:
+            raise BundleError(NO_MAP)
+        return masses
+
+    def _looked(self, counts: NDArray[np.uint16]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         seen = prepare(counts, self.input).to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            return np.asarray(self.model(seen).double().softmax(dim=1).cpu().numpy())
+            probs = self.model(seen).double().softmax(dim=1).cpu().numpy()
+            logs = self.head().double().cpu().numpy() if self.head else None
+        return probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0))
 
     def _counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
         return self._sized(images.counts_above_minimum(images.usable(pixels, name)), name)
@@ -78,8 +108,12 @@ class Predictor:
         return counts
 
     def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
-        return [
-            Prediction(self.classes[int(row.argmax())], dict(zip(self.classes, map(float, row), strict=True)))
-            for start in range(0, len(counts), BATCH)
-            for row in self.probs(np.stack(counts[start : start + BATCH]))
-        ]
+        judged = []
+        for start in range(0, len(counts), BATCH):
+            probs, masses = self._looked(np.stack(counts[start : start + BATCH]))
+            for number, row in enumerate(probs):
+                by_class = dict(zip(self.classes, map(float, row), strict=True))
+                judged.append(
+                    Prediction(self.classes[int(row.argmax())], by_class, None if masses is None else masses[number])
+                )
+        return judged

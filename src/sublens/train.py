@@ -1,8 +1,10 @@
 """fit(): the whole training loop on one screen, and what it needs."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,12 +14,9 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig
 from sublens.data import Dataset, Part
-from sublens.models import TruthHead, field_of_view, prepare, side_seen
+from sublens.models import MASS_UNIT_MSUN, TruthHead, field_of_view, prepare, side_seen, zoom
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
-
-MASS_UNIT_MSUN = 1e9
-"""The truth head predicts log(1 + M / this)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Step:
 def fit(
     model: nn.Module,
     head: TruthHead | None,
+    optimizer: torch.optim.Optimizer,
     epochs: Iterable[Iterable[Batch]],
     config: TrainConfig,
     *,
@@ -54,17 +54,18 @@ def fit(
     on_step: Callable[[Step], object],
     on_epoch: Callable[[int], object],
     has_bf16: bool = False,
+    after: tuple[int, int] = (0, 0),
 ) -> None:
     """Train `model` in place.
 
-    share_done: from the number of steps taken to the share of training that is behind us; the
-    learning rate follows it, and training ends where it reaches 1. `on_epoch` is called after
-    each epoch and at the end.
+    optimizer: over all parameters of both, as `make_optimizer` gives it. share_done: from the
+    number of steps taken to the share of training that is behind us; the learning rate follows
+    it, and training ends where it reaches 1. `on_epoch` is called after each epoch and at the
+    end. after: the epoch that `epochs` begins in, and the steps taken before.
     """
     device = next(model.parameters()).device.type
-    optimizer = make_optimizer([model, head] if head else [model], config)
-    number = 0
-    for epoch, batches in enumerate(epochs):
+    first_epoch, number = after
+    for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
         for batch in batches:
             done = share_done(number)
@@ -140,6 +141,29 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak_lr"] * share
 
 
+def is_out_of_memory(err: Exception) -> bool:
+    """Whether this is how a lack of memory shows, on a GPU or a processor."""
+    return isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(err)
+
+
+def fitting_batch(model: nn.Module, feed: "Feed", *, has_bf16: bool) -> int:
+    """The largest of half, a quarter ... of a batch that memory is enough for, found by trying; 0 if none is."""
+    whole = next(feed.epoch(0)).images.shape
+    size = whole[0] // 2
+    while size:
+        try:
+            with torch.autocast(feed.device, torch.bfloat16, enabled=has_bf16):
+                model(torch.zeros(size, *whole[1:], device=feed.device)).float().sum().backward()
+            return size
+        except (MemoryError, RuntimeError) as err:
+            if not is_out_of_memory(err):
+                raise
+            size //= 2
+        finally:
+            model.zero_grad(set_to_none=True)
+    return 0
+
+
 def truth_head(
     model: nn.Module, seen: InputConfig, dataset: Dataset, config: TrainConfig
 ) -> tuple[TruthHead | None, int]:
@@ -152,7 +176,7 @@ def truth_head(
     if not (dataset.survey and dataset.train.truth and config.truth_weight and getattr(model, "feature_info", None)):
         return None, 0
     side = side_seen(seen, dataset.train.shape)
-    head = TruthHead(model, side / field_of_view(seen, dataset.train.shape))
+    head = TruthHead(model, zoom(seen, dataset.train.shape))
     with torch.no_grad():
         model.eval()(torch.zeros(1, seen.channels, side, side))
         return (head, head().shape[-1]) if head.fits() else (None, 0)
@@ -172,23 +196,33 @@ class Feed:
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return max(1, len(self.part) // self.config.batch_size)
+        return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self._size)
 
-    def epochs(self) -> Iterator[Iterator[Batch]]:
-        """Endless epochs; each visits every image once, in an order of its own."""
-        epoch = 0
-        while True:
-            yield self.epoch(epoch)
-            epoch += 1
+    @property
+    def _size(self) -> int:
+        return min(self.config.batch_size, len(self.part))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; a last, smaller one is left out unless it is the only one."""
-        rng = np.random.default_rng((self.config.seed, epoch))
-        order = rng.permutation(len(self.part))
-        size = min(self.config.batch_size, len(order))
-        for start in range(0, len(order) - size + 1, size):
-            flips = rng.random((size, 2)) < 0.5 if self.config.flips else np.zeros((size, 2), bool)
-            yield self._batch(order[start : start + size], flips)
+    @property
+    def _per_pass(self) -> int:
+        """Batches in one pass over the part; a last, smaller one is left out unless it is the only one."""
+        return len(self.part) // self._size
+
+    def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
+        """Endless epochs from this one on, without its first `n_done` batches."""
+        yield self.epoch(epoch, n_done)
+        yield from map(self.epoch, itertools.count(epoch + 1))
+
+    def epoch(self, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, without the first `n_done`.
+
+        Epochs cut an endless sequence of passes, each of which visits every image once, in an
+        order of its own.
+        """
+        for number in range(epoch * len(self) + n_done, (epoch + 1) * len(self)):
+            passes, place = divmod(number, self._per_pass)
+            positions = _order(len(self.part), self.config.seed, passes)[place * self._size :][: self._size]
+            draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self._size, 2))
+            yield self._batch(positions, draws < (0.5 if self.config.flips else 0))
 
     def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
         part = self.part.take(positions)
@@ -202,9 +236,20 @@ class Feed:
         return Batch(images, torch.from_numpy(part.labels).to(self.device), masses)
 
 
+FLIPS, ORDER = 0, 1
+"""What a random sequence decides, so that no two share their numbers."""
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, passes: int) -> NDArray[np.int64]:
+    """The order in which one pass visits `n` images."""
+    return np.random.default_rng((seed, ORDER, passes)).permutation(n)
+
+
 def mirrored(planes: Tensor, flips: NDArray[np.bool_]) -> Tensor:
     """Planes [b, ..., h, w], mirrored in x where flips[:, 0] and in y where flips[:, 1]."""
+    planes = planes.clone()
     for column, axis in ((0, -1), (1, -2)):
-        mask = torch.from_numpy(flips[:, column]).view(-1, *[1] * (planes.ndim - 1))
-        planes = torch.where(mask, planes.flip(axis), planes)
+        chosen = torch.from_numpy(np.flatnonzero(flips[:, column]))
+        planes[chosen] = planes[chosen].flip(axis)
     return planes
