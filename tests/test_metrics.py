@@ -109,3 +109,20 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 def test_intervals_are_the_same_each_time() -> None:
     assert metrics.score(*table(4), CLASSES) == metrics.score(*table(4), CLASSES)
+
+
+def test_a_perfect_map_is_perfect_and_a_halved_one_is_half() -> None:
+    true = np.random.default_rng(0).exponential(1e9, (5, 4, 4))
+    perfect, halved = (metrics.map_score(factor * true, true, 1e9) for factor in (1, 0.5))
+    assert [perfect[name] for name in ("precision", "recall", "average_precision", "total_ratio")] == pytest.approx([1] * 4)
+    assert perfect["total_error"] == 0
+    assert (halved["precision"], halved["average_precision"]) == pytest.approx((1, 1))
+    assert halved["recall"] < 0.8
+    assert halved["total_ratio"] == halved["total_error"] == pytest.approx(0.5)
+
+
+def test_a_map_at_random_finds_cells_as_often_as_there_are_any() -> None:
+    rng = np.random.default_rng(0)
+    scored = metrics.map_score(rng.exponential(1e9, (200, 9, 9)), rng.exponential(1e9, (200, 9, 9)), 1e9)
+    for name in ("precision", "recall", "average_precision"):
+        assert scored[name] == pytest.approx(scored["share"], abs=0.02)

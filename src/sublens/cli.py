@@ -272,6 +272,12 @@ def evaluate(
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
+    for name, drawn in scores["map"].items():
+        print(
+            f"  map of {name}: cells above 1e9 Msun ({drawn['share']:.1%} are) found with precision "
+            f"{drawn['precision']:.2f}, recall {drawn['recall']:.2f}; total mass x{drawn['total_ratio']:.2f}, "
+            f"off by {drawn['total_error']:.0%} (medians)"
+        )
 
 
 @app.command()

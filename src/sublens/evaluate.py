@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from sublens import metrics
 from sublens.data import Part
+from sublens.models import MASS_UNIT_MSUN
 from sublens.predict import BATCH, Predictor
+from sublens.sim.population import mass_map
 
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
@@ -49,6 +51,29 @@ def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": predictor.device,
     }
+
+
+def score_maps(
+    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None
+) -> dict[str, dict[str, float]]:
+    """`metrics.map_score` of each class that has substructure; empty where there is no map or no truth."""
+    if predictor.map is None or part.truth is None:
+        return {}
+    found = {}
+    side = predictor.map.n_cells * predictor.map.cell_arcsec
+    for label, name in enumerate(predictor.classes):
+        rows = np.flatnonzero(part.labels == label)
+        truth = part.take(rows).truth
+        assert truth is not None
+        true = mass_map(truth, predictor.map.n_cells, side)
+        if true.any():
+            chosen = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+            drawn = []
+            for some in chosen:
+                drawn.append(predictor.masses(part.counts(some)))
+                on_progress(len(some))
+            found[name] = metrics.map_score(np.concatenate(drawn), true, MASS_UNIT_MSUN)
+    return found
 
 
 def latency_ms(predictor: Predictor, batch_size: int) -> float:

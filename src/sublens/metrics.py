@@ -86,6 +86,31 @@ def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) 
     }
 
 
+def map_score(predicted: Floats, true: Floats, cutoff: float) -> dict[str, float]:
+    """How well maps of mass [n, g, g] show where it is, and how much.
+
+    Returns, for cells that hold more than `cutoff`: the share of all cells that do, `precision`
+    and `recall` of cells predicted to, and `average_precision`, which needs no cut on the
+    prediction (its chance level is the share). And for the total of each map: the median of
+    predicted over true, `total_ratio`, and of |predicted - true| over true, `total_error`.
+    Precision is 0 where nothing is predicted.
+    """
+    from sklearn.metrics import average_precision_score
+
+    is_full, is_found = true.ravel() > cutoff, predicted.ravel() > cutoff
+    n_right = int((is_full & is_found).sum())
+    totals, expected = predicted.sum((1, 2)), true.sum((1, 2))
+    held = expected > 0
+    return {
+        "share": float(is_full.mean()),
+        "precision": n_right / max(1, int(is_found.sum())),
+        "recall": n_right / max(1, int(is_full.sum())),
+        "average_precision": float(average_precision_score(is_full, predicted.ravel())),
+        "total_ratio": float(np.median(totals[held] / expected[held])),
+        "total_error": float(np.median(np.abs(totals[held] / expected[held] - 1))),
+    }
+
+
 def interval(values: Floats) -> dict[str, float]:
     """The plain score, first of the values, and the percentile interval of the others."""
     tail = 100 * (1 - LEVEL) / 2

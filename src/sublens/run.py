@@ -452,6 +452,7 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
         predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
     scores = {
         **evaluate.score(predictor, predictions),
+        "map": evaluate.score_maps(predictor, dataset.test),
         "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
         "processor": processor(),
         "data": {"name": dataset.name, "hash": dataset.hash},
