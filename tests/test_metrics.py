@@ -114,7 +114,9 @@ def test_intervals_are_the_same_each_time() -> None:
 def test_a_perfect_map_is_perfect_and_a_halved_one_is_half() -> None:
     true = np.random.default_rng(0).exponential(1e9, (5, 4, 4))
     perfect, halved = (metrics.map_score(factor * true, true, 1e9) for factor in (1, 0.5))
-    assert [perfect[name] for name in ("precision", "recall", "average_precision", "total_ratio")] == pytest.approx([1] * 4)
+    assert [perfect[name] for name in ("precision", "recall", "average_precision", "total_ratio")] == pytest.approx(
+        [1] * 4
+    )
     assert perfect["total_error"] == 0
     assert (halved["precision"], halved["average_precision"]) == pytest.approx((1, 1))
     assert halved["recall"] < 0.8

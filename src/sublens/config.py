@@ -77,7 +77,7 @@ class TrainConfig(Frozen):
     """Training images an epoch. Unset: all of them, once."""
     minutes: PositiveFloat | None = None
     """Train for this long instead of for `epochs`."""
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt = 64
     """Images a step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon turns convolutions and matrices; AdamW takes the rest, or everything."""

@@ -45,7 +45,7 @@ NETWORKS = {
     "mobilenetv3-small": Network("mobilenetv3_small_100", InputConfig(crop=112), 100, False),
     "resnet18": Network("resnet18", InputConfig(crop=112, binning=2), 3, True),
     "efficientnet-b5": Network("efficientnet_b5", InputConfig(crop=112), 100, True),
-    "lensnet": Network(None, InputConfig(crop=112, binning=2), 10, True),
+    "lensnet": Network(None, InputConfig(crop=96, binning=2), 10, True),
 }
 
 
@@ -86,9 +86,13 @@ class LensNet(nn.Module):
         self.classifier = nn.Linear(128, n_classes)
         self.feature_info = [{"module": "stage2", "reduction": 4, "num_chs": 64}]
 
+    def features(self, x: Tensor) -> Tensor:
+        """What is averaged over the image before the decision, [b, 128, h / 8, w / 8]."""
+        seen: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return seen
+
     def forward(self, x: Tensor) -> Tensor:
-        features = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        logits: Tensor = self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
         return logits
 
 
