@@ -1,0 +1,46 @@
+"""Print the README's table of results, from the cards of the bundles in bundles/.
+
+python scripts/results.py
+"""
+
+import statistics
+from collections.abc import Iterator
+
+from sublens import bundle
+from sublens.bundle import Card, CardScores
+from sublens.models import NETWORKS
+
+ORIGINALS = {"efficientnet-b5": (0.9931, 0.9588), "resnet18": (0.9871, 0.9363), "mobilenetv3-small": (0.9741, 0.8867)}
+"""Macro AUC and accuracy of the published originals, on their own images."""
+
+
+def rows(card: Card) -> Iterator[str]:
+    """A row for each track of a network: the shipped run first, then the spread over seeds."""
+    for track in dict.fromkeys(score.track for score in card.scores):
+        scores = [score for score in card.scores if score.track == track]
+        best = scores[0]
+        shipped = f"{best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]"
+        original = ORIGINALS.get(card.network)
+        theirs = f"{original[0]:.4f}, {original[1]:.1%}" if original else ""
+        cells = (card.network, track, f"{best.images / 1e6:.2f} M", shipped, _spread(scores), f"{best.accuracy:.1%}")
+        yield "| " + " | ".join((*cells, f"{best.loss:.3f}", theirs)) + " |"
+
+
+def _spread(scores: list[CardScores]) -> str:
+    """Mean and standard deviation over seeds."""
+    aucs = [score.auc for score in scores]
+    return f"{statistics.mean(aucs):.4f} ± {statistics.stdev(aucs):.4f} ({len(aucs)})" if len(aucs) > 1 else "1 seed"
+
+
+def main() -> None:
+    """Print the table."""
+    print("| network | learned from | images seen | macro ROC AUC [95 %] | over seeds | accuracy | loss | original |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    found = bundle.references()
+    for name in sorted(found, key=list(NETWORKS).index):
+        for row in rows(bundle.read_card(found[name])):
+            print(row)
+
+
+if __name__ == "__main__":
+    main()
