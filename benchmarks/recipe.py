@@ -173,7 +173,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         models.placed(module, "cpu")
     part = dataset.train if lever.n_train is None else dataset.train.take(np.arange(lever.n_train))
     survey = dataset.survey if head else None
-    n_steps = n_images // config.batch_size
+    n_steps = n_images // (config.batch_size or 1)
     batches = endless(Feed(part, seen, config, "cpu", survey, n_cells))
     if lever.curriculum:
         assert dataset.survey is not None

@@ -77,8 +77,8 @@ class TrainConfig(Frozen):
     """Training images an epoch. Unset: all of them, once."""
     minutes: PositiveFloat | None = None
     """Train for this long instead of for `epochs`."""
-    batch_size: PositiveInt = 64
-    """Images a step."""
+    batch_size: PositiveInt | None = None
+    """Images a step. Unset: the network's own choice."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon turns convolutions and matrices; AdamW takes the rest, or everything."""
     lr: PositiveFloat = 0.02

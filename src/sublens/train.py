@@ -200,6 +200,7 @@ class Feed:
 
     @property
     def _size(self) -> int:
+        assert self.config.batch_size is not None, "settings must be resolved"
         return min(self.config.batch_size, len(self.part))
 
     @property
