@@ -127,8 +127,9 @@ def test_small_images_shrink_the_usual_crop() -> None:
 
 def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
     own = models.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
-    assert (own.input, own.train.truth_weight) == (models.NETWORKS["resnet18"].input, 3)
-    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0))
+    usual = models.NETWORKS["resnet18"]
+    assert (own.input, own.train.truth_weight, own.train.batch_size) == (usual.input, 10, 32)
+    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0, batch_size=7))
     assert models.resolved(told, (150, 150)) == told
 
 

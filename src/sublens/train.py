@@ -109,7 +109,8 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
 
     Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm. It makes
     the rows of a matrix orthogonal, so depthwise convolutions, whose filters do not share an
-    input, are left to AdamW, as are the classifier and the truth head.
+    input, are left to AdamW, as are the classifier, the truth head, and the largest filters,
+    which would take longer to orthogonalise than to differentiate.
     """
     parameters = [parameter for module in modules for parameter in module.parameters()]
     if config.optimizer == "adamw":
@@ -122,7 +123,7 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
         from timm.optim.muon import Muon
 
         layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-        filters = [layer.weight for layer in layers if layer.groups == 1 and layer.out_channels > 1]
+        filters = [layer.weight for layer in layers if layer.groups == 1 and 1 < _rank(layer.weight) < MUON_RANK]
         taken = set(map(id, filters))
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
         optimizer = Muon(
@@ -133,6 +134,14 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+MUON_RANK = 512
+"""Matrices of this rank and above are left to AdamW."""
+
+
+def _rank(weight: Tensor) -> int:
+    return min(weight.flatten(1).shape)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
