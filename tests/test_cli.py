@@ -1,5 +1,7 @@
+import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -7,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from PIL import Image
 
 from sublens import bundle, cli, run, store
 from sublens.files import sha256
+from sublens.predict import Predictor
 from sublens.sim import presets
+from sublens.train import Step
 
 COMMANDS = (
     "simulate",
@@ -292,3 +297,101 @@ def test_ctrl_c_keeps_the_run_and_says_so(
 def test_a_store_says_what_it_is(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens("verify", small_store) == 0
     assert sha256(small_store / store.MANIFEST) in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def mapper(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that draws maps, measured."""
+    out = tmp_path_factory.mktemp("runs") / "mapper"
+    quick = ("--set", "train.epochs=1", "--set", "split.selection=0.2")
+    assert sublens("train", small_store, "--out", out, *quick) == 0
+    assert sublens("evaluate", out, small_store) == 0
+    return out
+
+
+@pytest.fixture
+def cutouts(small_store: Path, tmp_path: Path) -> list[Path]:
+    images = np.load(small_store / "test" / "images-00000.npy")
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", images[number] / images[number].max())
+    return [tmp_path / f"{number}.npy" for number in range(3)]
+
+
+def test_predict_prints_a_line_an_image_and_leaves_maps(
+    mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sublens("predict", mapper, *cutouts, "--map", tmp_path / "maps") == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["path", "label", "p_no", "p_sphere", "p_vort"]
+    predictions = Predictor.load(mapper).files(cutouts)
+    assert [row[:2] for row in rows] == [[str(path), one.label] for path, one in zip(cutouts, predictions, strict=True)]
+    assert all(sum(map(float, row[2:])) == pytest.approx(1, abs=2e-4) for row in rows)
+    drawn, header = fits.getdata(tmp_path / "maps" / "2-1.fits", header=True)
+    masses = predictions[1].masses
+    assert masses is not None
+    assert np.allclose(drawn, masses, rtol=1e-5)
+    assert header["CDELT1"] * drawn.shape[1] == pytest.approx(48 * 0.15)
+    assert header["BUNIT"] == "solMass"
+
+
+def test_a_network_without_a_truth_head_draws_no_maps(
+    easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sublens("train", easy_folder, "--out", tmp_path / "run", "--set", "train.epochs=1") == 0
+    image = next((easy_folder / "test" / "square").iterdir())
+    told = refused(capsys, "predict", tmp_path / "run", image, "--map", tmp_path / "maps")
+    assert "draws no maps" in told
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_not_predicted_with(
+    easy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "not a trained model" in refused(capsys, "predict", easy_folder, "1.npy")
+
+
+def test_evaluate_scores_maps_against_the_truth(mapper: Path, small_store: Path) -> None:
+    scores = json.loads((mapper / run.SCORES).read_text())["map"]
+    assert set(scores) == {"sphere", "vort"}
+    assert all(0 < drawn["share"] < 1 for drawn in scores.values())
+
+
+def test_publish_makes_a_bundle_that_predicts_alike(mapper: Path, small_store: Path, tmp_path: Path) -> None:
+    assert sublens("publish", small_store, mapper, "--out", tmp_path / "bundle") == 0
+    card = bundle.read_card(tmp_path / "bundle")
+    assert [score.track for score in card.scores] == ["simulator in the loop"]
+    counts = np.load(small_store / "test" / "images-00000.npy")[:4]
+    before, after = (Predictor.load(path).masses(counts) for path in (mapper, tmp_path / "bundle"))
+    assert np.allclose(before, after, rtol=0.1, atol=1e7)
+
+
+def test_a_stopped_training_is_resumed_without_its_settings_being_named_again(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, quick = tmp_path / "run", ("--set", "train.epochs=4", "--set", "train.batch_size=16")
+    whole = run._Diary.on_step
+
+    def on_step(self: run._Diary, step: Step) -> None:
+        if step.number == 3:
+            signal.raise_signal(signal.SIGTERM)
+        whole(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Diary, "on_step", on_step)
+        assert sublens("train", easy_folder, "--out", out, *quick) == 130
+    assert f"To go on: sublens train {easy_folder} --out {out} --resume" in capsys.readouterr().err
+    told = refused(capsys, "train", easy_folder, "--out", out, "--resume", "--set", "train.epochs=5")
+    assert "train.epochs: 4 before, 5 now" in told
+    assert sublens("train", easy_folder, "--out", out, "--resume") == 0
+    assert bundle.read_card(out).settings.train.epochs == 4
+    assert not bundle.read_card(out).training.interrupted
+
+
+def test_classes_in_unequal_proportions_are_spoken_of(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        (image_folder / "train" / "ring" / f"{number}.npy").unlink()
+    arguments = ("--set", "split.selection=0.3", "--set", "train.epochs=1")
+    assert sublens("train", image_folder, "--out", tmp_path / "run", *arguments) == 0
+    assert re.search(r"largest class has \d\.\d times as many", capsys.readouterr().err)

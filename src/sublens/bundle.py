@@ -136,6 +136,11 @@ def write_card(folder: Path, **fields: Any) -> None:
     write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
+def is_bundle(name: str | Path) -> bool:
+    """Whether that is the folder of a trained network, or the name of one that comes with sublens."""
+    return (Path(name) / CARD).is_file() or str(name) in references()
+
+
 def located(name: str | Path) -> Path:
     """The folder of that name, or that of the trained network of that name that comes with sublens."""
     path = Path(name)

@@ -27,6 +27,7 @@ app = typer.Typer(
 
 STOPPED = 130
 """Exit code after Ctrl-C."""
+DEFAULT_BUNDLE = "lensnet"
 IMBALANCED = 1.5
 """Times that the largest class may outnumber the smallest before we speak of it."""
 
@@ -306,12 +307,16 @@ def publish(
 
 @app.command()
 def predict(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="What `sublens train` left, or a name: see `sublens networks`.")
+    arguments: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BUNDLE] IMAGE...",
+            help="A trained network, lensnet if none is named (see `sublens networks`), and images: "
+            ".npy, FITS, PNG, JPEG.",
+        ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files: .npy, FITS, PNG, JPEG.")],
     maps: Annotated[
-        Path | None, typer.Option("--map", help="Folder for a map of substructure mass of each image, as FITS.")
+        Path | None, typer.Option("--map", help="Folder for a FITS map of the substructure in each image.")
     ] = None,
     force: Force = False,
 ) -> None:
@@ -319,10 +324,14 @@ def predict(
 
     sublens predict lensnet cutouts/1.npy cutouts/2.npy --map maps
     """
-    from sublens import job
+    from sublens import bundle, job
     from sublens.predict import Predictor
 
-    predictor = Predictor.load(bundle)
+    first, *rest = arguments
+    name, images = (str(first), rest) if bundle.is_bundle(first) or first.is_dir() else (DEFAULT_BUNDLE, arguments)
+    if not images:
+        raise typer.BadParameter("name at least one image after the bundle")
+    predictor = Predictor.load(name)
     predictions = predictor.files(images)
     if maps:
         job.write_maps(predictor, predictions, images, maps, force=force)

@@ -80,5 +80,5 @@ def write_maps(folder: Path, maps: Mapping[str, NDArray[np.float64]], cell_arcse
     with whole_folder(folder, force=force) as partial:
         for name, masses in maps.items():
             header = centred(len(masses), cell_arcsec)
-            header["BUNIT"] = ("solMass", "substructure mass in each cell, as a network sees it")
+            header["BUNIT"] = ("solMass", "substructure, as a network sees it")
             fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
