@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
-    assert printed.err.splitlines()[-1].startswith(("sublens: ", "  ", "Copy"))
+    assert printed.err.splitlines()[-1].startswith(("sublens: ", "  ", "Copy", "Give"))
     return printed.err
 
 
