@@ -390,7 +390,7 @@ def test_a_stopped_training_is_resumed_without_its_settings_being_named_again(
 def test_classes_in_unequal_proportions_are_spoken_of(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(6):
+    for number in range(8):
         (image_folder / "train" / "ring" / f"{number}.npy").unlink()
     arguments = ("--set", "split.selection=0.3", "--set", "train.epochs=1")
     assert sublens("train", image_folder, "--out", tmp_path / "run", *arguments) == 0
