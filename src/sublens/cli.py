@@ -302,7 +302,7 @@ def publish(
 
     files.refuse_existing(out, force=force)
     data = job.open_dataset(dataset, bundle.read_card(runs[0]).settings.split, visible)
-    print(run.publish(runs, data, out, force=force))
+    print(run.publish(runs, data, out, force=force, bar=visible))
 
 
 @app.command()

@@ -54,13 +54,14 @@ def _live(console: "Console", title: str, total: float) -> Iterator[Advance]:
 @contextmanager
 def _lines(console: "Console", title: str, total: float) -> Iterator[Advance]:
     start = last = time.monotonic()
+    before: float | None = None  # what was done when we came, as where work is resumed
 
     def advance(done: float, words: str) -> None:
-        nonlocal last
-        now = time.monotonic()
+        nonlocal last, before
+        before, now = done if before is None else before, time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            left = f"{(now - start) * (total - done) / done:.0f} s left" if done else ""
+            left = f"{(now - start) * (total - done) / (done - before):.0f} s left" if done > before else ""
             console.print(f"{title}: {done / total:.0%}  {words}  {left}", highlight=False, soft_wrap=True)
 
     yield advance

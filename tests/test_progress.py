@@ -1,0 +1,16 @@
+import re
+
+import pytest
+
+from sublens import progress
+
+
+def test_the_time_left_of_resumed_work_counts_from_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 0.0, 30.0, 60.0])
+    monkeypatch.setattr("sublens.progress.time.monotonic", lambda: next(clock))
+    with progress.visible("training", 100) as advance:
+        for done in (50, 60):
+            advance(done, "well")
+    assert re.search(r"training: 60%  well  120 s left", capsys.readouterr().err)
