@@ -97,3 +97,46 @@ def test_weights_that_are_no_safetensors_are_refused(saved: Path) -> None:
     write_card(saved)
     with pytest.raises(BundleError, match="does not fit"):
         bundle.load(saved)
+
+
+@pytest.fixture
+def shelf(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shelf of trained networks that holds one, called run."""
+    monkeypatch.setattr(bundle, "SHELVES", (saved.parent / "nothing here", saved.parent))
+    return saved.parent
+
+
+def test_a_trained_network_that_comes_with_sublens_is_found_by_name(shelf: Path) -> None:
+    assert bundle.references() == {"run": shelf / "run"}
+    assert bundle.located("run") == shelf / "run"
+    assert bundle.is_bundle("run")
+    assert not bundle.is_bundle("walk")
+
+
+def test_a_folder_comes_before_a_name(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert bundle.located("run") == Path("run")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(shelf: Path) -> None:
+    with pytest.raises(BundleError, match="ran: no such folder, and no trained network.*Did you mean run?"):
+        bundle.located("ran")
+
+
+def test_sixteen_bit_weights_are_half_as_large_and_almost_the_same(saved: Path, tmp_path: Path) -> None:
+    model = bundle.load(saved)[0]
+    bundle.save_weights(tmp_path / "small", model, dtype=torch.float16)
+    write_card(tmp_path / "small")
+    rounded, images = bundle.load(tmp_path / "small")[0], torch.randn(2, 1, 24, 24)
+    assert (tmp_path / "small" / bundle.WEIGHTS).stat().st_size < 0.55 * (saved / bundle.WEIGHTS).stat().st_size
+    assert rounded.classifier.weight.dtype == torch.float32  # type: ignore[union-attr]
+    assert torch.allclose(rounded(images), model(images), atol=1e-2)
+
+
+def test_a_truth_head_that_is_missing_from_the_weights_is_noticed(saved: Path) -> None:
+    card = bundle.read_card(saved)
+    told = {name: getattr(card, name) for name in bundle.Card.model_fields if name != "weights_sha256"}
+    bundle.write_card(saved, **{**told, "map": bundle.CardMap(n_cells=6, cell_arcsec=0.4)})
+    with pytest.raises(BundleError, match="does not fit the network"):
+        bundle.load(saved)

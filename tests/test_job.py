@@ -10,7 +10,7 @@ import pytest
 from sublens import bundle, data, job, run, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.errors import DataError
+from sublens.errors import ConfigError, DataError
 from sublens.files import sha256
 from sublens.progress import Advance
 from sublens.sim.population import Split
@@ -96,6 +96,18 @@ def test_other_settings_are_not_mixed_into_a_finished_job(easy: Dataset, tmp_pat
     other = [CONFIGS[0].model_copy(update={"train": TrainConfig(epochs=2)})]
     with pytest.raises(DataError, match="other settings or on other data.*--force"):
         job.run_all(easy, other, tmp_path)
+
+
+def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
+    monkeypatch.setattr(bundle, "SHELVES", (tmp_path / "shelf",))
+    with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
+        job.adopted(Path("ours"), None)
+    copy = job.adopted(Path("ours"), tmp_path / "copy")
+    assert run.measure_run(copy, easy)["n"] == 40
+    assert not (tmp_path / "shelf" / "ours" / run.SCORES).exists()
 
 
 @pytest.mark.slow

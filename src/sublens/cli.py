@@ -254,8 +254,11 @@ def train(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="What `sublens train` left.")],
+    network: Annotated[
+        Path, typer.Argument(metavar="RUN", help="What `sublens train` left; or, with --out, a name: see `networks`.")
+    ],
     dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Measure a copy of the network, made here.")] = None,
     force: Force = False,
 ) -> None:
     """Measure a trained network on the test part of a data set.
@@ -265,6 +268,7 @@ def evaluate(
     from sublens import bundle, job, run
     from sublens.progress import visible
 
+    folder = job.adopted(network, out, force=force)
     card = bundle.read_card(folder)
     data = job.open_dataset(dataset, card.settings.split, visible)
     if data.hash != card.data.hash:

@@ -17,7 +17,7 @@ from sublens.errors import BundleError, ConfigError, DataError, ImageError
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.predict import NO_MAP, Prediction, Predictor
 from sublens.progress import Bar, Count, silent
-from sublens.run import is_measured, is_trained, measure_run, settled, train_run
+from sublens.run import LOG, is_measured, is_trained, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
@@ -156,6 +156,24 @@ def write_maps(
     fits.write_maps(out, maps, predictor.map.cell_arcsec, force=force)
 
 
+def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
+    """The run folder to measure: `out`, a copy of the trained network, or that network's own folder.
+
+    Raises `ConfigError` where it comes with sublens, whose folder is not ours to write to, and
+    there is no `out`.
+    """
+    source = bundle.located(network)
+    if out is None:
+        if source in bundle.references().values():
+            raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
+        return source
+    files.refuse_overlap(out, source)
+    with files.whole_folder(out, force=force) as folder:
+        for name in (bundle.WEIGHTS, bundle.CARD, LOG):
+            shutil.copyfile(source / name, folder / name)
+    return out
+
+
 def run_all(
     dataset: Dataset, configs: Sequence[RunConfig], out: Path, *, force: bool = False, bar: Bar = silent
 ) -> Path:
@@ -212,8 +230,7 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
     folders = [out / "runs" / name for name in bundle.references()]
     for source, folder in zip(bundle.references().values(), folders, strict=True):
         if force or not folder.is_dir():
-            with files.whole_folder(folder, force=True) as partial:
-                shutil.copytree(source, partial, dirs_exist_ok=True)
+            adopted(source, folder, force=True)
     live, config = out / "runs" / f"{DEMO_NETWORK}-live", settled(demo_config(DEMO_SHARE * minutes, seed), dataset)
     if (force or not is_trained(live, config, dataset)) and not train_run(
         dataset, config, live, force=True, resume=not force, bar=bar
