@@ -277,6 +277,8 @@ class _Diary:
     best: dict[str, Any] = field(default_factory=dict)
     """Epoch and scores on the selection part of the weights that are kept."""
     is_stopped: Callable[[], bool] = lambda: False
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    """Of the code that trains, which may change on disk meanwhile."""
 
     @property
     def seconds(self) -> float:
@@ -389,7 +391,7 @@ class _Diary:
                 "interrupted": is_interrupted,
             },
             map=self.pupil.map(self.dataset),
-            versions=versions(),
+            versions=self.versions,
             machine={"processor": processor(), "threads": torch.get_num_threads(), "device": device()},
         )
 
