@@ -16,6 +16,7 @@ from sublens import bundle, cli, run, store
 from sublens.files import sha256
 from sublens.predict import Predictor
 from sublens.sim import presets
+from sublens.sim.render import simulate
 from sublens.train import Step
 
 COMMANDS = (
@@ -113,14 +114,12 @@ def test_run_prints_the_table_and_the_reports_path(
     assert printed.strip().endswith(str(Path("report", "report.html")))
 
 
-def test_networks_lists_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_lists_ours_and_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens("networks") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "mobilenetv3-small",
-        "resnet18",
-        "efficientnet-b5",
-        "lensnet",
-    ]
+    rows = capsys.readouterr().out.splitlines()
+    untrained, trained = ([row.split()[0] for row in rows if (" trained," in row) == is_it] for is_it in (False, True))
+    assert untrained == ["mobilenetv3-small", "resnet18", "efficientnet-b5", "lensnet"]
+    assert trained == list(bundle.references())
 
 
 def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +331,18 @@ def test_predict_prints_a_line_an_image_and_leaves_maps(
     assert np.allclose(drawn, masses, rtol=1e-5)
     assert header["CDELT1"] * drawn.shape[1] == pytest.approx(48 * 0.15)
     assert header["BUNIT"] == "solMass"
+
+
+def test_predict_takes_the_shipped_network_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, counts = simulate(presets.preset("common-test-1"), 9, "test", range(6))
+    paths = [tmp_path / f"{number}.npy" for number in range(6)]
+    for path, one in zip(paths, counts, strict=True):
+        np.save(path, one / one.max())
+    assert sublens("predict", *paths) == 0
+    labels = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert labels == ["no", "sphere", "vort", "no", "sphere", "vort"]
 
 
 def test_a_network_without_a_truth_head_draws_no_maps(
