@@ -12,6 +12,7 @@ import argparse
 import copy
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -94,6 +95,8 @@ class Lever:
     """Judged by the mean over the four mirror images."""
 
 
+Claim = tuple[str, int, int]
+"""A lever, a seed and a number of images."""
 LEVERS = {
     "as shipped": Lever(),
     "pixels in [0, 1]": Lever(input={"transform": "minmax"}),
@@ -193,7 +196,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         head,
         train.make_optimizer([model, head] if head else [model], config),
         [map(lever.batch, batches)],
-        config,
+        config=config,
         share_done=lambda step: step / n_steps,
         on_step=on_step,
         on_epoch=lambda epoch: None,
@@ -220,17 +223,31 @@ def judged(predictor: Predictor, part: Part, lever: Lever) -> metrics.Floats:
     return np.asarray(np.mean([evaluate.predict_all(predictor, one).probs for one in flipped], axis=0))
 
 
-def claimed(out: Path, names: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Those that no process has taken yet, one after the other."""
-    for name, seed in names:
+def claimed(out: Path, wanted: list[Claim]) -> Iterator[Claim]:
+    """Those that are not done and that no living process is at, one after the other."""
+    for claim in wanted:
         with out.open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            taken = [json.loads(line) for line in file]
-            if any((row["lever"], row["seed"]) == (name, seed) for row in taken):
+            rows = [row for row in map(json.loads, file) if (row["lever"], row["seed"], row["images"]) == claim]
+            if any("auc" in row or is_alive(row["process"]) for row in rows):
                 continue
-            file.write(json.dumps({"lever": name, "seed": seed}) + "\n")
-        yield name, seed
+            file.write(json.dumps({**named(claim), "process": os.getpid()}) + "\n")
+        yield claim
+
+
+def named(claim: Claim) -> dict[str, Any]:
+    """What makes a row that row."""
+    return dict(zip(("lever", "seed", "images"), claim, strict=True))
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def main() -> None:
@@ -245,8 +262,10 @@ def main() -> None:
     torch.set_num_threads(1)
     whole = open_dataset(options.dataset, SplitConfig(selection=0.1))
     dataset = replace(whole, selection=whole.selection.take(np.arange(SELECTION)))
-    for name, seed in claimed(options.out, [(name, seed) for seed in range(options.seeds) for name in options.levers]):
-        row = {"lever": name, "seed": seed, **pulled(LEVERS[name], dataset, options.images, seed)}
+    wanted = [(name, seed, options.images) for seed in range(options.seeds) for name in options.levers]
+    for claim in claimed(options.out, wanted):
+        name, seed, images = claim
+        row = {**named(claim), **pulled(LEVERS[name], dataset, images, seed)}
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)
@@ -256,10 +275,13 @@ def main() -> None:
 def table(path: Path) -> str:
     """The rows of a sweep in Markdown."""
     rows = [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "auc" in row]
-    lines = ["| lever | seed | macro AUC | accuracy | loss | images/s |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| lever | images | seed | macro AUC | accuracy | loss | images/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
         scores = f"{row['auc']:.4f} | {row['accuracy']:.1%} | {row['loss']:.4f} | {row['images_per_s']:,.0f}"
-        lines.append(f"| {row['lever']} | {row['seed']} | {scores} |")
+        lines.append(f"| {row['lever']} | {row['images']:,} | {row['seed']} | {scores} |")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 # Makes bundles/NAME again: simulates the data, trains, measures and publishes.
 #
 #     scripts/reference.sh lensnet [FOLDER]
+#     SEEDS=3 scripts/reference.sh lensnet    # trains three, publishes the best
 #
 # Stop it at any time and run it again: it goes on where it was. FOLDER (default: reference) takes
 # 14 GB. The data take 3 minutes on two cores; how long the training takes stands in scripts/recipes.
@@ -12,7 +13,8 @@ set -euo pipefail
 
 name=${1:?name a network: lensnet, mobilenetv3-small, resnet18 or efficientnet-b5}
 folder=${2:-reference}
-recipe=$(dirname "$0")/recipes/$name
+root=$(dirname "$0")/..
+recipe=$root/scripts/recipes/$name
 benchmark=$folder/common-test-1 pool=$folder/pool
 
 has() { test -f "$1/$2"; }
@@ -30,4 +32,4 @@ train() { # track, data, seed
 }
 for seed in $(seq 0 $((${SEEDS:-1} - 1))); do train simulator "$pool" "$seed"; done
 test ! -f "$recipe-labels.toml" || train labels "$benchmark" 0
-sublens publish "$benchmark" "${runs[@]}" --out "bundles/$name" --force
+sublens publish "$benchmark" "${runs[@]}" --out "$root/bundles/$name" --force

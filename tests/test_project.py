@@ -30,7 +30,7 @@ LAYERS = (
         "fidelity",
         "sheet",
     ),
-    *("predict", "evaluate", "catalog", "run", "report", "job", "cli"),
+    *("predict", "evaluate", "catalog", "run", "publish", "report", "job", "cli"),
 )
 """A file imports only from those before it."""
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
@@ -110,24 +110,29 @@ class Card(Frozen):
     scores: tuple[CardScores, ...] = ()
     """Of published runs: this one's, then those of its other seeds and tracks."""
     rounding: float | None = None
-    """Of published runs: the most that a probability changed on the selection part by rounding weights to 16 bits."""
+    """Of published runs: the most that rounding the weights to 16 bits changed any probability of the
+    selection part of the data they were tested on."""
 
 
 def save_weights(
-    folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype = torch.float32
+    folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Write the weights of the model and its truth head; the card of those they replace is removed.
 
-    dtype: of matrices and filters; vectors, which weigh little, stay as they are.
+    dtype: of real matrices and filters, if not their own; vectors, which weigh little, keep theirs.
     """
     state = {
         **model.state_dict(),
         **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
     }
-    narrowed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in state.items()}
+    narrowed = {name: _narrowed(value, dtype) for name, value in state.items()}
     with whole_file(folder / WEIGHTS) as partial:
         partial.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()}))
         (folder / CARD).unlink(missing_ok=True)
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype and value.ndim > 1 and value.is_floating_point() else value
 
 
 def write_card(folder: Path, **fields: Any) -> None:

@@ -80,8 +80,10 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
     data = to_bytes({**checkpoint.tensors, FACTS: facts})
     name = f"{checkpoint.step:09d}-{hashlib.sha256(data).hexdigest()}{SUFFIX}"
     write_bytes(run / FOLDER / name, data)
-    for old in _files(run)[:-KEPT]:
-        old.unlink()
+    kept = _files(run)[-KEPT:]
+    for old in (run / FOLDER).iterdir():  # among them what a kill left half-written
+        if old not in kept:
+            remove(old)
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[Path]]:
@@ -104,10 +106,15 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(int(step), tensors, json.loads(tensors.pop(FACTS).numpy().tobytes()))
 
 
+def last_step(run: Path) -> int:
+    """The steps taken at the last checkpoint of a run, by its name; 0 if there is none."""
+    return max((int(path.name.split("-")[0]) for path in _files(run)), default=0)
+
+
 def discard(run: Path) -> None:
     """Remove all checkpoints of a run, which is complete."""
     remove(run / FOLDER)
 
 
 def _files(run: Path) -> list[Path]:
-    return sorted((run / FOLDER).glob(f"*{SUFFIX}"))
+    return sorted((run / FOLDER).glob(f"[0-9]*-*{SUFFIX}"))

@@ -285,8 +285,8 @@ def evaluate(
         )
 
 
-@app.command()
-def publish(
+@app.command("publish")
+def publish_(
     dataset: Annotated[
         Path, typer.Argument(help="Store whose selection part shows what rounding the weights changes.")
     ],
@@ -301,12 +301,13 @@ def publish(
 
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
-    from sublens import bundle, files, job, run
+    from sublens import bundle, files, job
     from sublens.progress import visible
+    from sublens.publish import publish
 
     files.refuse_existing(out, force=force)
     data = job.open_dataset(dataset, bundle.read_card(runs[0]).settings.split, visible)
-    print(run.publish(runs, data, out, force=force, bar=visible))
+    print(publish(runs, data, out, force=force, bar=visible))
 
 
 @app.command()
@@ -329,17 +330,15 @@ def predict(
     sublens predict lensnet cutouts/1.npy cutouts/2.npy --map maps
     """
     from sublens import bundle, job
-    from sublens.predict import Predictor
+    from sublens.progress import visible
 
     first, *rest = arguments
-    name, images = (str(first), rest) if bundle.is_bundle(first) or first.is_dir() else (DEFAULT_BUNDLE, arguments)
+    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.is_file() or first.suffix)
+    name, images = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
     if not images:
         raise typer.BadParameter("name at least one image after the bundle")
-    predictor = Predictor.load(name)
-    predictions = predictor.files(images)
-    if maps:
-        job.write_maps(predictor, predictions, images, maps, force=force)
-    print("\t".join(("path", "label", *(f"p_{name}" for name in predictor.classes))))
+    classes, predictions = job.predict(name, images, maps, force=force, bar=visible)
+    print("\t".join(("path", "label", *(f"p_{name}" for name in classes))))
     for path, prediction in zip(images, predictions, strict=True):
         print("\t".join((str(path), prediction.label, *(f"{prob:.4f}" for prob in prediction.probs.values()))))
 
@@ -435,13 +434,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="replace")  # a plain terminal shows ? where it knows no ±
     warnings.showwarning = lambda message, *rest: _say(f"sublens: {message}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(arguments)
     except SublensError as err:
         _say(f"sublens: {err}")
         sys.exit(1)
     except SystemExit as end:
-        if end.code == STOPPED:
+        if end.code == STOPPED and arguments[0] != "train":  # which has said how to go on
             _say("sublens: stopped. Run the same command again to continue or start over.")
         raise
     sys.exit(0)

@@ -74,7 +74,7 @@ class TrainConfig(Frozen):
     epochs: PositiveInt = 20
     """Epochs; after each, the selection part is looked at."""
     epoch_images: PositiveInt | None = None
-    """Training images an epoch. Unset: all of them, once."""
+    """Training images an epoch, in whole batches. Unset: one pass over all of them."""
     minutes: PositiveFloat | None = None
     """Train for this long instead of for `epochs`."""
     batch_size: PositiveInt | None = None

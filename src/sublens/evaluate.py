@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from sublens import metrics
 from sublens.data import Part
-from sublens.models import MASS_UNIT_MSUN
+from sublens.models import MASS_UNIT_MSUN, field_of_view
 from sublens.predict import BATCH, Predictor
 from sublens.sim.population import mass_map
+from sublens.sim.survey import Survey
 
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
@@ -31,15 +32,20 @@ class Predictions:
     probs: NDArray[np.float64]
     """[n, c]"""
     classes: tuple[str, ...]
+    masses: NDArray[np.float64] | None = None
+    """[n, g, g], Msun in each cell, where the network draws maps."""
 
 
 def predict_all(predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None) -> Predictions:
     """Predict every image of a part."""
-    rows = []
+    probs, masses = [], []
     for start in range(0, len(part), BATCH):
-        rows.append(predictor.probs(part.counts(np.arange(start, min(start + BATCH, len(part))))))
-        on_progress(len(rows[-1]))
-    return Predictions(part.ids, part.labels, np.concatenate(rows), predictor.classes)
+        some, drawn = predictor.look(part.counts(np.arange(start, min(start + BATCH, len(part)))))
+        probs.append(some)
+        masses += [] if drawn is None else [drawn]
+        on_progress(len(some))
+    maps = np.concatenate(masses) if masses else None
+    return Predictions(part.ids, part.labels, np.concatenate(probs), predictor.classes, maps)
 
 
 def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
@@ -54,26 +60,26 @@ def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
 
 
 def score_maps(
-    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None
+    predictor: Predictor, predictions: Predictions, part: Part, survey: Survey | None
 ) -> dict[str, dict[str, float]]:
-    """`metrics.map_score` of each class that has substructure; empty where there is no map or no truth."""
-    if predictor.map is None or part.truth is None:
+    """`metrics.map_score` of each class that has substructure.
+
+    part, survey: what was predicted and how it was simulated. Empty where there are no maps or no
+    truth, or where a cell is not as large as those that the network learned.
+    """
+    seen, masses = predictor.map, predictions.masses
+    if seen is None or masses is None or part.truth is None or survey is None:
         return {}
-    found = {}
-    side = predictor.map.n_cells * predictor.map.cell_arcsec
-    for label, name in enumerate(predictor.classes):
-        rows = np.flatnonzero(part.labels == label)
-        truth = part.take(rows).truth
-        assert truth is not None
-        true = mass_map(truth, predictor.map.n_cells, side)
-        if true.any():
-            chosen = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-            drawn = []
-            for some in chosen:
-                drawn.append(predictor.masses(part.counts(some)))
-                on_progress(len(some))
-            found[name] = metrics.map_score(np.concatenate(drawn), true, MASS_UNIT_MSUN)
-    return found
+    side = field_of_view(predictor.input, part.shape) * survey.camera.pixel_scale
+    if not np.isclose(side, seen.n_cells * seen.cell_arcsec):
+        return {}
+    true = mass_map(part.truth, seen.n_cells, side)
+    chosen = {name: part.labels == label for label, name in enumerate(predictor.classes)}
+    return {
+        name: metrics.map_score(masses[rows], true[rows], MASS_UNIT_MSUN)
+        for name, rows in chosen.items()
+        if true[rows].any()
+    }
 
 
 def latency_ms(predictor: Predictor, batch_size: int) -> float:

@@ -138,7 +138,7 @@ def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
         None,
         train.make_optimizer([network], feed.config),
         feed.epochs(),
-        feed.config,
+        config=feed.config,
         share_done=lambda step: step / n_steps,
         on_step=lambda step: None,
         on_epoch=on_epoch,

@@ -69,7 +69,7 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     refuse_existing(path, force=force)
     path = path.absolute()
     partial, retired = partial_folder(path), path.with_name(f".{path.name}.retired")
-    with explained(path), _taken(partial):
+    with explained(path), taken(partial):
         try:
             kept = _plan_of(partial)
             if kept and kept != plan and not force:
@@ -103,8 +103,11 @@ def partial_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _taken(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and let no other process have it at the same time."""
+def taken(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and let no other process have it at the same time.
+
+    Raises `DataError` where one has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield

@@ -73,12 +73,15 @@ def centred(n_pixels: int, pixel_scale: float) -> "Header":
     return header
 
 
-def write_maps(folder: Path, maps: Mapping[str, NDArray[np.float64]], cell_arcsec: float, *, force: bool) -> None:
+def write_maps(
+    folder: Path, maps: Mapping[str, NDArray[np.float64] | None], cell_arcsec: float, *, force: bool
+) -> None:
     """Maps of substructure mass [g, g], Msun a cell with rows along y, as NAME.fits in a new folder."""
     from astropy.io import fits
 
     with whole_folder(folder, force=force) as partial:
         for name, masses in maps.items():
+            assert masses is not None, "only networks with a truth head draw maps"
             header = centred(len(masses), cell_arcsec)
             header["BUNIT"] = ("solMass", "substructure, as a network sees it")
             fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")

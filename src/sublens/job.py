@@ -15,9 +15,9 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError, ConfigError, DataError, ImageError
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.predict import NO_MAP, Prediction, Predictor
+from sublens.predict import BATCH, NO_MAP, Prediction, Predictor
 from sublens.progress import Bar, Count, silent
-from sublens.run import LOG, is_measured, is_trained, measure_run, settled, train_run
+from sublens.run import LOG, device, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
@@ -140,20 +140,31 @@ def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> 
         data.pack(folder, out, force=force, on_progress=Count(advance).add)
 
 
-def write_maps(
-    predictor: Predictor, predictions: Sequence[Prediction], paths: Sequence[Path], out: Path, *, force: bool = False
-) -> None:
-    """Leave in `out` where the substructure is, as the network sees it: NUMBER-NAME.fits for each image.
+def predict(
+    name: str, paths: Sequence[Path], maps: Path | None = None, *, force: bool = False, bar: Bar = silent
+) -> tuple[tuple[str, ...], list[Prediction]]:
+    """What a trained network says of image files: its classes, and a prediction for each.
 
-    Raises `BundleError` where the network draws no maps.
+    name: that of one that comes with sublens, or a folder. maps: where to leave where the
+    substructure is, as the network sees it, in NUMBER-NAME.fits for each image. Raises
+    `BundleError` where the network cannot be used or draws no maps.
     """
-    if predictor.map is None:
-        raise BundleError(NO_MAP)
-    width, maps = len(str(len(paths))), {}
-    for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True), start=1):
-        assert prediction.masses is not None
-        maps[f"{number:0{width}}-{path.stem}"] = prediction.masses
-    fits.write_maps(out, maps, predictor.map.cell_arcsec, force=force)
+    predictor = Predictor.load(name, device())
+    if maps:
+        files.refuse_existing(maps, force=force)
+        if predictor.map is None:
+            raise BundleError(NO_MAP)
+    predictions: list[Prediction] = []
+    with bar("judging", len(paths)) as advance:
+        count = Count(advance)
+        for start in range(0, len(paths), BATCH):
+            predictions += predictor.files(paths[start : start + BATCH])
+            count.add(len(predictions) - start)
+    if maps and predictor.map:
+        numbered = enumerate(zip(paths, predictions, strict=True), start=1)
+        drawn = {f"{number:0{len(str(len(paths)))}}-{path.stem}": one.masses for number, (path, one) in numbered}
+        fits.write_maps(maps, drawn, predictor.map.cell_arcsec, force=force)
+    return predictor.classes, predictions
 
 
 def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
@@ -164,13 +175,15 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     """
     source = bundle.located(network)
     if out is None:
-        if source in bundle.references().values():
+        if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
             raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
         return source
     files.refuse_overlap(out, source)
+    bundle.read_card(source)
     with files.whole_folder(out, force=force) as folder:
         for name in (bundle.WEIGHTS, bundle.CARD, LOG):
-            shutil.copyfile(source / name, folder / name)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     return out
 
 
@@ -188,11 +201,14 @@ def run_all(
         raise ConfigError(f"A network is named twice: {', '.join(names)}. Name each once.")
     folders = [out / "runs" / config.model.name for config in configs]
     for config, folder in zip(configs, folders, strict=True):
-        if (force or not is_trained(folder, config, dataset)) and not train_run(
-            dataset, config, folder, force=True, resume=not force, bar=bar
-        ):
-            raise KeyboardInterrupt
+        _train_or_stop(dataset, config, folder, force=force, bar=bar)
     return _reported(folders, dataset, out, bar)
+
+
+def _train_or_stop(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
+    """Train what is not trained yet, or go on with it."""
+    if not train_run(dataset, config, folder, force=True, resume=not force, bar=bar):
+        raise KeyboardInterrupt
 
 
 def _reported(folders: Sequence[Path], dataset: Dataset, out: Path, bar: Bar) -> Path:
@@ -229,17 +245,14 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
     dataset = open_dataset(out / "data", SplitConfig())
     folders = [out / "runs" / name for name in bundle.references()]
     for source, folder in zip(bundle.references().values(), folders, strict=True):
-        if force or not folder.is_dir():
+        if force or not _is_copy(folder, source):
             adopted(source, folder, force=True)
-    live, config = out / "runs" / f"{DEMO_NETWORK}-live", settled(demo_config(DEMO_SHARE * minutes, seed), dataset)
-    if (force or not is_trained(live, config, dataset)) and not train_run(
-        dataset, config, live, force=True, resume=not force, bar=bar
-    ):
-        raise KeyboardInterrupt
+    live = out / "runs" / f"{DEMO_NETWORK}-live"
+    train = TrainConfig(minutes=round(DEMO_SHARE * minutes, 2), seed=seed)
+    config = RunConfig(model=ModelConfig(name=DEMO_NETWORK), train=train)
+    _train_or_stop(dataset, settled(config, dataset), live, force=force, bar=bar)
     return _reported([*folders, live], dataset, out, bar)
 
 
-def demo_config(minutes: float, seed: int) -> RunConfig:
-    """The demo's settings: the project's own, within a budget of minutes."""
-    train = TrainConfig(minutes=round(minutes, 2), seed=seed)
-    return RunConfig(model=ModelConfig(name=DEMO_NETWORK), train=train)
+def _is_copy(folder: Path, source: Path) -> bool:
+    return folder.is_dir() and bundle.read_card(folder) == bundle.read_card(source)

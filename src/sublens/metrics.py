@@ -93,7 +93,7 @@ def map_score(predicted: Floats, true: Floats, cutoff: float) -> dict[str, float
     and `recall` of cells predicted to, and `average_precision`, which needs no cut on the
     prediction (its chance level is the share). And for the total of each map: the median of
     predicted over true, `total_ratio`, and of |predicted - true| over true, `total_error`.
-    Precision is 0 where nothing is predicted.
+    Precision is 0 where nothing is predicted. Some cell must hold more than `cutoff`.
     """
     from sklearn.metrics import average_precision_score
 

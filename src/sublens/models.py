@@ -77,8 +77,8 @@ class Block(nn.Module):
 class LensNet(nn.Module):
     """A residual network of 0.38 M parameters for faint local dents on smooth arcs.
 
-    Half of its work is done on cells of 4 and 8 image pixels, the size of the point-spread
-    function and of a dent; what they show is pooled only at the end.
+    Three quarters of its work are done on cells of 4 and 8 image pixels, the size of the
+    point-spread function and of a dent; what they show is pooled only at the end.
     """
 
     def __init__(self, n_classes: int, channels: int) -> None:

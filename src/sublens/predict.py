@@ -1,7 +1,7 @@
 """Predictor: the only path from pixels to probabilities."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +31,7 @@ class Prediction:
     """The most probable class."""
     probs: dict[str, float]
     """Probability of each class; they sum to one."""
-    masses: NDArray[np.float64] | None = None
+    masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
 
 
@@ -76,7 +76,7 @@ class Predictor:
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
-        return self._looked(counts)[0]
+        return self.look(counts)[0]
 
     def masses(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Substructure mass in each cell, Msun, [b, g, g] with rows along y, of images [b, h, w].
@@ -84,12 +84,13 @@ class Predictor:
         The truth head learns the mean of log(1 + M / 1e9 Msun), which is undone here: where it is
         unsure the result lies below the mean mass. Raises `BundleError` where there is no such head.
         """
-        masses = self._looked(counts)[1]
+        masses = self.look(counts)[1]
         if masses is None:
             raise BundleError(NO_MAP)
         return masses
 
-    def _looked(self, counts: NDArray[np.uint16]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    def look(self, counts: NDArray[np.uint16]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Both `probs` and `masses` at one glance; None where there is no truth head."""
         seen = prepare(counts, self.input).to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
             probs = self.model(seen).double().softmax(dim=1).cpu().numpy()
@@ -110,7 +111,7 @@ class Predictor:
     def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
         judged = []
         for start in range(0, len(counts), BATCH):
-            probs, masses = self._looked(np.stack(counts[start : start + BATCH]))
+            probs, masses = self.look(np.stack(counts[start : start + BATCH]))
             for number, row in enumerate(probs):
                 by_class = dict(zip(self.classes, map(float, row), strict=True))
                 judged.append(

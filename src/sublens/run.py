@@ -9,12 +9,13 @@ RUN/gallery.npz                      some test images, for the report
 
 import io
 import json
+import os
 import platform
 import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,21 +28,19 @@ import torch
 from torch import nn
 
 from sublens import bundle, catalog, checkpoint, evaluate, files, metrics, models, train
-from sublens.bundle import Card, CardMap, CardScores
+from sublens.bundle import CardMap
 from sublens.checkpoint import Checkpoint
-from sublens.config import RunConfig
+from sublens.config import RunConfig, checked
 from sublens.data import Dataset, Part
-from sublens.errors import ConfigError, DataError
+from sublens.errors import DataError
 from sublens.evaluate import Predictions
 from sublens.models import TruthHead
 from sublens.predict import Predictor
 from sublens.progress import Advance, Bar, Count, silent
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
-THINNED = 100
-"""Steps that share a row in the log of a published run."""
 CHECKPOINT_SECONDS = 120.0
-"""What a killed training loses at most."""
+"""A checkpoint is written this often, between steps or epochs, and with every new best."""
 EXAMPLES, MISTAKES = 4, 8
 """Test images kept in the gallery: of each class, and of the most confident mistakes."""
 
@@ -57,16 +56,6 @@ def settled(config: RunConfig, dataset: Dataset) -> RunConfig:
     return filled.model_copy(update={"split": dataset.split})
 
 
-@contextmanager
-def _removed_if_useless(out: Path) -> Iterator[None]:
-    """Remove the run where an error came before there was anything to keep."""
-    try:
-        yield
-    finally:
-        if not (out / bundle.CARD).is_file():
-            files.remove(out)
-
-
 def train_run(
     dataset: Dataset,
     config: RunConfig,
@@ -78,23 +67,28 @@ def train_run(
 ) -> bool:
     """Train one network and leave its bundle and log in `out`.
 
-    resume: go on where an earlier call with the same settings and data stopped, however it did; on
-    a processor the weights then become the same as without the stop. Returns False where Ctrl-C
-    ended it early; the best weights by then are saved all the same.
+    resume: go on where an earlier call with the same settings and data stopped, however it did,
+    begin where none did, and leave a complete run alone. With a number of epochs, on a processor
+    and with as many threads, the weights become the same as without the stop. Returns False where
+    Ctrl-C or SIGTERM ended it early; the best weights by then are saved all the same.
     """
     config = settled(config, dataset)
-    before = _unfinished(out, config, dataset) if resume and out.is_dir() else None
-    if before is None:
-        if resume and is_trained(out, config, dataset):
-            return True
+    if resume and is_trained(out, config, dataset):
+        checkpoint.discard(out)  # may be left of a kill at the very end
+        return True
+    before = _unfinished(out, config, dataset) if resume else None
+    if before is None and not (resume and _is_unborn(out)):
         files.refuse_existing(out, force=force)
     with torch.random.fork_rng(), files.explained(out), _removed_if_useless(out):
         torch.manual_seed(config.train.seed)
         pupil = _pupil(dataset, config)
         if before is None:
             files.remove(out)
-            out.mkdir(parents=True)
-        with (out / LOG).open("a", encoding="utf-8") as log, bar(f"training {config.model.name}", 1) as advance:
+        with (
+            files.taken(out),
+            (out / LOG).open("a", encoding="utf-8") as log,
+            bar(f"training {config.model.name}", 1) as advance,
+        ):
             diary = _Diary(dataset, config, pupil, out, log, advance)
             if before:
                 diary.continue_from(before)
@@ -111,6 +105,22 @@ def train_run(
     return True
 
 
+@contextmanager
+def _removed_if_useless(out: Path) -> Iterator[None]:
+    """Remove the run where an error came before there was anything to keep."""
+    try:
+        yield
+    finally:
+        if _is_unborn(out):
+            files.remove(out)
+
+
+def _is_unborn(out: Path) -> bool:
+    """Whether a training was begun in `out`, or about to be, but has not taken a step."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    return names <= {LOG, checkpoint.FOLDER} and checkpoint.last_step(out) == 0
+
+
 @dataclass(frozen=True)
 class _Pupil:
     """A network about to be trained, and what trains it."""
@@ -121,8 +131,8 @@ class _Pupil:
     feed: train.Feed
     has_bf16: bool
 
-    def map(self, dataset: Dataset) -> CardMap | None:
-        """The map that the truth head draws."""
+    def drawn(self, dataset: Dataset) -> CardMap | None:
+        """The map that the truth head draws, if there is one."""
         if not (self.head and dataset.survey):
             return None
         side = models.field_of_view(self.feed.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
@@ -159,52 +169,60 @@ def _fit(diary: "_Diary") -> None:
             pupil.head,
             pupil.optimizer,
             pupil.feed.epochs(epoch, n_done),
-            config,
+            config=config,
             share_done=diary.share_done,
             on_step=diary.on_step,
             on_epoch=diary.on_epoch,
             has_bf16=pupil.has_bf16,
             after=(epoch, diary.steps),
         )
+        return
     except (MemoryError, RuntimeError) as err:
         if not train.is_out_of_memory(err):
             raise
-        fitting = train.fitting_batch(pupil.model, pupil.feed, has_bf16=pupil.has_bf16)
-        advice = (
-            f"A batch of {fitting} fits: add --set train.batch_size={fitting}."
-            if fitting
-            else "Not even one image fits: set a smaller input.crop, or choose a smaller network."
-        )
-        raise DataError(f"Memory ran out with batches of {config.batch_size} images. {advice}") from err
+    fitting = train.fitting_batch(pupil.model, pupil.feed, has_bf16=pupil.has_bf16)  # now that the error holds none
+    advice = (
+        f"A batch of {fitting} may fit: begin again with --set train.batch_size={fitting}."
+        if fitting
+        else "Not even one image fits: set a smaller input.crop, or choose a smaller network."
+    )
+    raise DataError(f"Memory ran out with batches of {pupil.feed.size} images. {advice}")
 
 
 def _unfinished(out: Path, config: RunConfig, dataset: Dataset) -> Checkpoint | None:
     """Where the interrupted training in `out` stands; None where there is none to go on with.
 
-    Raises `ConfigError` where it has other settings, `DataError` where it is on other data.
+    Raises `DataError` where it has other settings or is on other data.
     """
     found, damaged = checkpoint.latest(out)
+    if found is None and damaged:
+        raise DataError(f"{out}: all of its checkpoints are damaged. Begin again with --force.")
     for path in damaged:
         warnings.warn(f"{path} is damaged; the checkpoint before it is used.", stacklevel=2)
-    if found is None:
-        if damaged:
-            raise DataError(f"{out}: every checkpoint is damaged. Add --force instead of --resume to start again.")
-        return None
-    _refuse_changes(out, found.facts["settings"], config.model_dump(mode="json"))
-    if found.facts["data"] != dataset.hash:
-        raise DataError(f"{out}: was begun on other data than {dataset.name}. Name that data, or choose another --out.")
+        path.unlink()
+    if found:
+        _refuse_changes(out, found.facts["settings"], config)
+        _refuse_other_data(out, found.facts["data"], dataset)
     return found
 
 
-def _refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = (dict(_leaves(tree)) for tree in (before, now))
+def _refuse_changes(out: Path, before: dict[str, Any], config: RunConfig) -> None:
+    old, new = (dict(_leaves(tree)) for tree in (before, config.model_dump(mode="json")))
     changed = [
         f"{key}: {old.get(key)} before, {new.get(key)} now" for key in sorted(old | new) if old.get(key) != new.get(key)
     ]
     if changed:
-        raise ConfigError(
-            f"{out}: was begun with other settings:\n  " + "\n  ".join(changed) + "\n"
-            "Give the same ones, or none at all; or choose another --out."
+        raise DataError(
+            f"{out}: holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+            "Give the same ones, choose another --out, or begin again with --force."
+        )
+
+
+def _refuse_other_data(out: Path, digest: str, dataset: Dataset) -> None:
+    if digest != dataset.hash:
+        raise DataError(
+            f"{out}: holds a run on other data than {dataset.name}. Name that data, choose another --out, or "
+            "begin again with --force."
         )
 
 
@@ -217,9 +235,11 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def begun_settings(out: Path) -> RunConfig | None:
-    """The settings of the interrupted training in `out`, if there is one."""
+    """The settings of the training in `out`, complete or not, if there is one."""
+    if (out / bundle.CARD).is_file():
+        return bundle.read_card(out).settings
     found, _ = checkpoint.latest(out)
-    return RunConfig.model_validate(found.facts["settings"]) if found else None
+    return checked(found.facts["settings"], RunConfig) if found else None
 
 
 def is_trained(folder: Path, config: RunConfig, dataset: Dataset) -> bool:
@@ -227,17 +247,17 @@ def is_trained(folder: Path, config: RunConfig, dataset: Dataset) -> bool:
     if not (folder / bundle.CARD).is_file():
         return False
     card = bundle.read_card(folder)
-    if card.settings == config and card.data.hash == dataset.hash:
-        return not card.training.interrupted
-    raise DataError(
-        f"{folder}: holds a run with other settings or on other data. Choose another --out, or add "
-        "--force to train it again."
-    )
+    _refuse_changes(folder, card.settings.model_dump(mode="json"), config)
+    _refuse_other_data(folder, card.data.hash, dataset)
+    return not card.training.interrupted
 
 
 @contextmanager
 def _patient() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of a step; the second one does not. Yields whether one came."""
+    """Ctrl-C and SIGTERM wait until a checkpoint can be written; the second one does not.
+
+    Yields whether one came. A signal that is ignored, as in a script's background, stays so.
+    """
     came: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -248,11 +268,14 @@ def _patient() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
         yield lambda: False
         return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    current = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: handler for number, handler in current.items() if handler not in (None, signal.SIG_IGN)}
+    for number in heeded:
+        signal.signal(number, note)
     try:
         yield lambda: bool(came)
     finally:
-        for number, handler in previous.items():
+        for number, handler in heeded.items():
             signal.signal(number, handler)
 
 
@@ -293,28 +316,55 @@ class _Diary:
 
     def keep(self, epoch: int) -> None:
         """Write a checkpoint of a training that is in this epoch."""
+        os.fsync(self.log.fileno())
         facts = {
             "settings": self.config.model_dump(mode="json"),
             "data": self.dataset.hash,
+            "versions": self.versions,
+            "threads": torch.get_num_threads(),
             "epoch": epoch,
             "images": self.images,
             "seconds": self.seconds,
             "losses": self.losses,
             "best": self.best,
+            "best_weights": self._kept_weights() if self.best else "",
             "log_bytes": self.log.tell(),
         }
         found = checkpoint.captured(self.steps, self.pupil.modules, self.pupil.optimizer, facts)
         checkpoint.save(self.out, found)
         self.saved = monotonic()
 
+    def _kept_weights(self) -> str:
+        """Hash of the weights that are kept, "" if there are none."""
+        return bundle.read_card(self.out).weights_sha256 if (self.out / bundle.CARD).is_file() else ""
+
     def continue_from(self, before: Checkpoint) -> None:
-        """Take up a training where its checkpoint left it; the log is cut back to there."""
-        checkpoint.restore(before, self.pupil.modules, self.pupil.optimizer)
+        """Take up a training where its checkpoint left it; the log is cut back to there.
+
+        What was measured since is removed. Raises `DataError` for a checkpoint of another version.
+        """
         facts = before.facts
-        self.steps, self.images, self.losses, self.best = before.step, facts["images"], facts["losses"], facts["best"]
-        self.place = facts["epoch"], before.step - facts["epoch"] * len(self.pupil.feed)
-        self.start = monotonic() - facts["seconds"]
-        self.log.truncate(min(facts["log_bytes"], self.log.tell()))
+        try:
+            checkpoint.restore(before, self.pupil.modules, self.pupil.optimizer)
+            self.images, self.losses = facts["images"], facts["losses"]
+            self.steps, self.place = before.step, (facts["epoch"], before.step - facts["epoch"] * len(self.pupil.feed))
+            self.start = monotonic() - facts["seconds"]
+            if facts["best_weights"] == self._kept_weights():  # else a later epoch's, which will come again
+                self.best = facts["best"]
+            self.log.truncate(min(facts["log_bytes"], self.log.tell()))
+        except (RuntimeError, KeyError, ValueError) as err:
+            raise DataError(
+                f"{self.out}: its checkpoint was written by another version of sublens. "
+                "Install that one, or begin again with --force."
+            ) from err
+        if (facts["versions"], facts["threads"]) != (self.versions, torch.get_num_threads()):
+            warnings.warn(
+                f"{self.out}: was begun with {facts['threads']} threads of {facts['versions']}; going on with "
+                f"{torch.get_num_threads()} of {self.versions}, its weights may differ from those of an unbroken run.",
+                stacklevel=2,
+            )
+        for name in (SCORES, PREDICTIONS, GALLERY):
+            files.remove(self.out / name)
 
     def on_step(self, step: train.Step) -> None:
         self.steps, self.images = step.number, self.images + step.n_images
@@ -330,13 +380,25 @@ class _Diary:
             raise self._diverged(step.loss, f"step {step.number} (batch {batch} of epoch {step.epoch})")
         if self.is_stopped() or monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.keep(step.epoch)
+        self._heed()
+
+    def _heed(self) -> None:
         if self.is_stopped():
             raise KeyboardInterrupt
 
     def on_epoch(self, epoch: int) -> None:
+        """Judge the model; a checkpoint follows where there is much to lose."""
+        is_best = self.judge(epoch)
+        is_whole = self.steps == (epoch + 1) * len(self.pupil.feed)  # else the clock has ended it
+        if is_whole and (is_best or self.is_stopped() or monotonic() - self.saved > CHECKPOINT_SECONDS):
+            self.keep(epoch + 1)
+            self._heed()
+
+    def judge(self, epoch: int) -> bool:
         """Judge the model on the selection part, and save it if its loss there is the least so far.
 
         The loss, not the AUC: it is a proper score, so it also asks for honest probabilities.
+        Returns whether it was.
         """
         part = self.dataset.selection
         probs = evaluate.predict_all(self._predictor(), part).probs
@@ -355,6 +417,7 @@ class _Diary:
             bundle.save_weights(self.out, self.pupil.model, self.pupil.head)
             self.best = {"best_epoch": epoch, **scored}
             self.write_card(is_interrupted=True)
+        return is_best
 
     def _diverged(self, loss: float, where: str) -> DataError:
         kept = f"; {self.out} keeps the best epoch before it" if self.best else ""
@@ -363,7 +426,7 @@ class _Diary:
     def close(self, *, is_interrupted: bool) -> None:
         """Complete the card; the weights of now are judged and saved where none were yet."""
         if not self.best:
-            self.on_epoch(0)
+            self.judge(0)
         self.write_card(is_interrupted=is_interrupted)
 
     def write_card(self, *, is_interrupted: bool) -> None:
@@ -390,7 +453,7 @@ class _Diary:
                 **self.best,
                 "interrupted": is_interrupted,
             },
-            map=self.pupil.map(self.dataset),
+            map=self.pupil.drawn(self.dataset),
             versions=self.versions,
             machine={"processor": processor(), "threads": torch.get_num_threads(), "device": device()},
         )
@@ -454,7 +517,8 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
         predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
     scores = {
         **evaluate.score(predictor, predictions),
-        "map": evaluate.score_maps(predictor, dataset.test),
+        "map": evaluate.score_maps(predictor, predictions, dataset.test, dataset.survey),
+        "weights_sha256": bundle.read_card(folder).weights_sha256,
         "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
         "processor": processor(),
         "data": {"name": dataset.name, "hash": dataset.hash},
@@ -468,90 +532,13 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
 
 
 def is_measured(folder: Path, dataset: Dataset) -> bool:
-    """Whether the run in `folder` has been measured on this very data set."""
+    """Whether the run in `folder` has been measured on this very data set, with the weights it has."""
     try:
         scores = json.loads((folder / SCORES).read_bytes())
-        return bool(scores["data"]["hash"] == dataset.hash)
+        is_same = scores["weights_sha256"] == bundle.read_card(folder).weights_sha256
+        return bool(is_same and scores["data"]["hash"] == dataset.hash)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = False, bar: Bar = silent) -> Path:
-    """Leave in `out` a bundle to give away: the best of several measured runs, with 16-bit weights.
-
-    The best has the least selection loss of those trained on the same data as the first; the
-    scores of all go into its card. dataset: its selection part shows what the rounding changes.
-    Returns `out`. Raises `DataError` where a run is not measured or is of another network.
-    """
-    for run in runs:
-        files.refuse_overlap(out, run)
-    cards = {run: bundle.read_card(run) for run in runs}
-    first = cards[runs[0]]
-    for run, card in cards.items():
-        if (card.network, card.classes) != (first.network, first.classes):
-            raise DataError(f"{run}: is a {card.network}, {runs[0]} a {first.network}. Publish one network at a time.")
-    scores = {run: _published(run, card) for run, card in cards.items()}
-    rivals = [run for run, card in cards.items() if card.data.hash == first.data.hash]
-    best = min(rivals, key=lambda run: cards[run].training.selection_loss)
-    with files.whole_folder(out, force=force) as folder:
-        model, head, card = bundle.load(best)
-        bundle.save_weights(folder, model, head, torch.float16)
-        told = {name: getattr(card, name) for name in Card.model_fields if name != "weights_sha256"}
-        told["scores"] = (scores[best], *(score for run, score in scores.items() if run != best))
-        bundle.write_card(folder, **told)
-        told["rounding"] = _rounding(best, folder, dataset.selection, bar)
-        bundle.write_card(folder, **told)
-        (folder / LOG).write_text("\n".join(_thinned((best / LOG).read_text(encoding="utf-8").splitlines())) + "\n")
-    return out
-
-
-def _rounding(run: Path, rounded: Path, part: Part, bar: Bar) -> float:
-    """The most that rounding its weights changes any probability of this part."""
-    with bar(f"comparing with 16 bits: {run.name}", 2 * len(part)) as advance:
-        count = Count(advance)
-        loaded = (Predictor.load(folder, device()) for folder in (run, rounded))
-        before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in loaded)
-    return float(np.abs(before - after).max())
-
-
-def _published(run: Path, card: Card) -> CardScores:
-    try:
-        scores = json.loads((run / SCORES).read_bytes())
-    except (OSError, ValueError) as err:
-        raise DataError(f"{run}: is not measured. Measure it with `sublens evaluate {run} DATASET`.") from err
-    is_labels_only = card.map is None and card.data.hash == scores["data"]["hash"]
-    return CardScores(
-        track="labels only" if is_labels_only else "simulator in the loop",
-        seed=card.settings.train.seed,
-        trained_on=card.data.hash,
-        tested_on=scores["data"]["hash"],
-        images=card.training.images,
-        selection_loss=card.training.selection_loss,
-        n=scores["n"],
-        auc=scores["auc_macro"]["value"],
-        auc_low=scores["auc_macro"]["low"],
-        auc_high=scores["auc_macro"]["high"],
-        accuracy=scores["accuracy"]["value"],
-        loss=scores["loss"]["value"],
-    )
-
-
-def _thinned(lines: Sequence[str]) -> Iterator[str]:
-    """A log with a row for each `THINNED` steps, which holds their mean losses, and every epoch."""
-    steps: list[dict[str, Any]] = []
-    for entry in map(json.loads, lines):
-        if entry["kind"] == "step":
-            steps.append(entry)
-        if steps and (len(steps) == THINNED or entry["kind"] == "epoch"):
-            means = {
-                name: float(np.mean([step[name] for step in steps]))
-                for name in ("loss", "truth_loss")
-                if steps[0][name] is not None
-            }
-            yield json.dumps({**steps[-1], **means})
-            steps = []
-        if entry["kind"] == "epoch":
-            yield json.dumps(entry)
 
 
 def _gallery(test: Part, predictions: Predictions) -> bytes:

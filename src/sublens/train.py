@@ -48,8 +48,8 @@ def fit(
     head: TruthHead | None,
     optimizer: torch.optim.Optimizer,
     epochs: Iterable[Iterable[Batch]],
-    config: TrainConfig,
     *,
+    config: TrainConfig,
     share_done: Callable[[int], float],
     on_step: Callable[[Step], object],
     on_epoch: Callable[[int], object],
@@ -156,20 +156,23 @@ def is_out_of_memory(err: Exception) -> bool:
 
 
 def fitting_batch(model: nn.Module, feed: "Feed", *, has_bf16: bool) -> int:
-    """The largest of half, a quarter ... of a batch that memory is enough for, found by trying; 0 if none is."""
-    whole = next(feed.epoch(0)).images.shape
-    size = whole[0] // 2
+    """The largest of half, a quarter ... of a batch whose gradient memory is enough for; 0 if none is.
+
+    Found by trying, on blank images. What the optimiser needs besides is not counted.
+    """
+    side, size = side_seen(feed.seen, feed.part.shape), feed.size // 2
     while size:
         try:
             with torch.autocast(feed.device, torch.bfloat16, enabled=has_bf16):
-                model(torch.zeros(size, *whole[1:], device=feed.device)).float().sum().backward()
+                images = torch.zeros(size, feed.seen.channels, side, side, device=feed.device)
+                model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
             return size
-        except (MemoryError, RuntimeError) as err:
-            if not is_out_of_memory(err):
+        except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
+            if not isinstance(err, ValueError) and not is_out_of_memory(err):
                 raise
-            size //= 2
         finally:
             model.zero_grad(set_to_none=True)
+        size //= 2
     return 0
 
 
@@ -205,17 +208,18 @@ class Feed:
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self._size)
+        return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self.size)
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Images in each batch."""
         assert self.config.batch_size is not None, "settings must be resolved"
         return min(self.config.batch_size, len(self.part))
 
     @property
     def _per_pass(self) -> int:
         """Batches in one pass over the part; a last, smaller one is left out unless it is the only one."""
-        return len(self.part) // self._size
+        return len(self.part) // self.size
 
     def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
         """Endless epochs from this one on, without its first `n_done` batches."""
@@ -225,13 +229,13 @@ class Feed:
     def epoch(self, epoch: int, n_done: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `n_done`.
 
-        Epochs cut an endless sequence of passes, each of which visits every image once, in an
-        order of its own.
+        Epochs cut an endless sequence of passes, each of which visits every image once in an order
+        of its own, but for the few that fill no batch.
         """
         for number in range(epoch * len(self) + n_done, (epoch + 1) * len(self)):
             passes, place = divmod(number, self._per_pass)
-            positions = _order(len(self.part), self.config.seed, passes)[place * self._size :][: self._size]
-            draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self._size, 2))
+            positions = _order(len(self.part), self.config.seed, passes)[place * self.size :][: self.size]
+            draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
             yield self._batch(positions, draws < (0.5 if self.config.flips else 0))
 
     def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
