@@ -355,6 +355,16 @@ def test_a_network_without_a_truth_head_draws_no_maps(
     assert not (tmp_path / "maps").exists()
 
 
+def test_a_misspelt_network_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean lensnet?" in refused(capsys, "predict", "lensnets", "1.npy")
+
+
+def test_maps_replace_nothing_without_force(
+    mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "exists already" in refused(capsys, "predict", mapper, *cutouts, "--map", tmp_path)
+
+
 def test_a_folder_that_is_no_bundle_is_not_predicted_with(
     easy_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,12 +400,15 @@ def test_a_stopped_training_is_resumed_without_its_settings_being_named_again(
     with monkeypatch.context() as patch:
         patch.setattr(run._Diary, "on_step", on_step)
         assert sublens("train", easy_folder, "--out", out, *quick) == 130
-    assert f"To go on: sublens train {easy_folder} --out {out} --resume" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"To go on: sublens train {easy_folder} --out {out} --resume" in told
+    assert "Run the same command again" not in told
     told = refused(capsys, "train", easy_folder, "--out", out, "--resume", "--set", "train.epochs=5")
     assert "train.epochs: 4 before, 5 now" in told
     assert sublens("train", easy_folder, "--out", out, "--resume") == 0
     assert bundle.read_card(out).settings.train.epochs == 4
     assert not bundle.read_card(out).training.interrupted
+    assert sublens("train", easy_folder, "--out", out, "--resume") == 0  # complete: nothing to do
 
 
 def test_classes_in_unequal_proportions_are_spoken_of(

@@ -10,7 +10,7 @@ import pytest
 from sublens import bundle, data, job, run, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.errors import ConfigError, DataError
+from sublens.errors import BundleError, ConfigError, DataError
 from sublens.files import sha256
 from sublens.progress import Advance
 from sublens.sim.population import Split
@@ -105,6 +105,11 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     monkeypatch.setattr(bundle, "SHELVES", (tmp_path / "shelf",))
     with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
         job.adopted(Path("ours"), None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="comes with sublens"):
+        job.adopted(Path("shelf/ours"), None)
+    with pytest.raises(BundleError, match="not a trained model"):
+        job.adopted(tmp_path, tmp_path.parent / "copy")
     copy = job.adopted(Path("ours"), tmp_path / "copy")
     assert run.measure_run(copy, easy)["n"] == 40
     assert not (tmp_path / "shelf" / "ours" / run.SCORES).exists()

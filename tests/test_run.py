@@ -18,6 +18,7 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.errors import ConfigError, DataError
+from sublens.files import taken
 from sublens.predict import Predictor
 from sublens.publish import publish
 from sublens.train import Batch, Feed
@@ -375,3 +376,145 @@ def test_a_run_that_is_not_measured_is_not_published(easy: Dataset, tmp_path: Pa
     with pytest.raises(DataError, match="is not measured"):
         publish([tmp_path / "run"], easy, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.fixture
+def stopped(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run of `done`, stopped in its fifth epoch."""
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 26)
+        assert not run.train_run(easy, QUICK, tmp_path / "stopped")
+    return tmp_path / "stopped"
+
+
+def weights(folder: Path) -> str:
+    return bundle.read_card(folder).weights_sha256
+
+
+def test_a_second_ctrl_c_loses_no_checkpoint(
+    easy: Dataset, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(self: Any, epoch: int) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped_at(patch, 2)
+        patch.setattr(run._Diary, "judge", impatient)
+        run.train_run(easy, QUICK, tmp_path / "run")
+    assert checkpoint.last_step(tmp_path / "run") == 2
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(run, "_pupil", broken)  # an error while it is taken up again
+        run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+    assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(done)
+
+
+def broken(*arguments: object) -> None:
+    raise RuntimeError("broken")
+
+
+def test_scores_of_an_unfinished_run_do_not_outlive_it(easy: Dataset, stopped: Path) -> None:
+    run.measure_run(stopped, easy)
+    assert run.is_measured(stopped, easy)
+    run.train_run(easy, QUICK, stopped, resume=True)
+    assert not run.is_measured(stopped, easy)
+    assert not (stopped / run.SCORES).exists()
+
+
+def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> None:
+    run.measure_run(stopped, easy)
+    scores = (stopped / run.SCORES).read_bytes()
+    run.train_run(easy, QUICK, stopped, resume=True)
+    (stopped / run.SCORES).write_bytes(scores)
+    assert not run.is_measured(stopped, easy)
+    with pytest.raises(DataError, match="is not measured with the weights it has"):
+        publish([stopped], easy, stopped.parent / "bundle")
+
+
+def test_a_best_epoch_that_its_checkpoint_does_not_know_is_judged_again(
+    easy: Dataset, done: Path, stopped: Path
+) -> None:
+    told = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
+    told["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
+    bundle.save_weights(stopped, models.build("lensnet", 2))
+    bundle.write_card(stopped, **told)
+    run.train_run(easy, QUICK, stopped, resume=True)
+    assert weights(stopped) == weights(done)
+    assert bundle.read_card(stopped).training.selection_loss == bundle.read_card(done).training.selection_loss
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(easy: Dataset, done: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / run.LOG).write_text("")
+    assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(done)
+
+
+def test_a_complete_run_is_left_alone_whatever_checkpoints_it_has(easy: Dataset, stopped: Path, tmp_path: Path) -> None:
+    left = {path.name: path.read_bytes() for path in (stopped / checkpoint.FOLDER).iterdir()}
+    run.train_run(easy, QUICK, stopped, resume=True)
+    run.measure_run(stopped, easy)
+    (stopped / checkpoint.FOLDER).mkdir()
+    for name, data in left.items():
+        (stopped / checkpoint.FOLDER / name).write_bytes(data[:-1])
+    assert run.train_run(easy, QUICK, stopped, resume=True)
+    assert run.is_measured(stopped, easy)
+    assert not (stopped / checkpoint.FOLDER).exists()
+
+
+def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_weights(
+    easy: Dataset, done: Path, stopped: Path
+) -> None:
+    last = sorted((stopped / checkpoint.FOLDER).iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="is damaged; the checkpoint before it is used"):
+        assert run.train_run(easy, QUICK, stopped, resume=True)
+    assert weights(stopped) == weights(done)
+    assert [row["step"] for row in rows(stopped, "step")] == [row["step"] for row in rows(done, "step")]
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_kept(
+    easy: Dataset, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wider(models.LensNet):
+        def __init__(self, n_classes: int, channels: int) -> None:
+            super().__init__(n_classes, channels)
+            self.more = torch.nn.Linear(2, 2)
+
+    monkeypatch.setattr(models, "LensNet", Wider)
+    with pytest.raises(DataError, match="written by another version of sublens"):
+        run.train_run(easy, QUICK, stopped, resume=True)
+    assert checkpoint.last_step(stopped) == 26
+
+
+def test_going_on_with_other_threads_is_spoken_of(
+    easy: Dataset, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with pytest.warns(UserWarning, match="was begun with 1 threads.*its weights may differ"):
+        run.train_run(easy, QUICK, stopped, resume=True)
+
+
+def test_epochs_of_any_length_are_resumed(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(train=TrainConfig(epochs=3, epoch_images=150, batch_size=16))
+    run.train_run(easy, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 13)
+        run.train_run(easy, config, tmp_path / "halves")
+    run.train_run(easy, config, tmp_path / "halves", resume=True)
+    assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
+
+
+def test_signals_find_their_handlers_again(stopped: Path) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_trainings_cannot_share_a_folder(easy: Dataset, stopped: Path) -> None:
+    with taken(stopped), pytest.raises(DataError, match="another process is writing there"):
+        run.train_run(easy, QUICK, stopped, resume=True)
+
+
+def test_an_unfinished_run_is_not_published(easy: Dataset, stopped: Path, tmp_path: Path) -> None:
+    run.measure_run(stopped, easy)
+    with pytest.raises(DataError, match="is not complete"):
+        publish([stopped], easy, tmp_path / "bundle")
