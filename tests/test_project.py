@@ -4,6 +4,8 @@ import ast
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,13 @@ def shell_lines() -> list[str]:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_the_readme_holds_the_table_of_results() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "results.py"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("line", shell_lines())
