@@ -1,4 +1,4 @@
-"""What each part of the recipe is worth: train `lensnet` with one thing changed at a time.
+"""What each part of the recipe is worth: train a network with one thing changed at a time.
 
     python benchmarks/recipe.py POOL --out recipe.jsonl --images 200000
 
@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from time import process_time
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublens import evaluate, metrics, models, run, train
-from sublens.config import InputConfig, RunConfig, SplitConfig, TrainConfig
+from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset, Part
 from sublens.data import open as open_dataset
 from sublens.models import LensNet
@@ -65,23 +66,36 @@ class Forgetful(LensNet):
         return logits
 
 
-def lensnet() -> LensNet:
-    """Ours, as it is."""
-    return LensNet(3, 1)
-
-
 def smoothed(batch: Batch) -> Batch:
     """Labels that give every class a share of a tenth."""
     return replace(batch, labels=0.9 * F.one_hot(batch.labels, 3).float() + 0.1 / 3)
+
+
+def taught(batch: Batch) -> Batch:
+    """Labels of which half is what the shipped lensnet says. For networks that see single pixels by Anscombe's root."""
+    shift = 2 * (models.SKY + 0.375) ** 0.5
+    counts = ((10 * batch.images + shift) / 2) ** 2 - 0.375
+    binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * models.SKY + 0.375) ** 0.5
+    with torch.inference_mode():
+        probs = teacher().model(binned / 20).softmax(1)
+    return replace(batch, labels=(F.one_hot(batch.labels, 3) + probs.clone()) / 2)
+
+
+@cache
+def teacher() -> Predictor:
+    """The network that others learn from."""
+    return Predictor.load("lensnet")
 
 
 @dataclass(frozen=True)
 class Lever:
     """One thing changed."""
 
+    network: str = "lensnet"
     input: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
-    model: Callable[[], nn.Module] = lensnet
+    model: Callable[[], nn.Module] | None = None
+    """Makes a variant of the network."""
     tap: str | None = None
     """Stage that the truth head listens to, if not its own choice."""
     batch: Callable[[Batch], Batch] = lambda batch: batch
@@ -124,6 +138,18 @@ LEVERS = {
     "mean over flips": Lever(has_flipped_votes=True),
     "substructure x 4 at first": Lever(curriculum={"mass": 4.0}),
     "light x 4 at first": Lever(curriculum={"light": 4.0}),
+    "mobilenetv3-small": Lever("mobilenetv3-small"),
+    "mobilenetv3-small, half the rates": Lever("mobilenetv3-small", train={"lr": 0.01, "adamw_lr": 1.5e-3}),
+    "mobilenetv3-small, batches of 128": Lever("mobilenetv3-small", train={"batch_size": 128}),
+    "mobilenetv3-small, AdamW": Lever("mobilenetv3-small", train={"optimizer": "adamw"}),
+    "mobilenetv3-small, no truth head": Lever("mobilenetv3-small", train={"truth_weight": 0}),
+    "mobilenetv3-small, truth head x 0.3": Lever("mobilenetv3-small", train={"truth_weight": 30}),
+    "mobilenetv3-small, taught by lensnet": Lever("mobilenetv3-small", batch=taught),
+    "resnet18": Lever("resnet18"),
+    "resnet18, binned": Lever("resnet18", input={"binning": 2}),
+    "resnet18, batches of 128": Lever("resnet18", train={"batch_size": 128}),
+    "resnet18, AdamW": Lever("resnet18", train={"optimizer": "adamw"}),
+    "resnet18, no truth head": Lever("resnet18", train={"truth_weight": 0}),
 }
 
 
@@ -162,12 +188,12 @@ def endless(feed: Feed) -> Iterator[Batch]:
 
 def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str, Any]:
     """Train with that lever; returns scores on the selection part and the cost."""
-    usual = run.settled(RunConfig(), dataset)
+    usual = run.settled(RunConfig(model=ModelConfig(name=lever.network)), dataset)
     assert usual.input is not None
     seen = InputConfig.model_validate({**usual.input.model_dump(), **lever.input})
     config = TrainConfig.model_validate({**usual.train.model_dump(), **lever.train, "seed": seed})
     torch.manual_seed(seed)
-    model = lever.model()
+    model = lever.model() if lever.model else models.build(lever.network, 3)
     if lever.tap:
         reduction, n_channels = {"stage1": (2, 32), "stage2": (4, 64), "stage3": (8, 128)}[lever.tap]
         model.feature_info = [{"module": lever.tap, "reduction": reduction, "num_chs": n_channels}]  # type: ignore[assignment]
@@ -200,7 +226,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         share_done=lambda step: step / n_steps,
         on_step=on_step,
         on_epoch=lambda epoch: None,
-        has_bf16=models.has_bf16_gain("lensnet", "cpu", models.side_seen(seen, part.shape)),
+        has_bf16=models.has_bf16_gain(lever.network, "cpu", models.side_seen(seen, part.shape)),
     )
     seconds = process_time() - start
     predictor = Predictor((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
