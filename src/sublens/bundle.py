@@ -20,6 +20,8 @@ from sublens.models import TruthHead, build, placed, zoom
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 HEAD = "truth_head."
 """What the names of the truth head's weights begin with."""
+LARGE = 2**14
+"""Elements of a tensor that is worth narrowing."""
 SHELVES = (Path(__file__).parent / "bundles", Path(__file__).parents[2] / "bundles")
 """Where the trained networks that come with sublens lie, in an installation and in a source tree."""
 
@@ -119,7 +121,8 @@ def save_weights(
 ) -> None:
     """Write the weights of the model and its truth head; the card of those they replace is removed.
 
-    dtype: of real matrices and filters, if not their own; vectors, which weigh little, keep theirs.
+    dtype: of large real tensors, if not their own; small ones, such as the filters of depthwise
+    convolutions, weigh little and keep theirs.
     """
     state = {
         **model.state_dict(),
@@ -132,7 +135,7 @@ def save_weights(
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype and value.ndim > 1 and value.is_floating_point() else value
+    return value.to(dtype) if dtype and value.numel() >= LARGE and value.is_floating_point() else value
 
 
 def write_card(folder: Path, **fields: Any) -> None:
