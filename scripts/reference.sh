@@ -6,6 +6,7 @@
 #
 # Stop it at any time and run it again: it goes on where it was. FOLDER (default: reference) takes
 # 14 GB. The data take 3 minutes on two cores; how long the training takes stands in scripts/recipes.
+# What is shipped was trained on one thread (OMP_NUM_THREADS=1): other numbers round differently.
 # Two tracks: "simulator in the loop" trains on POOL, with the truth that the simulator knows;
 # "labels only" on the 30,000 images of the benchmark and their labels. Both are measured once on
 # its 7,500 test images.

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -9,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import sublens
-from sublens import cli
+from sublens import cli, config
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
@@ -114,8 +116,6 @@ def test_the_readme_holds_the_table_of_results() -> None:
 @pytest.mark.parametrize("line", shell_lines())
 def test_the_readme_commands_are_understood(line: str) -> None:
     """Parsed with their options, up to the point of running."""
-    import typer
-
     command, *arguments = shlex.split(line, comments=True)[1:]
     typer.main.get_command(cli.app).commands[command].make_context(command, arguments)  # type: ignore[attr-defined]
 
@@ -125,3 +125,27 @@ def test_the_readme_names_every_command() -> None:
     for command in cli.app.registered_commands:
         name = command.name or command.callback.__name__  # type: ignore[union-attr]
         assert f"sublens {name}" in text
+
+
+def test_the_reference_script_trains_every_seed_and_publishes_all(tmp_path: Path) -> None:
+    stub = tmp_path / "sublens"  # says what it is asked for
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEDS": "2"}
+    command = ["bash", str(ROOT / "scripts" / "reference.sh"), "resnet18", str(tmp_path / "work")]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in asked] == ["simulate"] * 2 + ["train", "evaluate"] * 3 + ["publish"]
+    for line in asked:
+        name, *arguments = line.split()
+        typer.main.get_command(cli.app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+    runs = [line.split("--out ")[1].split()[0] for line in asked if line.startswith("train")]
+    assert all(run in asked[-1] for run in runs)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_is_one_for_the_network_in_its_name(path: Path) -> None:
+    settings = config.load(path)
+    assert path.stem.rsplit("-", 1) == [
+        settings.model.name,
+        "labels" if settings.train.truth_weight == 0 else "simulator",
+    ]
