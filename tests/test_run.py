@@ -509,9 +509,12 @@ def test_signals_find_their_handlers_again(stopped: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_two_trainings_cannot_share_a_folder(easy: Dataset, stopped: Path) -> None:
-    with taken(stopped), pytest.raises(DataError, match="another process is writing there"):
-        run.train_run(easy, QUICK, stopped, resume=True)
+def test_two_trainings_cannot_share_a_folder(easy: Dataset, tmp_path: Path) -> None:
+    with taken(tmp_path / "run"), pytest.raises(DataError, match="another process is writing there"):
+        (tmp_path / "run" / run.LOG).touch()  # as of one that was begun a moment ago
+        files_before = sorted((tmp_path / "run").iterdir())
+        run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+    assert sorted((tmp_path / "run").iterdir()) == files_before
 
 
 def test_an_unfinished_run_is_not_published(easy: Dataset, stopped: Path, tmp_path: Path) -> None:

@@ -79,14 +79,12 @@ def train_run(
     before = _unfinished(out, config, dataset) if resume else None
     if before is None and not (resume and _is_unborn(out)):
         files.refuse_existing(out, force=force)
-    with torch.random.fork_rng(), files.explained(out), _removed_if_useless(out):
+    with torch.random.fork_rng(), files.explained(out):
         torch.manual_seed(config.train.seed)
         pupil = _pupil(dataset, config)
-        if before is None:
-            files.remove(out)
         with (
             files.taken(out),
-            (out / LOG).open("a", encoding="utf-8") as log,
+            _log(out, is_new=before is None) as log,
             bar(f"training {config.model.name}", 1) as advance,
         ):
             diary = _Diary(dataset, config, pupil, out, log, advance)
@@ -106,10 +104,13 @@ def train_run(
 
 
 @contextmanager
-def _removed_if_useless(out: Path) -> Iterator[None]:
-    """Remove the run where an error came before there was anything to keep."""
+def _log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
+    """The log of a run, in a folder emptied for a new one; removed where there was nothing to keep in the end."""
+    for leftover in out.iterdir() if is_new else ():
+        files.remove(leftover)
     try:
-        yield
+        with (out / LOG).open("a", encoding="utf-8") as log:
+            yield log
     finally:
         if _is_unborn(out):
             files.remove(out)
