@@ -42,7 +42,7 @@ class Network:
 
 
 NETWORKS = {
-    "mobilenetv3-small": Network("mobilenetv3_small_100", InputConfig(crop=96), 100, False, 32),
+    "mobilenetv3-small": Network("mobilenetv3_small_100", InputConfig(crop=96, resize=192), 100, False, 32),
     "resnet18": Network("resnet18", InputConfig(crop=96), 10, True, 32),
     "efficientnet-b5": Network("efficientnet_b5", InputConfig(crop=96), 100, False, 32),
     "lensnet": Network(None, InputConfig(crop=96, binning=2), 10, True, 64),
