@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, metrics
+from sublens import bundle, config, metrics, models
 from sublens.images import read_archive
 from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
@@ -36,6 +36,13 @@ def test_its_card_holds_published_scores_on_images_it_was_not_chosen_by(name: st
     assert len({score.tested_on for score in card.scores}) == 1
     rivals = [score.selection_loss for score in card.scores if score.trained_on == card.data.hash]
     assert card.scores[0].selection_loss == min(rivals) == card.training.selection_loss
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_settings_are_those_of_its_recipe(name: str) -> None:
+    settings = bundle.read_card(bundle.located(name)).settings
+    recipe = config.load(ROOT / "scripts" / "recipes" / f"{name}-simulator.toml", [f"train.seed={settings.train.seed}"])
+    assert models.resolved(recipe, (150, 150)) == settings
 
 
 @pytest.mark.parametrize("name", NAMES)
