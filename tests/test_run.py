@@ -371,6 +371,19 @@ def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
     assert np.abs(Predictor.load(out).probs(counts) - Predictor.load(done).probs(counts)).max() < 0.01
 
 
+def test_a_published_bundle_takes_in_the_scores_of_more_runs(done: Path, easy: Dataset, tmp_path: Path) -> None:
+    out, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
+    before, log = bundle.read_card(out), (out / run.LOG).read_bytes()
+    run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
+    run.measure_run(other, easy)
+    publish([out, other], easy, out, force=True)
+    after = bundle.read_card(out)
+    assert after.scores[:1] == before.scores
+    assert after.scores[1].auc == scores_of(other)["auc_macro"]["value"]
+    assert (after.weights_sha256, after.rounding) == (before.weights_sha256, before.rounding)
+    assert (out / run.LOG).read_bytes() == log
+
+
 def test_a_run_that_is_not_measured_is_not_published(easy: Dataset, tmp_path: Path) -> None:
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
     with pytest.raises(DataError, match="is not measured"):

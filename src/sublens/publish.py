@@ -24,11 +24,10 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     """Leave in `out` a bundle to give away: the best of several measured runs, with 16-bit weights.
 
     The best has the least selection loss of those trained on the same data as the first; the
-    scores of all go into its card. dataset: its selection part shows what the rounding changes.
-    Returns `out`. Raises `DataError` where a run is not complete, not measured or of another kind.
+    scores of all go into its card. A bundle that was published before counts as a run, with all
+    the scores of its card. dataset: its selection part shows what the rounding changes. Returns
+    `out`. Raises `DataError` where a run is not complete, not measured or of another kind.
     """
-    for run in runs:
-        files.refuse_overlap(out, run)
     cards = {run: bundle.read_card(run) for run in runs}
     first = cards[runs[0]]
     for run, card in cards.items():
@@ -37,18 +36,21 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
             raise DataError(f"{run}: is a {kinds[0]}, {runs[0]} a {kinds[1]}. Publish one kind at a time.")
         if card.training.interrupted:
             raise DataError(f"{run}: is not complete. Finish it with `sublens train DATASET --out {run} --resume`.")
-    scores = {run: _published(run, card) for run, card in cards.items()}
+    scores = {run: card.scores or (_published(run, card),) for run, card in cards.items()}
     rivals = [run for run, card in cards.items() if card.data.hash == first.data.hash]
     best = min(rivals, key=lambda run: cards[run].training.selection_loss)
     with files.whole_folder(out, force=force) as folder:
         model, head, card = bundle.load(best)
-        bundle.save_weights(folder, model, head, torch.float16)
         told = {name: getattr(card, name) for name in Card.model_fields if name != "weights_sha256"}
-        told["scores"] = (scores[best], *(score for run, score in scores.items() if run != best))
+        told["scores"] = sum((scores[run] for run in sorted(runs, key=lambda run: run != best)), ())
+        log = (best / LOG).read_text(encoding="utf-8").splitlines()
+        bundle.save_weights(folder, model, head, torch.float16)
         bundle.write_card(folder, **told)
-        told["rounding"] = _rounding(best, folder, dataset.selection, bar)
-        bundle.write_card(folder, **told)
-        (folder / LOG).write_text("\n".join(_thinned((best / LOG).read_text(encoding="utf-8").splitlines())) + "\n")
+        if card.rounding is None:  # else it is rounded and thinned already
+            log = list(_thinned(log))
+            told["rounding"] = _rounding(best, folder, dataset.selection, bar)
+            bundle.write_card(folder, **told)
+        (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
     return out
 
 
