@@ -261,23 +261,15 @@ class Noisy(models.LensNet):
         return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
 
 
-def test_resuming_with_other_settings_lists_what_differs(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        stopped_at(patch, 3)
-        run.train_run(easy, QUICK, tmp_path / "run")
+def test_resuming_with_other_settings_lists_what_differs(easy: Dataset, stopped: Path) -> None:
     other = RunConfig(train=TrainConfig(epochs=9, batch_size=16, lr=0.01))
     with pytest.raises(DataError, match=r"train.epochs: 8 before, 9 now\n  train.lr: 0.02 before, 0.01 now"):
-        run.train_run(easy, other, tmp_path / "run", resume=True)
+        run.train_run(easy, other, stopped, resume=True)
 
 
-def test_resuming_on_other_data_is_refused(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        stopped_at(patch, 3)
-        run.train_run(easy, QUICK, tmp_path / "run")
+def test_resuming_on_other_data_is_refused(easy: Dataset, stopped: Path) -> None:
     with pytest.raises(DataError, match="holds a run on other data"):
-        run.train_run(replace(easy, hash="0"), QUICK, tmp_path / "run", resume=True)
+        run.train_run(replace(easy, hash="0"), QUICK, stopped, resume=True)
 
 
 def test_resuming_where_nothing_was_begun_begins(easy: Dataset, tmp_path: Path) -> None:
@@ -288,16 +280,11 @@ def test_resuming_where_nothing_was_begun_begins(easy: Dataset, tmp_path: Path) 
     assert (tmp_path / "run" / bundle.CARD).stat().st_mtime_ns == before
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_says_so(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        stopped_at(patch, 3)
-        run.train_run(easy, QUICK, tmp_path / "run")
-    for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir():
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(easy: Dataset, stopped: Path) -> None:
+    for path in (stopped / checkpoint.FOLDER).iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="all of its checkpoints are damaged"):
-        run.train_run(easy, QUICK, tmp_path / "run", resume=True)
+        run.train_run(easy, QUICK, stopped, resume=True)
 
 
 def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
