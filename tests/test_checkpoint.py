@@ -15,7 +15,9 @@ from sublens.models import build, placed
 def made(optimizer: str = "muon") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = placed(build("lensnet", 3), "cpu")
-    return model, train.make_optimizer([model], TrainConfig.model_validate({"optimizer": optimizer}))
+    return model, train.make_optimizer(
+        [model], TrainConfig.model_validate({"optimizer": optimizer, "lr": 0.02, "adamw_lr": 3e-3})
+    )
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -129,8 +129,13 @@ def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
     own = models.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
     usual = models.NETWORKS["resnet18"]
     assert (own.input, own.train.truth_weight, own.train.batch_size) == (usual.input, 10, 32)
-    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0, batch_size=7))
+    assert (own.train.lr, own.train.adamw_lr) == (usual.lr, usual.adamw_lr)
+    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0, batch_size=7, lr=1, adamw_lr=0.1))
     assert models.resolved(told, (150, 150)) == told
+
+
+def test_a_wide_network_starts_at_even_odds() -> None:
+    assert (build("efficientnet-b5", 3)(torch.randn(2, 1, 48, 48)) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from sublens.sim.population import mass_map
 from sublens.train import Batch, Feed, Step
 
 SEEN = InputConfig(crop=48, binning=2)
+RATED = TrainConfig(lr=0.02, adamw_lr=3e-3)
 
 
 def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> Feed:
@@ -27,7 +28,7 @@ def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> Feed:
 def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None, **settings: object) -> list[Step]:
     """Every step of one pass over the batches."""
     steps: list[Step] = []
-    config = TrainConfig.model_validate({"truth_weight": 3, **settings})
+    config = TrainConfig.model_validate({**RATED.model_dump(), "truth_weight": 3, **settings})
     torch.manual_seed(0)
     train.fit(
         model,
@@ -69,7 +70,7 @@ def test_the_truth_head_learns_the_map() -> None:
 
 def test_training_stops_where_the_share_reaches_one() -> None:
     steps: list[Step] = []
-    batches, config = bright_or_dark(4), TrainConfig()
+    batches, config = bright_or_dark(4), RATED
     epochs = (iter(batches) for _ in itertools.count())
     ends: list[int] = []
     model = build("lensnet", 2)
@@ -113,17 +114,17 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 def test_every_parameter_is_trained_once() -> None:
     model = build("mobilenetv3-small", 3)
-    optimizer = train.make_optimizer([model, TruthHead(model, 1)], TrainConfig())
+    optimizer = train.make_optimizer([model, TruthHead(model, 1)], RATED)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == len({id(parameter) for parameter in held}) == len(list(model.parameters())) + 2
 
 
 def test_the_classifier_is_left_to_adamw() -> None:
     model = LensNet(3, 1)
-    filters, rest = train.make_optimizer([model], TrainConfig()).param_groups
+    filters, rest = train.make_optimizer([model], RATED).param_groups
     assert id(model.classifier.weight) in map(id, rest["params"])
     assert id(next(model.stem.parameters())) in map(id, filters["params"])
-    assert (filters["lr"], rest["lr"]) == (TrainConfig().lr, TrainConfig().adamw_lr)
+    assert (filters["lr"], rest["lr"]) == (RATED.lr, RATED.adamw_lr)
 
 
 def test_set_rate_scales_every_group() -> None:
@@ -222,6 +223,6 @@ def test_there_is_no_truth_head_without_truth_or_weight(small_dataset: Dataset) 
 
 def test_depthwise_filters_are_left_to_adamw() -> None:
     model = build("mobilenetv3-small", 3)
-    filters = train.make_optimizer([model], TrainConfig()).param_groups[0]["params"]
+    filters = train.make_optimizer([model], RATED).param_groups[0]["params"]
     assert not any(parameter.shape[1] == 1 for parameter in filters[1:])
     assert len(filters) > 20

@@ -81,10 +81,10 @@ class TrainConfig(Frozen):
     """Images a step. Unset: the network's own choice."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon turns convolutions and matrices; AdamW takes the rest, or everything."""
-    lr: PositiveFloat = 0.02
-    """Peak learning rate of Muon."""
-    adamw_lr: PositiveFloat = 3e-3
-    """Peak learning rate of AdamW."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate of Muon. Unset: the network's own choice."""
+    adamw_lr: PositiveFloat | None = None
+    """Peak learning rate of AdamW. Unset: the network's own choice."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     warmup: Share = 0.05

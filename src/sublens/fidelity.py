@@ -108,7 +108,9 @@ def tell_apart(real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = 
     resampled = []
     with bar("telling real from simulated", 2 * epochs) as advance:
         for number, is_learnt in enumerate((halves, ~halves)):
-            config = TrainConfig(epochs=epochs, batch_size=64, truth_weight=0, seed=seed + number)
+            config = TrainConfig(
+                epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
+            )
             feed = train.Feed(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
             network = _trained(feed, partial(_tell, advance, number * epochs))
             others = part.take(np.flatnonzero(~is_learnt))

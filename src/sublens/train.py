@@ -112,6 +112,8 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
     input, are left to AdamW, as are the classifier, the truth head, and the largest filters,
     which would take longer to orthogonalise than to differentiate.
     """
+    assert config.lr is not None, "settings must be resolved"
+    assert config.adamw_lr is not None, "settings must be resolved"
     parameters = [parameter for module in modules for parameter in module.parameters()]
     if config.optimizer == "adamw":
         groups = [{"params": parameters, "lr": config.adamw_lr}]
