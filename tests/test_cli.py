@@ -321,16 +321,39 @@ def test_predict_prints_a_line_an_image_and_leaves_maps(
 ) -> None:
     assert sublens("predict", mapper, *cutouts, "--map", tmp_path / "maps") == 0
     header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == ["path", "label", "p_no", "p_sphere", "p_vort"]
+    assert header == ["path", "label", "p_no", "p_sphere", "p_vort", "notes", "error"]
     predictions = Predictor.load(mapper).files(cutouts)
     assert [row[:2] for row in rows] == [[str(path), one.label] for path, one in zip(cutouts, predictions, strict=True)]
-    assert all(sum(map(float, row[2:])) == pytest.approx(1, abs=2e-4) for row in rows)
+    assert all(sum(map(float, row[2:5])) == pytest.approx(1, abs=2e-4) for row in rows)
+    assert {tuple(row[5:]) for row in rows} == {("pixel scale unknown, taken as 0.15", "")}
     drawn, header = fits.getdata(tmp_path / "maps" / "2-1.fits", header=True)
     masses = predictions[1].masses
     assert masses is not None
     assert np.allclose(drawn, masses, rtol=1e-5)
     assert header["CDELT1"] * drawn.shape[1] == pytest.approx(48 * 0.15)
     assert header["BUNIT"] == "solMass"
+
+
+def test_one_bad_image_costs_one_row(
+    mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cutouts[1].write_bytes(b"nothing")
+    np.savez(tmp_path / "stack.npz", np.stack([np.load(cutouts[0]), np.zeros((48, 48))]))
+    assert sublens("predict", mapper, *cutouts, tmp_path / "stack.npz", tmp_path / "none.fits") == 0
+    told = capsys.readouterr()
+    rows = [line.split("\t") for line in told.out.splitlines()[1:]]
+    names = [Path(row[0]).name for row in rows if row[-1]]
+    assert names == ["1.npy", "stack.npz#1", "none.fits"]
+    assert "3 of 6 images could not be judged" in told.err
+    assert sublens("predict", mapper, cutouts[1]) == 1
+
+
+def test_an_image_of_another_scale_is_resampled(
+    mapper: Path, cutouts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(cutouts[0], np.kron(np.load(cutouts[0]), np.ones((3, 3))))
+    assert sublens("predict", mapper, cutouts[0], "--pixel-scale", "0.05") == 0
+    assert "resampled from 0.05 to 0.15 arcsec a pixel" in capsys.readouterr().out
 
 
 def test_predict_takes_the_shipped_network_unless_told_otherwise(

@@ -47,20 +47,20 @@ def test_two_grey_levels_are_two_counts() -> None:
 @pytest.mark.parametrize("shape", [(24, 24), (1, 24, 24)])
 def test_npy_images_of_both_shapes_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "a.npy", poisson(0).reshape(shape) / 3)
-    assert np.array_equal(images.read(tmp_path / "a.npy"), poisson(0) / 3)
+    assert np.array_equal(images.read(tmp_path / "a.npy").pixels, poisson(0) / 3)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 40), ("a.JPEG", 40)])
 def test_pictures_are_read(tmp_path: Path, name: str, tolerance: int) -> None:
     grey = poisson(0, mean=100).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / name)
-    assert np.abs(images.read(tmp_path / name) - grey).max() <= tolerance
+    assert np.abs(images.read(tmp_path / name).pixels - grey).max() <= tolerance
 
 
 def test_sixteen_bit_png_keeps_its_depth(tmp_path: Path) -> None:
     deep = (poisson(0) * 1000).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    assert np.array_equal(images.read(tmp_path / "a.png"), deep)
+    assert np.array_equal(images.read(tmp_path / "a.png").pixels, deep)
 
 
 def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:
             file, {"descr": "<f8", "fortran_order": False, "shape": (100_000, 100_000)}
         )
         file.truncate(100_000 * 100_000 * 8 + 128)
-    with pytest.raises(ImageError, match="4096 pixels at most"):
+    with pytest.raises(ImageError, match="a side may have 4096 at most"):
         images.read(tmp_path / "huge.npy")
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.fits.gz", "a"])
+@pytest.mark.parametrize("name", ["a.gif", "a.gz", "a"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ImageError, match="sublens reads"):
@@ -143,7 +143,7 @@ def test_counts_of_all_real_images_are_recovered_exactly(real_data: Path) -> Non
     paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
     assert len(paths) == 15
     for path in paths:
-        pixels = images.read(path)
+        pixels = images.read(path).pixels
         counts = images.counts_above_minimum(pixels)
         assert 653 <= counts.max() <= 998
         assert np.array_equal(counts / counts.max(), pixels)
@@ -164,7 +164,7 @@ def test_a_damaged_header_is_an_image_error_or_still_an_image(place: int, byte: 
         data[place] = byte
         path.write_bytes(data)
         with suppress(ImageError):
-            assert images.read(path).ndim == 2
+            assert images.read(path).pixels.ndim == 2
 
 
 def write_fits(path: Path, *arrays: np.ndarray) -> Path:
@@ -175,13 +175,13 @@ def write_fits(path: Path, *arrays: np.ndarray) -> Path:
 
 def test_the_first_image_of_a_fits_file_is_read(tmp_path: Path) -> None:
     pixels = np.arange(12, dtype=">f8").reshape(3, 4)
-    assert np.array_equal(images.read(write_fits(tmp_path / "a.fits", pixels, pixels + 1)), pixels)
+    assert np.array_equal(images.read(write_fits(tmp_path / "a.fits", pixels, pixels + 1)).pixels, pixels)
 
 
 def test_a_real_hubble_image_is_read(real_data: Path) -> None:
     found = sorted((real_data / "slacs0946+1006").glob("*.fits"))
     assert found
-    assert all(images.read(path).shape[0] > 10 for path in found if "mask" not in path.name)
+    assert all(images.read(path).pixels.shape[0] > 10 for path in found if "mask" not in path.name)
 
 
 def test_a_fits_file_without_an_image_says_so(tmp_path: Path) -> None:

@@ -316,31 +316,56 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="[BUNDLE] IMAGE...",
-            help="A trained network, lensnet if none is named (see `sublens networks`), and images: "
-            ".npy, FITS, PNG, JPEG.",
+            help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
+            "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
         ),
     ],
+    hdu: Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")] = None,
+    array: Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")] = None,
+    pixel_scale: Annotated[
+        float | None,
+        typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell."),
+    ] = None,
     maps: Annotated[
         Path | None, typer.Option("--map", help="Folder for a FITS map of the substructure in each image.")
     ] = None,
     force: Force = False,
 ) -> None:
-    """Judge images: a line each with the label and the probability of each class.
+    """Judge images: a line each with the label and the probability of each class, or what is wrong with it.
 
-    sublens predict lensnet cutouts/1.npy cutouts/2.npy --map maps
+    sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --map maps
     """
     from sublens import bundle, job
+    from sublens.errors import ImageError
+    from sublens.images import Wanted
+    from sublens.predict import Row
     from sublens.progress import visible
 
     first, *rest = arguments
-    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.is_file() or first.suffix)
+    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
     name, images = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
     if not images:
         raise typer.BadParameter("name at least one image after the bundle")
-    classes, predictions = job.predict(name, images, maps, force=force, bar=visible)
-    print("\t".join(("path", "label", *(f"p_{name}" for name in classes))))
-    for path, prediction in zip(images, predictions, strict=True):
-        print("\t".join((str(path), prediction.label, *(f"{prob:.4f}" for prob in prediction.probs.values()))))
+    classes = bundle.read_card(bundle.located(name)).classes
+
+    header = "\t".join(("path", "label", *(f"p_{name}" for name in classes), "notes", "error"))
+
+    def show(row: Row) -> None:
+        nonlocal header
+        if header:  # nothing is printed before it is clear that images can be judged
+            print(header)
+            header = ""
+        probs = row.prediction.probs if row.prediction else {}
+        label = row.prediction.label if row.prediction else ""
+        cells = (f"{probs[name]:.4f}" if probs else "" for name in classes)
+        print("\t".join((row.name, label, *cells, "; ".join(row.notes), row.error)))
+
+    options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "force": force}
+    n_images, n_failed = job.predict(name, images, show, bar=visible, **options)  # type: ignore[arg-type]
+    if n_failed == n_images:
+        raise ImageError(f"None of {n_images} images could be judged; the last column says why.")
+    if n_failed:
+        _say(f"{n_failed} of {n_images} images could not be judged; the last column says why.")
 
 
 @app.command()

@@ -228,10 +228,10 @@ def _labelled(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         )
     listed = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (top / name).glob("*") if path.suffix.lower() in images.SUFFIXES)
+        found = sorted(path for path in (top / name).glob("*") if images.is_image(path))
         if not found:
             raise DataError(
-                f"{top / name}: holds no {', '.join(images.SUFFIXES)} images. Add some, or remove the folder."
+                f"{top / name}: holds no {', '.join(images.READERS)} images. Add some, or remove the folder."
             )
         listed += [(path, label) for path in found]
     return listed

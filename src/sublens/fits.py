@@ -6,7 +6,7 @@ SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its
 simulation.json            survey and seed
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,14 +74,13 @@ def centred(n_pixels: int, pixel_scale: float) -> "Header":
 
 
 def write_maps(
-    folder: Path, maps: Mapping[str, NDArray[np.float64] | None], cell_arcsec: float, *, force: bool
+    folder: Path, maps: Iterable[tuple[str, NDArray[np.float64]]], cell_arcsec: float, *, force: bool
 ) -> None:
     """Maps of substructure mass [g, g], Msun a cell with rows along y, as NAME.fits in a new folder."""
     from astropy.io import fits
 
     with whole_folder(folder, force=force) as partial:
-        for name, masses in maps.items():
-            assert masses is not None, "only networks with a truth head draw maps"
+        for name, masses in maps:
             header = centred(len(masses), cell_arcsec)
             header["BUNIT"] = ("solMass", "substructure, as a network sees it")
             fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")

@@ -1,21 +1,40 @@
-"""One image file, read safely -> pixels, and pixels -> counts."""
+"""One image file of any format, read safely -> images, and pixels -> counts.
 
+What is read is bounded while it is read: bytes unpacked, and pixels before they are decoded. Limits
+on time and memory are those of the child process in `reading`.
+"""
+
+import gzip
+import io
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image as Picture
+from PIL import UnidentifiedImageError
 
 from sublens.errors import ImageError
 from sublens.files import NPY_ERRORS
 
-SUFFIXES = (".npy", ".png", ".jpg", ".jpeg", ".fits")
 MAX_SIDE = 4096
 """Pixels; larger images are refused before they are decoded."""
+MAX_UNPACKED_BYTES = 2**28
+"""Of one compressed file or array."""
+MAX_ARCHIVE_BYTES = 2**31
+"""Of the images that `read_archive` takes at once."""
+MAX_RATIO = 200
+"""Times that compressed data may grow, beyond `FREE_BYTES`."""
+FREE_BYTES = 2**24
+MAX_STACK = 10_000_000
+"""Images in one file."""
+MAX_MISSING = 0.1
+"""Share of NaN pixels that is filled in; with more an image is refused."""
 QUANTISED_PEAK = 65535
 """Peak of an image whose photon counts are unknown and which was scaled to 16 bits instead."""
 MAX_PEAK = 20000
@@ -23,44 +42,106 @@ MAX_PEAK = 20000
 INTEGER_TOLERANCE = 1e-3
 NPY_MAGIC = b"\x93NUMPY"
 FITS_MAGIC = b"SIMPLE  ="
-MAX_ARCHIVE_BYTES = 2**31
+PICTURES = ("PNG", "JPEG", "TIFF")
+ARCSEC_A_DEGREE = 3600.0
 
 
-def read(path: Path) -> NDArray[np.float64]:
-    """Pixels [h, w] of one image file: .npy (h, w) or (1, h, w), PNG, JPEG, or FITS.
+@dataclass(frozen=True)
+class Image:
+    """One image as its file has it."""
 
-    Of a FITS file the first extension that holds an image is taken.
+    pixels: NDArray[np.float64]
+    """[h, w], finite and not constant."""
+    is_coarse: bool = False
+    """Whether the values are the levels of an 8-bit picture, too coarse to be photons."""
+    pixel_scale: float | None = None
+    """Arcsec along the side of a pixel, where the file tells."""
+    ra: float | None = None
+    """Right ascension of the centre, degrees, where the file tells."""
+    dec: float | None = None
+    """Declination of the centre, degrees."""
+    number: int | None = None
+    """Place in a file that holds many."""
+    notes: Sequence[str] = ()
+    """What was done to the pixels."""
 
-    Raises `ImageError`, naming the file, for anything else, and for an image that holds NaN or
-    infinity or has one value everywhere. Object arrays are refused, never unpickled.
+    def counts(self) -> NDArray[np.uint16]:
+        """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
+        return stretched(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
+
+
+class Raw(NamedTuple):
+    """One image before it is looked at."""
+
+    pixels: NDArray[np.generic]
+    number: int | None = None
+    is_picture: bool = False
+    place: tuple[float | None, float | None, float | None] = (None, None, None)
+    """Pixel scale, right ascension and declination."""
+
+
+class Wanted(NamedTuple):
+    """Which of the things in a file is meant, where it holds several."""
+
+    hdu: str | None = None
+    """Number or name of a FITS extension; the first that holds an image if none."""
+    array: str | None = None
+    """Name of an array in an .npz, HDF5 or zarr file; the only one if none."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file."""
+    return _suffix(path) in READERS
+
+
+def is_fits(path: Path) -> bool:
+    """Whether the name is that of a FITS file."""
+    return READERS.get(_suffix(path)) is _read_fits
+
+
+def read(path: Path) -> Image:
+    """The one image of a file that holds one; raises as `read_all` does."""
+    first = next(read_all(path), None)
+    if not isinstance(first, Image) or first.number is not None:
+        raise ImageError(f"{path}: holds a stack of images; needs one. Save one image a file.")
+    return first
+
+
+def read_all(path: Path, wanted: Wanted | None = None) -> Iterator[Image | ImageError]:
+    """The images in one file, one by one.
+
+    .npy (h, w) or (1, h, w); FITS, also in gzip or tile-compressed; PNG, TIFF and JPEG, of which
+    colour is turned to grey. An array of an .npz, HDF5 or zarr file may also be a stack (n, h, w).
+    A few NaN pixels are given the median of the others, and a note says so.
+
+    Raises `ImageError`, naming the file, for anything else, and for an image that holds infinity or
+    has one value everywhere; yields it where that is one of a stack. Object arrays are refused, never
+    unpickled.
     """
-    return usable(_raw(path), str(path))
+    if not path.exists():
+        raise ImageError(f"{path}: no such file. Check the path.")
+    if not is_image(path):
+        raise ImageError(f"{path}: sublens reads {', '.join(READERS)} images. Convert it to one of these.")
+    for raw in READERS[_suffix(path)](path, wanted or Wanted()):
+        if raw.number is None:
+            yield _mended(raw, str(path))
+        else:
+            try:
+                yield _mended(raw, f"{path}, image {raw.number}")
+            except ImageError as err:
+                yield err
 
 
 def read_counts(path: Path) -> NDArray[np.uint16]:
-    """Counts above the minimum [h, w] of one image file; raises as `read` does.
-
-    The levels of an 8-bit picture are too coarse to be photons, so it is scaled to 16 bits.
-    """
-    raw = _raw(path)
-    pixels = usable(raw, str(path))
-    is_coarse = path.suffix.lower() not in (".npy", ".fits") and raw.dtype == np.uint8
-    return stretched(pixels) if is_coarse else counts_above_minimum(pixels)
+    """Counts above the minimum [h, w] of a file that holds one image; raises as `read` does."""
+    return read(path).counts()
 
 
 def read_archive(path: Path) -> NDArray[np.uint16]:
     """Counts above the minimum [n, h, w] of an .npz file's array `counts`; raises `ImageError`."""
     if not path.is_file():
         raise ImageError(f"{path}: no such file. Check the path.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = archive.getinfo("counts.npy").file_size  # known before it is unpacked
-        if n_bytes > MAX_ARCHIVE_BYTES:
-            raise ImageError(f"{path}: unpacks to {n_bytes:,} bytes; {MAX_ARCHIVE_BYTES:,} are allowed. Split it.")
-        with np.load(path, allow_pickle=False) as arrays:
-            counts = arrays["counts"]
-    except (*NPY_ERRORS, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:
-        raise ImageError(f"{path}: damaged, or holds no plain array `counts`. Save one with numpy.savez.") from err
+    counts = _npz_array(path, "counts", MAX_ARCHIVE_BYTES)
     if counts.ndim != 3 or counts.dtype.kind not in "ui" or not len(counts):
         raise ImageError(f"{path}: `counts` is {counts.dtype} {counts.shape}; needs whole numbers (n, height, width).")
     counts = counts.astype(np.int64) - counts.min(axis=(1, 2), keepdims=True).astype(np.int64)
@@ -87,8 +168,11 @@ def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
         raise ImageError(
             f"{name}: {bad} of {values.size} pixels are NaN or infinite; needs finite pixels. Fill or cut them out."
         )
-    if values.min() == values.max():
-        raise ImageError(f"{name}: every pixel is {values.flat[0]:g}; there is nothing to see. Leave this image out.")
+    low, high = values.min(), values.max()
+    if low == high:
+        raise ImageError(f"{name}: every pixel is {low:g}; there is nothing to see. Leave this image out.")
+    if high / 2 - low / 2 > np.finfo(np.float64).max / 4:
+        raise ImageError(f"{name}: pixels span {low:g} to {high:g}, too far to compute with. Rescale the image.")
     return values
 
 
@@ -118,78 +202,264 @@ def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
 
-def _raw(path: Path) -> NDArray[np.generic]:
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file. Check the path.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ImageError(f"{path}: sublens reads {', '.join(SUFFIXES)} images. Convert it to one of these.")
-    readers = {".npy": _read_npy, ".fits": _read_fits}
-    return readers.get(path.suffix.lower(), _read_picture)(path)
+def _mended(image: Raw, name: str) -> Image:
+    pixels, notes = image.pixels, tuple[str, ...]()
+    if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
+        share = float(missing.mean())
+        if share <= MAX_MISSING:
+            pixels = np.where(missing, np.median(pixels[~missing]), pixels)
+            notes = (f"{share:.1%} of the pixels were NaN",)
+    is_coarse = image.is_picture and image.pixels.dtype == np.uint8
+    return Image(usable(pixels, name), is_coarse, *image.place, image.number, notes)
 
 
-def _read_npy(path: Path) -> NDArray[np.generic]:
-    damaged = f"{path}: truncated, or not a .npy file. Copy or make it again."
+def _suffix(path: Path) -> str:
+    """The end of the name that tells the format: .npy, .fits.gz ..."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def _damaged(path: Path, kind: str) -> ImageError:
+    return ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.")
+
+
+def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    with path.open("rb") as file:
+        yield Raw(_npy_array(file, path, "a .npy file", MAX_SIDE**2 * 16))
+
+
+def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray[np.generic]:
+    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+    damaged = _damaged(path, kind)
     try:
-        with path.open("rb") as file:
-            if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
-                raise ImageError(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (*NPY_ERRORS, Warning) as err:
-        if "Python objects" in str(err):
-            raise ImageError(
-                f"{path}: a pickled object array, which could run code when opened, so it was not. "
-                "Save it again as a plain float array."
-            ) from err
-        raise ImageError(damaged) from err
-    if max(array.shape, default=0) > MAX_SIDE:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise damaged
+            header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+            shape, is_fortran, dtype = header(file)
+    except (*NPY_ERRORS, RuntimeError, zlib.error, Warning, zipfile.BadZipFile) as err:
+        raise damaged from err
+    if dtype.hasobject:
         raise ImageError(
-            f"{path}: has shape {array.shape}; a side may have {MAX_SIDE} pixels at most. Cut out the lens."
+            f"{path}: a pickled object array, which could run code when opened, so it was not. "
+            "Save it again as a plain float array."
         )
-    return np.array(array)
-
-
-def _read_picture(path: Path) -> NDArray[np.generic]:
+    n_bytes = dtype.itemsize
+    for size in shape:
+        n_bytes *= size
+    _check_sides(path, shape[-2:])
+    if n_bytes > max_bytes:
+        raise ImageError(f"{path}: unpacks to {n_bytes:,} bytes; {max_bytes:,} are allowed. Split it.")
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            if max(picture.size) > MAX_SIDE:
-                raise ImageError(
-                    f"{path}: has {picture.size[0]} x {picture.size[1]} pixels; a side may have "
-                    f"{MAX_SIDE} at most. Cut out the lens."
-                )
-            grey = picture if picture.mode in ("L", "I", "I;16", "F") else picture.convert("L")
-            return np.asarray(grey)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
-        raise ImageError(f"{path}: truncated, or not a PNG or JPEG picture. Copy or make it again.") from err
+        data = file.read(n_bytes)
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as err:
+        raise damaged from err
+    if len(data) != n_bytes or min(shape, default=1) < 0:
+        raise damaged
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _read_fits(path: Path) -> NDArray[np.generic]:
+def _read_npz(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    return _stacked(path, _npz_array(path, wanted.array, MAX_UNPACKED_BYTES))
+
+
+def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.generic]:
+    """An array of an .npz file: the named one, or the only one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+            name = _only(path, names, name)
+            member = archive.getinfo(f"{name}.npy")
+            if member.file_size > FREE_BYTES + MAX_RATIO * member.compress_size:
+                raise _bomb(path)
+            with archive.open(member) as file:
+                return _npy_array(file, path, "an .npz file", max_bytes)
+    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as err:
+        raise _damaged(path, "an .npz file") from err
+
+
+def _only(path: Path, names: list[str], wanted: str | None) -> str:
+    """The array that is meant."""
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        known = ", ".join(sorted(names)[:20]) or "none"
+        told = f"has no array {wanted!r}" if wanted else "holds several arrays, or none"
+        raise ImageError(f"{path}: {told}; name one with --array. It has: {known}.")
+    return wanted
+
+
+def _bomb(path: Path) -> ImageError:
+    return ImageError(
+        f"{path}: grows more than {MAX_RATIO}-fold when unpacked, as no image does. Unpack it yourself if you trust it."
+    )
+
+
+def _check_sides(path: Path, sides: tuple[int, ...]) -> None:
+    if max(sides, default=0) > MAX_SIDE:
+        shape = " x ".join(map(str, sides))
+        raise ImageError(f"{path}: has {shape} pixels; a side may have {MAX_SIDE} at most. Cut out the lens.")
+
+
+def _stacked(path: Path, array: Any) -> Iterator[Raw]:
+    """Images of an array that can be sliced: one, or a stack (n, h, w) or (n, 1, h, w)."""
+    if array.dtype.kind not in "fiub":
+        raise ImageError(f"{path}: holds {array.dtype} values; needs real numbers. Save them as float or integer.")
+    _check_sides(path, tuple(array.shape[-2:]))
+    chunk = getattr(array, "chunks", None) or ()  # of HDF5 and zarr: what is unpacked at once
+    if int(np.prod(chunk, dtype=float)) * array.dtype.itemsize > MAX_UNPACKED_BYTES:
+        raise ImageError(f"{path}: has chunks of {chunk} pixels, too large to unpack. Write it in smaller chunks.")
+    is_stack = len(array.shape) == 3 or (len(array.shape) == 4 and array.shape[1] == 1)
+    if is_stack and array.shape[0] > MAX_STACK:
+        raise ImageError(f"{path}: holds {array.shape[0]:,} images; {MAX_STACK:,} are allowed. Split it.")
+    if is_stack:
+        for number in range(array.shape[0]):
+            yield Raw(np.asarray(array[number]), number)
+    elif len(array.shape) == 2:
+        yield Raw(np.asarray(array[()]))
+    else:
+        raise ImageError(f"{path}: the array has shape {array.shape}; needs (height, width) or (n, height, width).")
+
+
+def _read_picture(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    try:
+        with Picture.open(path, formats=PICTURES) as picture:
+            _check_sides(path, picture.size)
+            grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
+            pixels = np.asarray(grey)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as err:
+        raise _damaged(path, "a PNG, TIFF or JPEG picture") from err
+    yield Raw(pixels, is_picture=True)
+
+
+def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     from astropy.io import fits  # slow to import
 
-    damaged = f"{path}: truncated, or not a FITS file. Copy or make it again."
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), _unpacked(path) as file:
             warnings.simplefilter("error")
-            if not file.read(len(FITS_MAGIC)) == FITS_MAGIC:
-                raise ImageError(damaged)
+            if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
+                raise _damaged(path, "a FITS file")
             file.seek(0)
             with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-                for hdu in hdus:
-                    if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
-                        return _fits_pixels(path, hdu)
+                hdu = _chosen(path, hdus, wanted.hdu)
+                sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
+                _check_sides(path, tuple(sides[:2]))
+                if int(np.prod(sides, dtype=float)) > MAX_SIDE**2:  # known before it is read
+                    raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
+                raw = Raw(np.array(hdu.data), place=_place(hdu.header))
     except ImageError:
         raise
     except Exception as err:  # astropy raises of every kind for damaged files
-        raise ImageError(damaged) from err
-    raise ImageError(f"{path}: holds no image, only tables or headers. Name a file with an image in it.")
+        raise _damaged(path, "a FITS file") from err
+    yield raw
 
 
-def _fits_pixels(path: Path, hdu: Any) -> NDArray[np.generic]:
-    sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
-    if max(sides[:2]) > MAX_SIDE or int(np.prod(sides, dtype=float)) > MAX_SIDE**2:  # known before it is read
-        raise ImageError(
-            f"{path}: has {' x '.join(map(str, sides))} pixels; a side may have {MAX_SIDE} at most. Cut out the lens."
-        )
-    pixels: NDArray[np.generic] = np.array(hdu.data)
-    return pixels
+def _unpacked(path: Path) -> IO[bytes]:
+    """The file's content, unpacked as far as the limits allow where it is compressed."""
+    if not path.name.lower().endswith(".gz"):
+        return path.open("rb")
+    whole, packed = io.BytesIO(), path.stat().st_size
+    try:
+        with gzip.open(path) as file:
+            while block := file.read(2**20):
+                whole.write(block)
+                if whole.tell() > min(MAX_UNPACKED_BYTES, FREE_BYTES + MAX_RATIO * packed):
+                    raise _bomb(path)
+    except (OSError, EOFError, zlib.error) as err:
+        raise _damaged(path, "a gzip file") from err
+    whole.seek(0)
+    return whole
+
+
+def _chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
+    """The extension that is meant: named, numbered, or the first that holds an image."""
+    if wanted is None:
+        for hdu in hdus:
+            if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
+                return hdu
+        raise ImageError(f"{path}: holds no image, only tables or headers. Name a file with an image in it.")
+    try:
+        hdu = hdus[int(wanted) if wanted.isdecimal() else wanted]
+    except (KeyError, IndexError) as err:
+        raise ImageError(f"{path}: has no extension {wanted}; it has {_extensions(hdus)}.") from err
+    if not hdu.is_image or hdu.header.get("NAXIS", 0) < 2:
+        raise ImageError(f"{path}: extension {wanted} holds no image; name one with --hdu. It has {_extensions(hdus)}.")
+    return hdu
+
+
+def _extensions(hdus: Any) -> str:
+    return ", ".join(f"{number}: {hdu.name or 'unnamed'}" for number, hdu in enumerate(hdus))
+
+
+def _place(header: Any) -> tuple[float | None, float | None, float | None]:
+    """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header tells."""
+    if header.get("CUNIT1") == "arcsec" and "CDELT1" in header:
+        return abs(float(header["CDELT1"])), None, None
+    if not str(header.get("CTYPE1", "")).startswith(("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")):
+        return None, None, None
+    from astropy.wcs import WCS
+    from astropy.wcs.utils import proj_plane_pixel_scales
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what astropy mends in a header, it also tells
+        wcs = WCS(header).celestial
+        scales = proj_plane_pixel_scales(wcs) * ARCSEC_A_DEGREE
+        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
+    return float(np.sqrt(scales[0] * scales[1])), float(centre.ra.deg), float(centre.dec.deg)
+
+
+def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            dataset = file[_only(path, _hdf5_datasets(file), wanted.array)]
+            if dataset.external or dataset.is_virtual:
+                raise ImageError(f"{path}: its data lie in other files, which are not opened. Copy them into one.")
+            yield from _stacked(path, dataset)
+    except ImageError:
+        raise
+    except Exception as err:  # h5py raises of every kind for damaged files
+        raise _damaged(path, "an HDF5 file") from err
+
+
+def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
+    """Names of the arrays that lie in the file itself: no link is followed."""
+    import h5py
+
+    names = []
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            kind = group.get(name, getclass=True)
+            if kind is h5py.Dataset:
+                names.append(prefix + name)
+            elif kind is h5py.Group and prefix.count("/") < 8:  # a group may hold itself
+                names += _hdf5_datasets(group[name], f"{prefix}{name}/")
+    return names
+
+
+def _read_zarr(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    import zarr
+
+    try:
+        top = zarr.open(str(path), mode="r")
+        arrays = {"": top} if isinstance(top, zarr.Array) else dict(top.arrays())
+        yield from _stacked(path, arrays[_only(path, list(arrays), wanted.array)])
+    except ImageError:
+        raise
+    except Exception as err:  # zarr raises of every kind for damaged stores
+        raise _damaged(path, "a zarr store") from err
+
+
+READERS: dict[str, Callable[[Path, Wanted], Iterator[Raw]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    **dict.fromkeys((".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fit.gz"), _read_fits),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), _read_picture),
+    **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
+    ".zarr": _read_zarr,
+}
+"""How a file is read, by the end of its name."""

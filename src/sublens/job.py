@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,13 +11,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, data, files, fits, images, store
+from sublens import bundle, data, files, fits, images, reading, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError, ConfigError, DataError, ImageError
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.predict import BATCH, NO_MAP, Prediction, Predictor
+from sublens.images import Wanted
+from sublens.predict import NO_MAP, Predictor, Row
 from sublens.progress import Bar, Count, silent
+from sublens.reading import Found
 from sublens.run import LOG, device, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
@@ -108,9 +111,9 @@ FEWEST = 50
 def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
     if path.suffix.lower() == ".npz":
         return images.read_archive(path)
-    found = sorted(file for file in path.glob("*") if file.suffix.lower() in images.SUFFIXES)
+    found = sorted(file for file in path.glob("*") if images.is_image(file))
     if not found:
-        raise DataError(f"{path}: holds no {', '.join(images.SUFFIXES)} images. Name a folder of images of one class.")
+        raise DataError(f"{path}: holds no {', '.join(images.READERS)} images. Name a folder of images of one class.")
     with bar(f"reading {path}", len(found)) as advance:
         count, read = Count(advance), []
         for file in found:
@@ -141,30 +144,53 @@ def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> 
 
 
 def predict(
-    name: str, paths: Sequence[Path], maps: Path | None = None, *, force: bool = False, bar: Bar = silent
-) -> tuple[tuple[str, ...], list[Prediction]]:
-    """What a trained network says of image files: its classes, and a prediction for each.
+    name: str,
+    inputs: Sequence[Path],
+    on_row: Callable[[Row], object],
+    *,
+    wanted: Wanted | None = None,
+    pixel_scale: float | None = None,
+    maps: Path | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> tuple[int, int]:
+    """Judge image files with a trained network; `on_row` is given a row for each image, in order.
 
-    name: that of one that comes with sublens, or a folder. maps: where to leave where the
-    substructure is, as the network sees it, in NUMBER-NAME.fits for each image. Raises
-    `BundleError` where the network cannot be used or draws no maps.
+    name: that of a network that comes with sublens, or a folder. inputs: files, folders and
+    patterns. maps: where to leave where the substructure is, as the network sees it, in
+    NUMBER-NAME.fits for each image. Returns the numbers of images and of those that failed.
+    Raises `BundleError` where the network cannot be used or draws no maps.
     """
     predictor = Predictor.load(name, device())
     if maps:
         files.refuse_existing(maps, force=force)
         if predictor.map is None:
             raise BundleError(NO_MAP)
-    predictions: list[Prediction] = []
-    with bar("judging", len(paths)) as advance:
+    n_images = n_failed = 0
+    paths = list(reading.listed(inputs))
+
+    def drawn(rows: Iterable[Row]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        nonlocal n_images, n_failed
+        for row in rows:
+            on_row(row)
+            n_images, n_failed = n_images + 1, n_failed + bool(row.error)
+            if row.prediction and row.prediction.masses is not None:
+                yield f"{n_images:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses
+
+    with bar("judging", len(paths)) as advance, reading.Reader(wanted or Wanted()) as reader:
         count = Count(advance)
-        for start in range(0, len(paths), BATCH):
-            predictions += predictor.files(paths[start : start + BATCH])
-            count.add(len(predictions) - start)
-    if maps and predictor.map:
-        numbered = enumerate(zip(paths, predictions, strict=True), start=1)
-        drawn = {f"{number:0{len(str(len(paths)))}}-{path.stem}": one.masses for number, (path, one) in numbered}
-        fits.write_maps(maps, drawn, predictor.map.cell_arcsec, force=force)
-    return predictor.classes, predictions
+        rows = predictor.rows(reader.read(_counted(paths, count)), pixel_scale)
+        if maps and predictor.map:
+            fits.write_maps(maps, drawn(rows), predictor.map.cell_arcsec, force=force)
+        else:
+            deque(drawn(rows), maxlen=0)
+    return n_images, n_failed
+
+
+def _counted(paths: Iterable[Path | Found], count: Count) -> Iterator[Path | Found]:
+    for path in paths:
+        yield path
+        count.add(1)
 
 
 def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:

@@ -1,7 +1,7 @@
 """Predictor: the only path from pixels to probabilities."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -10,11 +10,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from sublens import bundle, images
+from sublens import bundle, cutout, images
 from sublens.bundle import CardMap
 from sublens.config import InputConfig
 from sublens.errors import BundleError, ImageError
-from sublens.models import MASS_UNIT_MSUN, TruthHead, prepare
+from sublens.images import Image
+from sublens.models import MASS_UNIT_MSUN, TruthHead, field_of_view, prepare
+from sublens.reading import Found
 
 BATCH = 64
 NO_MAP = (
@@ -33,6 +35,28 @@ class Prediction:
     """Probability of each class; they sum to one."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one image of a file."""
+
+    path: Path
+    number: int | None = None
+    """Place in a file that holds many."""
+    prediction: Prediction | None = None
+    """None where the image could not be judged; `error` says why."""
+    error: str = ""
+    notes: tuple[str, ...] = ()
+    """What was done to the image, and what looks wrong with it."""
+    ra: float | None = None
+    dec: float | None = None
+    """Centre of the image, degrees, where its file tells."""
+
+    @property
+    def name(self) -> str:
+        """The file, and which image in it."""
+        return str(self.path) if self.number is None else f"{self.path}#{self.number}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,46 @@ class Predictor:
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Judge image files; `ImageError` names the first that cannot be used."""
         return self._judged([self._sized(images.read_counts(Path(path)), str(path)) for path in paths])
+
+    def rows(self, found: Iterable[Found], pixel_scale: float | None = None) -> Iterator[Row]:
+        """Judge what was found, a row each, in order; what cannot be used is a row with its error.
+
+        pixel_scale: arcsec a pixel of the images, where the user knows better than the files.
+        """
+        rows: list[Row] = []
+        counts: list[NDArray[np.uint16]] = []
+        for one in found:
+            row = Row(one.path, one.number)
+            try:
+                image = self._framed(one.image, pixel_scale)
+                counts.append(image.counts())
+                rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec))
+            except ImageError as err:
+                told = str(err)
+                is_named = told.startswith(str(one.path))
+                rows.append(replace(row, error=told if is_named else f"{row.name}: {told}"))
+            if len(counts) == BATCH:
+                yield from self._filled(rows, counts)
+                rows, counts = [], []
+        yield from self._filled(rows, counts)
+
+    def _framed(self, image: Image | ImageError, pixel_scale: float | None) -> Image:
+        if isinstance(image, ImageError):
+            raise image
+        side = field_of_view(self.input, self.image_shape)
+        return cutout.framed(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+
+    def _filled(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
+        judged = iter(self._judged(counts))
+        for row in rows:
+            yield row if row.error else replace(row, prediction=next(judged))
+
+    @property
+    def pixel_scale(self) -> float | None:
+        """Arcsec a pixel of the images it was trained on, where they were simulated."""
+        if self.map is None:
+            return None
+        return self.map.n_cells * self.map.cell_arcsec / field_of_view(self.input, self.image_shape)
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""

@@ -1,0 +1,85 @@
+"""An image of any size and pixel scale -> the frame that a network was trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.errors import ImageError
+from sublens.images import Image
+
+SAME_SCALE = 0.01
+"""Pixel scales that differ by less are taken as the same."""
+SATURATED_PIXELS = 5
+"""As many at the very top of an image are no chance."""
+FLAT_SHARE = 0.05
+"""Share of pixels at the very bottom from which on an image looks clipped."""
+
+
+def framed(
+    image: Image, shape: tuple[int, int], side: int, pixel_scale: float | None, given_scale: float | None = None
+) -> Image:
+    """The image resampled to `pixel_scale` and cut to `shape` around its centre; its notes say what was done.
+
+    side: pixels of the central square that the network looks at; without these an image is refused,
+    while what is missing around them is filled with the median, which the network never sees.
+    pixel_scale: arcsec a pixel of the frame, where it is known; given_scale: that of the image, where
+    the user knows better than the file. Raises `ImageError` where the image is too small.
+    """
+    notes = [*image.notes, *_quality(image)]
+    scale = given_scale or image.pixel_scale
+    pixels = image.pixels
+    if scale is None or pixel_scale is None:
+        notes.append("pixel scale unknown" if pixel_scale is None else f"pixel scale unknown, taken as {pixel_scale:g}")
+    elif abs(scale / pixel_scale - 1) > SAME_SCALE:
+        pixels = _resampled(pixels, scale / pixel_scale, shape)
+        notes.append(f"resampled from {scale:g} to {pixel_scale:g} arcsec a pixel")
+    if min(pixels.shape) < side:
+        height, width = pixels.shape
+        raise ImageError(f"is {height} x {width} pixels; needs {side} x {side} around the lens. Cut out more of it.")
+    if pixels.shape != shape:
+        notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
+        pixels = _cut(pixels, shape)
+    return replace(image, pixels=pixels, notes=tuple(notes))
+
+
+def _quality(image: Image) -> list[str]:
+    """What is wrong with the values, in words."""
+    pixels, notes = image.pixels, []
+    at_top, at_bottom = (pixels == pixels.max()).sum(), (pixels == pixels.min()).mean()
+    if at_top >= SATURATED_PIXELS:
+        notes.append(f"{at_top} pixels look saturated")
+    if at_bottom >= FLAT_SHARE and len(np.unique(pixels)) > 2:
+        notes.append(f"{at_bottom:.0%} of the pixels look clipped or blank")
+    return notes
+
+
+def _resampled(pixels: NDArray[np.float64], zoom: float, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """On a grid `zoom` times as fine, of which `shape` can be cut with the same centre; smoothed where coarser."""
+    from scipy import ndimage  # slow to import
+
+    if zoom < 1:  # a pixel of the new grid is 1 / zoom wide: smooth what it could not show
+        pixels = ndimage.gaussian_filter(pixels, np.sqrt(1 / zoom**2 - 1) / np.sqrt(12))
+    sides = [max(1, int(np.floor(size * zoom + 1e-6))) for size in pixels.shape]
+    sides = [side - (side - wanted) % 2 for side, wanted in zip(sides, shape, strict=True)]  # or half a pixel off
+    offset = [(size - 1) / 2 - (new - 1) / 2 / zoom for size, new in zip(pixels.shape, sides, strict=True)]
+    out = ndimage.affine_transform(pixels, [1 / zoom] * 2, offset, tuple(sides), order=3, mode="nearest")
+    return np.asarray(out, dtype=np.float64)
+
+
+def _cut(pixels: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """The central `shape`; what is missing is the median."""
+    out = np.full(shape, np.median(pixels))
+    slices = [_overlap(size, wanted) for size, wanted in zip(pixels.shape, shape, strict=True)]
+    (rows, to_rows), (columns, to_columns) = slices
+    out[to_rows, to_columns] = pixels[rows, columns]
+    return out
+
+
+def _overlap(size: int, wanted: int) -> tuple[slice, slice]:
+    """Where the central part lies in what there is, and in what is wanted."""
+    if size >= wanted:
+        start = (size - wanted) // 2
+        return slice(start, start + wanted), slice(0, wanted)
+    start = (wanted - size) // 2
+    return slice(0, size), slice(start, start + size)

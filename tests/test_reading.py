@@ -1,0 +1,258 @@
+import gzip
+import os
+import signal
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from astropy.io import fits
+from numpy.typing import NDArray
+from PIL import Image as Picture
+
+from sublens import images
+from sublens.errors import ImageError
+from sublens.images import Image, Wanted
+from sublens.reading import Found, Reader, listed
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    with Reader() as one:
+        yield one
+
+
+def light(side: int = 24) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(30, 5, (side, side))
+
+
+def only(found: Iterator[Found]) -> Image | ImageError:
+    (one,) = found
+    return one.image
+
+
+def told(found: Iterator[Found]) -> str:
+    error = only(found)
+    assert isinstance(error, ImageError)
+    return str(error)
+
+
+def memory_of_ours() -> int:
+    """Peak resident bytes of this process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def save_bomb(path: Path) -> Path:
+    """A file of under 3 MB that unpacks to over 150 MB."""
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
+            header = {"descr": "<f8", "fortran_order": False, "shape": (2**14, 50, 50)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(320):
+                file.write(bytes(2**20))
+    elif path.suffix == ".gz":
+        with gzip.open(path, "wb") as file:
+            file.write(fits.PrimaryHDU(np.zeros((10, 10))).header.tostring().encode())
+            for _ in range(320):
+                file.write(bytes(2**20))
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            made = file.create_dataset(
+                "a", (16, 16), "f8", maxshape=(None, None), chunks=(2**13, 2**13), compression="gzip"
+            )
+            made.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**29), 1))
+    else:
+        Picture.new("L", (13_000, 13_000)).save(path)
+    assert path.stat().st_size < 3e6
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.fits.gz", "a.png", "a.h5"])
+def test_a_bomb_is_refused_at_little_cost(reader: Reader, tmp_path: Path, name: str) -> None:
+    bomb = save_bomb(tmp_path / name)
+    before = memory_of_ours()
+    assert bomb.name in told(reader.read([bomb]))
+    assert memory_of_ours() - before < 50e6
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.fits", "a.fits.gz", "a.tif", "a.h5", "a.zarr"])
+def test_all_formats_give_the_same_pixels(reader: Reader, tmp_path: Path, name: str) -> None:
+    path, pixels = tmp_path / name, light().astype(np.float32)
+    match path.suffix:
+        case ".npy":
+            np.save(path, pixels)
+        case ".npz":
+            np.savez_compressed(path, pixels)
+        case ".fits" | ".gz":
+            fits.PrimaryHDU(pixels).writeto(path)
+        case ".tif":
+            Picture.fromarray(pixels).save(path)
+        case ".h5":
+            with h5py.File(path, "w") as file:
+                file["lens/light"] = pixels
+        case _:
+            zarr.create_array(str(path), data=pixels)
+    image = only(reader.read([path]))
+    assert isinstance(image, Image), image
+    assert np.array_equal(image.pixels, pixels)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.h5", "a.zarr"])
+def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> None:
+    stack = np.stack([light(), light() + 1, np.full((24, 24), 3.0), light() + 2])
+    if name == "a.npz":
+        np.savez(tmp_path / name, stack=stack, other=np.zeros(3))
+    elif name == "a.h5":
+        with h5py.File(tmp_path / name, "w") as file:
+            file["stack"], file["other"] = stack, np.zeros(3)
+    else:
+        group = zarr.open_group(str(tmp_path / name), mode="w")
+        group.create_array("stack", data=stack)
+        group.create_array("other", data=np.zeros(3))
+    assert "name one with --array. It has: other, stack" in told(reader.read([tmp_path / name]))
+    with Reader(Wanted(array="stack")) as chooser:
+        found = list(chooser.read([tmp_path / name]))
+    assert [(number, isinstance(image, Image)) for _, image, number in found] == [
+        *((0, True), (1, True), (2, False), (3, True))
+    ]
+    assert f"{name}, image 2: every pixel is 3" in str(found[2].image)
+
+
+def test_one_bad_file_costs_one_error(reader: Reader, tmp_path: Path) -> None:
+    names = [tmp_path / f"{number}.npy" for number in range(30)]
+    for path in names:
+        np.save(path, light())
+    names[17].write_bytes(b"nothing")
+    found = list(reader.read(names))
+    assert [one.path for one in found] == names
+    assert [one.path for one in found if isinstance(one.image, ImageError)] == [names[17]]
+
+
+def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", light())
+    with Reader(seconds=0.5) as reader:
+        os.mkfifo(tmp_path / "b.npy")
+        found = list(reader.read([tmp_path / "b.npy", tmp_path / "a.npy"]))
+    assert "took too long" in str(found[0].image)
+    assert isinstance(found[1].image, Image)
+
+
+def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", light())
+    with Reader() as reader:
+        assert isinstance(only(reader.read([tmp_path / "a.npy"])), Image)
+        assert reader._child is not None
+        os.kill(reader._child._process.pid, signal.SIGKILL)
+        found = list(reader.read([tmp_path / "a.npy"] * 3))
+    assert "reading it fails" in str(found[0].image)
+    assert all(isinstance(one.image, Image) for one in found[1:])
+
+
+def test_half_read_answers_are_not_taken_for_others(tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", np.stack([light()] * 5))
+    np.save(tmp_path / "a.npy", light() + 1)
+    with Reader() as reader:
+        first = reader.read([tmp_path / "many.npz"])
+        next(first)
+        first.close()  # type: ignore[attr-defined]
+        image = only(reader.read([tmp_path / "a.npy"]))
+    assert isinstance(image, Image)
+    assert np.array_equal(image.pixels, light() + 1)
+
+
+def test_data_that_lie_in_other_files_are_not_opened(reader: Reader, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = light()
+    (tmp_path / "raw").write_bytes(light().tobytes())
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["a"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "a")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file.create_dataset("a", (24, 24), "f8", external=[(str(tmp_path / "raw"), 0, 24 * 24 * 8)])
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        layout = h5py.VirtualLayout((24, 24), "f8")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", (24, 24))
+        file.create_virtual_dataset("a", layout)
+    assert "It has: none" in told(reader.read([tmp_path / "link.h5"]))
+    assert "lie in other files" in told(reader.read([tmp_path / "raw.h5"]))
+    assert "lie in other files" in told(reader.read([tmp_path / "virtual.h5"]))
+
+
+def test_a_folder_is_all_its_images_but_no_link_out_of_it(tmp_path: Path) -> None:
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    for name in ("out.npy", "in/z.npy", "in/b/a.npy", "in/readme.txt"):
+        np.save(tmp_path / name, light())
+        (tmp_path / f"{name}.npy").rename(tmp_path / name) if name.endswith("txt") else None
+    (tmp_path / "in" / "link.npy").symlink_to(tmp_path / "out.npy")
+    link, z, a = listed([tmp_path / "in"])
+    assert (z, a) == (tmp_path / "in/z.npy", tmp_path / "in/b/a.npy")
+    assert isinstance(link, Found)
+    assert "a link out of" in str(link.image)
+
+
+def test_patterns_are_expanded(tmp_path: Path) -> None:
+    for name in ("1.npy", "2.npy"):
+        np.save(tmp_path / name, light())
+    assert list(listed([tmp_path / "*.npy"])) == [tmp_path / "1.npy", tmp_path / "2.npy"]
+    (none,) = listed([tmp_path / "*.fits"])
+    assert isinstance(none, Found)
+
+
+def test_few_missing_pixels_are_filled_and_told(reader: Reader, tmp_path: Path) -> None:
+    pixels = light()
+    pixels[0, :3] = np.nan
+    fits.PrimaryHDU(pixels).writeto(tmp_path / "a.fits")
+    image = only(reader.read([tmp_path / "a.fits"]))
+    assert isinstance(image, Image)
+    assert image.notes == ["0.5% of the pixels were NaN"]
+    assert image.pixels[0, 0] == np.nanmedian(pixels)
+    pixels[:5] = np.nan
+    np.save(tmp_path / "b.npy", pixels)
+    assert "120 of 576 pixels are NaN" in told(reader.read([tmp_path / "b.npy"]))
+
+
+def test_the_place_on_the_sky_is_read(reader: Reader, tmp_path: Path) -> None:
+    hdu = fits.PrimaryHDU(light())
+    hdu.header.update(
+        CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=150.0, CRVAL2=2.0, CRPIX1=12.5, CRPIX2=12.5,
+        CD1_1=-0.05 / 3600, CD1_2=0.0, CD2_1=0.0, CD2_2=0.05 / 3600,
+    )  # fmt: skip
+    hdu.writeto(tmp_path / "a.fits")
+    image = only(reader.read([tmp_path / "a.fits"]))
+    assert isinstance(image, Image)
+    assert image.pixel_scale == pytest.approx(0.05, rel=1e-6)
+    assert image.ra == pytest.approx(150.0)
+    assert image.dec == pytest.approx(2.0)
+
+
+def test_a_named_extension_is_read(tmp_path: Path) -> None:
+    planes = [fits.ImageHDU(light() + number, name=name) for number, name in enumerate(("SCI", "ERR"))]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "a.fits")
+    for hdu, shift in (("ERR", 1), ("2", 1), (None, 0)):
+        (image,) = images.read_all(tmp_path / "a.fits", Wanted(hdu=hdu))
+        assert isinstance(image, Image)
+        assert np.array_equal(image.pixels, light() + shift)
+    with pytest.raises(ImageError, match="has no extension MASK; it has 0: PRIMARY, 1: SCI, 2: ERR"):
+        list(images.read_all(tmp_path / "a.fits", Wanted(hdu="MASK")))
+
+
+def test_scaled_and_big_endian_integers_are_read(tmp_path: Path) -> None:
+    counts = np.arange(576).reshape(24, 24)
+    np.save(tmp_path / "a.npy", counts.astype(">i2"))
+    hdu = fits.PrimaryHDU(counts.astype(np.uint16))  # BZERO = 32768
+    hdu.writeto(tmp_path / "b.fits")
+    scaled = fits.PrimaryHDU(counts.astype(np.int16))
+    scaled.header["BSCALE"], scaled.header["BZERO"] = 0.5, 7
+    scaled.writeto(tmp_path / "c.fits")
+    read = [images.read(tmp_path / name).pixels for name in ("a.npy", "b.fits", "c.fits")]
+    assert all(np.array_equal(pixels - pixels[0, 0], (pixels[0, 1] - pixels[0, 0]) * counts) for pixels in read)
+
+
+def test_a_tile_compressed_image_is_read(tmp_path: Path) -> None:
+    counts = np.arange(576, dtype=np.int32).reshape(24, 24)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(counts)]).writeto(tmp_path / "a.fits.fz")
+    assert np.array_equal(images.read(tmp_path / "a.fits.fz").pixels, counts)
