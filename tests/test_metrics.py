@@ -128,3 +128,18 @@ def test_a_map_at_random_finds_cells_as_often_as_there_are_any() -> None:
     scored = metrics.map_score(rng.exponential(1e9, (200, 9, 9)), rng.exponential(1e9, (200, 9, 9)), 1e9)
     for name in ("precision", "recall", "average_precision"):
         assert scored[name] == pytest.approx(scored["share"], abs=0.02)
+
+
+def test_a_forecast_that_means_what_it_says_has_no_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 200_000)
+    labels = (rng.random(200_000) > sure).astype(np.int64)
+    assert metrics.calibration_error(np.stack([sure, 1 - sure], 1), labels) < 0.005
+    exaggerated = np.stack([np.full(200_000, 0.99), np.full(200_000, 0.01)], 1)
+    assert metrics.calibration_error(exaggerated, labels) == pytest.approx(0.24, abs=0.005)
+
+
+def test_coverage_is_told_of_all_and_of_each_class() -> None:
+    sets = np.array([[True, False, False], [True, True, False], [False, False, False], [False, True, False]])
+    told = metrics.coverage(sets, np.array([0, 0, 1, 1]), ("a", "b", "c"))
+    assert told == {"all": 0.75, "a": 1.0, "b": 0.5}

@@ -28,6 +28,7 @@ LAYERS = (
         "timm_import",
         "models",
         "metrics",
+        "calibrate",
         "bundle",
         "checkpoint",
         "train",

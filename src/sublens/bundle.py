@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -12,12 +13,13 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sublens.calibrate import Calibration, Layer
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
 from sublens.files import sha256, whole_file, write_bytes
 from sublens.models import TruthHead, build, placed, zoom
 
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS, CARD, CALIBRATION = "weights.safetensors", "card.json", "calibration.safetensors"
 HEAD = "truth_head."
 """What the names of the truth head's weights begin with."""
 LARGE = 2**14
@@ -79,6 +81,26 @@ class CardScores(Frozen):
     loss: float
 
 
+class CardCalibration(Frozen):
+    """How its word is made honest: see `sublens.calibrate.Calibration`."""
+
+    temperature: float
+    cutoff: float
+    """Least probability of a class in a prediction set."""
+    coverage: float
+    """Share of images whose set holds the truth."""
+    ood_threshold: float | None
+    """None where the network has no feature maps to look at."""
+    false_alarms: float
+    """Share of familiar images whose score is above the threshold."""
+    n: int
+    """Selection images it was fitted to."""
+    usual: tuple[tuple[float, float], ...]
+    """Of each layer: mean and standard deviation of its log squared distances."""
+    sha256: str
+    """Of `calibration.safetensors`."""
+
+
 class CardMachine(Frozen):
     """Where it was trained."""
 
@@ -109,6 +131,8 @@ class Card(Frozen):
     """Of `weights.safetensors`."""
     map: CardMap | None = None
     """What the truth head draws, where it was trained with one."""
+    calibration: CardCalibration | None = None
+    """None while it is trained."""
     scores: tuple[CardScores, ...] = ()
     """Of published runs: this one's, then those of its other seeds and tracks."""
     rounding: float | None = None
@@ -142,6 +166,54 @@ def write_card(folder: Path, **fields: Any) -> None:
     """Write the card of the weights in `folder`; fields: those of `Card` but the hash."""
     card = Card(**fields, weights_sha256=sha256(folder / WEIGHTS))
     write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
+
+
+def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCalibration:
+    """Write the Gaussians of a calibration on `n` images; returns what the card has to say of it."""
+    tensors = {
+        f"{number}.{name}": torch.from_numpy(getattr(layer, name)).float().contiguous()
+        for number, layer in enumerate(calibration.layers)
+        for name in ("mean", "precision")
+    }
+    write_bytes(folder / CALIBRATION, to_bytes(tensors))
+    return CardCalibration(
+        temperature=calibration.temperature,
+        cutoff=calibration.cutoff,
+        coverage=calibration.coverage,
+        ood_threshold=calibration.ood_threshold if calibration.layers else None,
+        false_alarms=calibration.false_alarms,
+        n=n,
+        usual=tuple(layer.usual for layer in calibration.layers),
+        sha256=sha256(folder / CALIBRATION),
+    )
+
+
+def load_calibration(folder: Path, card: Card) -> Calibration | None:
+    """The calibration of the trained network in `folder`; None where it has none. Raises as `load` does."""
+    told = card.calibration
+    if told is None:
+        return None
+    tensors = from_bytes(_vouched(folder / CALIBRATION, told.sha256))
+    layers = [
+        Layer(tensors[f"{number}.mean"].double().numpy(), tensors[f"{number}.precision"].double().numpy(), usual)
+        for number, usual in enumerate(told.usual)
+    ]
+    threshold = np.inf if told.ood_threshold is None else told.ood_threshold
+    return Calibration(told.temperature, told.cutoff, told.coverage, tuple(layers), threshold, told.false_alarms)
+
+
+def _vouched(path: Path, digest: str) -> bytes:
+    """The content of a file that the card has the hash of, or a `BundleError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise BundleError(f"{path.parent}: has no {path.name}. Copy the whole folder again, or train again.") from err
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BundleError(
+            f"{path}: is not what its card was written for (sha256 differs). Copy the "
+            "whole folder again, or train again."
+        )
+    return data
 
 
 def is_bundle(name: str | Path) -> bool:
@@ -188,15 +260,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, TruthHead | None
     Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
     """
     card = read_card(folder)
-    try:
-        data = (folder / WEIGHTS).read_bytes()
-    except OSError as err:
-        raise BundleError(f"{folder}: has no {WEIGHTS}. Copy the whole folder again, or train again.") from err
-    if hashlib.sha256(data).hexdigest() != card.weights_sha256:
-        raise BundleError(
-            f"{folder / WEIGHTS}: is not what its card was written for (sha256 differs). Copy the "
-            "whole folder again, or train again."
-        )
+    data = _vouched(folder / WEIGHTS, card.weights_sha256)
     model = build(card.network, len(card.classes), card.input.channels)
     head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
     try:

@@ -277,6 +277,13 @@ def evaluate(
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
+    trust = scores["trust"]
+    print(f"  calibration error {trust['ece']:.4f}")
+    if "coverage" in trust:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in trust["coverage"].items())
+        print(f"  prediction sets that promise {trust['promised_coverage']:.0%} hold the truth of: {shares}")
+    if "strange" in trust:
+        print(f"  {trust['strange']:.1%} of the images are called strange")
     for name, drawn in scores["map"].items():
         print(
             f"  map of {name}: cells above 1e9 Msun ({drawn['share']:.1%} are) found with precision "
@@ -288,13 +295,13 @@ def evaluate(
 @app.command("publish")
 def publish_(
     dataset: Annotated[
-        Path, typer.Argument(help="Store whose selection part shows what rounding the weights changes.")
+        Path, typer.Argument(help="Store on whose selection part the network is calibrated.")
     ],
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Measured runs of one network.")],
     out: Out,
     force: Force = False,
 ) -> None:
-    """Make a bundle to give away of the best of several runs: 16-bit weights, and the scores of all.
+    """Make a bundle to give away of the best of several runs: 16-bit weights, calibrated, and the scores of all.
 
     The best is the one with the least selection loss among those trained on the same data as the
     first; the others' scores go into its card.
@@ -302,11 +309,14 @@ def publish_(
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
     from sublens import bundle, files, job
+    from sublens.config import SplitConfig
     from sublens.progress import visible
     from sublens.publish import publish
 
     files.refuse_existing(out, force=force)
-    data = job.open_dataset(dataset, bundle.read_card(runs[0]).settings.split, visible)
+    card, data = bundle.read_card(runs[0]), job.open_dataset(dataset, SplitConfig(), visible)
+    if card.data.hash == data.hash:  # what it was not trained on depends on how it was split
+        data = job.open_dataset(dataset, card.settings.split, visible)
     print(publish(runs, data, out, force=force, bar=visible))
 
 
@@ -331,7 +341,11 @@ def predict(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Judge images: a line each with the label and the probability of each class, or what is wrong with it.
+    """Judge images: a line each with the label, the probability of each class, and what they are worth.
+
+    The prediction set holds the true class of nine images in ten (none: no class is probable enough
+    for that). An image that is strange is unlike all that the network has learned from: do not trust
+    what it says of it.
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --map maps
     """
@@ -348,17 +362,24 @@ def predict(
         raise typer.BadParameter("name at least one image after the bundle")
     classes = bundle.read_card(bundle.located(name)).classes
 
-    header = "\t".join(("path", "label", *(f"p_{name}" for name in classes), "notes", "error"))
+    columns = ("path", "label", *(f"p_{name}" for name in classes), "prediction_set", "ood_score", "ood")
+    header = "\t".join((*columns, "notes", "error"))
 
     def show(row: Row) -> None:
         nonlocal header
         if header:  # nothing is printed before it is clear that images can be judged
             print(header)
             header = ""
-        probs = row.prediction.probs if row.prediction else {}
-        label = row.prediction.label if row.prediction else ""
-        cells = (f"{probs[name]:.4f}" if probs else "" for name in classes)
-        print("\t".join((row.name, label, *cells, "; ".join(row.notes), row.error)))
+        one = row.prediction
+        cells = [""] * (len(columns) - 1)
+        if one:
+            trust = ["", "", ""]
+            if one.prediction_set is not None:
+                trust[0] = ",".join(one.prediction_set) or "none"
+            if one.ood is not None:
+                trust[1:] = f"{one.ood:.2f}", "strange" if one.is_strange else "usual"
+            cells = [one.label, *(f"{one.probs[name]:.4f}" for name in classes), *trust]
+        print("\t".join((row.name, *cells, "; ".join(row.notes), row.error)))
 
     options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "force": force}
     n_images, n_failed = job.predict(name, images, show, bar=visible, **options)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -10,13 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import metrics
+from sublens import calibrate, metrics
+from sublens.calibrate import Calibration
 from sublens.data import Part
-from sublens.models import MASS_UNIT_MSUN, field_of_view
-from sublens.predict import BATCH, Predictor
+from sublens.models import MASS_UNIT_MSUN, Moments, field_of_view
+from sublens.predict import BATCH, Look, Predictor
+from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 
+FAMILIAR = 4_000
+"""Training images that tell what is usual."""
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
 """Latency is measured over this many runs, or until this much time has passed."""
@@ -34,29 +38,70 @@ class Predictions:
     classes: tuple[str, ...]
     masses: NDArray[np.float64] | None = None
     """[n, g, g], Msun in each cell, where the network draws maps."""
+    ood: NDArray[np.float64] | None = None
+    """[n], how strange each image is, where the network is calibrated."""
 
 
 def predict_all(predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None) -> Predictions:
     """Predict every image of a part."""
-    probs, masses = [], []
+    look = look_all(predictor, part, on_progress)
+    ood = predictor.calibration.ood(look.moments) if predictor.calibration and look.moments else None
+    return Predictions(part.ids, part.labels, look.probs, predictor.classes, look.masses, ood)
+
+
+def look_all(predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None) -> Look:
+    """What the network sees in every image of a part."""
+    looks = []
     for start in range(0, len(part), BATCH):
-        some, drawn = predictor.look(part.counts(np.arange(start, min(start + BATCH, len(part)))))
-        probs.append(some)
-        masses += [] if drawn is None else [drawn]
-        on_progress(len(some))
-    maps = np.concatenate(masses) if masses else None
-    return Predictions(part.ids, part.labels, np.concatenate(probs), predictor.classes, maps)
+        looks.append(predictor.look(part.counts(np.arange(start, min(start + BATCH, len(part))))))
+        on_progress(len(looks[-1].probs))
+    logits, probs, masses, moments = zip(*looks, strict=True)
+    return Look(
+        np.concatenate(logits),
+        np.concatenate(probs),
+        None if masses[0] is None else np.concatenate(masses),
+        [np.concatenate(layer) for layer in zip(*moments, strict=True)],
+    )
+
+
+def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = silent) -> Calibration:
+    """Calibrate a trained network: `calibrate.fit` on what it sees.
+
+    familiar: training images, of which up to `FAMILIAR` are looked at; part: the selection part.
+    """
+    listening = replace(predictor, calibration=None, moments=Moments(predictor.model))
+    spread = np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).round().astype(np.int64)
+    few = familiar.take(spread)
+    with bar("calibrating", len(few) + len(part)) as advance:
+        count = Count(advance)
+        known, seen = (look_all(listening, one, count.add) for one in (few, part))
+    return calibrate.fit(seen.logits, part.labels, seen.moments, known.moments)
 
 
 def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
     """What `scores.json` holds: quality with intervals, latency and size."""
     return {
         **metrics.score(predictions.probs, predictions.labels, predictions.classes),
+        "trust": _trust(predictor.calibration, predictions),
         "latency_ms": {f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
         "threads": torch.get_num_threads(),
         "device": predictor.device,
     }
+
+
+def _trust(calibration: Calibration | None, predictions: Predictions) -> dict[str, Any]:
+    """How honest the probabilities and sets are, and how many images are called strange."""
+    probs, labels = predictions.probs, predictions.labels
+    told: dict[str, Any] = {"ece": metrics.calibration_error(probs, labels)}
+    if calibration:
+        sets = calibration.sets(probs)
+        told["promised_coverage"] = calibration.coverage
+        told["coverage"] = metrics.coverage(sets, labels, predictions.classes)
+        told["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
+        if predictions.ood is not None:
+            told["strange"] = float((predictions.ood > calibration.ood_threshold).mean())
+    return told
 
 
 def score_maps(

@@ -207,7 +207,7 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     files.refuse_overlap(out, source)
     bundle.read_card(source)
     with files.whole_folder(out, force=force) as folder:
-        for name in (bundle.WEIGHTS, bundle.CARD, LOG):
+        for name in (bundle.WEIGHTS, bundle.CALIBRATION, bundle.CARD, LOG):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     return out

@@ -86,6 +86,25 @@ def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) 
     }
 
 
+def calibration_error(probs: Floats, labels: Labels, n_bins: int = 15) -> float:
+    """Expected calibration error: mean gap between how sure a network is and how often it is right.
+
+    Over bins of equal width in the greatest probability, weighted by the images in each (Guo et al.
+    2017, arXiv:1706.04599, eq. 3).
+    """
+    sure, right = probs.max(axis=1), hits(probs, labels)
+    bins = np.minimum((sure * n_bins).astype(np.int64), n_bins - 1)
+    gaps = np.bincount(bins, sure - right, n_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def coverage(sets: NDArray[np.bool_], labels: Labels, classes: Sequence[str]) -> dict[str, float]:
+    """Share of prediction sets [n, c] that hold the truth: of all images, then of each class that is there."""
+    held = sets[np.arange(len(labels)), labels]
+    by_class = {name: float(held[labels == label].mean()) for label, name in enumerate(classes) if label in labels}
+    return {"all": float(held.mean()), **by_class}
+
+
 def map_score(predicted: Floats, true: Floats, cutoff: float) -> dict[str, float]:
     """How well maps of mass [n, g, g] show where it is, and how much.
 

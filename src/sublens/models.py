@@ -1,6 +1,7 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,7 +102,11 @@ class LensNet(nn.Module):
         self.stage2 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1))
         self.stage3 = Block(64, 128, 2)
         self.classifier = nn.Linear(128, n_classes)
-        self.feature_info = [{"module": "stage2", "reduction": 4, "num_chs": 64}]
+        self.feature_info = [
+            {"module": "stem", "reduction": 2, "num_chs": 32},
+            {"module": "stage1", "reduction": 2, "num_chs": 32},
+            {"module": "stage2", "reduction": 4, "num_chs": 64},
+        ]
 
     def features(self, x: Tensor) -> Tensor:
         """What is averaged over the image before the decision, [b, 128, h / 8, w / 8]."""
@@ -149,6 +154,29 @@ class TruthHead(nn.Module):
         assert self._features is not None, "the model must see the batch first"
         mapped: Tensor = self.convolution(self._features)
         return mapped[:, 0]
+
+
+class Moments:
+    """What an image looks like to a network: moments of each channel of its first feature maps.
+
+    Listens to `model`; to be called after it, on the same batch.
+    """
+
+    N_MAPS = 3
+
+    def __init__(self, model: nn.Module) -> None:
+        taps: list[dict[str, Any]] = list(getattr(model, "feature_info", []))[: self.N_MAPS]
+        self._seen: list[Tensor | None] = [None] * len(taps)
+        for number, tap in enumerate(taps):
+            model.get_submodule(tap["module"]).register_forward_hook(partial(self._listen, number))
+
+    def _listen(self, number: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._seen[number] = output
+
+    def __call__(self) -> list[Tensor]:
+        """Mean, standard deviation and maximum over the image of c channels, [b, 3c] for each map."""
+        maps = [seen.float().flatten(2) for seen in self._seen if seen is not None and seen.ndim == 4]
+        return [torch.cat([one.mean(2), one.std(2, correction=0), one.amax(2)], 1) for one in maps]
 
 
 def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from torch import nn
 
 from sublens import bundle, cutout, images
 from sublens.bundle import CardMap
+from sublens.calibrate import Calibration, softmax
 from sublens.config import InputConfig
 from sublens.errors import BundleError, ImageError
 from sublens.images import Image
-from sublens.models import MASS_UNIT_MSUN, TruthHead, field_of_view, prepare
+from sublens.models import MASS_UNIT_MSUN, Moments, TruthHead, field_of_view, prepare
 from sublens.reading import Found
 
 BATCH = 64
@@ -33,8 +34,28 @@ class Prediction:
     """The most probable class."""
     probs: dict[str, float]
     """Probability of each class; they sum to one."""
+    prediction_set: tuple[str, ...] | None = None
+    """Classes that together hold the truth as often as the network's card promises; empty where none is
+    probable enough to be held to that. None where the network is not calibrated."""
+    ood: float | None = None
+    """How unlike the training images it is: 0 is usual."""
+    is_strange: bool = False
+    """Whether that is more than nearly all familiar images have: then nothing here is to be trusted."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
+
+
+class Look(NamedTuple):
+    """What a network sees in b images."""
+
+    logits: NDArray[np.float64]
+    """[b, c]"""
+    probs: NDArray[np.float64]
+    """[b, c], calibrated where the network is."""
+    masses: NDArray[np.float64] | None
+    """Msun in each cell, [b, g, g]; None where there is no truth head."""
+    moments: list[NDArray[np.float64]]
+    """Of each feature map, [b, d]; empty where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,10 @@ class Predictor:
     """Draws maps of the substructure, where the network was trained with it."""
     map: CardMap | None = None
     """Their cells."""
+    calibration: Calibration | None = None
+    """What makes its word honest; while it is trained there is none."""
+    moments: Moments | None = None
+    """What tells how strange an image is, where it is calibrated."""
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu") -> Self:
@@ -83,8 +108,11 @@ class Predictor:
 
         Raises `BundleError` where it cannot be used.
         """
-        model, head, card = bundle.load(bundle.located(name), device)
-        return cls(model, card.classes, card.image_shape, card.input, device, head, card.map)
+        folder = bundle.located(name)
+        model, head, card = bundle.load(folder, device)
+        calibration = bundle.load_calibration(folder, card)
+        moments = Moments(model) if calibration and calibration.layers else None
+        return cls(model, card.classes, card.image_shape, card.input, device, head, card.map, calibration, moments)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Judge images, each [h, w] or [1, h, w] in any linear scale.
@@ -140,7 +168,7 @@ class Predictor:
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
-        return self.look(counts)[0]
+        return self.look(counts).probs
 
     def masses(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Substructure mass in each cell, Msun, [b, g, g] with rows along y, of images [b, h, w].
@@ -148,18 +176,20 @@ class Predictor:
         The truth head learns the mean of log(1 + M / 1e9 Msun), which is undone here: where it is
         unsure the result lies below the mean mass. Raises `BundleError` where there is no such head.
         """
-        masses = self.look(counts)[1]
+        masses = self.look(counts).masses
         if masses is None:
             raise BundleError(NO_MAP)
         return masses
 
-    def look(self, counts: NDArray[np.uint16]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Both `probs` and `masses` at one glance; None where there is no truth head."""
+    def look(self, counts: NDArray[np.uint16]) -> Look:
+        """All that it sees in images [b, h, w] at one glance."""
         seen = prepare(counts, self.input).to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            probs = self.model(seen).double().softmax(dim=1).cpu().numpy()
+            logits = self.model(seen).double().cpu().numpy()
             logs = self.head().double().cpu().numpy() if self.head else None
-        return probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0))
+            moments = [one.double().cpu().numpy() for one in self.moments()] if self.moments else []
+        probs = self.calibration.probs(logits) if self.calibration else softmax(logits)
+        return Look(logits, probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0)), moments)
 
     def _counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
         return self._sized(images.counts_above_minimum(images.usable(pixels, name)), name)
@@ -175,10 +205,25 @@ class Predictor:
     def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
         judged = []
         for start in range(0, len(counts), BATCH):
-            probs, masses = self.look(np.stack(counts[start : start + BATCH]))
-            for number, row in enumerate(probs):
-                by_class = dict(zip(self.classes, map(float, row), strict=True))
+            look = self.look(np.stack(counts[start : start + BATCH]))
+            sets, ood = self._trust(look)
+            for number, row in enumerate(look.probs):
                 judged.append(
-                    Prediction(self.classes[int(row.argmax())], by_class, None if masses is None else masses[number])
+                    Prediction(
+                        self.classes[int(row.argmax())],
+                        dict(zip(self.classes, map(float, row), strict=True)),
+                        sets[number] if sets else None,
+                        None if ood is None else float(ood[number]),
+                        bool(self.calibration and ood is not None and ood[number] > self.calibration.ood_threshold),
+                        None if look.masses is None else look.masses[number],
+                    )
                 )
         return judged
+
+    def _trust(self, look: Look) -> tuple[list[tuple[str, ...]] | None, NDArray[np.float64] | None]:
+        """The prediction set and the out-of-distribution score of each image, where it is calibrated."""
+        if self.calibration is None:
+            return None, None
+        held = self.calibration.sets(look.probs)
+        sets = [tuple(name for name, is_held in zip(self.classes, row, strict=True) if is_held) for row in held]
+        return sets, self.calibration.ood(look.moments) if look.moments else None

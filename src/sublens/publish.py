@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
 
     The best has the least selection loss of those trained on the same data as the first; the
     scores of all go into its card. A bundle that was published before counts as a run, with all
-    the scores of its card. dataset: its selection part shows what the rounding changes. Returns
+    the scores of its card. dataset: on its selection part the rounded weights are calibrated. Returns
     `out`. Raises `DataError` where a run is not complete, not measured or of another kind.
     """
     cards = {run: bundle.read_card(run) for run in runs}
@@ -41,24 +42,30 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     best = min(rivals, key=lambda run: cards[run].training.selection_loss)
     with files.whole_folder(out, force=force) as folder:
         model, head, card = bundle.load(best)
-        told = {name: getattr(card, name) for name in Card.model_fields if name != "weights_sha256"}
+        told = {
+            name: getattr(card, name) for name in Card.model_fields if name not in ("weights_sha256", "calibration")
+        }
         told["scores"] = sum((scores[run] for run in sorted(runs, key=lambda run: run != best)), ())
         log = (best / LOG).read_text(encoding="utf-8").splitlines()
         bundle.save_weights(folder, model, head, torch.float16)
         bundle.write_card(folder, **told)
+        rounded, part = Predictor.load(folder, device()), dataset.selection
+        told["calibration"] = bundle.save_calibration(
+            folder, evaluate.calibrated(rounded, dataset.train, part, bar), len(part)
+        )
         if card.rounding is None:  # else it is rounded and thinned already
             log = list(_thinned(log))
-            told["rounding"] = _rounding(best, folder, dataset.selection, bar)
-            bundle.write_card(folder, **told)
+            told["rounding"] = _rounding(best, folder, part, bar)
+        bundle.write_card(folder, **told)
         (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
     return out
 
 
 def _rounding(run: Path, rounded: Path, part: Part, bar: Bar) -> float:
-    """The most that rounding its weights changes any probability of this part."""
+    """The most that rounding its weights changes any probability of this part, uncalibrated."""
     with bar(f"comparing with 16 bits: {run.name}", 2 * len(part)) as advance:
         count = Count(advance)
-        loaded = (Predictor.load(folder, device()) for folder in (run, rounded))
+        loaded = (replace(Predictor.load(folder, device()), calibration=None) for folder in (run, rounded))
         before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in loaded)
     return float(np.abs(before - after).max())
 

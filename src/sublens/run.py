@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from sublens import bundle, catalog, checkpoint, evaluate, files, metrics, models, train
-from sublens.bundle import CardMap
+from sublens.bundle import CardCalibration, CardMap
 from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked
 from sublens.data import Dataset, Part
@@ -82,23 +82,20 @@ def train_run(
     with torch.random.fork_rng(), files.explained(out):
         torch.manual_seed(config.train.seed)
         pupil = _pupil(dataset, config)
-        with (
-            files.taken(out),
-            _log(out, is_new=before is None) as log,
-            bar(f"training {config.model.name}", 1) as advance,
-        ):
-            diary = _Diary(dataset, config, pupil, out, log, advance)
-            if before:
-                diary.continue_from(before)
-            else:
-                diary.keep(0)
-            try:
-                with _patient() as diary.is_stopped:
-                    _fit(diary)
-            except KeyboardInterrupt:
-                diary.close(is_interrupted=True)
-                return False
-            diary.close(is_interrupted=False)
+        with files.taken(out), _log(out, is_new=before is None) as log:
+            with bar(f"training {config.model.name}", 1) as advance:
+                diary = _Diary(dataset, config, pupil, out, log, advance)
+                if before:
+                    diary.continue_from(before)
+                else:
+                    diary.keep(0)
+                try:
+                    with _patient() as diary.is_stopped:
+                        _fit(diary)
+                except KeyboardInterrupt:
+                    diary.close()
+                    return False
+            diary.finish(bar)
             checkpoint.discard(out)
     return True
 
@@ -424,13 +421,20 @@ class _Diary:
         kept = f"; {self.out} keeps the best epoch before it" if self.best else ""
         return DataError(f"The loss became {loss} in {where}. Lower train.lr or train.adamw_lr and train again{kept}.")
 
-    def close(self, *, is_interrupted: bool) -> None:
-        """Complete the card; the weights of now are judged and saved where none were yet."""
+    def close(self) -> None:
+        """Complete the card of a training that was stopped; the weights of now are judged where none were yet."""
         if not self.best:
             self.judge(0)
-        self.write_card(is_interrupted=is_interrupted)
+        self.write_card(is_interrupted=True)
 
-    def write_card(self, *, is_interrupted: bool) -> None:
+    def finish(self, bar: Bar) -> None:
+        """Calibrate the best weights on the selection part, and complete the card."""
+        self.close()
+        part = self.dataset.selection
+        found = evaluate.calibrated(Predictor.load(self.out, device()), self.dataset.train, part, bar)
+        self.write_card(is_interrupted=False, calibration=bundle.save_calibration(self.out, found, len(part)))
+
+    def write_card(self, *, is_interrupted: bool, calibration: CardCalibration | None = None) -> None:
         """Describe the best weights so far and the training so far."""
         assert self.config.input is not None
         bundle.write_card(
@@ -455,6 +459,7 @@ class _Diary:
                 "interrupted": is_interrupted,
             },
             map=self.pupil.drawn(self.dataset),
+            calibration=calibration,
             versions=self.versions,
             machine={"processor": processor(), "threads": torch.get_num_threads(), "device": device()},
         )
