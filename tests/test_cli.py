@@ -12,7 +12,7 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from sublens import bundle, cli, run, store
+from sublens import bundle, catalog, cli, run, store
 from sublens.files import sha256
 from sublens.predict import Predictor
 from sublens.sim import presets
@@ -348,6 +348,34 @@ def test_one_bad_image_costs_one_row(
     assert names == ["1.npy", "stack.npz#1", "none.fits"]
     assert "3 of 6 images could not be judged" in told.err
     assert sublens("predict", mapper, cutouts[1]) == 1
+
+
+def test_a_killed_table_goes_on_where_it_was(
+    mapper: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = np.load(small_store / "test" / "images-00000.npy")
+    np.savez(tmp_path / "many.npz", counts[:20])
+    np.save(tmp_path / "one.npy", counts[20])
+    inputs = (tmp_path / "one.npy", tmp_path / "none.npy", tmp_path / "many.npz", tmp_path / "one.npy")
+    assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
+    add, seen = catalog.Journal.add, []
+
+    def killed(self: catalog.Journal, place: tuple[int, int], one: catalog.Record) -> None:
+        if place == (2, 7):
+            raise KeyboardInterrupt
+        seen.append(place)
+        add(self, place, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog.Journal, "add", killed)
+        patch.setattr(catalog, "BATCH", 4)
+        assert sublens("predict", mapper, *inputs, "--out", tmp_path / "killed.csv") == 130
+    assert seen[-1] == (2, 6)
+    assert not (tmp_path / "killed.csv").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "BATCH", 4)
+        assert sublens("predict", mapper, *inputs, "--out", tmp_path / "killed.csv") == 0
+    assert (tmp_path / "killed.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
 def test_an_image_of_another_scale_is_resampled(

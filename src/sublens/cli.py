@@ -12,7 +12,11 @@ import typer
 from sublens.errors import SublensError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sublens.catalog import Cell
     from sublens.config import RunConfig
+    from sublens.predict import Row
 
 app = typer.Typer(
     name="sublens",
@@ -28,6 +32,8 @@ app = typer.Typer(
 STOPPED = 130
 """Exit code after Ctrl-C."""
 DEFAULT_BUNDLE = "lensnet"
+NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
+"""Columns of a table of predictions that are not printed."""
 IMBALANCED = 1.5
 """Times that the largest class may outnumber the smallest before we speak of it."""
 
@@ -294,9 +300,7 @@ def evaluate(
 
 @app.command("publish")
 def publish_(
-    dataset: Annotated[
-        Path, typer.Argument(help="Store on whose selection part the network is calibrated.")
-    ],
+    dataset: Annotated[Path, typer.Argument(help="Store on whose selection part the network is calibrated.")],
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Measured runs of one network.")],
     out: Out,
     force: Force = False,
@@ -336,6 +340,10 @@ def predict(
         float | None,
         typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Table to write: .csv, .jsonl, .parquet, .fits, .ecsv, .vot. It can be resumed."),
+    ] = None,
     maps: Annotated[
         Path | None, typer.Option("--map", help="Folder for a FITS map of the substructure in each image.")
     ] = None,
@@ -345,48 +353,54 @@ def predict(
 
     The prediction set holds the true class of nine images in ten (none: no class is probable enough
     for that). An image that is strange is unlike all that the network has learned from: do not trust
-    what it says of it.
+    what it says of it. A table with --out goes on where it was when the command is run again.
 
-    sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --map maps
+    sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
-    from sublens import bundle, job
+    from sublens import bundle, files, job
     from sublens.errors import ImageError
     from sublens.images import Wanted
-    from sublens.predict import Row
     from sublens.progress import visible
 
     first, *rest = arguments
     is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
-    name, images = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
-    if not images:
+    name, inputs = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
+    if not inputs:
         raise typer.BadParameter("name at least one image after the bundle")
     classes = bundle.read_card(bundle.located(name)).classes
-
-    columns = ("path", "label", *(f"p_{name}" for name in classes), "prediction_set", "ood_score", "ood")
-    header = "\t".join((*columns, "notes", "error"))
-
-    def show(row: Row) -> None:
-        nonlocal header
-        if header:  # nothing is printed before it is clear that images can be judged
-            print(header)
-            header = ""
-        one = row.prediction
-        cells = [""] * (len(columns) - 1)
-        if one:
-            trust = ["", "", ""]
-            if one.prediction_set is not None:
-                trust[0] = ",".join(one.prediction_set) or "none"
-            if one.ood is not None:
-                trust[1:] = f"{one.ood:.2f}", "strange" if one.is_strange else "usual"
-            cells = [one.label, *(f"{one.probs[name]:.4f}" for name in classes), *trust]
-        print("\t".join((row.name, *cells, "; ".join(row.notes), row.error)))
-
     options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "force": force}
-    n_images, n_failed = job.predict(name, images, show, bar=visible, **options)  # type: ignore[arg-type]
+    if maps:
+        files.refuse_existing(maps, force=force)
+    if out:
+        n_images, n_failed = job.tabulate(name, inputs, out, bar=visible, **options)  # type: ignore[arg-type]
+        print(out)
+    else:
+        n_images, n_failed = _shown(job.predict(name, inputs, bar=visible, **options), classes)  # type: ignore[arg-type]
     if n_failed == n_images:
-        raise ImageError(f"None of {n_images} images could be judged; the last column says why.")
+        raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
     if n_failed:
-        _say(f"{n_failed} of {n_images} images could not be judged; the last column says why.")
+        _say(f"{n_failed} of {n_images} images could not be judged; the column `error` says why.")
+
+
+def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
+    """Print rows as a table; returns how many there are, and how many of them failed."""
+    from sublens import catalog
+
+    n_images = n_failed = 0
+    names = [column.name for column in catalog.columns(classes) if column.name not in NOT_SHOWN]
+    for row in rows:
+        if not n_images:  # nothing is printed before it is clear that images can be judged
+            print("\t".join(names))
+        n_images, n_failed = n_images + 1, n_failed + bool(row.error)
+        record = catalog.record(row, classes, "", "")
+        print("\t".join(_cell(record[name]) for name in names))
+    return n_images, n_failed
+
+
+def _cell(value: "Cell") -> str:
+    if isinstance(value, bool):
+        return "strange" if value else "usual"
+    return f"{value:.4f}" if isinstance(value, float) else value or ""
 
 
 @app.command()

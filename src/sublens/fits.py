@@ -6,7 +6,8 @@ SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its
 simulation.json            survey and seed
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,14 +74,19 @@ def centred(n_pixels: int, pixel_scale: float) -> "Header":
     return header
 
 
-def write_maps(
-    folder: Path, maps: Iterable[tuple[str, NDArray[np.float64]]], cell_arcsec: float, *, force: bool
-) -> None:
-    """Maps of substructure mass [g, g], Msun a cell with rows along y, as NAME.fits in a new folder."""
+@contextmanager
+def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[[str, NDArray[np.float64]], None]]:
+    """Open a new folder for maps of substructure mass; yields what writes one.
+
+    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits.
+    """
     from astropy.io import fits
 
     with whole_folder(folder, force=force) as partial:
-        for name, masses in maps:
+
+        def draw(name: str, masses: NDArray[np.float64]) -> None:
             header = centred(len(masses), cell_arcsec)
             header["BUNIT"] = ("solMass", "substructure, as a network sees it")
             fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
+
+        yield draw

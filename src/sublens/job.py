@@ -2,16 +2,17 @@
 
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, data, files, fits, images, reading, store
+from sublens import bundle, catalog, data, files, fits, images, reading, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError, ConfigError, DataError, ImageError
@@ -19,7 +20,6 @@ from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import Wanted
 from sublens.predict import NO_MAP, Predictor, Row
 from sublens.progress import Bar, Count, silent
-from sublens.reading import Found
 from sublens.run import LOG, device, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
@@ -145,8 +145,45 @@ def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> 
 
 def predict(
     name: str,
+    inputs: Iterable[Path],
+    *,
+    wanted: Wanted | None = None,
+    pixel_scale: float | None = None,
+    maps: Path | None = None,
+    start: tuple[int, int] = (0, 0),
+    force: bool = False,
+    bar: Bar = silent,
+) -> Iterator[Row]:
+    """Judge image files with a trained network: a row for each image, in order.
+
+    name: that of a network that comes with sublens, or a folder. inputs: files, folders and
+    patterns. maps: where to leave where the substructure is, as the network sees it, in
+    NUMBER-NAME.fits for each image. start: the `place` of the row to begin with. Raises
+    `BundleError` where the network cannot be used or draws no maps.
+    """
+    predictor, paths = Predictor.load(name, device()), list(reading.listed(inputs))
+    if maps and predictor.map is None:
+        raise BundleError(NO_MAP)
+    with ExitStack() as stack:
+        cell = predictor.map.cell_arcsec if predictor.map else 0.0
+        draw = stack.enter_context(fits.maps(maps, cell, force=force)) if maps else None
+        count = Count(stack.enter_context(bar("judging", len(paths))))
+        reader = stack.enter_context(reading.Reader(wanted or Wanted()))
+        count.skip(start[0])
+        done = start[0]
+        for number, row in enumerate(predictor.rows(reader.read(paths, start), pixel_scale), start=1):
+            if draw and row.prediction and row.prediction.masses is not None:
+                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
+            count.add(row.place[0] - done)
+            done = row.place[0]
+            yield row
+        count.add(len(paths) - done)
+
+
+def tabulate(
+    name: str,
     inputs: Sequence[Path],
-    on_row: Callable[[Row], object],
+    out: Path,
     *,
     wanted: Wanted | None = None,
     pixel_scale: float | None = None,
@@ -154,43 +191,22 @@ def predict(
     force: bool = False,
     bar: Bar = silent,
 ) -> tuple[int, int]:
-    """Judge image files with a trained network; `on_row` is given a row for each image, in order.
+    """`predict` into a table; called again after it was stopped or killed, it goes on where it was.
 
-    name: that of a network that comes with sublens, or a folder. inputs: files, folders and
-    patterns. maps: where to leave where the substructure is, as the network sees it, in
-    NUMBER-NAME.fits for each image. Returns the numbers of images and of those that failed.
-    Raises `BundleError` where the network cannot be used or draws no maps.
+    out: its format follows from the end of its name. Returns the numbers of its rows, and of those
+    that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
-    predictor = Predictor.load(name, device())
-    if maps:
-        files.refuse_existing(maps, force=force)
-        if predictor.map is None:
-            raise BundleError(NO_MAP)
-    n_images = n_failed = 0
-    paths = list(reading.listed(inputs))
-
-    def drawn(rows: Iterable[Row]) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        nonlocal n_images, n_failed
-        for row in rows:
-            on_row(row)
-            n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-            if row.prediction and row.prediction.masses is not None:
-                yield f"{n_images:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses
-
-    with bar("judging", len(paths)) as advance, reading.Reader(wanted or Wanted()) as reader:
-        count = Count(advance)
-        rows = predictor.rows(reader.read(_counted(paths, count)), pixel_scale)
-        if maps and predictor.map:
-            fits.write_maps(maps, drawn(rows), predictor.map.cell_arcsec, force=force)
-        else:
-            deque(drawn(rows), maxlen=0)
-    return n_images, n_failed
-
-
-def _counted(paths: Iterable[Path | Found], count: Count) -> Iterator[Path | Found]:
-    for path in paths:
-        yield path
-        count.add(1)
+    files.refuse_existing(out, force=force)
+    card = bundle.read_card(bundle.located(name))
+    plan = {"bundle": card.weights_sha256, "inputs": list(map(str, inputs)), "wanted": wanted, "scale": pixel_scale}
+    judge = f"{card.network} {card.weights_sha256[:12]}"
+    with catalog.Journal(out, plan) as journal:
+        if maps:
+            journal.begin_anew()  # maps are all drawn by one call
+        options = {"wanted": wanted, "pixel_scale": pixel_scale, "maps": maps, "force": force, "bar": bar}
+        for row in predict(name, inputs, start=journal.place, **options):  # type: ignore[arg-type]
+            journal.add(row.place, catalog.record(row, card.classes, judge, version("sublens")))
+        return journal.finish(card.classes)
 
 
 def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:

@@ -70,6 +70,8 @@ class Row:
     error: str = ""
     notes: tuple[str, ...] = ()
     """What was done to the image, and what looks wrong with it."""
+    place: tuple[int, int] = (0, 0)
+    """Number of the input, and of the image in it."""
     ra: float | None = None
     dec: float | None = None
     """Centre of the image, degrees, where its file tells."""
@@ -134,7 +136,7 @@ class Predictor:
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
         for one in found:
-            row = Row(one.path, one.number)
+            row = Row(one.path, one.number, place=one.place)
             try:
                 image = self._framed(one.image, pixel_scale)
                 counts.append(image.counts())
@@ -143,7 +145,7 @@ class Predictor:
                 told = str(err)
                 is_named = told.startswith(str(one.path))
                 rows.append(replace(row, error=told if is_named else f"{row.name}: {told}"))
-            if len(counts) == BATCH:
+            if len(rows) == BATCH:  # whatever failed: so the same images always share a batch
                 yield from self._filled(rows, counts)
                 rows, counts = [], []
         yield from self._filled(rows, counts)

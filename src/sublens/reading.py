@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -53,6 +54,8 @@ class Found(NamedTuple):
     image: Image | ImageError
     number: int | None = None
     """Place in a file that holds many."""
+    place: tuple[int, int] = (0, 0)
+    """Number of the input, and of what came of it."""
 
 
 def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
@@ -109,12 +112,13 @@ class Reader:
     ) -> None:
         self._end()
 
-    def read(self, paths: Iterable[Path | Found]) -> Iterator[Found]:
+    def read(self, paths: Iterable[Path | Found], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
 
-        paths: as `listed` gives them; what is found already is passed on in its place.
+        paths: as `listed` gives them; what is found already is passed on in its place. start: the
+        `place` to begin at.
         """
-        asked, coming = deque[Path | Found](), iter(paths)
+        asked, coming, index = deque[Path | Found](), islice(paths, start[0], None), start[0]
         try:
             while True:
                 if self._child is None:
@@ -126,12 +130,13 @@ class Reader:
                     asked.append(path)
                 if not asked:
                     return
-                first = asked[0]
-                if isinstance(first, Found):
-                    yield first
-                else:
-                    yield from self._answers(self._child, first)
+                first, n_known = asked[0], start[1] if index == start[0] else 0
+                answers = iter([first]) if isinstance(first, Found) else self._answers(self._child, first)
+                for number, found in enumerate(answers):
+                    if number >= n_known:
+                        yield found._replace(place=(index, number))
                 asked.popleft()
+                index += 1
         finally:
             if asked:  # nobody will take its answers
                 self._end()
