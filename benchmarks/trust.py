@@ -1,0 +1,121 @@
+"""What the word of a network is worth, on images that nobody has seen.
+
+    python benchmarks/trust.py lensnet resnet18 --images 10000
+
+Calibration error and coverage of the prediction sets on fresh images of common-test-1 (seed 50), and
+how well the out-of-distribution score tells five kinds of strange images from them: a PSF twice as
+wide, three times the noise, the lens galaxy's own light, a star, and DeepLense's Model II.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens import cutout, evaluate, metrics
+from sublens.data import Part
+from sublens.images import Image
+from sublens.models import field_of_view
+from sublens.predict import Predictor
+from sublens.sim.camera import above_minimum
+from sublens.sim.population import CLASSES
+from sublens.sim.presets import preset
+from sublens.sim.render import simulate
+from sublens.sim.survey import Survey
+
+SEED = 50
+N_STRANGE = 1_000
+STAR_PEAK = 400
+"""Counts in the brightest pixel of the star; the median image has 801 in its own."""
+Counts = NDArray[np.uint16]
+
+
+def changed(**sections: dict[str, Any]) -> Survey:
+    """common-test-1 with some values changed."""
+    tree = preset("common-test-1").model_dump(exclude_none=True)
+    return Survey.model_validate({**tree, **{name: {**tree.get(name, {}), **new} for name, new in sections.items()}})
+
+
+@cache
+def fresh(n: int) -> tuple[Counts, NDArray[np.int64]]:
+    """Familiar images and their labels."""
+    truth, counts = simulate(preset("common-test-1"), SEED, "test", range(n))
+    return counts, truth.scenes["label"].astype(np.int64)
+
+
+def simulated(survey: Survey) -> Counts:
+    return simulate(survey, SEED, "test", range(N_STRANGE))[1]
+
+
+def starry() -> Counts:
+    """Familiar images with a star of the width of the PSF somewhere within 45 pixels of the centre."""
+    counts, rng = fresh(N_STRANGE)[0], np.random.default_rng(SEED)
+    radius, turn = rng.uniform(0, 45, N_STRANGE), rng.uniform(0, 2 * np.pi, N_STRANGE)
+    axis, sigma = np.arange(counts.shape[1]) - (counts.shape[1] - 1) / 2, 1.743
+    x, y = (axis - (radius * trig(turn))[:, None] for trig in (np.cos, np.sin))
+    star = STAR_PEAK * np.exp(-0.5 * (y[:, :, None] ** 2 + x[:, None, :] ** 2) / sigma**2)
+    return above_minimum((counts + rng.poisson(star)).astype(np.int32))
+
+
+SHIFTS: dict[str, Callable[[], Counts]] = {
+    "PSF x 2": lambda: simulated(changed(camera={"psf": {"profile": "gaussian", "fwhm": 2 * 0.20522256694}})),
+    "noise x 3": lambda: simulated(changed(camera={"background": 10 / 9}, source={"intensity": 100 / 9})),
+    "lens light": lambda: simulated(changed(lens_light={"intensity": 50, "n": 4, "r_eff": 1.0})),
+    "star": starry,
+    "Model II": lambda: simulated(preset("model-2")),
+}
+
+
+def scores(predictor: Predictor, counts: Counts, pixel_scale: float) -> metrics.Floats:
+    """Out-of-distribution scores of images, brought to the network's frame first."""
+    if not np.isclose(pixel_scale, predictor.pixel_scale or 0):
+        side, shape = field_of_view(predictor.input, predictor.image_shape), predictor.image_shape
+        images = [Image(one.astype(float), pixel_scale=pixel_scale) for one in counts]
+        counts = np.stack([cutout.framed(one, shape, side, predictor.pixel_scale).counts() for one in images])
+    found = evaluate.predict_all(predictor, part(counts)).ood
+    assert found is not None
+    return found
+
+
+def part(counts: Counts, labels: NDArray[np.int64] | None = None) -> Part:
+    rows = np.arange(len(counts))
+    return Part((counts,), rows, np.zeros(len(counts), np.int64) if labels is None else labels, rows.astype(str), None)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+")
+    parser.add_argument("--images", type=int, default=10_000)
+    options = parser.parse_args()
+    strange = {name: make() for name, make in SHIFTS.items()}
+    counts, labels = fresh(options.images)
+    for name in options.bundles:
+        predictor = Predictor.load(name)
+        assert predictor.calibration is not None
+        raw = evaluate.predict_all(replace(predictor, calibration=None), part(counts, labels))
+        told = evaluate.predict_all(predictor, part(counts, labels))
+        sets = predictor.calibration.sets(told.probs)
+        errors = [metrics.calibration_error(one.probs, labels) for one in (raw, told)]
+        print(f"{name}: temperature {predictor.calibration.temperature:.3f}")
+        print(f"  calibration error (15 bins) {errors[1]:.4f}, uncalibrated {errors[0]:.4f}")
+        held = metrics.coverage(sets, labels, CLASSES)
+        print("  coverage " + ", ".join(f"{kind} {share:.3f}" for kind, share in held.items()))
+        print("  classes in a set " + ", ".join(f"{size}: {(sets.sum(1) == size).mean():.1%}" for size in range(4)))
+        assert told.ood is not None
+        threshold, usual = predictor.calibration.ood_threshold, told.ood
+        print(f"  called strange: {(usual > threshold).mean():.1%} of these, and of")
+        for kind, images in strange.items():
+            scale = preset("model-2" if kind == "Model II" else "common-test-1").camera.pixel_scale
+            found = scores(predictor, images, scale)
+            is_strange = np.arange(len(usual) + len(found)) >= len(usual)
+            area = metrics.auc(np.concatenate([usual, found]), is_strange, np.ones((1, len(is_strange))))[0]
+            print(f"    {kind:12} {(found > threshold).mean():6.1%}   AUROC {area:.4f}")
+
+
+if __name__ == "__main__":
+    main()
