@@ -45,7 +45,7 @@ class Network:
     adamw_lr: float
     """AdamW's."""
     has_even_start: bool = False
-    """Whether its classifier starts at zero, at even odds. timm draws those of EfficientNets 15 times
+    """Whether its classifier starts at zero, at even odds. timm draws those of EfficientNets 26 times
     wider than torch would; 2,048 features then make so much noise that the truth head learns nothing."""
 
 
