@@ -392,7 +392,7 @@ def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
         if not n_images:  # nothing is printed before it is clear that images can be judged
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = catalog.record(row, classes, "", "")
+        record = {**catalog.record(row, classes, "", ""), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 
