@@ -1,6 +1,7 @@
 """Small seeded data, made once a session."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
 
 torch.set_num_threads(1)  # tests share two cores with each other and with whatever else runs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to Ctrl-C
 SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shared")).resolve()
 
 
