@@ -140,9 +140,10 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b")
         self.place, end = self._found()
-        self._file.truncate(end)
-        if end == 0:
-            self._write(self._plan)
+        if end:
+            self._file.truncate(end)
+        else:
+            self.begin_anew()
         return self
 
     def __exit__(

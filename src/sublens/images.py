@@ -40,7 +40,6 @@ QUANTISED_PEAK = 65535
 MAX_PEAK = 20000
 """Photon counts are looked for up to this many above the minimum."""
 INTEGER_TOLERANCE = 1e-3
-NPY_MAGIC = b"\x93NUMPY"
 FITS_MAGIC = b"SIMPLE  ="
 PICTURES = ("PNG", "JPEG", "TIFF")
 ARCSEC_A_DEGREE = 3600.0

@@ -55,18 +55,18 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
         )
         if card.rounding is None:  # else it is rounded and thinned already
             log = list(_thinned(log))
-            told["rounding"] = _rounding(best, folder, part, bar)
+            told["rounding"] = _rounding(best, rounded, part, bar)
         bundle.write_card(folder, **told)
         (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
     return out
 
 
-def _rounding(run: Path, rounded: Path, part: Part, bar: Bar) -> float:
+def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
     """The most that rounding its weights changes any probability of this part, uncalibrated."""
     with bar(f"comparing with 16 bits: {run.name}", 2 * len(part)) as advance:
         count = Count(advance)
-        loaded = (replace(Predictor.load(folder, device()), calibration=None) for folder in (run, rounded))
-        before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in loaded)
+        whole = replace(Predictor.load(run, device()), calibration=None, moments=None)
+        before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in (whole, rounded))
     return float(np.abs(before - after).max())
 
 
