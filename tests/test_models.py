@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublens import models
-from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
+from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
 from sublens.images import QUANTISED_PEAK
 from sublens.models import NOMINAL_PEAK, SKY, TruthHead, build, prepare
@@ -122,7 +122,7 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
 def test_small_images_shrink_the_usual_crop() -> None:
     seen = models.resolved(RunConfig(), (49, 49)).input
     assert seen is not None
-    assert models.side_seen(seen, (49, 49)) == 24
+    assert side_seen(seen, (49, 49)) == 24
 
 
 def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:

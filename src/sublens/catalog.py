@@ -18,9 +18,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from sublens.errors import ConfigError, DataError
-from sublens.evaluate import Predictions
 from sublens.files import explained, whole_file, write_bytes
-from sublens.predict import BATCH, Row
+from sublens.predict import BATCH, Predictions, Row
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""

@@ -347,6 +347,12 @@ def predict(
     maps: Annotated[
         Path | None, typer.Option("--map", help="Folder for a FITS map of the substructure in each image.")
     ] = None,
+    engine: Annotated[
+        Literal["onnxruntime", "openvino", "torch"] | None,
+        typer.Option(
+            help="What runs the network: onnxruntime, if it can; openvino; or torch, on a GPU if there is one."
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Judge images: a line each with the label, the probability of each class, and what they are worth.
@@ -357,7 +363,7 @@ def predict(
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
-    from sublens import bundle, files, job
+    from sublens import bundle, classify, files
     from sublens.errors import ImageError
     from sublens.images import Wanted
     from sublens.progress import visible
@@ -368,14 +374,14 @@ def predict(
     if not inputs:
         raise typer.BadParameter("name at least one image after the bundle")
     classes = bundle.read_card(bundle.located(name)).classes
-    options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "force": force}
+    options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "engine": engine, "force": force}
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = job.tabulate(name, inputs, out, bar=visible, **options)  # type: ignore[arg-type]
+        n_images, n_failed = classify.tabulate(name, inputs, out, bar=visible, **options)  # type: ignore[arg-type]
         print(out)
     else:
-        n_images, n_failed = _shown(job.predict(name, inputs, bar=visible, **options), classes)  # type: ignore[arg-type]
+        n_images, n_failed = _shown(classify.predict(name, inputs, bar=visible, **options), classes)  # type: ignore[arg-type]
     if n_failed == n_images:
         raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
     if n_failed:
