@@ -117,7 +117,7 @@ def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> No
     assert "name one with --array. It has: other, stack" in told(reader.read([tmp_path / name]))
     with Reader(Wanted(array="stack")) as chooser:
         found = list(chooser.read([tmp_path / name]))
-    assert [(number, isinstance(image, Image)) for _, image, number, _ in found] == [
+    assert [(one.number, isinstance(one.image, Image)) for one in found] == [
         *((0, True), (1, True), (2, False), (3, True))
     ]
     assert f"{name}, image 2: every pixel is 3" in str(found[2].image)

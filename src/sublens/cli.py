@@ -334,6 +334,14 @@ def predict(
             "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
         ),
     ],
+    at: Annotated[
+        Path | None,
+        typer.Option(
+            "--at",
+            help="Catalogue of positions to cut out of one big FITS image: .csv, .ecsv, .fits or .vot with the columns "
+            "ra, dec (degrees) or x, y (pixels, the first is 0); a column id or name is kept.",
+        ),
+    ] = None,
     hdu: Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")] = None,
     array: Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")] = None,
     pixel_scale: Annotated[
@@ -361,6 +369,8 @@ def predict(
     for that). An image that is strange is unlike all that the network has learned from: do not trust
     what it says of it. A table with --out goes on where it was when the command is run again.
 
+    sublens predict lensnet mosaic.fits --at positions.csv --out lenses.fits
+
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
     from sublens import bundle, classify, files
@@ -374,7 +384,14 @@ def predict(
     if not inputs:
         raise typer.BadParameter("name at least one image after the bundle")
     classes = bundle.read_card(bundle.located(name)).classes
-    options = {"wanted": Wanted(hdu, array), "pixel_scale": pixel_scale, "maps": maps, "engine": engine, "force": force}
+    options = {
+        "at": at,
+        "wanted": Wanted(hdu, array),
+        "pixel_scale": pixel_scale,
+        "maps": maps,
+        "engine": engine,
+        "force": force,
+    }
     if maps:
         files.refuse_existing(maps, force=force)
     if out:

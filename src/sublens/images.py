@@ -77,6 +77,7 @@ class Raw(NamedTuple):
     is_picture: bool = False
     place: tuple[float | None, float | None, float | None] = (None, None, None)
     """Pixel scale, right ascension and declination."""
+    notes: tuple[str, ...] = ()
 
 
 class Wanted(NamedTuple):
@@ -123,10 +124,10 @@ def read_all(path: Path, wanted: Wanted | None = None) -> Iterator[Image | Image
         raise ImageError(f"{path}: sublens reads {', '.join(READERS)} images. Convert it to one of these.")
     for raw in READERS[_suffix(path)](path, wanted or Wanted()):
         if raw.number is None:
-            yield _mended(raw, str(path))
+            yield mended(raw, str(path))
         else:
             try:
-                yield _mended(raw, f"{path}, image {raw.number}")
+                yield mended(raw, f"{path}, image {raw.number}")
             except ImageError as err:
                 yield err
 
@@ -201,13 +202,14 @@ def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
 
-def _mended(image: Raw, name: str) -> Image:
-    pixels, notes = image.pixels, tuple[str, ...]()
+def mended(image: Raw, name: str) -> Image:
+    """The image `name`, its few NaN pixels filled in; raises `ImageError` where it cannot be used."""
+    pixels, notes = image.pixels, image.notes
     if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
         share = float(missing.mean())
         if share <= MAX_MISSING:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
-            notes = (f"{share:.1%} of the pixels were NaN",)
+            notes = (*notes, f"{share:.1%} of the pixels were NaN")
     is_coarse = image.is_picture and image.pixels.dtype == np.uint8
     return Image(usable(pixels, name), is_coarse, *image.place, image.number, notes)
 
@@ -218,7 +220,8 @@ def _suffix(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
-def _damaged(path: Path, kind: str) -> ImageError:
+def damaged(path: Path, kind: str) -> ImageError:
+    """What to say of a file that is no `kind`."""
     return ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.")
 
 
@@ -229,17 +232,17 @@ def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
 
 def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray[np.generic]:
     """The array that follows in `file`, in the .npy format; its size is known before it is read."""
-    damaged = _damaged(path, kind)
+    broken = damaged(path, kind)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             version = np.lib.format.read_magic(file)
             if version not in ((1, 0), (2, 0)):
-                raise damaged
+                raise broken
             header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
             shape, is_fortran, dtype = header(file)
     except (*NPY_ERRORS, RuntimeError, zlib.error, Warning, zipfile.BadZipFile) as err:
-        raise damaged from err
+        raise broken from err
     if dtype.hasobject:
         raise ImageError(
             f"{path}: a pickled object array, which could run code when opened, so it was not. "
@@ -254,9 +257,9 @@ def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArra
     try:
         data = file.read(n_bytes)
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as err:
-        raise damaged from err
+        raise broken from err
     if len(data) != n_bytes or min(shape, default=1) < 0:
-        raise damaged
+        raise broken
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
@@ -276,7 +279,7 @@ def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.gener
             with archive.open(member) as file:
                 return _npy_array(file, path, "an .npz file", max_bytes)
     except (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as err:
-        raise _damaged(path, "an .npz file") from err
+        raise damaged(path, "an .npz file") from err
 
 
 def _only(path: Path, names: list[str], wanted: str | None) -> str:
@@ -329,7 +332,7 @@ def _read_picture(path: Path, wanted: Wanted) -> Iterator[Raw]:
             grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
             pixels = np.asarray(grey)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as err:
-        raise _damaged(path, "a PNG, TIFF or JPEG picture") from err
+        raise damaged(path, "a PNG, TIFF or JPEG picture") from err
     yield Raw(pixels, is_picture=True)
 
 
@@ -337,13 +340,13 @@ def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     from astropy.io import fits  # slow to import
 
     try:
-        with warnings.catch_warnings(), _unpacked(path) as file:
+        with warnings.catch_warnings(), unpacked(path) as file:
             warnings.simplefilter("error")
             if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
-                raise _damaged(path, "a FITS file")
+                raise damaged(path, "a FITS file")
             file.seek(0)
             with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-                hdu = _chosen(path, hdus, wanted.hdu)
+                hdu = chosen(path, hdus, wanted.hdu)
                 sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
                 _check_sides(path, tuple(sides[:2]))
                 if int(np.prod(sides, dtype=float)) > MAX_SIDE**2:  # known before it is read
@@ -352,12 +355,12 @@ def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     except ImageError:
         raise
     except Exception as err:  # astropy raises of every kind for damaged files
-        raise _damaged(path, "a FITS file") from err
+        raise damaged(path, "a FITS file") from err
     yield raw
 
 
-def _unpacked(path: Path) -> IO[bytes]:
-    """The file's content, unpacked as far as the limits allow where it is compressed."""
+def unpacked(path: Path) -> IO[bytes]:
+    """The file's content, unpacked as far as the limits allow where it is compressed; raises `ImageError`."""
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     whole, packed = io.BytesIO(), path.stat().st_size
@@ -365,16 +368,18 @@ def _unpacked(path: Path) -> IO[bytes]:
         with gzip.open(path) as file:
             while block := file.read(2**20):
                 whole.write(block)
-                if whole.tell() > min(MAX_UNPACKED_BYTES, FREE_BYTES + MAX_RATIO * packed):
+                if whole.tell() > FREE_BYTES + MAX_RATIO * packed:
                     raise _bomb(path)
+                if whole.tell() > MAX_UNPACKED_BYTES:
+                    raise ImageError(f"{path}: unpacks to over {MAX_UNPACKED_BYTES:,} bytes. Unpack it first.")
     except (OSError, EOFError, zlib.error) as err:
-        raise _damaged(path, "a gzip file") from err
+        raise damaged(path, "a gzip file") from err
     whole.seek(0)
     return whole
 
 
-def _chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
-    """The extension that is meant: named, numbered, or the first that holds an image."""
+def chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
+    """The extension that is meant: named, numbered, or the first that holds an image; raises `ImageError`."""
     if wanted is None:
         for hdu in hdus:
             if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
@@ -395,19 +400,35 @@ def _extensions(hdus: Any) -> str:
 
 def _place(header: Any) -> tuple[float | None, float | None, float | None]:
     """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header tells."""
-    if header.get("CUNIT1") == "arcsec" and "CDELT1" in header:
-        return abs(float(header["CDELT1"])), None, None
+    wcs = celestial(header)
+    if wcs is None:
+        return pixel_scale(header, wcs), None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
+    return pixel_scale(header, wcs), float(centre.ra.deg), float(centre.dec.deg)
+
+
+def celestial(header: Any) -> Any:
+    """The WCS of a FITS header's first two axes, None where they do not lie on the sky."""
     if not str(header.get("CTYPE1", "")).startswith(("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")):
-        return None, None, None
+        return None
     from astropy.wcs import WCS
-    from astropy.wcs.utils import proj_plane_pixel_scales
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what astropy mends in a header, it also tells
-        wcs = WCS(header).celestial
-        scales = proj_plane_pixel_scales(wcs) * ARCSEC_A_DEGREE
-        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
-    return float(np.sqrt(scales[0] * scales[1])), float(centre.ra.deg), float(centre.dec.deg)
+        wcs = WCS(header, naxis=2)
+        return wcs if wcs.has_celestial else None
+
+
+def pixel_scale(header: Any, wcs: Any) -> float | None:
+    """Arcsec along the side of a pixel, by the celestial `wcs` or else by axes in arcsec; None if there are none."""
+    if wcs is None:
+        is_told = header.get("CUNIT1") == "arcsec" and "CDELT1" in header
+        return abs(float(header["CDELT1"])) if is_told else None
+    from astropy.wcs.utils import proj_plane_pixel_scales
+
+    return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * ARCSEC_A_DEGREE
 
 
 def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:
@@ -422,7 +443,7 @@ def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:
     except ImageError:
         raise
     except Exception as err:  # h5py raises of every kind for damaged files
-        raise _damaged(path, "an HDF5 file") from err
+        raise damaged(path, "an HDF5 file") from err
 
 
 def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
@@ -450,7 +471,7 @@ def _read_zarr(path: Path, wanted: Wanted) -> Iterator[Raw]:
     except ImageError:
         raise
     except Exception as err:  # zarr raises of every kind for damaged stores
-        raise _damaged(path, "a zarr store") from err
+        raise damaged(path, "a zarr store") from err
 
 
 READERS: dict[str, Callable[[Path, Wanted], Iterator[Raw]]] = {

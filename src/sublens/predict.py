@@ -73,6 +73,8 @@ class Row:
     ra: float | None = None
     dec: float | None = None
     """Centre of the image, degrees, where its file tells."""
+    id: str = ""
+    """Name in a catalogue of positions, where it is from one that has names."""
 
     @property
     def name(self) -> str:
@@ -146,7 +148,7 @@ class Predictor:
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
         for one in found:
-            row = Row(one.path, one.number, place=one.place)
+            row = Row(one.path, one.number, place=one.place, ra=one.ra, dec=one.dec, id=one.id)
             try:
                 image = self._framed(one.image, pixel_scale)
                 counts.append(image.counts())
