@@ -8,6 +8,7 @@ import json
 import struct
 import warnings
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import evaluate, files, weights
+from sublens import evaluate, files, models, weights
 from sublens.bundle import GRAPH, WEIGHTS, Card, CardGraph
+from sublens.config import InputConfig, zoom
 from sublens.data import Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Moments, Whole
+from sublens.models import Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor, open_engine
 from sublens.progress import Bar, Count, silent
 
@@ -41,11 +43,15 @@ CALIBRATING = 512
 Counts = NDArray[np.uint16]
 
 
-def to_onnx(whole: Whole, shape: tuple[int, int]) -> "ModelProto":
-    """The graph of a network on the processor: images [b, h, w] of this shape, b of any size.
+@lru_cache(maxsize=4)
+def _graph(network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool) -> "ModelProto":
+    """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
 
     Raises `BundleError` where torch cannot export it.
     """
+    model = models.build(network, n_classes, seen.channels)
+    head = TruthHead(model, zoom(seen, shape)) if has_map else None
+    whole = Whole(model, seen, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
@@ -55,7 +61,7 @@ def to_onnx(whole: Whole, shape: tuple[int, int]) -> "ModelProto":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about torch
             program = torch.onnx.export(
-                _Listed(whole).eval(),
+                _Listed(whole),
                 (images,),
                 dynamo=True,
                 optimize=False,
@@ -98,7 +104,6 @@ def _tidy(model: Any) -> None:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.NameFixPass(),
     ):
@@ -115,10 +120,12 @@ def _bare(model: "ModelProto") -> "ModelProto":
     return model
 
 
-def _without_weights(model: "ModelProto", path: Path) -> "ModelProto":
-    """The graph with its weights taken from a safetensors file beside it, where they may have 16 bits."""
-    from onnx import TensorProto, helper
+def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
+    """A copy of the graph that takes its weights from a safetensors file beside it, where they may have 16 bits."""
+    from onnx import ModelProto, TensorProto, helper
 
+    model = ModelProto()
+    model.CopyFrom(graph)
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         stored = json.loads(file.read(length))
@@ -162,19 +169,14 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGr
     part: images on which it is compared with torch. Raises `BundleError`, and leaves none, where there
     is no such graph or it differs by more than `MAX_DEVIATION`.
     """
-    graph = _without_weights(to_onnx(_whole(folder, card), card.image_shape), folder / WEIGHTS)
-    files.write_bytes(folder / GRAPH, graph.SerializeToString())
+    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None)
+    files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
     try:
         n, deviation = _compared(folder, card, OnnxRuntime(folder / GRAPH), part, bar)
     except BaseException:
         files.remove(folder / GRAPH)
         raise
     return CardGraph(sha256=files.sha256(folder / GRAPH), precision="float32", is_alone=False, n=n, deviation=deviation)
-
-
-def _whole(folder: Path, card: Card) -> Whole:
-    model, head = weights.load(folder, card)
-    return Whole(model, card.input, head, Moments(model))
 
 
 def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Bar) -> tuple[int, float]:
