@@ -2,7 +2,8 @@
 
 Parent and child speak in frames: a line of JSON, then as many bytes as it announces. The parent sends
 what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
-A file that makes the child end, or takes it too long, costs one error and a new child.
+A file that makes the child end is tried once more in a new one, since a file before it may have damaged
+the old one's memory; a file that ends that too, or takes too long, costs one error and a new child.
 """
 
 import glob
@@ -42,6 +43,7 @@ MEMORY_BYTES = 2 * 2**30
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
+ENDED = "needs more memory than an image may, or is damaged so that reading it fails."
 FITS_LIBRARY = "astropy.io.fits"
 
 Frame = dict[str, Any]
@@ -89,7 +91,11 @@ def _within(folder: Path) -> Iterator[Path | Found]:
 
 
 class _SilentError(Exception):
-    """The child ended, or takes too long; the text says which."""
+    """The child takes too long."""
+
+
+class _EndedError(Exception):
+    """The child ended."""
 
 
 @dataclass
@@ -118,7 +124,8 @@ class Reader:
         paths: as `listed` gives them; what is found already is passed on in its place. start: the
         `place` to begin at.
         """
-        asked, coming, index = deque[Path | Found](), islice(paths, start[0], None), start[0]
+        asked, coming, index, n_known = deque[Path | Found](), islice(paths, start[0], None), *start
+        is_retry = False
         try:
             while True:
                 if self._child is None:
@@ -130,13 +137,22 @@ class Reader:
                     asked.append(path)
                 if not asked:
                     return
-                first, n_known = asked[0], start[1] if index == start[0] else 0
+                first = asked[0]
                 answers = iter([first]) if isinstance(first, Found) else self._answers(self._child, first)
-                for number, found in enumerate(answers):
-                    if number >= n_known:
-                        yield found._replace(place=(index, number))
+                try:
+                    for number, found in enumerate(answers):
+                        if number >= n_known:
+                            yield found._replace(place=(index, number))
+                            n_known = number + 1
+                except _EndedError:
+                    self._end()
+                    if not is_retry:
+                        is_retry = True
+                        continue
+                    assert isinstance(first, Path), "what is found already needs no child"
+                    yield Found(first, _given_up(first, ENDED), place=(index, n_known))
                 asked.popleft()
-                index += 1
+                index, n_known, is_retry = index + 1, 0, False
         finally:
             if asked:  # nobody will take its answers
                 self._end()
@@ -153,14 +169,18 @@ class Reader:
                     yield Found(path, ImageError(frame["problem"]), frame["number"])
             if frame["problem"]:
                 yield Found(path, ImageError(frame["problem"]))
-        except _SilentError as err:
+        except _SilentError:
             self._end()
-            yield Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it."))
+            yield Found(path, _given_up(path, "took too long to read."))
 
     def _end(self) -> None:
         if self._child is not None:
             self._child.end()
             self._child = None
+
+
+def _given_up(path: Path, problem: str) -> ImageError:
+    return ImageError(f"{path}: {problem} Leave this file out, or convert it.")
 
 
 class _Child:
@@ -219,10 +239,10 @@ class _Child:
 
     def _fill(self, deadline: float) -> None:
         if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise _SilentError("took too long to read.")
+            raise _SilentError
         block = os.read(self._output, 2**20)
         if not block:
-            raise _SilentError("needs more memory than an image may, or is damaged so that reading it fails.")
+            raise _EndedError
         self._buffer += block
 
     def _taken(self, n_bytes: int) -> bytearray:
