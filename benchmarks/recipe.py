@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens import evaluate, metrics, models, run, train
-from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
+from sublens import bundle, evaluate, metrics, models, run, train, weights
+from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data import Dataset, Part
 from sublens.data import open as open_dataset
-from sublens.models import LensNet
+from sublens.models import Eager, LensNet, Whole
 from sublens.predict import Predictor
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
@@ -77,14 +77,15 @@ def taught(batch: Batch) -> Batch:
     counts = ((10 * batch.images + shift) / 2) ** 2 - 0.375
     binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * models.SKY + 0.375) ** 0.5
     with torch.inference_mode():
-        probs = teacher().model(binned / 20).softmax(1)
+        probs = teacher()(binned / 20).softmax(1)
     return replace(batch, labels=(F.one_hot(batch.labels, 3) + probs.clone()) / 2)
 
 
 @cache
-def teacher() -> Predictor:
+def teacher() -> nn.Module:
     """The network that others learn from."""
-    return Predictor.load("lensnet")
+    folder = bundle.located("lensnet")
+    return weights.load(folder, bundle.read_card(folder))[0]
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,12 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         share_done=lambda step: step / n_steps,
         on_step=on_step,
         on_epoch=lambda epoch: None,
-        has_bf16=models.has_bf16_gain(lever.network, "cpu", models.side_seen(seen, part.shape)),
+        has_bf16=models.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
     )
     seconds = process_time() - start
-    predictor = Predictor((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
+    predictor = Predictor(
+        Eager(Whole((averaged if lever.ema else model).eval(), seen)), dataset.classes, part.shape, seen
+    )
     probs, labels = judged(predictor, dataset.selection, lever), dataset.selection.labels
     return {
         "auc": metrics.macro_auc(probs, labels),

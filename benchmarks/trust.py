@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens import cutout, evaluate, metrics
+from sublens.config import field_of_view
 from sublens.data import Part
 from sublens.images import Image
-from sublens.models import field_of_view
 from sublens.predict import Predictor
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from sublens.models import MASS_UNIT_MSUN
+from sublens.engine import MASS_UNIT_MSUN
 from sublens.predict import Predictor
 from sublens.sim.population import mass_map
 from sublens.sim.presets import preset

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sublens.config import SplitConfig
+from sublens import bundle, weights
+from sublens.config import InputConfig, RunConfig, SplitConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.job import simulate
+from sublens.models import build
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.store import Chunk
@@ -96,3 +98,30 @@ def chunk(n: int, start: int = 0, side: int = 8) -> Chunk:
     rng = np.random.default_rng(start)
     ids = np.array([f"train/{number:04d}" for number in range(start, start + n)])
     return Chunk(rng.integers(0, 900, (n, side, side)).astype(np.uint16), np.arange(start, start + n) % 2, ids)
+
+
+SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0.9}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A bundle of an untrained lensnet."""
+    torch.manual_seed(3)
+    weights.save(tmp_path / "run", build("lensnet", 3))
+    write_card(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def write_card(folder: Path, classes: tuple[str, ...] = ("no", "sphere", "vort"), network: str = "lensnet") -> None:
+    bundle.write_card(
+        folder,
+        network=network,
+        classes=classes,
+        image_shape=(48, 48),
+        input=InputConfig(binning=2),
+        settings=RunConfig(),
+        data={"name": "toy", "hash": "0", "train": 8, "selection": 1, "test": 1},
+        training={"steps": 1, "images": 8, "seconds": 1.0, "best_epoch": 0, "interrupted": False} | SELECTED,
+        versions={},
+        machine={"processor": "a processor", "threads": 1, "device": "cpu"},
+    )

@@ -10,8 +10,7 @@ from pyarrow import parquet
 
 from sublens import catalog
 from sublens.errors import ConfigError, DataError
-from sublens.evaluate import Predictions
-from sublens.predict import Prediction, Row
+from sublens.predict import Prediction, Predictions, Row
 
 
 def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> Predictions:

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sublens import models
-from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
+from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
 from sublens.images import QUANTISED_PEAK
 from sublens.models import NOMINAL_PEAK, SKY, TruthHead, build, prepare
@@ -122,7 +123,7 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
 def test_small_images_shrink_the_usual_crop() -> None:
     seen = models.resolved(RunConfig(), (49, 49)).input
     assert seen is not None
-    assert models.side_seen(seen, (49, 49)) == 24
+    assert side_seen(seen, (49, 49)) == 24
 
 
 def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
@@ -160,3 +161,11 @@ def test_the_truth_head_teaches_the_early_layers() -> None:
 def test_small_maps_are_never_trained_in_bfloat16() -> None:
     assert not models.has_bf16_gain("resnet18", "cpu", 32)
     assert not models.has_bf16_gain("mobilenetv3-small", "cpu", 112)
+
+
+@pytest.mark.parametrize(("side", "size"), [(24, 36), (24, 7), (24, 24), (150, 224), (2, 5)])
+def test_resampling_is_that_of_torch(side: int, size: int) -> None:
+    images = torch.rand(2, 1, side, side, dtype=torch.float64)
+    theirs = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    rows = torch.from_numpy(models._resampling(side, size))
+    assert torch.allclose(rows @ images @ rows.T, theirs, atol=1e-12)

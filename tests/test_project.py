@@ -18,7 +18,7 @@ from sublens import cli, config
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
-    *("errors", "files", "config", "progress", "images", "reading", "cutout"),
+    *("errors", "files", "config", "progress", "images", "mosaic", "reading", "cutout", "engine"),
     *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers"),
     *(
@@ -30,12 +30,13 @@ LAYERS = (
         "metrics",
         "calibrate",
         "bundle",
+        "weights",
         "checkpoint",
         "train",
         "fidelity",
         "sheet",
     ),
-    *("predict", "evaluate", "catalog", "run", "publish", "report", "job", "cli"),
+    *("predict", "evaluate", "catalog", "classify", "export", "run", "publish", "report", "job", "cli"),
 )
 """A file imports only from those before it."""
 

@@ -77,7 +77,7 @@ def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> No
     assert "name one with --array. It has: other, stack" in told(reader.read([tmp_path / name]))
     with Reader(Wanted(array="stack")) as chooser:
         found = list(chooser.read([tmp_path / name]))
-    assert [(number, isinstance(image, Image)) for _, image, number, _ in found] == [
+    assert [(one.number, isinstance(one.image, Image)) for one in found] == [
         *((0, True), (1, True), (2, False), (3, True))
     ]
     assert f"{name}, image 2: every pixel is 3" in str(found[2].image)
@@ -107,8 +107,8 @@ def test_a_child_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> No
 
 def test_a_file_that_ends_every_child_costs_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", light())
+    monkeypatch.setattr("sys.executable", "false")
     with Reader() as reader:
-        monkeypatch.setattr("sys.executable", "false")
         found = list(reader.read([tmp_path / "a.npy"] * 2))
     assert [one.place for one in found] == [(0, 0), (1, 0)]
     assert all("reading it fails" in str(one.image) for one in found)

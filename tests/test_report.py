@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from sublens import bundle, catalog, metrics, models, report
+from sublens import bundle, catalog, metrics, models, report, weights
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
-from sublens.evaluate import Predictions
+from sublens.predict import Predictions
 from sublens.run import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
@@ -62,7 +62,7 @@ def make_run(
     config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes))
     settings = models.resolved(config, (SIDE, SIDE))
     assert settings.input is not None
-    bundle.save_weights(folder, models.build("lensnet", len(classes)))
+    weights.save(folder, models.build("lensnet", len(classes)))
     bundle.write_card(
         folder,
         network=network,

@@ -1,4 +1,10 @@
-"""A trained model on disk: safetensors weights and a JSON card that vouches for them."""
+"""A trained model on disk: its files, and a JSON card that vouches for them. Knows no torch.
+
+card.json                  what it is, and the hashes of the other files
+weights.safetensors        the weights; `sublens.weights` makes the network of them
+graph.onnx                 what to compute with them, for engines other than torch
+calibration.safetensors    what makes its word honest
+"""
 
 import hashlib
 import json
@@ -6,24 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
 
 from sublens.calibrate import Calibration, Layer
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
-from sublens.files import sha256, whole_file, write_bytes
-from sublens.models import TruthHead, build, placed, zoom
+from sublens.files import sha256, write_bytes
 
-WEIGHTS, CARD, CALIBRATION = "weights.safetensors", "card.json", "calibration.safetensors"
-HEAD = "truth_head."
-"""What the names of the truth head's weights begin with."""
-LARGE = 2**14
-"""Elements of a tensor that is worth narrowing."""
+WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
 SHELVES = (Path(__file__).parent / "bundles", Path(__file__).parents[2] / "bundles")
 """Where the trained networks that come with sublens lie, in an installation and in a source tree."""
 
@@ -101,6 +99,22 @@ class CardCalibration(Frozen):
     """Of `calibration.safetensors`."""
 
 
+class CardGraph(Frozen):
+    """The graph that engines other than torch run, and how closely they follow it."""
+
+    sha256: str
+    """Of `graph.onnx`."""
+    precision: Literal["float32", "int8"]
+    is_alone: bool
+    """Whether the weights are in it too; else they are those of `weights.safetensors`."""
+    n: int
+    """Selection images it was compared with torch on, in batches of several sizes."""
+    deviation: float
+    """The most that any probability differed; of an int8 graph, from those of the float32 graph."""
+    auc_change: tuple[float, float, float] | None = None
+    """Of an int8 graph: how much its macro AUC is greater than the float32 graph's, and the 95 % interval."""
+
+
 class CardMachine(Frozen):
     """Where it was trained."""
 
@@ -133,6 +147,8 @@ class Card(Frozen):
     """What the truth head draws, where it was trained with one."""
     calibration: CardCalibration | None = None
     """None while it is trained."""
+    graph: CardGraph | None = None
+    """None while it is trained, and where the network cannot be made into one."""
     scores: tuple[CardScores, ...] = ()
     """Of published runs: this one's, then those of its other seeds and tracks."""
     rounding: float | None = None
@@ -140,38 +156,20 @@ class Card(Frozen):
     selection part of the data they were tested on."""
 
 
-def save_weights(
-    folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None
-) -> None:
-    """Write the weights of the model and its truth head; the card of those they replace is removed.
-
-    dtype: of large real tensors, if not their own; small ones, such as the filters of depthwise
-    convolutions, weigh little and keep theirs.
-    """
-    state = {
-        **model.state_dict(),
-        **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
-    }
-    narrowed = {name: _narrowed(value, dtype) for name, value in state.items()}
-    with whole_file(folder / WEIGHTS) as partial:
-        partial.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()}))
-        (folder / CARD).unlink(missing_ok=True)
-
-
-def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype and value.numel() >= LARGE and value.is_floating_point() else value
-
-
 def write_card(folder: Path, **fields: Any) -> None:
     """Write the card of the weights in `folder`; fields: those of `Card` but the hash."""
-    card = Card(**fields, weights_sha256=sha256(folder / WEIGHTS))
+    save_card(folder, Card(**fields, weights_sha256=sha256(folder / WEIGHTS)))
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Write a card, as it is."""
     write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
 def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCalibration:
     """Write the Gaussians of a calibration on `n` images; returns what the card has to say of it."""
     tensors = {
-        f"{number}.{name}": torch.from_numpy(getattr(layer, name)).float().contiguous()
+        f"{number}.{name}": np.ascontiguousarray(getattr(layer, name), dtype=np.float32)
         for number, layer in enumerate(calibration.layers)
         for name in ("mean", "precision")
     }
@@ -193,16 +191,16 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
     told = card.calibration
     if told is None:
         return None
-    tensors = from_bytes(_vouched(folder / CALIBRATION, told.sha256))
+    tensors = from_bytes(vouched(folder / CALIBRATION, told.sha256))
     layers = [
-        Layer(tensors[f"{number}.mean"].double().numpy(), tensors[f"{number}.precision"].double().numpy(), usual)
+        Layer(tensors[f"{number}.mean"].astype(np.float64), tensors[f"{number}.precision"].astype(np.float64), usual)
         for number, usual in enumerate(told.usual)
     ]
     threshold = np.inf if told.ood_threshold is None else told.ood_threshold
     return Calibration(told.temperature, told.cutoff, told.coverage, tuple(layers), threshold, told.false_alarms)
 
 
-def _vouched(path: Path, digest: str) -> bytes:
+def vouched(path: Path, digest: str) -> bytes:
     """The content of a file that the card has the hash of, or a `BundleError`."""
     try:
         data = path.read_bytes()
@@ -214,6 +212,16 @@ def _vouched(path: Path, digest: str) -> bytes:
             "whole folder again, or train again."
         )
     return data
+
+
+def graph(folder: Path, card: Card) -> Path:
+    """The graph of the trained network in `folder`, vouched for; `BundleError` where it has none."""
+    if card.graph is None:
+        raise BundleError(f"{folder}: has no {GRAPH}. Make one with `sublens export`, or use --engine torch.")
+    vouched(folder / GRAPH, card.graph.sha256)
+    if not card.graph.is_alone:
+        vouched(folder / WEIGHTS, card.weights_sha256)
+    return folder / GRAPH
 
 
 def is_bundle(name: str | Path) -> bool:
@@ -252,24 +260,3 @@ def read_card(folder: Path) -> Card:
         raise BundleError(
             f"{folder / CARD}: is damaged, or of another version of sublens. Copy it again, or train again."
         ) from err
-
-
-def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, TruthHead | None, Card]:
-    """The model, in evaluation mode on `device`, its truth head if it has one, and its card.
-
-    Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
-    """
-    card = read_card(folder)
-    data = _vouched(folder / WEIGHTS, card.weights_sha256)
-    model = build(card.network, len(card.classes), card.input.channels)
-    head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
-    try:
-        state = from_bytes(data)
-        if head:
-            head.load_state_dict({name: state.pop(f"{HEAD}{name}") for name in head.state_dict()})
-        model.load_state_dict(state)
-    except (SafetensorError, RuntimeError, KeyError) as err:
-        raise BundleError(
-            f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
-        ) from err
-    return placed(model, device).eval(), placed(head, device).eval() if head else None, card

@@ -18,9 +18,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from sublens.errors import ConfigError, DataError
-from sublens.evaluate import Predictions
 from sublens.files import explained, whole_file, write_bytes
-from sublens.predict import BATCH, Row
+from sublens.predict import BATCH, Predictions, Row
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""
@@ -82,7 +81,7 @@ def columns(classes: Sequence[str]) -> list[Column]:
     """The columns of a table of predictions of these classes."""
     return [
         Column(
-            "id", "text", "Name of the image: its file, and its place in a file that holds many", "meta.id;meta.main"
+            "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
         ),
         Column("path", "text", "File that it was read from", "meta.ref.url"),
         Column("label", "text", "Most probable class", "meta.code.class"),
@@ -104,7 +103,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Recor
     one = row.prediction
     held = one.prediction_set if one else None
     return {
-        "id": row.path.stem if row.number is None else f"{row.path.stem}#{row.number}",
+        "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),
         "path": str(row.path),
         "label": one.label if one else "",
         **{f"p_{name}": one.probs[name] if one else None for name in classes},

@@ -180,3 +180,31 @@ def _sections(annotation: Any) -> list[type[Frozen]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, Frozen) else []
     return [section for option in get_args(annotation) for section in _sections(option)]
+
+
+def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the square that is kept of images of this shape, pixels.
+
+    Raises `ConfigError` where they cannot be cropped and binned so.
+    """
+    side = seen.crop or min(shape)
+    if side > min(shape):
+        raise ConfigError(
+            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop "
+            f"to {min(shape)} or less."
+        )
+    if side % seen.binning:
+        raise ConfigError(
+            f"input.binning {seen.binning} does not divide the side of {side} pixels. Choose a divisor of it."
+        )
+    return side
+
+
+def side_seen(seen: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the square that the network gets of images of this shape, its own pixels."""
+    return seen.resize or field_of_view(seen, shape) // seen.binning
+
+
+def zoom(seen: InputConfig, shape: tuple[int, int]) -> float:
+    """Pixels that the network sees along a side for each pixel of images of this shape; below 1 if binned."""
+    return side_seen(seen, shape) / field_of_view(seen, shape)

@@ -1,12 +1,13 @@
 """An image of any size and pixel scale -> the frame that a network was trained on."""
 
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import Image
+from sublens.images import MAX_SIDE, Image
 
 SAME_SCALE = 0.01
 """Pixel scales that differ by less are taken as the same."""
@@ -14,6 +15,24 @@ SATURATED_PIXELS = 5
 """As many at the very top of an image are no chance."""
 FLAT_SHARE = 0.05
 """Share of pixels at the very bottom from which on an image looks clipped."""
+MARGIN = 4
+"""Pixels, of the frame and of the image, that are cut out beyond the frame where it is resampled."""
+
+
+def needed(shape: tuple[int, int], pixel_scale: float | None, scale: float | None) -> tuple[int, int]:
+    """Size of what must be cut out of an image of `scale` so that `framed` fills `shape` at `pixel_scale` with it.
+
+    Both in arcsec a pixel, where they are known. Raises `ImageError` where that is too large to read.
+    """
+    if scale is None or pixel_scale is None or abs(scale / pixel_scale - 1) <= SAME_SCALE:
+        return shape
+    height, width = (ceil((side + MARGIN) * pixel_scale / scale - 1e-6) + MARGIN for side in shape)
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(
+            f"At {scale:g} arcsec a pixel the image that the network needs has {height} x {width} pixels; a side may "
+            f"have {MAX_SIDE} at most. Check the pixel scale, or bin the image."
+        )
+    return height, width
 
 
 def framed(

@@ -2,7 +2,7 @@
 
 SublensError
 ├── ConfigError   a setting, a preset or a network name that cannot be used
-├── DataError     a folder, store or run that cannot be read or written
+├── DataError     a folder, store, run or catalogue that cannot be read or written
 ├── BundleError   a trained model on disk that is damaged or does not fit
 └── ImageError    one image that cannot be used
 
@@ -22,7 +22,7 @@ class ConfigError(SublensError):
 
 
 class DataError(SublensError):
-    """A folder, store or run cannot be read or written."""
+    """A folder, store, run or catalogue cannot be read or written."""
 
 
 class BundleError(SublensError):

@@ -2,19 +2,18 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from sublens import calibrate, metrics
 from sublens.calibrate import Calibration
+from sublens.config import field_of_view
 from sublens.data import Part
-from sublens.models import MASS_UNIT_MSUN, Moments, field_of_view
-from sublens.predict import BATCH, Look, Predictor
+from sublens.engine import MASS_UNIT_MSUN
+from sublens.predict import BATCH, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
@@ -26,34 +25,22 @@ LATENCY_SECONDS = 2.0
 """Latency is measured over this many runs, or until this much time has passed."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The prediction table: one row an image."""
-
-    ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
-    """[n], positions in `classes`."""
-    probs: NDArray[np.float64]
-    """[n, c]"""
-    classes: tuple[str, ...]
-    masses: NDArray[np.float64] | None = None
-    """[n, g, g], Msun in each cell, where the network draws maps."""
-    ood: NDArray[np.float64] | None = None
-    """[n], how strange each image is, where the network is calibrated."""
-
-
-def predict_all(predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None) -> Predictions:
+def predict_all(
+    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int = BATCH
+) -> Predictions:
     """Predict every image of a part."""
-    look = look_all(predictor, part, on_progress)
-    ood = predictor.calibration.ood(look.moments) if predictor.calibration and look.moments else None
+    look = look_all(predictor, part, on_progress, batch)
+    ood = predictor.calibration.ood(look.moments) if predictor.calibration and predictor.calibration.layers else None
     return Predictions(part.ids, part.labels, look.probs, predictor.classes, look.masses, ood)
 
 
-def look_all(predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None) -> Look:
+def look_all(
+    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int = BATCH
+) -> Look:
     """What the network sees in every image of a part."""
     looks = []
-    for start in range(0, len(part), BATCH):
-        looks.append(predictor.look(part.counts(np.arange(start, min(start + BATCH, len(part))))))
+    for start in range(0, len(part), batch):
+        looks.append(predictor.look(part.counts(np.arange(start, min(start + batch, len(part))))))
         on_progress(len(looks[-1].probs))
     logits, probs, masses, moments = zip(*looks, strict=True)
     return Look(
@@ -69,24 +56,21 @@ def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = sile
 
     familiar: training images, of which up to `FAMILIAR` are looked at; part: the selection part.
     """
-    listening = replace(predictor, calibration=None, moments=Moments(predictor.model))
+    plain = replace(predictor, calibration=None)
     spread = np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).round().astype(np.int64)
     few = familiar.take(spread)
     with bar("calibrating", len(few) + len(part)) as advance:
         count = Count(advance)
-        known, seen = (look_all(listening, one, count.add) for one in (few, part))
+        known, seen = (look_all(plain, one, count.add) for one in (few, part))
     return calibrate.fit(seen.logits, part.labels, seen.moments, known.moments)
 
 
 def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
-    """What `scores.json` holds: quality with intervals, latency and size."""
+    """What `scores.json` says of a predictor: quality with intervals, trust and latency."""
     return {
         **metrics.score(predictions.probs, predictions.labels, predictions.classes),
         "trust": _trust(predictor.calibration, predictions),
         "latency_ms": {f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},
-        "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "threads": torch.get_num_threads(),
-        "device": predictor.device,
     }
 
 

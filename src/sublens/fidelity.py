@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sublens import metrics, models, train
-from sublens.config import InputConfig, TrainConfig
+from sublens.config import InputConfig, TrainConfig, side_seen
 from sublens.data import Part
 from sublens.progress import Advance, Bar, silent
 
@@ -144,7 +144,7 @@ def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
         share_done=lambda step: step / n_steps,
         on_step=lambda step: None,
         on_epoch=on_epoch,
-        has_bf16=models.has_bf16_gain("lensnet", feed.device, models.side_seen(feed.seen, feed.part.shape)),
+        has_bf16=models.has_bf16_gain("lensnet", feed.device, side_seen(feed.seen, feed.part.shape)),
     )
     return network.eval()
 

@@ -80,6 +80,7 @@ class Raw(NamedTuple):
     is_picture: bool = False
     place: tuple[float | None, float | None, float | None] = (None, None, None)
     """Pixel scale, right ascension and declination."""
+    notes: tuple[str, ...] = ()
 
 
 class Wanted(NamedTuple):
@@ -126,10 +127,10 @@ def read_all(path: Path, wanted: Wanted | None = None) -> Iterator[Image | Image
         raise ImageError(f"{path}: sublens reads {', '.join(READERS)} images. Convert it to one of these.")
     for raw in READERS[_suffix(path)](path, wanted or Wanted()):
         if raw.number is None:
-            yield _mended(raw, str(path))
+            yield mended(raw, str(path))
         else:
             try:
-                yield _mended(raw, f"{path}, image {raw.number}")
+                yield mended(raw, f"{path}, image {raw.number}")
             except ImageError as err:
                 yield err
 
@@ -204,13 +205,14 @@ def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
 
-def _mended(image: Raw, name: str) -> Image:
-    pixels, notes = image.pixels, tuple[str, ...]()
+def mended(image: Raw, name: str) -> Image:
+    """The image `name`, its few NaN pixels filled in; raises `ImageError` where it cannot be used."""
+    pixels, notes = image.pixels, image.notes
     if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
         share = float(missing.mean())
         if share <= MAX_MISSING:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
-            notes = (f"{share:.1%} of the pixels were NaN",)
+            notes = (*notes, f"{share:.1%} of the pixels were NaN")
     is_coarse = image.is_picture and image.pixels.dtype == np.uint8
     return Image(usable(pixels, name), is_coarse, *image.place, image.number, notes)
 
@@ -219,6 +221,11 @@ def _suffix(path: Path) -> str:
     """The end of the name that tells the format: .npy, .fits.gz ..."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def damaged(path: Path, kind: str) -> ImageError:
+    """What to say of a file that is no `kind`."""
+    return ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.")
 
 
 @contextmanager
@@ -239,7 +246,7 @@ def _opened(path: Path, kind: str) -> Iterator[None]:
     except MemoryError as err:
         raise ImageError(f"{path}: needs more memory than an image may. Leave this file out, or convert it.") from err
     except Exception as err:
-        raise ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.") from err
+        raise damaged(path, kind) from err
 
 
 def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
@@ -351,14 +358,14 @@ def _picture(path: Path) -> Picture.Image:
 def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     from astropy.io import fits  # slow to import
 
-    with _opened(path, "a FITS file"), warnings.catch_warnings(), _unpacked(path) as file:
+    with _opened(path, "a FITS file"), warnings.catch_warnings(), unpacked(path) as file:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Invalid 'BLANK'")  # of many surveys, and without harm
         if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
             raise ValueError("does not begin as a FITS file does")
         file.seek(0)
         with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-            hdu = _chosen(path, hdus, wanted.hdu)
+            hdu = chosen(path, hdus, wanted.hdu)
             sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
             _check_sides(path, tuple(sides[:2]))
             if math.prod(sides) > MAX_SIDE**2:  # known before it is read
@@ -367,8 +374,8 @@ def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     yield raw
 
 
-def _unpacked(path: Path) -> IO[bytes]:
-    """The file's content, unpacked as far as the limits allow where it is compressed."""
+def unpacked(path: Path) -> IO[bytes]:
+    """The file's content, unpacked as far as the limits allow where it is compressed; raises `ImageError`."""
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     whole, packed = io.BytesIO(), path.stat().st_size
@@ -377,13 +384,13 @@ def _unpacked(path: Path) -> IO[bytes]:
             whole.write(block)
             _check_growth(path, whole.tell(), packed)
             if whole.tell() > MAX_UNPACKED_BYTES:
-                raise ImageError(f"{path}: unpacks to over {MAX_UNPACKED_BYTES:,} bytes. Cut out the lens.")
+                raise ImageError(f"{path}: unpacks to over {MAX_UNPACKED_BYTES:,} bytes. Unpack it first.")
     whole.seek(0)
     return whole
 
 
-def _chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
-    """The extension that is meant: named, numbered, or the first that holds an image."""
+def chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
+    """The extension that is meant: named, numbered, or the first that holds an image; raises `ImageError`."""
     if wanted is None:
         for hdu in hdus:
             if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
@@ -404,26 +411,39 @@ def _extensions(hdus: Any) -> str:
 
 def _place(header: Any) -> tuple[float | None, float | None, float | None]:
     """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header tells."""
-    if header.get("CUNIT1") == "arcsec" and "CDELT1" in header:
-        return _scale(abs(float(header["CDELT1"]))), None, None
+    wcs = celestial(header)
+    if wcs is None:
+        return pixel_scale(header, wcs), None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
+    ra, dec = float(centre.ra.deg), float(centre.dec.deg)
+    is_known = np.isfinite(ra + dec)
+    return pixel_scale(header, wcs), ra if is_known else None, dec if is_known else None
+
+
+def celestial(header: Any) -> Any:
+    """The WCS of a FITS header's first two axes, None where they do not lie on the sky."""
     if not str(header.get("CTYPE1", "")).startswith(("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")):
-        return None, None, None
+        return None
     from astropy.wcs import WCS
-    from astropy.wcs.utils import proj_plane_pixel_scales
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what astropy mends in a header, it also tells
-        wcs = WCS(header).celestial
-        scales = proj_plane_pixel_scales(wcs) * ARCSEC_A_DEGREE
-        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
-    ra, dec = float(centre.ra.deg), float(centre.dec.deg)
-    scale = _scale(float(np.sqrt(scales[0] * scales[1])))
-    return (scale, ra, dec) if np.isfinite(ra + dec) else (scale, None, None)
+        wcs = WCS(header, naxis=2)
+        return wcs if wcs.has_celestial else None
 
 
-def _scale(arcsec: float) -> float | None:
-    """What a header gives, where it can be one."""
-    return arcsec if 0 < arcsec < np.inf else None
+def pixel_scale(header: Any, wcs: Any) -> float | None:
+    """Arcsec along the side of a pixel, by the celestial `wcs` or else by axes in arcsec; None if there are none."""
+    if wcs is None:
+        is_told = header.get("CUNIT1") == "arcsec" and "CDELT1" in header
+        scale = abs(float(header["CDELT1"])) if is_told else 0.0
+    else:
+        from astropy.wcs.utils import proj_plane_pixel_scales
+
+        scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * ARCSEC_A_DEGREE
+    return scale if 0 < scale < np.inf else None
 
 
 def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:

@@ -2,25 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, catalog, data, files, fits, images, reading, store
+from sublens import bundle, data, files, fits, images, store
+from sublens.bundle import Card
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.errors import BundleError, ConfigError, DataError, ImageError
+from sublens.errors import ConfigError, DataError, ImageError
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.images import Wanted
-from sublens.predict import NO_MAP, Predictor, Row
 from sublens.progress import Bar, Count, silent
-from sublens.run import LOG, device, is_measured, measure_run, settled, train_run
+from sublens.run import LOG, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
@@ -135,78 +132,18 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
         return data.open(path, split, Count(advance).add)
 
 
+def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
+    """The data set at `path`, split so that the network of that card learned nothing from its selection part."""
+    dataset = open_dataset(path, SplitConfig(), bar)
+    return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
+
+
 def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> None:
     """Convert a folder of class folders into a store."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     with bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
         data.pack(folder, out, force=force, on_progress=Count(advance).add)
-
-
-def predict(
-    name: str,
-    inputs: Iterable[Path],
-    *,
-    wanted: Wanted | None = None,
-    pixel_scale: float | None = None,
-    maps: Path | None = None,
-    start: tuple[int, int] = (0, 0),
-    force: bool = False,
-    bar: Bar = silent,
-) -> Iterator[Row]:
-    """Judge image files with a trained network: a row for each image, in order.
-
-    name: that of a network that comes with sublens, or a folder. inputs: files, folders and
-    patterns. maps: where to leave where the substructure is, as the network sees it, in
-    NUMBER-NAME.fits for each image. start: the `place` of the row to begin with. Raises
-    `BundleError` where the network cannot be used or draws no maps.
-    """
-    predictor, paths = Predictor.load(name, device()), list(reading.listed(inputs))
-    if maps and predictor.map is None:
-        raise BundleError(NO_MAP)
-    with ExitStack() as stack:
-        cell = predictor.map.cell_arcsec if predictor.map else 0.0
-        draw = stack.enter_context(fits.maps(maps, cell, force=force)) if maps else None
-        count = Count(stack.enter_context(bar("judging", len(paths))))
-        reader = stack.enter_context(reading.Reader(wanted or Wanted()))
-        count.skip(start[0])
-        done = start[0]
-        for number, row in enumerate(predictor.rows(reader.read(paths, start), pixel_scale), start=1):
-            if draw and row.prediction and row.prediction.masses is not None:
-                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
-            count.add(row.place[0] - done)
-            done = row.place[0]
-            yield row
-        count.add(len(paths) - done)
-
-
-def tabulate(
-    name: str,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    wanted: Wanted | None = None,
-    pixel_scale: float | None = None,
-    maps: Path | None = None,
-    force: bool = False,
-    bar: Bar = silent,
-) -> tuple[int, int]:
-    """`predict` into a table; called again after it was stopped or killed, it goes on where it was.
-
-    out: its format follows from the end of its name. Returns the numbers of its rows, and of those
-    that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
-    """
-    files.refuse_existing(out, force=force)
-    card = bundle.read_card(bundle.located(name))
-    plan = {"bundle": card.weights_sha256, "inputs": list(map(str, inputs)), "wanted": wanted, "scale": pixel_scale}
-    judge = f"{card.network} {card.weights_sha256[:12]}"
-    with catalog.Journal(out, plan) as journal:
-        if maps:
-            journal.begin_anew()  # maps are all drawn by one call
-        options = {"wanted": wanted, "pixel_scale": pixel_scale, "maps": maps, "force": force, "bar": bar}
-        for row in predict(name, inputs, start=journal.place, **options):  # type: ignore[arg-type]
-            journal.add(row.place, catalog.record(row, card.classes, judge, version("sublens")))
-        return journal.finish(card.classes)
 
 
 def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:

@@ -1,7 +1,7 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, RunConfig
+from sublens.config import InputConfig, RunConfig, field_of_view, side_seen
+from sublens.engine import Sight
 from sublens.errors import ConfigError, nearest
 from sublens.images import QUANTISED_PEAK
 
@@ -20,8 +21,6 @@ SKY = 9.3
 """Counts of empty sky above the minimum in common-test-1; the Anscombe input is zero there."""
 
 Module = TypeVar("Module", bound=nn.Module)
-MASS_UNIT_MSUN = 1e9
-"""The truth head predicts log(1 + M / this)."""
 SMALLEST_BF16_SIDE = 33
 """Twice what the usual networks shrink into one pixel, and one more."""
 
@@ -271,19 +270,28 @@ def try_out(model: nn.Module, name: str, channels: int, side: int) -> None:
         ) from err
 
 
+def device() -> str:
+    """Where networks run: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def placed(model: Module, device: str) -> Module:
     """The model, moved in place to `device`, its weights laid out as convolutions are fastest."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def prepare(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
-    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32.
+    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32; see `prepared`."""
+    return prepared(torch.from_numpy(counts.astype(np.float32)), seen)
+
+
+def prepared(images: Tensor, seen: InputConfig) -> Tensor:
+    """Counts above the minimum [b, h, w], float32 -> what a network sees of them [b, channels, s, s].
 
     Cropped to the centre, binned, transformed, resampled, copied to `channels`, in that order.
     `anscombe` is 2 sqrt(k + 3/8), which has unit noise for Poisson counts k (Anscombe 1948,
     Biometrika 35, 246), shifted so that empty sky is 0 and divided by 10 times the binning.
     """
-    images = torch.from_numpy(counts.astype(np.float32))
     peak = images.amax((1, 2), keepdim=True)
     if seen.transform == "minmax":
         images = images / peak
@@ -295,8 +303,22 @@ def prepare(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
         images = (_anscombe(images * area) - _anscombe(torch.tensor(SKY * area))) / (10 * seen.binning)
     images = images[:, None]
     if seen.resize:
-        images = F.interpolate(images, (seen.resize, seen.resize), mode="bilinear", antialias=True)
+        rows = torch.from_numpy(_resampling(images.shape[-1], seen.resize)).to(images)
+        images = rows @ images @ rows.T
     return images.expand(-1, seen.channels, -1, -1)
+
+
+@lru_cache
+def _resampling(side: int, size: int) -> NDArray[np.float64]:
+    """Weights [size, side] that resample linearly, over as many pixels as become one where there are fewer.
+
+    As torch's antialiased bilinear interpolation, which works out its weights in float32; those errors
+    are the largest of all in what a network gives.
+    """
+    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    reach = max(1.0, side / size)
+    weights = np.clip(1 - np.abs(np.arange(side) - centres[:, None]) / reach, 0, None)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _anscombe(counts: Tensor) -> Tensor:
@@ -312,29 +334,36 @@ def _binned(images: Tensor, binning: int) -> Tensor:
     return F.avg_pool2d(images, binning) if binning > 1 else images
 
 
-def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
-    """Side of the square that is kept of images of this shape, pixels.
+class Whole(nn.Module):
+    """A trained network with all that belongs to it, from the counts on."""
 
-    Raises `ConfigError` where they cannot be cropped and binned so.
-    """
-    side = seen.crop or min(shape)
-    if side > min(shape):
-        raise ConfigError(
-            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop "
-            f"to {min(shape)} or less."
-        )
-    if side % seen.binning:
-        raise ConfigError(
-            f"input.binning {seen.binning} does not divide the side of {side} pixels. Choose a divisor of it."
-        )
-    return side
+    def __init__(
+        self, model: nn.Module, seen: InputConfig, head: TruthHead | None = None, moments: Moments | None = None
+    ) -> None:
+        """seen: what the model sees of an image; head and moments listen to the model."""
+        super().__init__()
+        self.model, self.seen, self.head, self.moments = model, seen, head, moments
 
-
-def side_seen(seen: InputConfig, shape: tuple[int, int]) -> int:
-    """Side of the square that the network gets of images of this shape, its own pixels."""
-    return seen.resize or field_of_view(seen, shape) // seen.binning
+    def forward(self, counts: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Counts [b, h, w], float32 -> logits [b, c], the map [b, g, g] if there is a head, moments [b, d]."""
+        images = prepared(counts, self.seen)
+        logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        return logits, self.head() if self.head else None, self.moments() if self.moments else []
 
 
-def zoom(seen: InputConfig, shape: tuple[int, int]) -> float:
-    """Pixels that the network sees along a side for each pixel of images of this shape; below 1 if binned."""
-    return side_seen(seen, shape) / field_of_view(seen, shape)
+class Eager:
+    """Runs a network with torch, as the code stands: the engine that others are compared with."""
+
+    def __init__(self, whole: Whole, device: str = "cpu") -> None:
+        """whole: on that device."""
+        self.whole, self.device = whole, device
+
+    def __call__(self, counts: NDArray[np.uint16]) -> Sight:
+        """Show it images [b, h, w]."""
+        with torch.inference_mode():
+            logits, logs, moments = self.whole(torch.from_numpy(counts.astype(np.float32)).to(self.device))
+        return Sight(_told(logits), None if logs is None else _told(logs), [_told(one) for one in moments])
+
+
+def _told(values: Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.double().cpu().numpy())

@@ -1,4 +1,4 @@
-"""Predictor: the only path from pixels to probabilities."""
+"""Predictor: the only path from pixels to probabilities. Knows no torch, unless that is the engine."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from sublens import bundle, cutout, images
-from sublens.bundle import CardMap
+from sublens.bundle import Card, CardMap
 from sublens.calibrate import Calibration, softmax
-from sublens.config import InputConfig
+from sublens.config import InputConfig, field_of_view
+from sublens.engine import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.errors import BundleError, ImageError
 from sublens.images import Image
-from sublens.models import MASS_UNIT_MSUN, Moments, TruthHead, field_of_view, prepare
 from sublens.reading import Found
 
 BATCH = 64
@@ -75,11 +73,29 @@ class Row:
     ra: float | None = None
     dec: float | None = None
     """Centre of the image, degrees, where its file tells."""
+    id: str = ""
+    """Name in a catalogue of positions, where it is from one that has names."""
 
     @property
     def name(self) -> str:
         """The file, and which image in it."""
         return str(self.path) if self.number is None else f"{self.path}#{self.number}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The prediction table: one row an image."""
+
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    """[n], positions in `classes`."""
+    probs: NDArray[np.float64]
+    """[n, c]"""
+    classes: tuple[str, ...]
+    masses: NDArray[np.float64] | None = None
+    """[n, g, g], Msun in each cell, where the network draws maps."""
+    ood: NDArray[np.float64] | None = None
+    """[n], how strange each image is, where the network is calibrated."""
 
 
 @dataclass(frozen=True)
@@ -90,31 +106,27 @@ class Predictor:
     predictor([pixels]) -> [Prediction(label="sphere", probs={"no": 0.02, ...})]
     """
 
-    model: nn.Module
+    engine: Engine
     classes: tuple[str, ...]
     image_shape: tuple[int, int]
     input: InputConfig
-    device: str = "cpu"
-    head: TruthHead | None = None
-    """Draws maps of the substructure, where the network was trained with it."""
     map: CardMap | None = None
-    """Their cells."""
+    """Cells of the maps of substructure that it draws, where it was trained with a truth head."""
     calibration: Calibration | None = None
     """What makes its word honest; while it is trained there is none."""
-    moments: Moments | None = None
-    """What tells how strange an image is, where it is calibrated."""
 
     @classmethod
-    def load(cls, name: str | Path, device: str = "cpu") -> Self:
+    def load(cls, name: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
         """A network that comes with sublens, by name, or the one that `sublens train` left in a folder.
 
-        Raises `BundleError` where it cannot be used.
+        engine: ONNX Runtime unless another is named, or torch where the bundle has no graph; device is
+        where torch runs. Raises `BundleError` where it cannot be used.
         """
         folder = bundle.located(name)
-        model, head, card = bundle.load(folder, device)
+        card = bundle.read_card(folder)
+        opened = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
-        moments = Moments(model) if calibration and calibration.layers else None
-        return cls(model, card.classes, card.image_shape, card.input, device, head, card.map, calibration, moments)
+        return cls(opened, card.classes, card.image_shape, card.input, card.map, calibration)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Judge images, each [h, w] or [1, h, w] in any linear scale.
@@ -136,7 +148,7 @@ class Predictor:
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
         for one in found:
-            row = Row(one.path, one.number, place=one.place)
+            row = Row(one.path, one.number, place=one.place, ra=one.ra, dec=one.dec, id=one.id)
             try:
                 image = self._framed(one.image, pixel_scale)
                 counts.append(image.counts())
@@ -185,11 +197,7 @@ class Predictor:
 
     def look(self, counts: NDArray[np.uint16]) -> Look:
         """All that it sees in images [b, h, w] at one glance."""
-        seen = prepare(counts, self.input).to(self.device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            logits = self.model(seen).double().cpu().numpy()
-            logs = self.head().double().cpu().numpy() if self.head else None
-            moments = [one.double().cpu().numpy() for one in self.moments()] if self.moments else []
+        logits, logs, moments = self.engine(counts)
         probs = self.calibration.probs(logits) if self.calibration else softmax(logits)
         return Look(logits, probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0)), moments)
 
@@ -228,4 +236,16 @@ class Predictor:
             return None, None
         held = self.calibration.sets(look.probs)
         sets = [tuple(name for name, is_held in zip(self.classes, row, strict=True) if is_held) for row in held]
-        return sets, self.calibration.ood(look.moments) if look.moments else None
+        return sets, self.calibration.ood(look.moments) if self.calibration.layers else None
+
+
+def open_engine(folder: Path, card: Card, name: EngineName | None = None, device: str = "cpu") -> Engine:
+    """What runs the network in `folder`: see `Predictor.load`."""
+    name = name or ("onnxruntime" if card.graph else "torch")
+    if name != "torch":
+        engine = OnnxRuntime if name == "onnxruntime" else OpenVino
+        return engine(bundle.graph(folder, card))
+    from sublens import models, weights  # torch is slow to import
+
+    model, head = weights.load(folder, card, device)
+    return models.Eager(models.Whole(model, card.input, head, models.Moments(model)), device)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublens import bundle, evaluate, files
+from sublens import bundle, evaluate, export, files, weights
 from sublens.bundle import Card, CardScores
 from sublens.data import Dataset, Part
 from sublens.errors import DataError
+from sublens.models import device
 from sublens.predict import Predictor
 from sublens.progress import Bar, Count, silent
-from sublens.run import LOG, SCORES, device
+from sublens.run import LOG, SCORES
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""
@@ -41,15 +42,16 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     rivals = [run for run, card in cards.items() if card.data.hash == first.data.hash]
     best = min(rivals, key=lambda run: cards[run].training.selection_loss)
     with files.whole_folder(out, force=force) as folder:
-        model, head, card = bundle.load(best)
-        told = {
-            name: getattr(card, name) for name in Card.model_fields if name not in ("weights_sha256", "calibration")
-        }
+        card = bundle.read_card(best)
+        model, head = weights.load(best, card)
+        anew = "weights_sha256", "calibration", "graph"
+        told = {name: getattr(card, name) for name in Card.model_fields if name not in anew}
         told["scores"] = sum((scores[run] for run in sorted(runs, key=lambda run: run != best)), ())
         log = (best / LOG).read_text(encoding="utf-8").splitlines()
-        bundle.save_weights(folder, model, head, torch.float16)
+        weights.save(folder, model, head, torch.float16)
         bundle.write_card(folder, **told)
-        rounded, part = Predictor.load(folder, device()), dataset.selection
+        rounded, part = Predictor.load(folder, "torch", device()), dataset.selection
+        told["graph"] = export.add_graph(folder, bundle.read_card(folder), part, bar)
         told["calibration"] = bundle.save_calibration(
             folder, evaluate.calibrated(rounded, dataset.train, part, bar), len(part)
         )
@@ -65,7 +67,7 @@ def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
     """The most that rounding its weights changes any probability of this part, uncalibrated."""
     with bar(f"comparing with 16 bits: {run.name}", 2 * len(part)) as advance:
         count = Count(advance)
-        whole = replace(Predictor.load(run, device()), calibration=None, moments=None)
+        whole = replace(Predictor.load(run, "torch", device()), calibration=None)
         before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in (whole, rounded))
     return float(np.abs(before - after).max())
 

@@ -3,7 +3,8 @@
 Parent and child speak in frames: a line of JSON, then as many bytes as it announces. The parent sends
 what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
 A file that makes the child end is tried once more in a new one, since a file before it may have damaged
-the old one's memory; a file that ends that too, or takes too long, costs one error and a new child.
+the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. So
+does a cutout of a big image; the catalogue that tells where to cut is read by a child of its own.
 """
 
 import glob
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +26,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from sublens import images
-from sublens.errors import ImageError
+from sublens import images, mosaic
+from sublens.errors import DataError, ImageError
 from sublens.images import Image, Wanted
+from sublens.mosaic import Cut, Positions
 
 try:
     import resource
@@ -37,13 +39,12 @@ except ImportError:  # not on Windows
 SECONDS = 5.0
 """That one image may take."""
 START_SECONDS = 120.0
-"""That the child may take to load a library, which a busy disk makes slow."""
+"""That the child may take to load a library, which a busy disk makes slow, or to read a catalogue."""
 MEMORY_BYTES = 2 * 2**30
 """That the child may address; libraries take a quarter of it before they read anything."""
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
-ENDED = "needs more memory than an image may, or is damaged so that reading it fails."
 FITS_LIBRARY = "astropy.io.fits"
 
 Frame = dict[str, Any]
@@ -58,6 +59,35 @@ class Found(NamedTuple):
     """Place in a file that holds many."""
     place: tuple[int, int] = (0, 0)
     """Number of the input, and of what came of it."""
+    id: str = ""
+    """Name in the catalogue, where the image is a cutout and has one."""
+    ra: float | None = None
+    dec: float | None = None
+    """Degrees, where the catalogue or the big image tells."""
+
+
+Asked = Path | Found | Cut
+"""An image file to read, what is found already, or a cutout to make."""
+
+
+def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
+    """Where the positions of the catalogue `at` lie in the big image at `path`, read in a child process.
+
+    Raises `DataError` where the one or the other cannot be used.
+    """
+    child = _Child()
+    try:
+        child.request(path, wanted, at=os.fsencode(at).hex())
+        frame = child.frame(START_SECONDS)
+        if frame["kind"] == "end":
+            raise DataError(frame["problem"])
+        numbers = np.frombuffer(child.data(frame["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
+        ids = child.data(frame["id_bytes"], START_SECONDS).decode().split("\0")
+    except _SilentError as err:
+        raise DataError(f"{at}: {err} Leave out columns, split it, or convert it to CSV.") from err
+    finally:
+        child.end()
+    return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), frame["pixel_scale"])
 
 
 def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
@@ -91,10 +121,10 @@ def _within(folder: Path) -> Iterator[Path | Found]:
 
 
 class _SilentError(Exception):
-    """The child takes too long."""
+    """The child ended, or takes too long; the text says which."""
 
 
-class _EndedError(Exception):
+class _EndedError(_SilentError):
     """The child ended."""
 
 
@@ -111,6 +141,7 @@ class Reader:
     _child: "_Child | None" = None
 
     def __enter__(self) -> Self:
+        self._child = _Child()  # it loads its libraries while others load theirs
         return self
 
     def __exit__(
@@ -118,13 +149,13 @@ class Reader:
     ) -> None:
         self._end()
 
-    def read(self, paths: Iterable[Path | Found], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
+    def read(self, paths: Iterable[Asked], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
 
-        paths: as `listed` gives them; what is found already is passed on in its place. start: the
-        `place` to begin at.
+        paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
+        place. start: the `place` to begin at.
         """
-        asked, coming, index, n_known = deque[Path | Found](), islice(paths, start[0], None), *start
+        asked, coming, index, n_known = deque[Asked](), islice(paths, start[0], None), *start
         is_retry = False
         try:
             while True:
@@ -137,41 +168,45 @@ class Reader:
                     asked.append(path)
                 if not asked:
                     return
-                first = asked[0]
-                answers = iter([first]) if isinstance(first, Found) else self._answers(self._child, first)
                 try:
-                    for number, found in enumerate(answers):
+                    for number, found in enumerate(self._answers(self._child, asked[0])):
                         if number >= n_known:
                             yield found._replace(place=(index, number))
                             n_known = number + 1
-                except _EndedError:
+                except _EndedError as err:
                     self._end()
                     if not is_retry:
                         is_retry = True
                         continue
-                    assert isinstance(first, Path), "what is found already needs no child"
-                    yield Found(first, _given_up(first, ENDED), place=(index, n_known))
+                    yield _lost(asked[0], err)._replace(place=(index, n_known))
                 asked.popleft()
                 index, n_known, is_retry = index + 1, 0, False
         finally:
             if asked:  # nobody will take its answers
                 self._end()
 
-    def _answers(self, child: "_Child", path: Path) -> Iterator[Found]:
+    def _answers(self, child: "_Child", asked: Asked) -> Iterator[Found]:
+        if isinstance(asked, Found):
+            yield asked
+            return
+        path = _path_of(asked)
         try:
-            child.frame(START_SECONDS)
-            while (frame := child.frame(self.seconds))["kind"] != "end":
+            frame = child.frame(START_SECONDS)
+            while frame["kind"] != "end":
                 if frame["kind"] == "image":
                     pixels = np.frombuffer(child.data(frame["bytes"], self.seconds), np.float64)
                     image = Image(pixels.reshape(frame["shape"]), **frame["about"])
-                    yield Found(path, image, image.number)
-                else:
-                    yield Found(path, ImageError(frame["problem"]), frame["number"])
+                    yield _placed(asked, Found(path, image, image.number))
+                elif frame["kind"] == "bad":
+                    yield _placed(asked, Found(path, ImageError(frame["problem"]), frame["number"]))
+                frame = child.frame(self.seconds)
             if frame["problem"]:
-                yield Found(path, ImageError(frame["problem"]))
-        except _SilentError:
+                yield _placed(asked, Found(path, ImageError(frame["problem"])))
+        except _EndedError:
+            raise
+        except _SilentError as err:
             self._end()
-            yield Found(path, _given_up(path, "took too long to read."))
+            yield _lost(asked, err)
 
     def _end(self) -> None:
         if self._child is not None:
@@ -179,8 +214,23 @@ class Reader:
             self._child = None
 
 
-def _given_up(path: Path, problem: str) -> ImageError:
-    return ImageError(f"{path}: {problem} Leave this file out, or convert it.")
+def _path_of(asked: Asked) -> Path:
+    return asked if isinstance(asked, Path) else asked.path
+
+
+def _lost(asked: Asked, err: _SilentError) -> Found:
+    path = _path_of(asked)
+    return _placed(asked, Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
+
+
+def _placed(asked: Asked, found: Found) -> Found:
+    """With what the catalogue tells, where it is a cutout."""
+    if not isinstance(asked, Cut):
+        return found
+    image = found.image
+    if isinstance(image, Image):
+        image = replace(image, ra=asked.ra, dec=asked.dec)
+    return found._replace(image=image, number=asked.number, id=asked.id, ra=asked.ra, dec=asked.dec)
 
 
 class _Child:
@@ -205,12 +255,17 @@ class _Child:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def ask(self, path: Path | Found, wanted: Wanted) -> None:
-        """Have a file read, unless that is done; the child may have ended, which shows when it does not answer."""
-        if isinstance(path, Found):
-            return
+    def ask(self, asked: Asked, wanted: Wanted) -> None:
+        """Have a file read or a cutout made, unless that is done."""
+        if isinstance(asked, Cut):
+            self.request(asked.path, wanted, cut=(asked.number, asked.xy, asked.size))
+        elif isinstance(asked, Path):
+            self.request(asked, wanted)
+
+    def request(self, path: Path, wanted: Wanted, **more: Any) -> None:
+        """Send what is asked for; the child may have ended, which shows when it does not answer."""
         assert self._process.stdin is not None
-        line = json.dumps({"path": os.fsencode(path).hex(), **wanted._asdict()})
+        line = json.dumps({"path": os.fsencode(path).hex(), "wanted": wanted, **more})
         with suppress(BrokenPipeError):
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
@@ -239,10 +294,10 @@ class _Child:
 
     def _fill(self, deadline: float) -> None:
         if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise _SilentError
+            raise _SilentError("took too long to read.")
         block = os.read(self._output, 2**20)
         if not block:
-            raise _EndedError
+            raise _EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
         self._buffer += block
 
     def _taken(self, n_bytes: int) -> bytearray:
@@ -257,27 +312,47 @@ def main() -> None:
         os.dup2(2, 1)  # libraries may print; it must not get between the frames
         for line in sys.stdin.buffer:
             request = json.loads(line)
-            path = Path(os.fsdecode(bytes.fromhex(request.pop("path"))))
-            problem = None
+            path, problem = _path(request["path"]), None
+            named = _path(request["at"]) if "at" in request else path
             try:
-                _load(path)
-                _send(out, {"kind": "begin"})
-                for number, image in enumerate(images.read_all(path, Wanted(**request))):
-                    if isinstance(image, Image):
-                        _send_image(out, image)
-                    else:
-                        _send(out, {"kind": "bad", "number": number, "problem": str(image)})
-            except ImageError as err:
+                _answer(out, path, request)
+            except (DataError, ImageError) as err:
                 problem = str(err)
             except (MemoryError, RecursionError):
-                problem = f"{path}: needs more memory than an image may. Leave this file out, or convert it."
+                problem = f"{named}: needs more memory than an image may. Leave this file out, or convert it."
             except OSError as err:
-                problem = f"{path}: cannot be read ({err.strerror or err}). Check it and its permissions."
+                problem = (
+                    f"{err.filename or named}: cannot be read ({err.strerror or err}). Check it and its permissions."
+                )
             _send(out, {"kind": "end", "problem": problem})
 
 
+def _path(name: str) -> Path:
+    return Path(os.fsdecode(bytes.fromhex(name)))
+
+
+def _answer(out: Any, path: Path, request: dict[str, Any]) -> None:
+    """Send all that was asked for, but the end."""
+    wanted = Wanted(*request["wanted"])
+    _load(path)
+    if "at" in request:
+        _send_positions(out, mosaic.survey(path, wanted.hdu, _path(request["at"])))
+        return
+    big = mosaic.opened(path, wanted.hdu) if "cut" in request else None
+    _send(out, {"kind": "begin"})
+    found = iter([big.cut(*request["cut"])]) if big else images.read_all(path, wanted)
+    for number, image in enumerate(found):
+        if isinstance(image, Image):
+            _send_image(out, image)
+        else:
+            _send(out, {"kind": "bad", "number": number, "problem": str(image)})
+
+
 def _confine() -> None:
-    """No more memory than an image needs, no file to write, no core dump."""
+    """No more memory than an image needs, no file to write, no core dump, nothing fetched from elsewhere."""
+    from urllib import request
+
+    request.install_opener(request.OpenerDirector())  # that knows no protocol, not even of files
     if resource is None:
         return
     for limit, value in (("RLIMIT_AS", MEMORY_BYTES), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
@@ -302,6 +377,12 @@ def _send_image(out: Any, image: Image) -> None:
     pixels = np.ascontiguousarray(image.pixels)
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
     _send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
+
+
+def _send_positions(out: Any, found: Positions) -> None:
+    numbers, ids = np.hstack([found.xy, found.sky]), "\0".join(found.ids.tolist()).encode()
+    frame = {"kind": "positions", "bytes": numbers.nbytes, "id_bytes": len(ids), "pixel_scale": found.pixel_scale}
+    _send(out, frame, numbers.tobytes() + ids)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from sublens import bundle, catalog, files, models
 from sublens.bundle import Card
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
-from sublens.evaluate import Predictions
 from sublens.metrics import RESAMPLES
+from sublens.predict import Predictions
 from sublens.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
 
 HTML, MARKDOWN = "report.html", "report.md"

@@ -27,15 +27,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import bundle, catalog, checkpoint, evaluate, files, metrics, models, train
-from sublens.bundle import CardCalibration, CardMap
+from sublens import bundle, catalog, checkpoint, evaluate, export, files, metrics, models, train, weights
+from sublens.bundle import CardCalibration, CardGraph, CardMap
 from sublens.checkpoint import Checkpoint
-from sublens.config import RunConfig, checked
+from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data import Dataset, Part
-from sublens.errors import DataError
-from sublens.evaluate import Predictions
-from sublens.models import TruthHead
-from sublens.predict import Predictor
+from sublens.errors import BundleError, DataError
+from sublens.models import TruthHead, device
+from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
@@ -43,11 +42,6 @@ CHECKPOINT_SECONDS = 120.0
 """A checkpoint is written this often, between steps or epochs, and with every new best."""
 EXAMPLES, MISTAKES = 4, 8
 """Test images kept in the gallery: of each class, and of the most confident mistakes."""
-
-
-def device() -> str:
-    """Where networks run: a GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def settled(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -133,7 +127,7 @@ class _Pupil:
         """The map that the truth head draws, if there is one."""
         if not (self.head and dataset.survey):
             return None
-        side = models.field_of_view(self.feed.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
+        side = field_of_view(self.feed.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
         return CardMap(n_cells=self.feed.n_cells, cell_arcsec=side / self.feed.n_cells)
 
     @property
@@ -144,7 +138,7 @@ class _Pupil:
 
 def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
     assert config.input is not None
-    name, seen, side = config.model.name, config.input, models.side_seen(config.input, dataset.train.shape)
+    name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
     model = models.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
     models.try_out(model, name, seen.channels, side)
     head, n_cells = train.truth_head(model, seen, dataset, config.train)
@@ -412,7 +406,7 @@ class _Diary:
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scored, is_best=is_best)
         self.losses.clear()
         if is_best:
-            bundle.save_weights(self.out, self.pupil.model, self.pupil.head)
+            weights.save(self.out, self.pupil.model, self.pupil.head)
             self.best = {"best_epoch": epoch, **scored}
             self.write_card(is_interrupted=True)
         return is_best
@@ -428,13 +422,20 @@ class _Diary:
         self.write_card(is_interrupted=True)
 
     def finish(self, bar: Bar) -> None:
-        """Calibrate the best weights on the selection part, and complete the card."""
+        """Calibrate the best weights on the selection part, make a graph of them, and complete the card."""
         self.close()
-        part = self.dataset.selection
-        found = evaluate.calibrated(Predictor.load(self.out, device()), self.dataset.train, part, bar)
-        self.write_card(is_interrupted=False, calibration=bundle.save_calibration(self.out, found, len(part)))
+        part, graph = self.dataset.selection, None
+        found = evaluate.calibrated(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
+        try:
+            graph = export.add_graph(self.out, bundle.read_card(self.out), part, bar)
+        except BundleError as err:
+            warnings.warn(str(err), stacklevel=2)
+        calibration = bundle.save_calibration(self.out, found, len(part))
+        self.write_card(is_interrupted=False, calibration=calibration, graph=graph)
 
-    def write_card(self, *, is_interrupted: bool, calibration: CardCalibration | None = None) -> None:
+    def write_card(
+        self, *, is_interrupted: bool, calibration: CardCalibration | None = None, graph: CardGraph | None = None
+    ) -> None:
         """Describe the best weights so far and the training so far."""
         assert self.config.input is not None
         bundle.write_card(
@@ -460,15 +461,15 @@ class _Diary:
             },
             map=self.pupil.drawn(self.dataset),
             calibration=calibration,
+            graph=graph,
             versions=self.versions,
             machine={"processor": processor(), "threads": torch.get_num_threads(), "device": device()},
         )
 
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
-        return Predictor(
-            self.pupil.model.eval(), self.dataset.classes, self.dataset.train.shape, self.config.input, device()
-        )
+        engine = models.Eager(models.Whole(self.pupil.model.eval(), self.config.input), device())
+        return Predictor(engine, self.dataset.classes, self.dataset.train.shape, self.config.input)
 
     def _write(self, kind: str, **entry: object) -> None:
         self.log.write(
@@ -508,7 +509,7 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
     """
     if (folder / SCORES).is_file() and not force:
         raise DataError(f"{folder}: is measured already ({SCORES}). Add --force to measure it again.")
-    predictor = Predictor.load(folder, device())
+    predictor = Predictor.load(folder, "torch", device())
     if predictor.classes != dataset.classes:
         raise DataError(
             f"{folder}: was trained on the classes {', '.join(predictor.classes)}, {dataset.name} has "
@@ -521,8 +522,12 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
         predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
+    assert isinstance(predictor.engine, models.Eager)
     scores = {
         **evaluate.score(predictor, predictions),
+        "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
+        "threads": torch.get_num_threads(),
+        "device": predictor.engine.device,
         "map": evaluate.score_maps(predictor, predictions, dataset.test, dataset.survey),
         "weights_sha256": bundle.read_card(folder).weights_sha256,
         "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, TrainConfig
+from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, zoom
 from sublens.data import Dataset, Part
-from sublens.models import MASS_UNIT_MSUN, TruthHead, field_of_view, prepare, side_seen, zoom
+from sublens.engine import MASS_UNIT_MSUN
+from sublens.models import TruthHead, prepare
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 

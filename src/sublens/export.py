@@ -1,0 +1,308 @@
+"""A trained network -> an ONNX graph, refused where it does not see what torch sees.
+
+The graph of a bundle takes its weights from `weights.safetensors`, so it weighs next to nothing; an
+exported one holds them itself, so any ONNX software can run it alone.
+"""
+
+import json
+import shutil
+import struct
+import tempfile
+import warnings
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sublens import bundle, evaluate, files, metrics, models, weights
+from sublens.bundle import GRAPH, WEIGHTS, Card, CardGraph
+from sublens.config import InputConfig, zoom
+from sublens.data import Dataset, Part
+from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
+from sublens.errors import BundleError
+from sublens.models import Moments, TruthHead, Whole
+from sublens.predict import BATCH, Predictor, open_engine
+from sublens.progress import Bar, Count, silent
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
+
+OPSET = 20
+COMPARED = 2_000
+"""Images on which a graph is compared with torch."""
+BATCHES = (1, 2, 7, BATCH)
+"""In batches of these sizes."""
+MAX_DEVIATION = 1e-5
+"""The most that any probability of a float32 graph may differ from torch's."""
+MAX_AUC_CHANGE = 5e-4
+"""The most that the macro AUC of an int8 graph may differ."""
+CALIBRATING = 512
+"""Images that tell the ranges of an int8 graph."""
+
+
+@lru_cache(maxsize=4)
+def _graph(network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool) -> "ModelProto":
+    """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
+
+    Raises `BundleError` where torch cannot export it.
+    """
+    model = models.build(network, n_classes, seen.channels)
+    head = TruthHead(model, zoom(seen, shape)) if has_map else None
+    whole = Whole(model, seen, head, Moments(model)).eval()
+    images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
+    images[:, 0, 0] = 0
+    with torch.no_grad():
+        _, logs, moments = whole(images)
+    names = [LOGITS, *([MAP] if logs is not None else []), *(f"{MOMENTS}{number}" for number in range(len(moments)))]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about torch
+            program = torch.onnx.export(
+                _Listed(whole),
+                (images,),
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                input_names=[COUNTS],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**16)},),
+                verbose=False,
+            )
+    except Exception as err:  # its own errors, and whatever a network does that cannot be traced
+        raise BundleError(
+            f"This network cannot be made into an ONNX graph ({type(err).__name__}). Predict with --engine torch."
+        ) from err
+    assert program is not None
+    _tidy(program.model)
+    return _bare(program.model_proto)
+
+
+class _Listed(torch.nn.Module):
+    """A network whose outputs are one flat tuple."""
+
+    def __init__(self, whole: Whole) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, counts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, logs, moments = self.whole(counts)
+        return (logits, *([] if logs is None else [logs]), *moments)
+
+
+def _tidy(model: Any) -> None:
+    """Fold constants, but leave every weight as it is: engines fold batch normalisation themselves."""
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants_ir
+
+    common.InlinePass()(model)
+    fold_constants_ir(model)
+    for tidying in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    ):
+        tidying(model)
+
+
+def _bare(model: "ModelProto") -> "ModelProto":
+    """Without what the exporter notes of the code it went through, paths included."""
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    del graph.value_info[:]
+    return model
+
+
+def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
+    """A copy of the graph that takes its weights from a safetensors file beside it, where they may have 16 bits."""
+    from onnx import ModelProto, TensorProto, helper
+
+    model = ModelProto()
+    model.CopyFrom(graph)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        stored = json.loads(file.read(length))
+    kinds = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
+    widening = []
+    for tensor in model.graph.initializer:
+        name = tensor.name.removeprefix("whole.")
+        found = stored.get(_stored_name(name))
+        if not name.startswith(("model.", "head.")) or found is None or found["dtype"] not in kinds:
+            continue
+        begin, end = found["data_offsets"]
+        is_narrow = found["dtype"] == "F16"
+        if is_narrow:
+            widening.append(helper.make_node("Cast", [f"{tensor.name}.narrow"], [tensor.name], to=TensorProto.FLOAT))
+        outside = _outside(path.name, 8 + length + begin, end - begin)
+        outside.name, outside.data_type = f"{tensor.name}.narrow" if is_narrow else tensor.name, kinds[found["dtype"]]
+        outside.dims.extend(found["shape"])
+        tensor.CopyFrom(outside)
+    nodes = [*widening, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _stored_name(name: str) -> str:
+    return name.removeprefix("model.") if name.startswith("model.") else weights.HEAD + name.removeprefix("head.")
+
+
+def _outside(location: str, offset: int, length: int) -> "TensorProto":
+    from onnx import TensorProto
+
+    tensor = TensorProto(data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGraph:
+    """Give the bundle in `folder` a graph that takes its weights from the bundle's; returns what the card has to say.
+
+    part: images on which it is compared with torch. Raises `BundleError`, and leaves none, where there
+    is no such graph or it differs by more than `MAX_DEVIATION`.
+    """
+    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None)
+    files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
+    try:
+        n, deviation = _compared(folder, card, OnnxRuntime(folder / GRAPH), part, bar)
+    except BaseException:
+        files.remove(folder / GRAPH)
+        raise
+    return CardGraph(sha256=files.sha256(folder / GRAPH), precision="float32", is_alone=False, n=n, deviation=deviation)
+
+
+def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Bar) -> tuple[int, float]:
+    """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much."""
+    few = _few(part, COMPARED)
+    judged, probs = Predictor(engine, card.classes, card.image_shape, card.input), []
+    with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
+        count = Count(advance)
+        reference = evaluate.predict_all(
+            replace(judged, engine=open_engine(folder, card, "torch")), few, count.add
+        ).probs
+        for size in BATCHES:
+            probs.append(evaluate.predict_all(judged, few, count.add, size).probs)
+    deviation = float(np.abs(np.stack(probs) - reference).max())
+    if not deviation <= MAX_DEVIATION:
+        raise BundleError(
+            f"The ONNX graph of this {card.network} gives other probabilities than torch, by up to {deviation:.1e}; "
+            f"{MAX_DEVIATION:.0e} is allowed. Nothing was written. Predict with --engine torch."
+        )
+    return len(few), deviation
+
+
+def _few(part: Part, n: int) -> Part:
+    return part.take(np.linspace(0, len(part) - 1, min(n, len(part))).round().astype(np.int64))
+
+
+def export(
+    name: str | Path, dataset: Dataset, out: Path, *, int8: bool = False, force: bool = False, bar: Bar = silent
+) -> CardGraph:
+    """Leave in `out` a bundle whose graph holds its weights itself; `sublens predict` and any ONNX software run it.
+
+    name: a trained network, by name or folder. dataset: on its selection part the graph is compared with
+    torch. int8: convolutions in whole numbers, with ranges from that part; calibrated anew, and refused
+    where its macro AUC differs by more than `MAX_AUC_CHANGE`. Raises `BundleError` for what is refused.
+    """
+    source = bundle.located(name)
+    card, part = bundle.read_card(source), dataset.selection
+    with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as place:
+        bundle.vouched(source / WEIGHTS, card.weights_sha256)
+        shutil.copy(source / WEIGHTS, place)
+        told = add_graph(Path(place), card, part, bar)
+        _save_alone(Path(place) / GRAPH, folder / GRAPH, card)
+        calibration = card.calibration
+        if int8:
+            _quantise(folder / GRAPH, part, Path(place), bar)
+            told = told.model_copy(update={"precision": "int8", **_changed(card, Path(place), folder, part, bar)})
+            plain = Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input, card.map)
+            found = evaluate.calibrated(plain, dataset.train, part, bar)
+            calibration = bundle.save_calibration(folder, found, len(part))
+        elif calibration:
+            shutil.copy(source / bundle.CALIBRATION, folder)
+        told = told.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
+        bundle.save_card(folder, card.model_copy(update={"graph": told, "calibration": calibration}))
+    return told
+
+
+def _save_alone(source: Path, out: Path, card: Card) -> None:
+    """A graph with its weights inside, and notes for whoever runs it without sublens."""
+    import onnx
+
+    model = onnx.load(source)
+    onnx.helper.set_model_props(
+        model,
+        {
+            "classes": ",".join(card.classes),
+            "temperature": str(card.calibration.temperature if card.calibration else 1.0),
+            "network": card.network,
+            COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
+            LOGITS: "probabilities are softmax(logits / temperature)",
+            MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
+        },
+    )
+    onnx.save(model, out)
+
+
+def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
+    """Replace a graph by one whose convolutions compute in 8 bits, with ranges from images of this part."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    few = _few(part, CALIBRATING)
+    batches = [few.counts(np.arange(start, min(start + BATCH, len(few)))) for start in range(0, len(few), BATCH)]
+    with bar("quantising", len(few)) as advance:
+        count = Count(advance)
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+                if not batches:
+                    return None
+                counts = batches.pop(0)
+                count.add(len(counts))
+                return {COUNTS: counts.astype(np.float32)}
+
+        quant_pre_process(path, place / "folded.onnx", skip_symbolic_shape=True)
+        quantize_static(
+            place / "folded.onnx",
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["Conv"],
+        )
+
+
+def _changed(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dict[str, Any]:
+    """What 8 bits change; `BundleError` where the macro AUC changes by more than `MAX_AUC_CHANGE`."""
+    with bar("comparing with 32 bits", 2 * len(part)) as advance:
+        count = Count(advance)
+        whole, rounded = (
+            evaluate.predict_all(
+                Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input), part, count.add
+            ).probs
+            for folder in (before, after)
+        )
+    change = metrics.auc_change(whole, rounded, part.labels)
+    if abs(change["value"]) > MAX_AUC_CHANGE:
+        raise BundleError(
+            f"In 8 bits this {card.network} has a macro AUC that differs by {change['value']:+.4f} "
+            f"[{change['low']:+.4f}, {change['high']:+.4f}]; {MAX_AUC_CHANGE} is allowed. Nothing was written. "
+            "Export it without --int8."
+        )
+    return {
+        "n": len(part),
+        "deviation": float(np.abs(whole - rounded).max()),
+        "auc_change": (change["value"], change["low"], change["high"]),
+    }

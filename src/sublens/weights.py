@@ -1,0 +1,60 @@
+"""The weights of a trained network: torch modules -> a safetensors file, and back."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from sublens.bundle import CARD, WEIGHTS, Card, vouched
+from sublens.config import zoom
+from sublens.errors import BundleError
+from sublens.files import whole_file
+from sublens.models import TruthHead, build, placed
+
+HEAD = "truth_head."
+"""What the names of the truth head's weights begin with."""
+LARGE = 2**14
+"""Elements of a tensor that is worth narrowing."""
+
+
+def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None) -> None:
+    """Write the weights of the model and its truth head; the card of those they replace is removed.
+
+    dtype: of large real tensors, if not their own; small ones, such as the filters of depthwise
+    convolutions, weigh little and keep theirs.
+    """
+    state = {
+        **model.state_dict(),
+        **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
+    }
+    narrowed = {name: _narrowed(value, dtype) for name, value in state.items()}
+    with whole_file(folder / WEIGHTS) as partial:
+        partial.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()}))
+        (folder / CARD).unlink(missing_ok=True)
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype and value.numel() >= LARGE and value.is_floating_point() else value
+
+
+def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, TruthHead | None]:
+    """The model, in evaluation mode on `device`, and its truth head if it has one.
+
+    Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
+    """
+    data = vouched(folder / WEIGHTS, card.weights_sha256)
+    model = build(card.network, len(card.classes), card.input.channels)
+    head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
+    try:
+        state = from_bytes(data)
+        if head:
+            head.load_state_dict({name: state.pop(f"{HEAD}{name}") for name in head.state_dict()})
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as err:
+        raise BundleError(
+            f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
+        ) from err
+    return placed(model, device).eval(), placed(head, device).eval() if head else None
