@@ -42,6 +42,20 @@ def test_a_larger_image_is_cut_to_its_middle(side: int, corner: tuple[int, int])
     assert image.notes == ("cut to 60 x 60 pixels",)
 
 
+def test_a_header_may_claim_any_scale_at_no_cost() -> None:
+    assert framed(Image(blob(61, 1), pixel_scale=1e4), (60, 60), 50, 1).pixels.shape == (60, 60)
+    for scale, problem in ((1e-12, "is [01] x [01] pixels; needs 50 x 50"), (1e300, "nothing to see")):
+        with pytest.raises(ImageError, match=problem):
+            framed(Image(blob(61, 1), pixel_scale=scale), (60, 60), 50, 1)
+
+
+def test_an_image_with_an_empty_middle_is_refused() -> None:
+    pixels = np.zeros((200, 200))
+    pixels[0] = 1
+    with pytest.raises(ImageError, match="every pixel around its centre is 0"):
+        framed(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
+
+
 def test_only_what_the_network_never_sees_is_filled() -> None:
     pixels = np.arange(52.0 * 52).reshape(52, 52)
     image = framed(Image(pixels, pixel_scale=1), (60, 60), 50, 1)

@@ -2,6 +2,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -202,6 +203,30 @@ def test_a_truncated_fits_file_is_named(tmp_path: Path, keep: int) -> None:
 def test_a_huge_fits_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="2 x 5000"):
         images.read(write_fits(tmp_path / "a.fits", np.zeros((5000, 2), np.uint8)))
+
+
+def test_a_packed_file_may_not_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fits(tmp_path / "a.fits.gz", np.random.default_rng(0).random((60, 60)))
+    monkeypatch.setattr(images, "MAX_UNPACKED_BYTES", 10_000)
+    with pytest.raises(ImageError, match="unpacks to over 10,000 bytes"):
+        images.read(tmp_path / "a.fits.gz")
+
+
+def test_a_pixel_scale_of_nothing_is_unknown(tmp_path: Path) -> None:
+    header = fits.Header({"CUNIT1": "arcsec", "CDELT1": 0.0})
+    fits.PrimaryHDU(poisson(0), header).writeto(tmp_path / "a.fits")
+    assert images.read(tmp_path / "a.fits").pixel_scale is None
+
+
+def test_a_stack_is_the_same_however_it_is_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = np.random.default_rng(0).random((23, 8, 8))
+    monkeypatch.setattr(images, "BLOCK_BYTES", 5 * 8 * 8 * 8)
+    for chunk in (1, 4, 23):
+        with h5py.File(tmp_path / f"{chunk}.h5", "w") as file:
+            file.create_dataset("a", data=stack, chunks=(chunk, 8, 8))
+        found = [one for one in images.read_all(tmp_path / f"{chunk}.h5") if isinstance(one, images.Image)]
+        assert [one.number for one in found] == list(range(23))
+        assert np.array_equal([one.pixels for one in found], stack)
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

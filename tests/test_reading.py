@@ -1,8 +1,7 @@
-import gzip
+import json
 import os
+import pickle
 import signal
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,45 +38,6 @@ def told(found: Iterator[Found]) -> str:
     error = only(found)
     assert isinstance(error, ImageError)
     return str(error)
-
-
-def memory_of_ours() -> int:
-    """Peak resident bytes of this process."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-
-def save_bomb(path: Path) -> Path:
-    """A file of under 3 MB that unpacks to over 150 MB."""
-    if path.suffix == ".npz":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
-            header = {"descr": "<f8", "fortran_order": False, "shape": (2**14, 50, 50)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for _ in range(320):
-                file.write(bytes(2**20))
-    elif path.suffix == ".gz":
-        with gzip.open(path, "wb") as file:
-            file.write(fits.PrimaryHDU(np.zeros((10, 10))).header.tostring().encode())
-            for _ in range(320):
-                file.write(bytes(2**20))
-    elif path.suffix == ".h5":
-        with h5py.File(path, "w") as file:
-            made = file.create_dataset(
-                "a", (16, 16), "f8", maxshape=(None, None), chunks=(2**13, 2**13), compression="gzip"
-            )
-            made.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**29), 1))
-    else:
-        Picture.new("L", (13_000, 13_000)).save(path)
-    assert path.stat().st_size < 3e6
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.npz", "a.fits.gz", "a.png", "a.h5"])
-def test_a_bomb_is_refused_at_little_cost(reader: Reader, tmp_path: Path, name: str) -> None:
-    bomb = save_bomb(tmp_path / name)
-    before = memory_of_ours()
-    assert bomb.name in told(reader.read([bomb]))
-    assert memory_of_ours() - before < 50e6
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.fits", "a.fits.gz", "a.tif", "a.h5", "a.zarr"])
@@ -123,16 +83,6 @@ def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> No
     assert f"{name}, image 2: every pixel is 3" in str(found[2].image)
 
 
-def test_one_bad_file_costs_one_error(reader: Reader, tmp_path: Path) -> None:
-    names = [tmp_path / f"{number}.npy" for number in range(30)]
-    for path in names:
-        np.save(path, light())
-    names[17].write_bytes(b"nothing")
-    found = list(reader.read(names))
-    assert [one.path for one in found] == names
-    assert [one.path for one in found if isinstance(one.image, ImageError)] == [names[17]]
-
-
 def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", light())
     with Reader(seconds=0.5) as reader:
@@ -142,15 +92,46 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
     assert isinstance(found[1].image, Image)
 
 
-def test_a_child_that_dies_is_replaced(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", light())
+def test_a_child_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.stack([light()] * 20))
     with Reader() as reader:
-        assert isinstance(only(reader.read([tmp_path / "a.npy"])), Image)
-        assert reader._child is not None
-        os.kill(reader._child._process.pid, signal.SIGKILL)
-        found = list(reader.read([tmp_path / "a.npy"] * 3))
-    assert "reading it fails" in str(found[0].image)
-    assert all(isinstance(one.image, Image) for one in found[1:])
+        places = []
+        for one in reader.read([tmp_path / "a.npz"] * 3):
+            assert isinstance(one.image, Image)
+            if one.place in ((0, 0), (1, 12)):
+                assert reader._child is not None
+                os.kill(reader._child._process.pid, signal.SIGKILL)
+            places.append(one.place)
+    assert places == [(file, number) for file in range(3) for number in range(20)]
+
+
+def test_a_file_that_ends_every_child_costs_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", light())
+    monkeypatch.setattr("sys.executable", "false")
+    with Reader() as reader:
+        found = list(reader.read([tmp_path / "a.npy"] * 2))
+    assert [one.place for one in found] == [(0, 0), (1, 0)]
+    assert all("reading it fails" in str(one.image) for one in found)
+
+
+def test_nothing_in_a_zarr_store_is_unpickled(reader: Reader, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    about = {"zarr_format": 2, "shape": [4, 4], "chunks": [4, 4], "fill_value": 0, "order": "C"}
+    for kind in ("<f8", "|O"):
+        for codecs in (
+            {"compressor": {"id": "pickle"}, "filters": None},
+            {"compressor": None, "filters": [{"id": "pickle"}]},
+        ):
+            store = tmp_path / "a.zarr"
+            store.mkdir(exist_ok=True)
+            (store / ".zarray").write_text(json.dumps({**about, **codecs, "dtype": kind}))
+            (store / "0.0").write_bytes(pickle.dumps(Bomb()))
+            with pytest.raises(ImageError, match="truncated, or not a zarr store"):
+                images.read(store)
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_half_read_answers_are_not_taken_for_others(tmp_path: Path) -> None:
@@ -163,23 +144,6 @@ def test_half_read_answers_are_not_taken_for_others(tmp_path: Path) -> None:
         image = only(reader.read([tmp_path / "a.npy"]))
     assert isinstance(image, Image)
     assert np.array_equal(image.pixels, light() + 1)
-
-
-def test_data_that_lie_in_other_files_are_not_opened(reader: Reader, tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "secret.h5", "w") as file:
-        file["a"] = light()
-    (tmp_path / "raw").write_bytes(light().tobytes())
-    with h5py.File(tmp_path / "link.h5", "w") as file:
-        file["a"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "a")
-    with h5py.File(tmp_path / "raw.h5", "w") as file:
-        file.create_dataset("a", (24, 24), "f8", external=[(str(tmp_path / "raw"), 0, 24 * 24 * 8)])
-    with h5py.File(tmp_path / "virtual.h5", "w") as file:
-        layout = h5py.VirtualLayout((24, 24), "f8")
-        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", (24, 24))
-        file.create_virtual_dataset("a", layout)
-    assert "It has: none" in told(reader.read([tmp_path / "link.h5"]))
-    assert "lie in other files" in told(reader.read([tmp_path / "raw.h5"]))
-    assert "lie in other files" in told(reader.read([tmp_path / "virtual.h5"]))
 
 
 def test_a_folder_is_all_its_images_but_no_link_out_of_it(tmp_path: Path) -> None:

@@ -43,22 +43,28 @@ def framed(
     side: pixels of the central square that the network looks at; without these an image is refused,
     while what is missing around them is filled with the median, which the network never sees.
     pixel_scale: arcsec a pixel of the frame, where it is known; given_scale: that of the image, where
-    the user knows better than the file. Raises `ImageError` where the image is too small.
+    the user knows better than the file. Raises `ImageError` where the image is too small, or has nothing
+    to show there. A header may hold any scale: no more is computed than `shape`, nor before the size is known.
     """
     notes = [*image.notes, *_quality(image)]
     scale = given_scale or image.pixel_scale
-    pixels = image.pixels
+    pixels, size, zoom = image.pixels, image.pixels.shape, 1.0
     if scale is None or pixel_scale is None:
         notes.append("pixel scale unknown" if pixel_scale is None else f"pixel scale unknown, taken as {pixel_scale:g}")
     elif abs(scale / pixel_scale - 1) > SAME_SCALE:
-        pixels = _resampled(pixels, scale / pixel_scale, shape)
+        zoom = scale / pixel_scale
+        size = _zoomed(size, zoom, shape)
         notes.append(f"resampled from {scale:g} to {pixel_scale:g} arcsec a pixel")
-    if min(pixels.shape) < side:
-        height, width = pixels.shape
+    if min(size) < side:
+        height, width = size
         raise ImageError(f"is {height} x {width} pixels; needs {side} x {side} around the lens. Cut out more of it.")
-    if pixels.shape != shape:
+    if zoom != 1.0:
+        pixels = _resampled(pixels, zoom, (min(size[0], shape[0]), min(size[1], shape[1])))
+    if size != shape:
         notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
         pixels = _cut(pixels, shape)
+    if pixels.min() == pixels.max():
+        raise ImageError(f"every pixel around its centre is {pixels.min():g}; there is nothing to see. Leave it out.")
     return replace(image, pixels=pixels, notes=tuple(notes))
 
 
@@ -73,16 +79,21 @@ def _quality(image: Image) -> list[str]:
     return notes
 
 
-def _resampled(pixels: NDArray[np.float64], zoom: float, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """On a grid `zoom` times as fine, of which `shape` can be cut with the same centre; smoothed where coarser."""
+def _zoomed(size: tuple[int, ...], zoom: float, shape: tuple[int, int]) -> tuple[int, int]:
+    """Pixels on a grid `zoom` times as fine, of which `shape` can be cut with the same centre."""
+    sides = [max(1, int(np.floor(one * zoom + 1e-6))) for one in size]
+    height, width = (one - (one - wanted) % 2 for one, wanted in zip(sides, shape, strict=True))  # or half a pixel off
+    return height, width
+
+
+def _resampled(pixels: NDArray[np.float64], zoom: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    """The central `size` of a grid `zoom` times as fine; smoothed where that is coarser."""
     from scipy import ndimage  # slow to import
 
     if zoom < 1:  # a pixel of the new grid is 1 / zoom wide: smooth what it could not show
         pixels = ndimage.gaussian_filter(pixels, np.sqrt(1 / zoom**2 - 1) / np.sqrt(12))
-    sides = [max(1, int(np.floor(size * zoom + 1e-6))) for size in pixels.shape]
-    sides = [side - (side - wanted) % 2 for side, wanted in zip(sides, shape, strict=True)]  # or half a pixel off
-    offset = [(size - 1) / 2 - (new - 1) / 2 / zoom for size, new in zip(pixels.shape, sides, strict=True)]
-    out = ndimage.affine_transform(pixels, [1 / zoom] * 2, offset, tuple(sides), order=3, mode="nearest")
+    offset = [(old - 1) / 2 - (new - 1) / 2 / zoom for old, new in zip(pixels.shape, size, strict=True)]
+    out = ndimage.affine_transform(pixels, [1 / zoom] * 2, offset, size, order=3, mode="nearest")
     return np.asarray(out, dtype=np.float64)
 
 

@@ -6,10 +6,13 @@ on time and memory are those of the child process in `reading`.
 
 import gzip
 import io
+import math
+import os
+import stat
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,10 +20,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from PIL import UnidentifiedImageError
 
 from sublens.errors import ImageError
-from sublens.files import NPY_ERRORS
 
 MAX_SIDE = 4096
 """Pixels; larger images are refused before they are decoded."""
@@ -31,6 +32,8 @@ MAX_ARCHIVE_BYTES = 2**31
 MAX_RATIO = 200
 """Times that compressed data may grow, beyond `FREE_BYTES`."""
 FREE_BYTES = 2**24
+BLOCK_BYTES = 2**26
+"""Of a stack's images that are read at once, where chunks hold many."""
 MAX_STACK = 10_000_000
 """Images in one file."""
 MAX_MISSING = 0.1
@@ -225,41 +228,49 @@ def damaged(path: Path, kind: str) -> ImageError:
     return ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.")
 
 
-def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    with path.open("rb") as file:
-        yield Raw(_npy_array(file, path, "a .npy file", MAX_SIDE**2 * 16))
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into an `ImageError`.
 
-
-def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray[np.generic]:
-    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
-    broken = damaged(path, kind)
+    No library documents what that is, and `benchmarks/fuzz.py` has brought up twenty types, with
+    `TokenError`, `zlib.error`, `VerifyError`, `UnicodeDecodeError` and `SystemError` among them. So all
+    are taken, around what calls the library and nothing else.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
-                raise broken
-            header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-            shape, is_fortran, dtype = header(file)
-    except (*NPY_ERRORS, RuntimeError, zlib.error, Warning, zipfile.BadZipFile) as err:
-        raise broken from err
+        yield
+    except ImageError:
+        raise
+    except (PermissionError, IsADirectoryError) as err:
+        reason = os.strerror(err.errno or 0)
+        raise ImageError(f"{path}: cannot be read ({reason}). Check it and its permissions.") from err
+    except MemoryError as err:
+        raise ImageError(f"{path}: needs more memory than an image may. Leave this file out, or convert it.") from err
+    except Exception as err:
+        raise damaged(path, kind) from err
+
+
+def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    with _opened(path, "a .npy file"), path.open("rb") as file:
+        array = _npy_array(file, path, MAX_SIDE**2 * 16)
+    yield Raw(array)
+
+
+def _npy_array(file: IO[bytes], path: Path, max_bytes: int) -> NDArray[np.generic]:
+    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, is_fortran, dtype = header[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:
         raise ImageError(
             f"{path}: a pickled object array, which could run code when opened, so it was not. "
             "Save it again as a plain float array."
         )
-    n_bytes = dtype.itemsize
-    for size in shape:
-        n_bytes *= size
     _check_sides(path, shape[-2:])
+    n_bytes = math.prod(shape, start=dtype.itemsize)
     if n_bytes > max_bytes:
         raise ImageError(f"{path}: unpacks to {n_bytes:,} bytes; {max_bytes:,} are allowed. Split it.")
-    try:
-        data = file.read(n_bytes)
-    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as err:
-        raise broken from err
-    if len(data) != n_bytes or min(shape, default=1) < 0:
-        raise broken
+    data = file.read(max(n_bytes, 0))
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
@@ -269,17 +280,12 @@ def _read_npz(path: Path, wanted: Wanted) -> Iterator[Raw]:
 
 def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.generic]:
     """An array of an .npz file: the named one, or the only one."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-            name = _only(path, names, name)
-            member = archive.getinfo(f"{name}.npy")
-            if member.file_size > FREE_BYTES + MAX_RATIO * member.compress_size:
-                raise _bomb(path)
-            with archive.open(member) as file:
-                return _npy_array(file, path, "an .npz file", max_bytes)
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as err:
-        raise damaged(path, "an .npz file") from err
+    with _opened(path, "an .npz file"), zipfile.ZipFile(path) as archive:
+        names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+        member = archive.getinfo(f"{_only(path, names, name)}.npy")
+        _check_growth(path, member.file_size, member.compress_size)
+        with archive.open(member) as file:
+            return _npy_array(file, path, max_bytes)
 
 
 def _only(path: Path, names: list[str], wanted: str | None) -> str:
@@ -293,10 +299,12 @@ def _only(path: Path, names: list[str], wanted: str | None) -> str:
     return wanted
 
 
-def _bomb(path: Path) -> ImageError:
-    return ImageError(
-        f"{path}: grows more than {MAX_RATIO}-fold when unpacked, as no image does. Unpack it yourself if you trust it."
-    )
+def _check_growth(path: Path, n_bytes: float, n_packed: int) -> None:
+    if n_bytes > FREE_BYTES + MAX_RATIO * n_packed:
+        raise ImageError(
+            f"{path}: grows more than {MAX_RATIO}-fold when unpacked, as no image does. "
+            "Unpack it yourself if you trust it."
+        )
 
 
 def _check_sides(path: Path, sides: tuple[int, ...]) -> None:
@@ -310,52 +318,59 @@ def _stacked(path: Path, array: Any) -> Iterator[Raw]:
     if array.dtype.kind not in "fiub":
         raise ImageError(f"{path}: holds {array.dtype} values; needs real numbers. Save them as float or integer.")
     _check_sides(path, tuple(array.shape[-2:]))
-    chunk = getattr(array, "chunks", None) or ()  # of HDF5 and zarr: what is unpacked at once
-    if int(np.prod(chunk, dtype=float)) * array.dtype.itemsize > MAX_UNPACKED_BYTES:
+    chunk = getattr(array, "chunks", None) or (1,)  # of HDF5 and zarr: what is unpacked at once
+    if math.prod(chunk) * array.dtype.itemsize > MAX_UNPACKED_BYTES:
         raise ImageError(f"{path}: has chunks of {chunk} pixels, too large to unpack. Write it in smaller chunks.")
-    is_stack = len(array.shape) == 3 or (len(array.shape) == 4 and array.shape[1] == 1)
-    if is_stack and array.shape[0] > MAX_STACK:
-        raise ImageError(f"{path}: holds {array.shape[0]:,} images; {MAX_STACK:,} are allowed. Split it.")
-    if is_stack:
-        for number in range(array.shape[0]):
-            yield Raw(np.asarray(array[number]), number)
-    elif len(array.shape) == 2:
+    if len(array.shape) == 2:
         yield Raw(np.asarray(array[()]))
+    elif len(array.shape) == 3 or (len(array.shape) == 4 and array.shape[1] == 1):
+        yield from _one_by_one(path, array, chunk[0])
     else:
         raise ImageError(f"{path}: the array has shape {array.shape}; needs (height, width) or (n, height, width).")
 
 
+def _one_by_one(path: Path, stack: Any, n_together: int) -> Iterator[Raw]:
+    """The images of a stack, of which chunks hold `n_together`."""
+    n_images, n_bytes = stack.shape[0], math.prod(stack.shape[1:], start=stack.dtype.itemsize)
+    if not 0 < n_images <= MAX_STACK:
+        raise ImageError(f"{path}: holds {n_images:,} images; needs 1 to {MAX_STACK:,}. Split it, or leave it out.")
+    step = max(1, min(n_together, BLOCK_BYTES // max(n_bytes, 1)))
+    for start in range(0, n_images, step):
+        for number, pixels in enumerate(np.asarray(stack[start : start + step]), start):
+            yield Raw(pixels, number)
+
+
 def _read_picture(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    try:
-        with Picture.open(path, formats=PICTURES) as picture:
-            _check_sides(path, picture.size)
-            grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
-            pixels = np.asarray(grey)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as err:
-        raise damaged(path, "a PNG, TIFF or JPEG picture") from err
+    with _opened(path, "a PNG, TIFF or JPEG picture"), _picture(path) as picture:
+        _check_sides(path, picture.size[::-1])
+        grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
+        pixels = np.asarray(grey)
     yield Raw(pixels, is_picture=True)
+
+
+def _picture(path: Path) -> Picture.Image:
+    try:
+        return Picture.open(path, formats=PICTURES)
+    except Picture.DecompressionBombError as err:
+        raise ImageError(f"{path}: too many pixels; a side may have {MAX_SIDE} at most. Cut out the lens.") from err
 
 
 def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
     from astropy.io import fits  # slow to import
 
-    try:
-        with warnings.catch_warnings(), unpacked(path) as file:
-            warnings.simplefilter("error")
-            if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
-                raise damaged(path, "a FITS file")
-            file.seek(0)
-            with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-                hdu = chosen(path, hdus, wanted.hdu)
-                sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
-                _check_sides(path, tuple(sides[:2]))
-                if int(np.prod(sides, dtype=float)) > MAX_SIDE**2:  # known before it is read
-                    raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
-                raw = Raw(np.array(hdu.data), place=_place(hdu.header))
-    except ImageError:
-        raise
-    except Exception as err:  # astropy raises of every kind for damaged files
-        raise damaged(path, "a FITS file") from err
+    with _opened(path, "a FITS file"), warnings.catch_warnings(), unpacked(path) as file:
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Invalid 'BLANK'")  # of many surveys, and without harm
+        if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
+            raise ValueError("does not begin as a FITS file does")
+        file.seek(0)
+        with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
+            hdu = chosen(path, hdus, wanted.hdu)
+            sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
+            _check_sides(path, tuple(sides[:2]))
+            if math.prod(sides) > MAX_SIDE**2:  # known before it is read
+                raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
+            raw = Raw(np.array(hdu.data), place=_place(hdu.header))
     yield raw
 
 
@@ -364,16 +379,12 @@ def unpacked(path: Path) -> IO[bytes]:
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     whole, packed = io.BytesIO(), path.stat().st_size
-    try:
-        with gzip.open(path) as file:
-            while block := file.read(2**20):
-                whole.write(block)
-                if whole.tell() > FREE_BYTES + MAX_RATIO * packed:
-                    raise _bomb(path)
-                if whole.tell() > MAX_UNPACKED_BYTES:
-                    raise ImageError(f"{path}: unpacks to over {MAX_UNPACKED_BYTES:,} bytes. Unpack it first.")
-    except (OSError, EOFError, zlib.error) as err:
-        raise damaged(path, "a gzip file") from err
+    with _opened(path, "a gzip file"), gzip.open(path) as file:
+        while block := file.read(2**20):
+            whole.write(block)
+            _check_growth(path, whole.tell(), packed)
+            if whole.tell() > MAX_UNPACKED_BYTES:
+                raise ImageError(f"{path}: unpacks to over {MAX_UNPACKED_BYTES:,} bytes. Unpack it first.")
     whole.seek(0)
     return whole
 
@@ -406,7 +417,9 @@ def _place(header: Any) -> tuple[float | None, float | None, float | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
-    return pixel_scale(header, wcs), float(centre.ra.deg), float(centre.dec.deg)
+    ra, dec = float(centre.ra.deg), float(centre.dec.deg)
+    is_known = np.isfinite(ra + dec)
+    return pixel_scale(header, wcs), ra if is_known else None, dec if is_known else None
 
 
 def celestial(header: Any) -> Any:
@@ -425,25 +438,27 @@ def pixel_scale(header: Any, wcs: Any) -> float | None:
     """Arcsec along the side of a pixel, by the celestial `wcs` or else by axes in arcsec; None if there are none."""
     if wcs is None:
         is_told = header.get("CUNIT1") == "arcsec" and "CDELT1" in header
-        return abs(float(header["CDELT1"])) if is_told else None
-    from astropy.wcs.utils import proj_plane_pixel_scales
+        scale = abs(float(header["CDELT1"])) if is_told else 0.0
+    else:
+        from astropy.wcs.utils import proj_plane_pixel_scales
 
-    return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * ARCSEC_A_DEGREE
+        scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * ARCSEC_A_DEGREE
+    return scale if 0 < scale < np.inf else None
 
 
 def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:
     import h5py
 
-    try:
-        with h5py.File(path, "r") as file:
-            dataset = file[_only(path, _hdf5_datasets(file), wanted.array)]
-            if dataset.external or dataset.is_virtual:
-                raise ImageError(f"{path}: its data lie in other files, which are not opened. Copy them into one.")
-            yield from _stacked(path, dataset)
-    except ImageError:
-        raise
-    except Exception as err:  # h5py raises of every kind for damaged files
-        raise damaged(path, "an HDF5 file") from err
+    with _opened(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        dataset = file[_only(path, _hdf5_datasets(file), wanted.array)]
+        if dataset.external or dataset.is_virtual:
+            raise _elsewhere(path)
+        _check_growth(path, dataset.nbytes, dataset.id.get_storage_size())
+        yield from _stacked(path, dataset)
+
+
+def _elsewhere(path: Path) -> ImageError:
+    return ImageError(f"{path}: its data lie in other files, which are not opened. Copy them into one.")
 
 
 def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
@@ -464,14 +479,25 @@ def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
 def _read_zarr(path: Path, wanted: Wanted) -> Iterator[Raw]:
     import zarr
 
-    try:
-        top = zarr.open(str(path), mode="r")
+    with _opened(path, "a zarr store"):
+        n_packed = _store_bytes(path)
+        top = zarr.open(str(path), mode="r", use_consolidated=False)  # or its index could name another store
         arrays = {"": top} if isinstance(top, zarr.Array) else dict(top.arrays())
-        yield from _stacked(path, arrays[_only(path, list(arrays), wanted.array)])
-    except ImageError:
-        raise
-    except Exception as err:  # zarr raises of every kind for damaged stores
-        raise damaged(path, "a zarr store") from err
+        array = arrays[_only(path, list(arrays), wanted.array)]
+        _check_growth(path, array.nbytes, n_packed)
+        yield from _stacked(path, array)
+
+
+def _store_bytes(store: Path) -> int:
+    """Bytes of all files in a zarr store, none of which may be a link."""
+    n_bytes = 0
+    for folder, below, names in os.walk(store):
+        for name in (*below, *names):
+            status = Path(folder, name).lstat()
+            if stat.S_ISLNK(status.st_mode):
+                raise _elsewhere(store)
+            n_bytes += status.st_size
+    return n_bytes
 
 
 READERS: dict[str, Callable[[Path, Wanted], Iterator[Raw]]] = {

@@ -2,8 +2,9 @@
 
 Parent and child speak in frames: a line of JSON, then as many bytes as it announces. The parent sends
 what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
-A file that makes the child end, or takes it too long, costs one error and a new child. So does a cutout
-of a big image; the catalogue that tells where to cut is read by a child of its own.
+A file that makes the child end is tried once more in a new one, since a file before it may have damaged
+the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. So
+does a cutout of a big image; the catalogue that tells where to cut is read by a child of its own.
 """
 
 import glob
@@ -123,6 +124,10 @@ class _SilentError(Exception):
     """The child ended, or takes too long; the text says which."""
 
 
+class _EndedError(_SilentError):
+    """The child ended."""
+
+
 @dataclass
 class Reader:
     """Reads image files in a child process; use it in a `with` block.
@@ -150,7 +155,8 @@ class Reader:
         paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
         place. start: the `place` to begin at.
         """
-        asked, coming, index = deque[Asked](), islice(paths, start[0], None), start[0]
+        asked, coming, index, n_known = deque[Asked](), islice(paths, start[0], None), *start
+        is_retry = False
         try:
             while True:
                 if self._child is None:
@@ -162,13 +168,19 @@ class Reader:
                     asked.append(path)
                 if not asked:
                     return
-                first, n_known = asked[0], start[1] if index == start[0] else 0
-                answers = self._answers(self._child, first)
-                for number, found in enumerate(answers):
-                    if number >= n_known:
-                        yield found._replace(place=(index, number))
+                try:
+                    for number, found in enumerate(self._answers(self._child, asked[0])):
+                        if number >= n_known:
+                            yield found._replace(place=(index, number))
+                            n_known = number + 1
+                except _EndedError as err:
+                    self._end()
+                    if not is_retry:
+                        is_retry = True
+                        continue
+                    yield _lost(asked[0], err)._replace(place=(index, n_known))
                 asked.popleft()
-                index += 1
+                index, n_known, is_retry = index + 1, 0, False
         finally:
             if asked:  # nobody will take its answers
                 self._end()
@@ -176,35 +188,49 @@ class Reader:
     def _answers(self, child: "_Child", asked: Asked) -> Iterator[Found]:
         if isinstance(asked, Found):
             yield asked
-        elif isinstance(asked, Cut):
-            for found in self._images(child, asked.path):
-                image, ra, dec = found.image, asked.ra, asked.dec
-                image = replace(image, ra=ra, dec=dec) if isinstance(image, Image) else image
-                yield found._replace(image=image, number=asked.number, id=asked.id, ra=ra, dec=dec)
-        else:
-            yield from self._images(child, asked)
-
-    def _images(self, child: "_Child", path: Path) -> Iterator[Found]:
+            return
+        path = _path_of(asked)
         try:
             frame = child.frame(START_SECONDS)
             while frame["kind"] != "end":
                 if frame["kind"] == "image":
                     pixels = np.frombuffer(child.data(frame["bytes"], self.seconds), np.float64)
                     image = Image(pixels.reshape(frame["shape"]), **frame["about"])
-                    yield Found(path, image, image.number)
+                    yield _placed(asked, Found(path, image, image.number))
                 elif frame["kind"] == "bad":
-                    yield Found(path, ImageError(frame["problem"]), frame["number"])
+                    yield _placed(asked, Found(path, ImageError(frame["problem"]), frame["number"]))
                 frame = child.frame(self.seconds)
             if frame["problem"]:
-                yield Found(path, ImageError(frame["problem"]))
+                yield _placed(asked, Found(path, ImageError(frame["problem"])))
+        except _EndedError:
+            raise
         except _SilentError as err:
             self._end()
-            yield Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it."))
+            yield _lost(asked, err)
 
     def _end(self) -> None:
         if self._child is not None:
             self._child.end()
             self._child = None
+
+
+def _path_of(asked: Asked) -> Path:
+    return asked if isinstance(asked, Path) else asked.path
+
+
+def _lost(asked: Asked, err: _SilentError) -> Found:
+    path = _path_of(asked)
+    return _placed(asked, Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
+
+
+def _placed(asked: Asked, found: Found) -> Found:
+    """With what the catalogue tells, where it is a cutout."""
+    if not isinstance(asked, Cut):
+        return found
+    image = found.image
+    if isinstance(image, Image):
+        image = replace(image, ra=asked.ra, dec=asked.dec)
+    return found._replace(image=image, number=asked.number, id=asked.id, ra=asked.ra, dec=asked.dec)
 
 
 class _Child:
@@ -271,7 +297,7 @@ class _Child:
             raise _SilentError("took too long to read.")
         block = os.read(self._output, 2**20)
         if not block:
-            raise _SilentError("needs more memory than an image may, or is damaged so that reading it fails.")
+            raise _EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
         self._buffer += block
 
     def _taken(self, n_bytes: int) -> bytearray:

@@ -1,0 +1,450 @@
+"""Damaged image files, read as a user's are: what becomes of them, and at what cost.
+
+    python benchmarks/fuzz.py --files 10000 --seed 1
+
+Of each format a few small images are written, then damaged at random: bits flipped, numbers in binary
+and in text replaced, parts cut out, put in or taken from another file. Half of them are damaged before
+they are packed or summed, so that the damage gets past that. A `reading.Reader` reads them all, with a
+whole file after every batch, which must still be read.
+
+Prints a row for each format: files that gave an image, and that gave an `ImageError` alone; those that
+cost the child process, and those stopped after their time; exceptions of any other kind; files of which
+nothing was heard; files over 5 s; the longest; the peak memory that this process grew by. Files that cost
+the child are listed with the reason. Exits with 1 where there was an exception, a file over 5 s or
+without an answer, 50 MB of growth, or a whole file that was not read.
+
+A file is made again by its number: `--formats png8 --first 123 --files 1 --keep FOLDER`.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+import zarr
+from astropy.io import fits
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from zarr.codecs import BloscCodec
+
+from sublens.images import Image, Wanted
+from sublens.reading import SECONDS, Reader
+
+BATCH = 200
+SLACK_SECONDS = 0.5
+"""That the parent needs beside the child's time."""
+MAX_GROWTH = 50e6
+"""Bytes that the peak memory of this process may grow by while a format is read."""
+MEMORY = Path("/dev/shm")
+"""Where files cost no disk, on Linux."""
+NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 4096, 32767, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63)
+
+Pixels = NDArray[np.generic]
+Content = dict[str, bytes]
+"""Of the files of one image, by their paths below it: one with the path '', but for a zarr store."""
+
+
+# --- whole files ------------------------------------------------------------------------------
+
+
+def light(kind: str, *shape: int) -> Pixels:
+    """Photon counts as another type."""
+    return np.random.default_rng(0).poisson(60, shape or (24, 24)).astype(kind)
+
+
+def npy() -> Iterator[bytes]:
+    for pixels in (light("f8"), light("f4", 1, 20, 24), light(">i2"), np.asfortranarray(light("u1"))):
+        for version in ((1, 0), (2, 0)):
+            file = io.BytesIO()
+            np.lib.format.write_array(file, pixels, version, allow_pickle=False)
+            yield file.getvalue()
+
+
+def npy_stacks() -> Iterator[bytes]:
+    yield from npy()
+    file = io.BytesIO()
+    np.save(file, light("f4", 4, 24, 24))
+    yield file.getvalue()
+
+
+def fits_images() -> Iterator[bytes]:
+    sky = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 12.5, "CRPIX2": 12.5}
+    angles = {"CD1_1": -1.4e-5, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": 1.4e-5}
+    steps = {"CUNIT1": "arcsec", "CUNIT2": "arcsec", "CDELT1": 0.05, "CDELT2": 0.05}
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "D", array=np.zeros(3))])
+    yield hdu_bytes(fits.PrimaryHDU(light("f4")))
+    yield hdu_bytes(fits.PrimaryHDU(light("u2"), fits.Header({**sky, **angles})))
+    yield hdu_bytes(fits.PrimaryHDU(), table, fits.ImageHDU(light("i2"), fits.Header(steps), "SCI"))
+
+
+def fits_tiles() -> Iterator[bytes]:
+    for method in ("RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1", "PLIO_1"):
+        yield hdu_bytes(fits.PrimaryHDU(), fits.CompImageHDU(light("i4"), compression_type=method))
+    yield hdu_bytes(fits.PrimaryHDU(), fits.CompImageHDU(light("f4"), compression_type="RICE_1", tile_shape=(8, 8)))
+
+
+def hdu_bytes(*hdus: Any) -> bytes:
+    file = io.BytesIO()
+    fits.HDUList(list(hdus)).writeto(file)
+    return file.getvalue()
+
+
+def picture_bytes(kind: str, pixels: Pixels, mode: str | None = None, **options: Any) -> bytes:
+    file, picture = io.BytesIO(), Picture.fromarray(pixels)
+    (picture.convert(mode) if mode else picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png8() -> Iterator[bytes]:
+    for mode in ("L", "RGB", "RGBA", "P", "1"):
+        yield picture_bytes("PNG", light("u1"), mode, bits=4 if mode == "P" else 8)
+
+
+def png16() -> Iterator[bytes]:
+    yield picture_bytes("PNG", light("u2"))
+    yield picture_bytes("PNG", light("u2", 40, 16), dpi=(72, 72), optimize=True)
+
+
+def tif(kind: str) -> Iterator[bytes]:
+    for packing in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        yield picture_bytes("TIFF", light(kind), compression=packing)
+    if kind == "u1":
+        yield picture_bytes("TIFF", light(kind), compression="jpeg")
+        yield picture_bytes("TIFF", light(kind), "RGB", compression="tiff_lzw", strip_size=200)
+
+
+def jpg() -> Iterator[bytes]:
+    for mode in ("L", "RGB", "CMYK"):
+        yield picture_bytes("JPEG", light("u1"), mode)
+        yield picture_bytes("JPEG", light("u1"), mode, progressive=True, dpi=(72, 72))
+
+
+def hdf5() -> Iterator[bytes]:
+    for version in ("earliest", "latest"):
+        for name, pixels, options in (
+            ("light", light("f4"), {}),
+            ("light", light("f8", 4, 24, 24), {"chunks": (2, 12, 24), "compression": "gzip"}),
+            ("light", light("i2"), {"compression": "lzf", "shuffle": True, "fletcher32": True}),
+            ("lens/light", light("u1", 4, 24, 24), {"maxshape": (None, 24, 24)}),
+        ):
+            written = io.BytesIO()
+            with h5py.File(written, "w", libver=version) as file:
+                file.create_dataset(name, data=pixels, **options)
+            yield written.getvalue()
+
+
+def stores() -> Iterator[Content]:
+    makes: tuple[tuple[Literal[2, 3], Pixels, dict[str, Any]], ...] = (
+        (3, light("f4"), {"chunks": (12, 24)}),
+        (3, light("i2", 4, 24, 24), {"chunks": (2, 24, 24), "compressors": None}),
+        (3, light("u1"), {"chunks": (6, 6), "shards": (12, 24)}),
+        (3, light("f8"), {"compressors": BloscCodec()}),
+        (2, light("f4"), {}),
+        (2, light("f4"), {"compressors": None}),
+    )
+    for version, pixels, options in makes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("array", "group"):
+                path = Path(folder, name)
+                if name == "group":
+                    zarr.open_group(path, mode="w", zarr_format=version)
+                zarr.create_array(
+                    path, name="light" if name == "group" else None, data=pixels, zarr_format=version, **options
+                )
+                found = sorted(one for one in path.rglob("*") if one.is_file())
+                yield {one.relative_to(path).as_posix(): one.read_bytes() for one in found}
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def place(data: bytes, rng: random.Random) -> int:
+    """Somewhere in `data`, more often near its beginning."""
+    return rng.randrange(min(len(data), rng.choice((64, 512, len(data)))) + 1)
+
+
+def span(data: bytes, rng: random.Random) -> slice:
+    start = place(data, rng)
+    return slice(start, start + rng.choice((1, 4, 16, 100, 1000)))
+
+
+def flip(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    flipped = bytearray(data + b"\0")
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        flipped[place(data, rng)] ^= 1 << rng.randrange(8)
+    return bytes(flipped[: len(data)])
+
+
+def renumber(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Another number in binary."""
+    kind = rng.choice("BHIQ")
+    n_bytes, start = struct.calcsize(kind), place(data, rng)
+    number = rng.choice((rng.choice(NUMBERS), rng.getrandbits(64))) % 2 ** (8 * n_bytes)
+    return data[:start] + struct.pack(rng.choice("<>") + kind, number) + data[start + n_bytes :]
+
+
+def reword(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Another number, or word, in text; half of the time of the same length."""
+    found = list(re.finditer(rng.choice((rb"[0-9]+", rb"[0-9]+", rb"[A-Za-z_]+")), data[:6000]))
+    if not found:
+        return data
+    old = rng.choice(found)
+    new = rng.choice((str(rng.choice(NUMBERS)).encode(), b"-1", b"1e308", b"null", b"''", rng.choice(found)[0]))
+    if rng.random() < 0.5:
+        new = new[: len(old[0])].rjust(len(old[0]))
+    return data[: old.start()] + new + data[old.end() :]
+
+
+def truncate(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data) + 1)]
+
+
+def cut_out(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    out = span(data, rng)
+    return data[: out.start] + data[out.stop :]
+
+
+def put_in(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    start = place(data, rng)
+    new = rng.choice((rng.randbytes(rng.choice((1, 4, 100))), bytes(rng.choice((1, 8, 3000))), data[span(data, rng)]))
+    return data[:start] + new + data[start:]
+
+
+def paste(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A part of another file in its place, or the rest of it."""
+    start, new = place(data, rng), other[span(other, rng)]
+    return data[:start] + rng.choice((new + data[start + len(new) :], other[place(other, rng) :]))
+
+
+DAMAGES = (flip, flip, renumber, renumber, reword, reword, truncate, cut_out, put_in, paste)
+
+
+def damaged(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        data = rng.choice(DAMAGES)(data, other, rng)
+    return data
+
+
+# --- formats ----------------------------------------------------------------------------------
+
+
+def unchanged(data: bytes) -> bytes:
+    return data
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[len(data) % 2]) as archive:
+        archive.writestr(zipfile.ZipInfo("light.npy"), data)
+    return file.getvalue()
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def summed(data: bytes) -> bytes:
+    """A PNG picture whose chunks have the right checksums, as far as they can be told apart."""
+    fixed, start = bytearray(data), 8
+    while start + 12 <= len(fixed):
+        end = start + 8 + int.from_bytes(fixed[start : start + 4], "big")
+        if end + 4 > len(fixed):
+            break
+        fixed[end : end + 4] = zlib.crc32(fixed[start + 4 : end]).to_bytes(4, "big")
+        start = end + 4
+    return bytes(fixed)
+
+
+class Format(NamedTuple):
+    """Files of one kind."""
+
+    suffix: str
+    samples: Callable[[], Iterable[bytes | Content]]
+    pack: Callable[[bytes], bytes] = unchanged
+    """What is done last where a file is made: damage before it gets past it."""
+
+
+FORMATS = {
+    "npy": Format(".npy", npy),
+    "npz": Format(".npz", npy_stacks, zipped),
+    "fits": Format(".fits", fits_images),
+    "fits.gz": Format(".fits.gz", fits_images, gzipped),
+    "fz": Format(".fits.fz", fits_tiles),
+    "png8": Format(".png", png8, summed),
+    "png16": Format(".png", png16, summed),
+    "tif8": Format(".tif", lambda: tif("u1")),
+    "tif16": Format(".tif", lambda: tif("u2")),
+    "tif32": Format(".tif", lambda: tif("f4")),
+    "jpg": Format(".jpg", jpg),
+    "h5": Format(".h5", hdf5),
+    "zarr": Format(".zarr", stores),
+}
+
+
+def contents(form: Format) -> list[Content]:
+    return [sample if isinstance(sample, dict) else {"": sample} for sample in form.samples()]
+
+
+def mutant(samples: Sequence[Content], pack: Callable[[bytes], bytes], rng: random.Random) -> Content:
+    """One of the samples, one file of which is damaged."""
+    sample, other = rng.choice(samples), rng.choice(samples)
+    name = rng.choice(sorted(sample))
+    data, foreign = sample[name], rng.choice(sorted(other.items()))[1]
+    is_inside = rng.random() < 0.5
+    data = pack(damaged(data, foreign, rng)) if is_inside else damaged(pack(data), pack(foreign), rng)
+    return {**sample, name: data}
+
+
+def write(path: Path, content: Content) -> Path:
+    for name, data in content.items():
+        file = path / name if name else path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return path
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+class Verdicts(NamedTuple):
+    """What became of files, by their paths."""
+
+    kinds: dict[Path, str]
+    seconds: dict[Path, float]
+
+
+def judged(reader: Reader, paths: Sequence[Path]) -> Verdicts:
+    """Read all files: each gave an image, an error, cost the child (`ended`), was `stopped`, or is `silent`."""
+    kinds, seconds = dict.fromkeys(paths, "silent"), dict.fromkeys(paths, 0.0)
+    clock = time.monotonic()
+    for one in reader.read(paths):
+        clock, before = time.monotonic(), clock
+        seconds[one.path] += clock - before
+        if isinstance(one.image, Image):
+            kinds[one.path] = "image"
+        elif "reading it fails" in str(one.image):
+            kinds[one.path] = "ended"
+        elif "took too long" in str(one.image):
+            kinds[one.path] = "stopped"
+        elif kinds[one.path] == "silent":
+            kinds[one.path] = "error"
+    return Verdicts(kinds, seconds)
+
+
+def reason(path: Path) -> str:
+    """Why a child ends that reads the file: the last line that it prints, or the signal."""
+    request = json.dumps({"path": os.fsencode(path).hex(), "wanted": Wanted()}).encode() + b"\n"
+    command = [sys.executable, "-m", "sublens.reading"]
+    try:
+        child = subprocess.run(command, input=request, capture_output=True, timeout=10 * SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if child.returncode < 0:
+        return signal.Signals(-child.returncode).name
+    return (child.stderr.decode(errors="replace").splitlines() or ["nothing, when read alone"])[-1]
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process since `forget_peak`; 0 where that is not known."""
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return 0
+
+
+def forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class Tally(NamedTuple):
+    """Outcomes of the files of one format."""
+
+    counts: Counter[str]
+    longest: float
+    growth: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing happened that must not."""
+        bad = ("exception", "silent", "slow", "whole file lost")
+        return not any(self.counts[kind] for kind in bad) and self.growth < MAX_GROWTH
+
+
+def tally(name: str, reader: Reader, numbers: range, seed: int, folder: Path, *, keep: bool) -> Tally:
+    """Make, read and count the mutants of one format."""
+    form, counts, longest = FORMATS[name], Counter[str](), 0.0
+    samples = contents(form)
+    whole = {part: form.pack(data) for part, data in samples[0].items()}
+    forget_peak()
+    before = peak_bytes()
+    for start in range(numbers.start, numbers.stop, BATCH):
+        paths = []
+        for number in range(start, min(start + BATCH, numbers.stop)):
+            rng = random.Random(f"{seed}/{name}/{number}")
+            paths.append(write(folder / name / f"{number}{form.suffix}", mutant(samples, form.pack, rng)))
+        intact = write(folder / name / f"whole{form.suffix}", whole)
+        try:
+            kinds, seconds = judged(reader, [*paths, intact])
+        except Exception:  # counted; it must not happen
+            traceback.print_exc()
+            counts["exception"] += 1
+            continue
+        counts["whole file lost"] += kinds.pop(intact) != "image"
+        counts.update(kinds.values())
+        longest = max(longest, *seconds.values())
+        for path in paths:
+            if seconds[path] > SECONDS + SLACK_SECONDS:
+                counts["slow"] += 1
+            if kinds[path] in ("ended", "stopped", "silent") or seconds[path] > SECONDS:
+                print(f"{path.name}: {kinds[path]}, {seconds[path]:.1f} s; {reason(path)}", file=sys.stderr, flush=True)
+        if not keep:
+            shutil.rmtree(folder / name)
+    return Tally(counts, longest, peak_bytes() - before)
+
+
+def main() -> None:
+    """Read all formats and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000, help="of each format")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument("--keep", type=Path, help="leave the files in this folder")
+    options = parser.parse_args()
+    columns = ("image", "error", "ended", "stopped", "exception", "silent", "slow", "whole file lost")
+    print("| format | " + " | ".join(columns) + " | longest, s | growth, MB |")
+    print("|---" + "|---:" * (len(columns) + 2) + "|", flush=True)
+    numbers, is_good = range(options.first, options.first + options.files), True
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch, Reader() as reader:
+        for name in options.formats:
+            folder = options.keep or Path(scratch)
+            found = tally(name, reader, numbers, options.seed, folder, keep=options.keep is not None)
+            cells = " | ".join(f"{found.counts[kind]:,}" for kind in columns)
+            print(f"| {name} | {cells} | {found.longest:.1f} | {found.growth / 1e6:.1f} |", flush=True)
+            is_good &= found.is_good
+    sys.exit(not is_good)
+
+
+if __name__ == "__main__":
+    main()
