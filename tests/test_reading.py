@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from astropy.io import fits
+from conftest import memory_of_ours
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
@@ -39,12 +40,6 @@ def told(found: Iterator[Found]) -> str:
     error = only(found)
     assert isinstance(error, ImageError)
     return str(error)
-
-
-def memory_of_ours() -> int:
-    """Peak resident bytes of this process."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def save_bomb(path: Path) -> Path:

@@ -224,11 +224,13 @@ def _damaged(path: Path, kind: str) -> ImageError:
 
 def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
     with path.open("rb") as file:
-        yield Raw(_npy_array(file, path, "a .npy file", MAX_SIDE**2 * 16))
+        yield Raw(npy_array(file, path, "a .npy file", MAX_SIDE**2 * 16))
 
 
-def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray[np.generic]:
-    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+def npy_header(
+    file: IO[bytes], path: Path, kind: str = "a .npy file"
+) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether it is in Fortran's order, and dtype of the array that follows in `file`."""
     damaged = _damaged(path, kind)
     try:
         with warnings.catch_warnings():
@@ -240,6 +242,13 @@ def _npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArra
             shape, is_fortran, dtype = header(file)
     except (*NPY_ERRORS, RuntimeError, zlib.error, Warning, zipfile.BadZipFile) as err:
         raise damaged from err
+    return shape, is_fortran, dtype
+
+
+def npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray[np.generic]:
+    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+    damaged = _damaged(path, kind)
+    shape, is_fortran, dtype = npy_header(file, path, kind)
     if dtype.hasobject:
         raise ImageError(
             f"{path}: a pickled object array, which could run code when opened, so it was not. "
@@ -274,7 +283,7 @@ def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.gener
             if member.file_size > FREE_BYTES + MAX_RATIO * member.compress_size:
                 raise _bomb(path)
             with archive.open(member) as file:
-                return _npy_array(file, path, "an .npz file", max_bytes)
+                return npy_array(file, path, "an .npz file", max_bytes)
     except (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as err:
         raise _damaged(path, "an .npz file") from err
 

@@ -3,6 +3,8 @@
 Parent and child speak in frames: a line of JSON, then as many bytes as it announces. The parent sends
 what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
 A file that makes the child end, or takes it too long, costs one error and a new child.
+
+`Child`, `answers`, `confine` and `send` serve any module of ours that runs as such a child.
 """
 
 import glob
@@ -14,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -39,6 +41,8 @@ START_SECONDS = 120.0
 """That the child may take to load a library, which a busy disk makes slow."""
 MEMORY_BYTES = 2 * 2**30
 """That the child may address; libraries take a quarter of it before they read anything."""
+LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
+"""No more memory than an image needs, no file to write, no core dump."""
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
@@ -88,7 +92,7 @@ def _within(folder: Path) -> Iterator[Path | Found]:
         yield Found(folder, ImageError(f"{folder}: holds no {', '.join(images.READERS)} files. Check the folder."))
 
 
-class _SilentError(Exception):
+class SilentError(Exception):
     """The child ended, or takes too long; the text says which."""
 
 
@@ -102,7 +106,7 @@ class Reader:
 
     wanted: Wanted = field(default_factory=Wanted)
     seconds: float = SECONDS
-    _child: "_Child | None" = None
+    _child: "Child | None" = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,11 +126,11 @@ class Reader:
         try:
             while True:
                 if self._child is None:
-                    self._child = _Child()
+                    self._child = Child("sublens.reading")
                     for waiting in asked:
-                        self._child.ask(waiting, self.wanted)
+                        self._ask(self._child, waiting)
                 while len(asked) < AHEAD and (path := next(coming, None)) is not None:
-                    self._child.ask(path, self.wanted)
+                    self._ask(self._child, path)
                     asked.append(path)
                 if not asked:
                     return
@@ -141,7 +145,11 @@ class Reader:
             if asked:  # nobody will take its answers
                 self._end()
 
-    def _answers(self, child: "_Child", path: Path) -> Iterator[Found]:
+    def _ask(self, child: "Child", path: Path | Found) -> None:
+        if not isinstance(path, Found):  # which is done
+            child.ask(path, self.wanted._asdict())
+
+    def _answers(self, child: "Child", path: Path) -> Iterator[Found]:
         try:
             child.frame(START_SECONDS)
             while (frame := child.frame(self.seconds))["kind"] != "end":
@@ -153,7 +161,7 @@ class Reader:
                     yield Found(path, ImageError(frame["problem"]), frame["number"])
             if frame["problem"]:
                 yield Found(path, ImageError(frame["problem"]))
-        except _SilentError as err:
+        except SilentError as err:
             self._end()
             yield Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it."))
 
@@ -163,13 +171,13 @@ class Reader:
             self._child = None
 
 
-class _Child:
-    """The process that reads, seen from its parent."""
+class Child:
+    """A process that runs a module of ours and speaks in frames, seen from its parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sublens.reading"],  # -P: import nothing from the working folder
+            [sys.executable, "-P", "-m", module],  # -P: import nothing from the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -185,15 +193,11 @@ class _Child:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def ask(self, path: Path | Found, wanted: Wanted) -> None:
-        """Have a file read, unless that is done; the child may have ended, which shows when it does not answer."""
-        if isinstance(path, Found):
-            return
+    def ask(self, path: Path, request: Frame, data: bytes = b"") -> None:
+        """Have a file dealt with; the child may have ended, which shows when it does not answer."""
         assert self._process.stdin is not None
-        line = json.dumps({"path": os.fsencode(path).hex(), **wanted._asdict()})
         with suppress(BrokenPipeError):
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            send(self._process.stdin, {"path": os.fsencode(path).hex(), **request}, data)
 
     def frame(self, seconds: float) -> Frame:
         """The next frame's first line, waited for so long."""
@@ -219,10 +223,10 @@ class _Child:
 
     def _fill(self, deadline: float) -> None:
         if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise _SilentError("took too long to read.")
+            raise SilentError("took too long to read.")
         block = os.read(self._output, 2**20)
         if not block:
-            raise _SilentError("needs more memory than an image may, or is damaged so that reading it fails.")
+            raise SilentError("needs more memory than an image may, or is damaged so that reading it fails.")
         self._buffer += block
 
     def _taken(self, n_bytes: int) -> bytearray:
@@ -232,35 +236,47 @@ class _Child:
 
 def main() -> None:
     """Be the child: answer until there are no more requests."""
-    _confine()
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # libraries may print; it must not get between the frames
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            path = Path(os.fsdecode(bytes.fromhex(request.pop("path"))))
+    with answers() as out:
+        confine()
+        for path, request in requests():
             problem = None
             try:
                 _load(path)
-                _send(out, {"kind": "begin"})
+                send(out, {"kind": "begin"})
                 for number, image in enumerate(images.read_all(path, Wanted(**request))):
                     if isinstance(image, Image):
                         _send_image(out, image)
                     else:
-                        _send(out, {"kind": "bad", "number": number, "problem": str(image)})
+                        send(out, {"kind": "bad", "number": number, "problem": str(image)})
             except ImageError as err:
                 problem = str(err)
             except (MemoryError, RecursionError):
                 problem = f"{path}: needs more memory than an image may. Leave this file out, or convert it."
             except OSError as err:
                 problem = f"{path}: cannot be read ({err.strerror or err}). Check it and its permissions."
-            _send(out, {"kind": "end", "problem": problem})
+            send(out, {"kind": "end", "problem": problem})
 
 
-def _confine() -> None:
-    """No more memory than an image needs, no file to write, no core dump."""
+@contextmanager
+def answers() -> Iterator[IO[bytes]]:
+    """Where a child writes its frames; what libraries print does not get between them."""
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        yield out
+
+
+def requests() -> Iterator[tuple[Path, Frame]]:
+    """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        yield Path(os.fsdecode(bytes.fromhex(request.pop("path")))), request
+
+
+def confine(limits: Mapping[str, int] = LIMITS) -> None:
+    """Limit this process for good, as far as its system can."""
     if resource is None:
         return
-    for limit, value in (("RLIMIT_AS", MEMORY_BYTES), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
+    for limit, value in limits.items():
         with suppress(ValueError, OSError):  # macOS knows no limit of addresses
             resource.setrlimit(getattr(resource, limit), (value, value))
 
@@ -272,16 +288,17 @@ def _load(path: Path) -> None:
         importlib.import_module(library)
 
 
-def _send(out: Any, frame: Frame, data: bytes | memoryview = b"") -> None:
+def send(out: IO[bytes], frame: Frame, data: bytes | memoryview = b"") -> None:
+    """Write a frame, and the bytes that it announces."""
     out.write(json.dumps(frame).encode() + b"\n")
     out.write(data)
     out.flush()
 
 
-def _send_image(out: Any, image: Image) -> None:
+def _send_image(out: IO[bytes], image: Image) -> None:
     pixels = np.ascontiguousarray(image.pixels)
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
-    _send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
+    send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
 
 
 if __name__ == "__main__":
