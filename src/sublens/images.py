@@ -252,7 +252,7 @@ def npy_array(file: IO[bytes], path: Path, kind: str, max_bytes: int) -> NDArray
     if dtype.hasobject:
         raise ImageError(
             f"{path}: a pickled object array, which could run code when opened, so it was not. "
-            "Save it again as a plain float array."
+            "Convert it with `sublens import-legacy`, or save it again as a plain float array."
         )
     n_bytes = dtype.itemsize
     for size in shape:
