@@ -93,6 +93,12 @@ def easy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def memory_of_ours() -> int:
+    """Peak resident bytes of this process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
 def chunk(n: int, start: int = 0, side: int = 8) -> Chunk:
     """A chunk of random images with ids that continue from `start`."""
     rng = np.random.default_rng(start)

@@ -24,6 +24,7 @@ COMMANDS = (
     "presets",
     "fidelity",
     "pack",
+    "import-legacy",
     "verify",
     "networks",
     "train",

@@ -18,7 +18,7 @@ from sublens import cli, config
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
-    *("errors", "files", "config", "progress", "images", "mosaic", "reading", "cutout", "engine"),
+    *("errors", "files", "config", "progress", "images", "mosaic", "reading", "legacy", "cutout", "engine"),
     *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers"),
     *(
@@ -75,9 +75,10 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         sublens.nothing  # noqa: B018
 
 
-def test_nothing_unpickles() -> None:
+def test_nothing_unpickles_but_legacy_in_its_child() -> None:
     banned = re.compile(r"torch\.load\(|allow_pickle=True|import pickle|joblib\.load")
-    assert [path.name for path in SOURCE.rglob("*.py") if banned.search(path.read_text())] == []
+    found = [(path.name, words) for path in SOURCE.rglob("*.py") for words in banned.findall(path.read_text())]
+    assert found == [("legacy.py", "import pickle")]
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -134,6 +134,15 @@ def test_nothing_in_a_zarr_store_is_unpickled(reader: Reader, tmp_path: Path) ->
     assert not (tmp_path / "exploded").exists()
 
 
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", light())
+    (tmp_path / "json.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Reader() as reader:
+        assert isinstance(only(reader.read([Path("a.npy")])), Image)
+    assert not Path("ran").exists()
+
+
 def test_half_read_answers_are_not_taken_for_others(tmp_path: Path) -> None:
     np.savez(tmp_path / "many.npz", np.stack([light()] * 5))
     np.save(tmp_path / "a.npy", light() + 1)

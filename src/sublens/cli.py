@@ -167,6 +167,31 @@ def pack(
     print(_described(out))
 
 
+@app.command("import-legacy")
+def import_legacy(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER_OR_FILE...", help=".npy files, and folders and patterns of them.")
+    ],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Convert pickled .npy files, as DeepLenseSim writes for axions, into plain ones that sublens reads.
+
+    Only arrays and numbers are taken out of a file, in a process that may do nothing else; a file
+    that asks for more is refused. Plain .npy files are copied, folders stay as they are. The number
+    beside an image (the axion's mass in eV, or the logarithm of it) goes into legacy.csv.
+
+    sublens import-legacy Model_I/train --out data/model-1
+    """
+    from sublens import legacy
+    from sublens.progress import visible
+
+    n_files, n_failed = legacy.convert(inputs, out, on_error=lambda err: _say(str(err)), force=force, bar=visible)
+    print(out)
+    if n_failed:
+        _say(f"{n_failed} of {n_files} files could not be converted.")
+
+
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(metavar="STORE", help="Store to check.")]) -> None:
     """Check every byte of a store against its manifest.

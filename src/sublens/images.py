@@ -251,20 +251,26 @@ def _opened(path: Path, kind: str) -> Iterator[None]:
 
 def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
     with _opened(path, "a .npy file"), path.open("rb") as file:
-        array = _npy_array(file, path, MAX_SIDE**2 * 16)
+        array = npy_array(file, path, MAX_SIDE**2 * 16)
     yield Raw(array)
 
 
-def _npy_array(file: IO[bytes], path: Path, max_bytes: int) -> NDArray[np.generic]:
-    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether it is in Fortran's order, and dtype of the array that follows in `file`; raises as numpy does."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, is_fortran, dtype = header[np.lib.format.read_magic(file)](file)
+    return shape, is_fortran, dtype
+
+
+def npy_array(file: IO[bytes], path: Path, max_bytes: int) -> NDArray[np.generic]:
+    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
+    shape, is_fortran, dtype = npy_header(file)
     if dtype.hasobject:
         raise ImageError(
             f"{path}: a pickled object array, which could run code when opened, so it was not. "
-            "Save it again as a plain float array."
+            "Convert it with `sublens import-legacy`, or save it again as a plain float array."
         )
     _check_sides(path, shape[-2:])
     n_bytes = math.prod(shape, start=dtype.itemsize)
@@ -285,7 +291,7 @@ def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.gener
         member = archive.getinfo(f"{_only(path, names, name)}.npy")
         _check_growth(path, member.file_size, member.compress_size)
         with archive.open(member) as file:
-            return _npy_array(file, path, max_bytes)
+            return npy_array(file, path, max_bytes)
 
 
 def _only(path: Path, names: list[str], wanted: str | None) -> str:

@@ -5,6 +5,8 @@ what to read; the child answers `begin` once it has loaded what it needs, then t
 A file that makes the child end is tried once more in a new one, since a file before it may have damaged
 the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. So
 does a cutout of a big image; the catalogue that tells where to cut is read by a child of its own.
+
+`Child`, `answers`, `confine` and `send` serve any module of ours that runs as such a child.
 """
 
 import glob
@@ -16,13 +18,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -42,6 +44,8 @@ START_SECONDS = 120.0
 """That the child may take to load a library, which a busy disk makes slow, or to read a catalogue."""
 MEMORY_BYTES = 2 * 2**30
 """That the child may address; libraries take a quarter of it before they read anything."""
+LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
+"""No more memory than an image needs, no file to write, no core dump."""
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
@@ -75,15 +79,15 @@ def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
 
     Raises `DataError` where the one or the other cannot be used.
     """
-    child = _Child()
+    child = Child("sublens.reading")
     try:
-        child.request(path, wanted, at=os.fsencode(at).hex())
+        child.ask(path, {"wanted": wanted, "at": os.fsencode(at).hex()})
         frame = child.frame(START_SECONDS)
         if frame["kind"] == "end":
             raise DataError(frame["problem"])
         numbers = np.frombuffer(child.data(frame["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
         ids = child.data(frame["id_bytes"], START_SECONDS).decode().split("\0")
-    except _SilentError as err:
+    except SilentError as err:
         raise DataError(f"{at}: {err} Leave out columns, split it, or convert it to CSV.") from err
     finally:
         child.end()
@@ -120,11 +124,11 @@ def _within(folder: Path) -> Iterator[Path | Found]:
         yield Found(folder, ImageError(f"{folder}: holds no {', '.join(images.READERS)} files. Check the folder."))
 
 
-class _SilentError(Exception):
+class SilentError(Exception):
     """The child ended, or takes too long; the text says which."""
 
 
-class _EndedError(_SilentError):
+class EndedError(SilentError):
     """The child ended."""
 
 
@@ -138,10 +142,10 @@ class Reader:
 
     wanted: Wanted = field(default_factory=Wanted)
     seconds: float = SECONDS
-    _child: "_Child | None" = None
+    _child: "Child | None" = None
 
     def __enter__(self) -> Self:
-        self._child = _Child()  # it loads its libraries while others load theirs
+        self._child = Child("sublens.reading")  # it loads its libraries while others load theirs
         return self
 
     def __exit__(
@@ -160,11 +164,11 @@ class Reader:
         try:
             while True:
                 if self._child is None:
-                    self._child = _Child()
+                    self._child = Child("sublens.reading")
                     for waiting in asked:
-                        self._child.ask(waiting, self.wanted)
+                        self._ask(self._child, waiting)
                 while len(asked) < AHEAD and (path := next(coming, None)) is not None:
-                    self._child.ask(path, self.wanted)
+                    self._ask(self._child, path)
                     asked.append(path)
                 if not asked:
                     return
@@ -173,7 +177,7 @@ class Reader:
                         if number >= n_known:
                             yield found._replace(place=(index, number))
                             n_known = number + 1
-                except _EndedError as err:
+                except EndedError as err:
                     self._end()
                     if not is_retry:
                         is_retry = True
@@ -185,8 +189,14 @@ class Reader:
             if asked:  # nobody will take its answers
                 self._end()
 
-    def _answers(self, child: "_Child", asked: Asked) -> Iterator[Found]:
-        if isinstance(asked, Found):
+    def _ask(self, child: "Child", asked: Asked) -> None:
+        if isinstance(asked, Cut):
+            child.ask(asked.path, {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
+        elif isinstance(asked, Path):
+            child.ask(asked, {"wanted": self.wanted})
+
+    def _answers(self, child: "Child", asked: Asked) -> Iterator[Found]:
+        if isinstance(asked, Found):  # which is done
             yield asked
             return
         path = _path_of(asked)
@@ -202,9 +212,9 @@ class Reader:
                 frame = child.frame(self.seconds)
             if frame["problem"]:
                 yield _placed(asked, Found(path, ImageError(frame["problem"])))
-        except _EndedError:
+        except EndedError:
             raise
-        except _SilentError as err:
+        except SilentError as err:
             self._end()
             yield _lost(asked, err)
 
@@ -218,7 +228,7 @@ def _path_of(asked: Asked) -> Path:
     return asked if isinstance(asked, Path) else asked.path
 
 
-def _lost(asked: Asked, err: _SilentError) -> Found:
+def _lost(asked: Asked, err: SilentError) -> Found:
     path = _path_of(asked)
     return _placed(asked, Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
 
@@ -233,13 +243,13 @@ def _placed(asked: Asked, found: Found) -> Found:
     return found._replace(image=image, number=asked.number, id=asked.id, ra=asked.ra, dec=asked.dec)
 
 
-class _Child:
-    """The process that reads, seen from its parent."""
+class Child:
+    """A process that runs a module of ours and speaks in frames, seen from its parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sublens.reading"],
+            [sys.executable, "-P", "-m", module],  # -P: import nothing from the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -255,20 +265,11 @@ class _Child:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def ask(self, asked: Asked, wanted: Wanted) -> None:
-        """Have a file read or a cutout made, unless that is done."""
-        if isinstance(asked, Cut):
-            self.request(asked.path, wanted, cut=(asked.number, asked.xy, asked.size))
-        elif isinstance(asked, Path):
-            self.request(asked, wanted)
-
-    def request(self, path: Path, wanted: Wanted, **more: Any) -> None:
-        """Send what is asked for; the child may have ended, which shows when it does not answer."""
+    def ask(self, path: Path, request: Frame, data: bytes = b"") -> None:
+        """Have a file dealt with; the child may have ended, which shows when it does not answer."""
         assert self._process.stdin is not None
-        line = json.dumps({"path": os.fsencode(path).hex(), "wanted": wanted, **more})
         with suppress(BrokenPipeError):
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            send(self._process.stdin, {"path": os.fsencode(path).hex(), **request}, data)
 
     def frame(self, seconds: float) -> Frame:
         """The next frame's first line, waited for so long."""
@@ -294,10 +295,10 @@ class _Child:
 
     def _fill(self, deadline: float) -> None:
         if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise _SilentError("took too long to read.")
+            raise SilentError("took too long to read.")
         block = os.read(self._output, 2**20)
         if not block:
-            raise _EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
+            raise EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
         self._buffer += block
 
     def _taken(self, n_bytes: int) -> bytearray:
@@ -307,13 +308,11 @@ class _Child:
 
 def main() -> None:
     """Be the child: answer until there are no more requests."""
-    _confine()
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # libraries may print; it must not get between the frames
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            path, problem = _path(request["path"]), None
-            named = _path(request["at"]) if "at" in request else path
+    with answers() as out:
+        confine()
+        _fetch_nothing()
+        for path, request in requests():
+            problem, named = None, _path(request["at"]) if "at" in request else path
             try:
                 _answer(out, path, request)
             except (DataError, ImageError) as err:
@@ -324,14 +323,14 @@ def main() -> None:
                 problem = (
                     f"{err.filename or named}: cannot be read ({err.strerror or err}). Check it and its permissions."
                 )
-            _send(out, {"kind": "end", "problem": problem})
+            send(out, {"kind": "end", "problem": problem})
 
 
 def _path(name: str) -> Path:
     return Path(os.fsdecode(bytes.fromhex(name)))
 
 
-def _answer(out: Any, path: Path, request: dict[str, Any]) -> None:
+def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
     """Send all that was asked for, but the end."""
     wanted = Wanted(*request["wanted"])
     _load(path)
@@ -339,23 +338,42 @@ def _answer(out: Any, path: Path, request: dict[str, Any]) -> None:
         _send_positions(out, mosaic.survey(path, wanted.hdu, _path(request["at"])))
         return
     big = mosaic.opened(path, wanted.hdu) if "cut" in request else None
-    _send(out, {"kind": "begin"})
+    send(out, {"kind": "begin"})
     found = iter([big.cut(*request["cut"])]) if big else images.read_all(path, wanted)
     for number, image in enumerate(found):
         if isinstance(image, Image):
             _send_image(out, image)
         else:
-            _send(out, {"kind": "bad", "number": number, "problem": str(image)})
+            send(out, {"kind": "bad", "number": number, "problem": str(image)})
 
 
-def _confine() -> None:
-    """No more memory than an image needs, no file to write, no core dump, nothing fetched from elsewhere."""
+@contextmanager
+def answers() -> Iterator[IO[bytes]]:
+    """Where a child writes its frames; what libraries print does not get between them."""
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        yield out
+
+
+def requests() -> Iterator[tuple[Path, Frame]]:
+    """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        yield _path(request.pop("path")), request
+
+
+def _fetch_nothing() -> None:
+    """Have no library open an address."""
     from urllib import request
 
     request.install_opener(request.OpenerDirector())  # that knows no protocol, not even of files
+
+
+def confine(limits: Mapping[str, int] = LIMITS) -> None:
+    """Limit this process for good, as far as its system can."""
     if resource is None:
         return
-    for limit, value in (("RLIMIT_AS", MEMORY_BYTES), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
+    for limit, value in limits.items():
         with suppress(ValueError, OSError):  # macOS knows no limit of addresses
             resource.setrlimit(getattr(resource, limit), (value, value))
 
@@ -367,22 +385,23 @@ def _load(path: Path) -> None:
         importlib.import_module(library)
 
 
-def _send(out: Any, frame: Frame, data: bytes | memoryview = b"") -> None:
+def send(out: IO[bytes], frame: Frame, data: bytes | memoryview = b"") -> None:
+    """Write a frame, and the bytes that it announces."""
     out.write(json.dumps(frame).encode() + b"\n")
     out.write(data)
     out.flush()
 
 
-def _send_image(out: Any, image: Image) -> None:
+def _send_image(out: IO[bytes], image: Image) -> None:
     pixels = np.ascontiguousarray(image.pixels)
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
-    _send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
+    send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
 
 
 def _send_positions(out: Any, found: Positions) -> None:
     numbers, ids = np.hstack([found.xy, found.sky]), "\0".join(found.ids.tolist()).encode()
     frame = {"kind": "positions", "bytes": numbers.nbytes, "id_bytes": len(ids), "pixel_scale": found.pixel_scale}
-    _send(out, frame, numbers.tobytes() + ids)
+    send(out, frame, numbers.tobytes() + ids)
 
 
 if __name__ == "__main__":
