@@ -30,6 +30,7 @@ COMMANDS = (
     "evaluate",
     "publish",
     "predict",
+    "explain",
     "compare",
     "run",
     "demo",
