@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,3 +161,11 @@ def test_the_truth_head_teaches_the_early_layers() -> None:
 def test_small_maps_are_never_trained_in_bfloat16() -> None:
     assert not models.has_bf16_gain("resnet18", "cpu", 32)
     assert not models.has_bf16_gain("mobilenetv3-small", "cpu", 112)
+
+
+@pytest.mark.parametrize(("side", "size"), [(24, 36), (24, 7), (24, 24), (150, 224), (2, 5)])
+def test_resampling_is_that_of_torch(side: int, size: int) -> None:
+    images = torch.rand(2, 1, side, side, dtype=torch.float64)
+    theirs = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    rows = torch.from_numpy(models._resampling(side, size))
+    assert torch.allclose(rows @ images @ rows.T, theirs, atol=1e-12)

@@ -4,7 +4,6 @@ The names below are the library; each is imported when first used, so `import su
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,10 +38,13 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-__version__ = version("sublens")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import
+
+        return version("sublens")
     if name not in _HOMES:
         raise AttributeError(f"module 'sublens' has no attribute {name!r}")
     return getattr(import_module(f"sublens.{_HOMES[name]}"), name)

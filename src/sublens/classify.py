@@ -42,14 +42,14 @@ def predict(
     start: the `place` of the row to begin with. Raises `BundleError` where the network cannot be used
     or draws no maps, and `DataError` where the catalogue or the big image cannot be read.
     """
-    predictor = Predictor.load(name, engine, _device(engine))
-    paths = _cuts(predictor, inputs, at, wanted, pixel_scale) if at else list(reading.listed(inputs))
-    if maps and predictor.map is None:
-        raise BundleError(NO_MAP)
     with ExitStack() as stack:
+        reader = stack.enter_context(reading.Reader(wanted or Wanted()))
+        predictor = Predictor.load(name, engine, _device(engine))
+        paths = _cuts(predictor, inputs, at, wanted, pixel_scale) if at else list(reading.listed(inputs))
+        if maps and predictor.map is None:
+            raise BundleError(NO_MAP)
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
         count = Count(stack.enter_context(bar("judging", len(paths))))
-        reader = stack.enter_context(reading.Reader(wanted or Wanted()))
         count.skip(start[0])
         done = start[0]
         for number, row in enumerate(predictor.rows(reader.read(paths, start), pixel_scale), start=1):

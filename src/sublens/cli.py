@@ -324,14 +324,11 @@ def publish_(
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
     from sublens import bundle, files, job
-    from sublens.config import SplitConfig
     from sublens.progress import visible
     from sublens.publish import publish
 
     files.refuse_existing(out, force=force)
-    card, data = bundle.read_card(runs[0]), job.open_dataset(dataset, SplitConfig(), visible)
-    if card.data.hash == data.hash:  # what it was not trained on depends on how it was split
-        data = job.open_dataset(dataset, card.settings.split, visible)
+    data = job.open_unlearned(dataset, bundle.read_card(runs[0]), visible)
     print(publish(runs, data, out, force=force, bar=visible))
 
 
@@ -433,6 +430,36 @@ def _cell(value: "Cell") -> str:
     if isinstance(value, bool):
         return "strange" if value else "usual"
     return f"{value:.4f}" if isinstance(value, float) else value or ""
+
+
+@app.command("export")
+def export_(
+    network: Annotated[str, typer.Argument(metavar="BUNDLE", help="A trained network: its folder, or a name.")],
+    dataset: Annotated[Path, typer.Argument(help="Data set like the one it was trained on, to compare on.")],
+    out: Out,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Convolutions in 8 bits: two to three times as fast, where it does not harm.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Write a trained network as one ONNX file that needs neither sublens nor torch.
+
+    It is compared with torch on the selection part, and refused where any probability differs by more
+    than 1e-5; with --int8, where the AUC differs by more than 0.0005. `sublens predict` takes the folder.
+
+    sublens export resnet18 data/ct1 --int8 --out resnet18-int8
+    """
+    from sublens import bundle, export, files, job
+    from sublens.progress import visible
+
+    files.refuse_existing(out, force=force)
+    data = job.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
+    told = export.export(network, data, out, int8=int8, force=force, bar=visible)
+    print(out / bundle.GRAPH)
+    reference = "the float32 graph" if int8 else "torch"
+    print(f"  probabilities of {told.n:,} images differ from those of {reference} by {told.deviation:.1e} at most")
+    if told.auc_change:
+        print("  macro AUC changes by {:+.5f} [{:+.5f}, {:+.5f}]".format(*told.auc_change))
 
 
 @app.command()

@@ -5,9 +5,12 @@ exported one holds them itself, so any ONNX software can run it alone.
 """
 
 import json
+import shutil
 import struct
+import tempfile
 import warnings
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import evaluate, files, weights
+from sublens import bundle, evaluate, files, metrics, models, weights
 from sublens.bundle import GRAPH, WEIGHTS, Card, CardGraph
-from sublens.data import Part
+from sublens.config import InputConfig, zoom
+from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Moments, Whole
+from sublens.models import Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor, open_engine
 from sublens.progress import Bar, Count, silent
 
@@ -34,18 +38,21 @@ BATCHES = (1, 2, 7, BATCH)
 """In batches of these sizes."""
 MAX_DEVIATION = 1e-5
 """The most that any probability of a float32 graph may differ from torch's."""
-MAX_AUC_LOSS = 5e-4
-"""The most that an int8 graph may lose in macro AUC."""
+MAX_AUC_CHANGE = 5e-4
+"""The most that the macro AUC of an int8 graph may differ."""
 CALIBRATING = 512
 """Images that tell the ranges of an int8 graph."""
-Counts = NDArray[np.uint16]
 
 
-def to_onnx(whole: Whole, shape: tuple[int, int]) -> "ModelProto":
-    """The graph of a network on the processor: images [b, h, w] of this shape, b of any size.
+@lru_cache(maxsize=4)
+def _graph(network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool) -> "ModelProto":
+    """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
 
     Raises `BundleError` where torch cannot export it.
     """
+    model = models.build(network, n_classes, seen.channels)
+    head = TruthHead(model, zoom(seen, shape)) if has_map else None
+    whole = Whole(model, seen, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
@@ -55,7 +62,7 @@ def to_onnx(whole: Whole, shape: tuple[int, int]) -> "ModelProto":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about torch
             program = torch.onnx.export(
-                _Listed(whole).eval(),
+                _Listed(whole),
                 (images,),
                 dynamo=True,
                 optimize=False,
@@ -98,7 +105,6 @@ def _tidy(model: Any) -> None:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.NameFixPass(),
     ):
@@ -115,10 +121,12 @@ def _bare(model: "ModelProto") -> "ModelProto":
     return model
 
 
-def _without_weights(model: "ModelProto", path: Path) -> "ModelProto":
-    """The graph with its weights taken from a safetensors file beside it, where they may have 16 bits."""
-    from onnx import TensorProto, helper
+def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
+    """A copy of the graph that takes its weights from a safetensors file beside it, where they may have 16 bits."""
+    from onnx import ModelProto, TensorProto, helper
 
+    model = ModelProto()
+    model.CopyFrom(graph)
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         stored = json.loads(file.read(length))
@@ -162,19 +170,14 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGr
     part: images on which it is compared with torch. Raises `BundleError`, and leaves none, where there
     is no such graph or it differs by more than `MAX_DEVIATION`.
     """
-    graph = _without_weights(to_onnx(_whole(folder, card), card.image_shape), folder / WEIGHTS)
-    files.write_bytes(folder / GRAPH, graph.SerializeToString())
+    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None)
+    files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
     try:
         n, deviation = _compared(folder, card, OnnxRuntime(folder / GRAPH), part, bar)
     except BaseException:
         files.remove(folder / GRAPH)
         raise
     return CardGraph(sha256=files.sha256(folder / GRAPH), precision="float32", is_alone=False, n=n, deviation=deviation)
-
-
-def _whole(folder: Path, card: Card) -> Whole:
-    model, head = weights.load(folder, card)
-    return Whole(model, card.input, head, Moments(model))
 
 
 def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Bar) -> tuple[int, float]:
@@ -199,3 +202,107 @@ def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Ba
 
 def _few(part: Part, n: int) -> Part:
     return part.take(np.linspace(0, len(part) - 1, min(n, len(part))).round().astype(np.int64))
+
+
+def export(
+    name: str | Path, dataset: Dataset, out: Path, *, int8: bool = False, force: bool = False, bar: Bar = silent
+) -> CardGraph:
+    """Leave in `out` a bundle whose graph holds its weights itself; `sublens predict` and any ONNX software run it.
+
+    name: a trained network, by name or folder. dataset: on its selection part the graph is compared with
+    torch. int8: convolutions in whole numbers, with ranges from that part; calibrated anew, and refused
+    where its macro AUC differs by more than `MAX_AUC_CHANGE`. Raises `BundleError` for what is refused.
+    """
+    source = bundle.located(name)
+    card, part = bundle.read_card(source), dataset.selection
+    with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as place:
+        bundle.vouched(source / WEIGHTS, card.weights_sha256)
+        shutil.copy(source / WEIGHTS, place)
+        told = add_graph(Path(place), card, part, bar)
+        _save_alone(Path(place) / GRAPH, folder / GRAPH, card)
+        calibration = card.calibration
+        if int8:
+            _quantise(folder / GRAPH, part, Path(place), bar)
+            told = told.model_copy(update={"precision": "int8", **_changed(card, Path(place), folder, part, bar)})
+            plain = Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input, card.map)
+            found = evaluate.calibrated(plain, dataset.train, part, bar)
+            calibration = bundle.save_calibration(folder, found, len(part))
+        elif calibration:
+            shutil.copy(source / bundle.CALIBRATION, folder)
+        told = told.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
+        bundle.save_card(folder, card.model_copy(update={"graph": told, "calibration": calibration}))
+    return told
+
+
+def _save_alone(source: Path, out: Path, card: Card) -> None:
+    """A graph with its weights inside, and notes for whoever runs it without sublens."""
+    import onnx
+
+    model = onnx.load(source)
+    onnx.helper.set_model_props(
+        model,
+        {
+            "classes": ",".join(card.classes),
+            "temperature": str(card.calibration.temperature if card.calibration else 1.0),
+            "network": card.network,
+            COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
+            LOGITS: "probabilities are softmax(logits / temperature)",
+            MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
+        },
+    )
+    onnx.save(model, out)
+
+
+def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
+    """Replace a graph by one whose convolutions compute in 8 bits, with ranges from images of this part."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    few = _few(part, CALIBRATING)
+    batches = [few.counts(np.arange(start, min(start + BATCH, len(few)))) for start in range(0, len(few), BATCH)]
+    with bar("quantising", len(few)) as advance:
+        count = Count(advance)
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+                if not batches:
+                    return None
+                counts = batches.pop(0)
+                count.add(len(counts))
+                return {COUNTS: counts.astype(np.float32)}
+
+        quant_pre_process(path, place / "folded.onnx", skip_symbolic_shape=True)
+        quantize_static(
+            place / "folded.onnx",
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["Conv"],
+        )
+
+
+def _changed(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dict[str, Any]:
+    """What 8 bits change; `BundleError` where the macro AUC changes by more than `MAX_AUC_CHANGE`."""
+    with bar("comparing with 32 bits", 2 * len(part)) as advance:
+        count = Count(advance)
+        whole, rounded = (
+            evaluate.predict_all(
+                Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input), part, count.add
+            ).probs
+            for folder in (before, after)
+        )
+    change = metrics.auc_change(whole, rounded, part.labels)
+    if abs(change["value"]) > MAX_AUC_CHANGE:
+        raise BundleError(
+            f"In 8 bits this {card.network} has a macro AUC that differs by {change['value']:+.4f} "
+            f"[{change['low']:+.4f}, {change['high']:+.4f}]; {MAX_AUC_CHANGE} is allowed. Nothing was written. "
+            "Export it without --int8."
+        )
+    return {
+        "n": len(part),
+        "deviation": float(np.abs(whole - rounded).max()),
+        "auc_change": (change["value"], change["low"], change["high"]),
+    }

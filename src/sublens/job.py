@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens import bundle, data, files, fits, images, reading, store
+from sublens.bundle import Card
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
@@ -134,6 +135,12 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
         return data.open(path, split)
     with bar(f"reading {path}", data.Layout.of(path).n_images) as advance:
         return data.open(path, split, Count(advance).add)
+
+
+def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
+    """The data set at `path`, split so that the network of that card learned nothing from its selection part."""
+    dataset = open_dataset(path, SplitConfig(), bar)
+    return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
 
 
 def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> None:

@@ -86,6 +86,16 @@ def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) 
     }
 
 
+def auc_change(before: Floats, after: Floats, labels: Labels, seed: int = 0) -> dict[str, float]:
+    """How much greater the macro AUC of the second probabilities [n, c] is, over the same resamples of the images."""
+    weights = np.vstack([np.ones(len(labels)), resamples(len(labels), seed)])
+    macro = [
+        np.mean([auc(column, labels == label, weights) for label, column in enumerate(probs.T)], axis=0)
+        for probs in (before, after)
+    ]
+    return interval(macro[1] - macro[0])
+
+
 def calibration_error(probs: Floats, labels: Labels, n_bins: int = 15) -> float:
     """Expected calibration error: mean gap between how sure a network is and how often it is right.
 

@@ -136,6 +136,7 @@ class Reader:
     _child: "_Child | None" = None
 
     def __enter__(self) -> Self:
+        self._child = _Child()  # it loads its libraries while others load theirs
         return self
 
     def __exit__(

@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sublens import bundle, engine
+from sublens.engine import OnnxRuntime
+from sublens.errors import BundleError, ConfigError
+from sublens.predict import Predictor
+
+
+@pytest.fixture(scope="module")
+def counts() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return np.random.default_rng(0).poisson(20, (9, 150, 150)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", bundle.references())
+def test_a_shipped_network_gives_the_same_with_every_engine(
+    name: str, counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
+) -> None:
+    eager, graph = Predictor.load(name, "torch").look(counts), Predictor.load(name).look(counts)
+    assert np.allclose(eager.probs, graph.probs, atol=1e-5)
+    assert eager.masses is not None
+    assert graph.masses is not None
+    assert np.allclose(eager.masses, graph.masses, rtol=1e-3, atol=1e5)  # Msun
+    for one, other in zip(eager.moments, graph.moments, strict=True):
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_shipped_network_runs_as_a_graph_unless_told_otherwise() -> None:
+    assert isinstance(Predictor.load("lensnet").engine, OnnxRuntime)
+
+
+def test_openvino_agrees_as_far_as_its_precision_goes(
+    counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]],
+) -> None:
+    pytest.importorskip("openvino")
+    graph, other = Predictor.load("lensnet").look(counts), Predictor.load("lensnet", "openvino").look(counts)
+    assert np.abs(graph.probs - other.probs).max() < 0.05
+
+
+def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match="ONNX Runtime cannot run it"):
+        OnnxRuntime(tmp_path / "graph.onnx")
+
+
+def test_a_missing_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match="pip install openvino"):
+        engine.OpenVino(tmp_path / "graph.onnx")
+
+
+@pytest.mark.parametrize(("told", "n"), [("3", 3), ("", None), ("many", None)])
+def test_threads_are_as_many_as_asked_for(told: str, n: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert engine.n_threads() == n if n else engine.n_threads() >= 1
+
+
+def test_predicting_imports_no_torch(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(20, (150, 150)).astype(float))
+    code = (
+        "import sys; from sublens.cli import app\n"
+        f"try: app(['predict', 'lensnet', r'{tmp_path / 'a.npy'}', '--out', r'{tmp_path / 'a.csv'}'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'numba', 'astropy', 'matplotlib', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
