@@ -273,9 +273,9 @@ def figure(of: Explanation, method: Method) -> Figure:
     smooth = ndimage.gaussian_filter(light, 1.5)
     for axes in panels:
         axes.set(xlim=(-half, half), ylim=(-half, half), xlabel=f"x, {of.unit}")
-        if axes is not panels[0]:
+        if axes is not panels[0] and smooth.any():
             heights = [smooth.max() * height for height in CONTOURS]
-            axes.contour(smooth, heights, extent=frame, colors="white", linewidths=0.6, alpha=0.7)
+            axes.contour(smooth, heights, origin="lower", extent=frame, colors="white", linewidths=0.6, alpha=0.7)
         if of.saliency.any():
             axes.plot(*of.peak, "o", markersize=14, markerfacecolor="none", markeredgecolor="cyan")
     panels[0].set_ylabel(f"y, {of.unit}")
