@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 from torch import Tensor, nn
@@ -277,7 +278,7 @@ def figure(of: Explanation, method: Method) -> Figure:
             heights = [smooth.max() * height for height in CONTOURS]
             axes.contour(smooth, heights, origin="lower", extent=frame, colors="white", linewidths=0.6, alpha=0.7)
         if of.saliency.any():
-            axes.plot(*of.peak, "o", markersize=14, markerfacecolor="none", markeredgecolor="cyan")
+            axes.add_patch(Circle(of.peak, CELL / 2 * scale, fill=False, edgecolor="cyan"))
     panels[0].set_ylabel(f"y, {of.unit}")
     drawn.suptitle(_heading(of), fontsize=10, parse_math=False)
     return drawn
