@@ -31,6 +31,7 @@ COMMANDS = (
     "evaluate",
     "publish",
     "predict",
+    "explain",
     "compare",
     "run",
     "demo",

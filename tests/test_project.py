@@ -36,7 +36,7 @@ LAYERS = (
         "fidelity",
         "sheet",
     ),
-    *("predict", "evaluate", "catalog", "classify", "export", "run", "publish", "report", "job", "cli"),
+    *("predict", "evaluate", "explain", "catalog", "classify", "export", "run", "publish", "report", "job", "cli"),
 )
 """A file imports only from those before it."""
 

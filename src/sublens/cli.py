@@ -43,8 +43,19 @@ Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of 
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**62, help="Seed of all random draws.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
-
-
+Arguments = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[BUNDLE] IMAGE...",
+        help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
+        "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
+    ),
+]
+Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
+Array = Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")]
+PixelScale = Annotated[
+    float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
+]
 Preset = Annotated[
     str, typer.Argument(metavar="PRESET", help="A survey: a name that `sublens presets` lists, or a TOML file.")
 ]
@@ -348,14 +359,7 @@ def publish_(
 
 @app.command()
 def predict(
-    arguments: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[BUNDLE] IMAGE...",
-            help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
-            "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
-        ),
-    ],
+    arguments: Arguments,
     at: Annotated[
         Path | None,
         typer.Option(
@@ -364,12 +368,9 @@ def predict(
             "ra, dec (degrees) or x, y (pixels, the first is 0); a column id or name is kept.",
         ),
     ] = None,
-    hdu: Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")] = None,
-    array: Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")] = None,
-    pixel_scale: Annotated[
-        float | None,
-        typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell."),
-    ] = None,
+    hdu: Hdu = None,
+    array: Array = None,
+    pixel_scale: PixelScale = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Table to write: .csv, .jsonl, .parquet, .fits, .ecsv, .vot. It can be resumed."),
@@ -400,11 +401,7 @@ def predict(
     from sublens.images import Wanted
     from sublens.progress import visible
 
-    first, *rest = arguments
-    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
-    name, inputs = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
-    if not inputs:
-        raise typer.BadParameter("name at least one image after the bundle")
+    name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.located(name)).classes
     options = {
         "at": at,
@@ -425,6 +422,18 @@ def predict(
         raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
     if n_failed:
         _say(f"{n_failed} of {n_images} images could not be judged; the column `error` says why.")
+
+
+def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
+    """The network that the first argument names, ours if it names none, and the images."""
+    from sublens import bundle
+
+    first, *rest = arguments
+    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
+    name, inputs = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
+    if not inputs:
+        raise typer.BadParameter("name at least one image after the bundle")
+    return name, inputs
 
 
 def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
@@ -476,6 +485,49 @@ def export_(
     print(f"  probabilities of {told.n:,} images differ from those of {reference} by {told.deviation:.1e} at most")
     if told.auc_change:
         print("  macro AUC changes by {:+.5f} [{:+.5f}, {:+.5f}]".format(*told.auc_change))
+
+
+@app.command()
+def explain(
+    arguments: Arguments,
+    out: Out,
+    method: Annotated[
+        Literal["hires-cam", "grad-cam", "occlusion"],
+        typer.Option("--method", help="How it is found; docs/explain.md says how often each is right."),
+    ] = "hires-cam",
+    label: Annotated[
+        str | None, typer.Option("--class", help="Class to explain; the most probable one if none is named.")
+    ] = None,
+    hdu: Hdu = None,
+    array: Array = None,
+    pixel_scale: PixelScale = None,
+    force: Force = False,
+) -> None:
+    """Draw what in each image speaks for a class, beside the image: a PNG each, and a line on where it peaks.
+
+    Where the network draws maps of the substructure, the picture shows that as well.
+
+    sublens explain lensnet cutouts/*.fits --out explained
+    """
+    from sublens import files, job
+    from sublens.images import Wanted
+    from sublens.progress import visible
+
+    name, inputs = _network_and_images(arguments)
+    files.refuse_existing(out, force=force)
+    options = {"method": method, "label": label, "wanted": Wanted(hdu, array), "pixel_scale": pixel_scale}
+    n_images = n_failed = 0
+    for record in job.explain(name, inputs, out, force=force, bar=visible, **options):  # type: ignore[arg-type]
+        n_images, n_failed = n_images + 1, n_failed + ("error" in record)
+        if "error" in record:
+            _say(record["error"])
+        else:
+            if n_images - n_failed == 1:
+                print(*record, sep="\t")
+            print(*record.values(), sep="\t")
+    if n_failed:
+        _say(f"{n_failed} of {n_images} images could not be explained.")
+    _say(f"Pictures: {out}")
 
 
 @app.command()

@@ -2,20 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, data, files, fits, images, store
+from sublens import bundle, data, files, fits, images, reading, store
 from sublens.bundle import Card
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.errors import ConfigError, DataError, ImageError
+from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
+from sublens.images import Wanted
+from sublens.predict import Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, is_measured, measure_run, settled, train_run
 from sublens.sim import render
@@ -24,6 +26,9 @@ from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.sim.workers import slice_length, slices
 from sublens.store import Chunk, Origin, Source
+
+if TYPE_CHECKING:
+    from sublens.explain import Method
 
 Form = Literal["store", "folder", "fits"]
 
@@ -152,6 +157,54 @@ def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> 
     files.refuse_existing(out, force=force)
     with bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
         data.pack(folder, out, force=force, on_progress=Count(advance).add)
+
+
+def explain(
+    name: str,
+    inputs: Iterable[Path],
+    out: Path,
+    *,
+    method: "Method",
+    label: str | None = None,
+    wanted: Wanted | None = None,
+    pixel_scale: float | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> Iterator[dict[str, Any]]:
+    """Draw what in image files speaks for a class: pictures NUMBER-NAME.png, and their list in `explain.json`.
+
+    name: that of a network that comes with sublens, or a folder. inputs: files, folders and patterns.
+    label: the class; of each image the most probable one if none. Yields `explain.record` of each
+    image. Raises `ConfigError` where the network knows no such class, `BundleError` where it has
+    nothing to explain it by, and `ImageError` where no image could be explained.
+    """
+    from sublens import explain  # captum and matplotlib, slow to import, are needed only here
+    from sublens.models import device
+
+    predictor, paths = Predictor.load(name, "torch", device()), list(reading.listed(inputs))
+    if label is not None and label not in predictor.classes:
+        raise ConfigError(f"{name} knows no class {label!r}. {nearest(label, predictor.classes)}")
+    records: list[dict[str, Any]] = []
+    done = 0
+    with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
+        count = Count(advance)
+        with reading.Reader(wanted or Wanted()) as reader:
+            options = {"method": method, "label": label, "pixel_scale": pixel_scale}
+            found = explain.explained(predictor, reader.read(paths), **options)  # type: ignore[arg-type]
+            for number, one in enumerate(found, start=1):
+                row, picture = one if isinstance(one, Row) else one.row, ""
+                if not isinstance(one, Row):
+                    picture = f"{number:0{len(str(len(paths)))}}-{row.path.stem}.png"
+                    explain.save(one, method, folder / picture)
+                count.add(row.place[0] - done)
+                done = row.place[0]
+                records.append(explain.record(one, picture))
+                yield records[-1]
+        count.add(len(paths) - done)
+        if not any("picture" in one for one in records):
+            raise ImageError(f"None of {len(records)} images could be explained; the lines above say why.")
+        about = {"bundle": name, "method": method, "images": records}
+        (folder / "explain.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:

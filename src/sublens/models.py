@@ -117,6 +117,19 @@ class LensNet(nn.Module):
         return logits
 
 
+CELL = 8
+"""Image pixels along one side of a cell that shows where something is."""
+
+
+def nearest_tap(model: nn.Module, zoom: float) -> dict[str, Any]:
+    """What a timm network tells of its feature map whose cells come closest to `CELL` image pixels.
+
+    zoom: pixels that the network sees for each pixel of the image; below 1 if binned.
+    """
+    taps: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
+    return min(taps, key=lambda info: abs(np.log(info["reduction"] / (CELL * zoom))))
+
+
 class TruthHead(nn.Module):
     """A training-only head that shows where the substructure is.
 
@@ -125,14 +138,10 @@ class TruthHead(nn.Module):
     to be called after the model, on the same batch.
     """
 
-    CELL = 8
-    """Image pixels along one side of a cell."""
-
     def __init__(self, model: nn.Module, zoom: float) -> None:
         """zoom: pixels that the network sees for each pixel of the image; below 1 if binned."""
         super().__init__()
-        taps: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
-        tap = min(taps, key=lambda info: abs(np.log(info["reduction"] / (self.CELL * zoom))))
+        tap = nearest_tap(model, zoom)
         self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
         self._features: Tensor | None = None
         self._hook = model.get_submodule(tap["module"]).register_forward_hook(self._listen)
