@@ -91,7 +91,7 @@ def tabulate(
     out: its format follows from the end of its name. Returns the numbers of its rows, and of those
     that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
-    files.refuse_existing(out, force=force)
+    files.refuse_existing_file(out, force=force)
     card = bundle.read_card(bundle.located(name))
     plan = {"bundle": card.weights_sha256, "inputs": list(map(str, inputs)), "wanted": wanted, "scale": pixel_scale}
     plan |= {"at": mosaic.checksum(at) if at else None, "engine": engine}

@@ -17,7 +17,7 @@ except ImportError:  # not on Windows
 
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 """What numpy raises for damaged .npy files."""
-OURS = ("manifest.json", "simulation.json", "card.json", "log.jsonl", "report.html", "legacy.csv", "explain.json")
+OURS = ("manifest.json", "simulation.json", "card.json", "log.jsonl", "report.html", "legacy.csv", "explain.json", "maps.json")
 """A folder that holds one of these was written by sublens, so --force may replace it."""
 
 
@@ -150,6 +150,14 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
     if not any((path / name).is_file() for name in OURS):
         raise DataError(f"{path}: was not written by sublens, so --force does not replace it. Choose another place.")
+
+
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Raise `DataError` where the file `path` is there already and may not be replaced, or is no file."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Name a file.")
+    if os.path.lexists(path) and not force:
+        raise DataError(f"{path}: exists already. Choose another name, or add --force to replace it.")
 
 
 def refuse_overlap(out: Path, source: Path) -> None:

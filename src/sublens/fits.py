@@ -6,6 +6,7 @@ SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its
 simulation.json            survey and seed
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from sublens.store import Chunk, Origin, Source
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header
 
+MAPS = "maps.json"
 EXTENSIONS = {"convergence": "KAPPA", "noiseless": "NOISELES"}
 """Name of the extension that holds a map."""
 
@@ -78,11 +80,13 @@ def centred(n_pixels: int, pixel_scale: float) -> "Header":
 def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[[str, NDArray[np.float64]], None]]:
     """Open a new folder for maps of substructure mass; yields what writes one.
 
-    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits.
+    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits. `maps.json`
+    tells a folder of ours.
     """
     from astropy.io import fits
 
     with whole_folder(folder, force=force) as partial:
+        (partial / MAPS).write_text(json.dumps({"cell_arcsec": cell_arcsec}) + "\n", encoding="utf-8")
 
         def draw(name: str, masses: NDArray[np.float64]) -> None:
             header = centred(len(masses), cell_arcsec)
