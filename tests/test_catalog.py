@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,13 @@ def test_a_table_is_written_in_blocks(tmp_path: Path, suffix: str, monkeypatch: 
     monkeypatch.setattr(catalog, "BLOCK", 3)
     rows = read_back(written(tmp_path / f"a{suffix}", [judged(number) for number in range(10)]))
     assert [row["id"] for row in rows] == [str(number) for number in range(10)]
+
+
+@pytest.mark.skipif(shutil.which("stilts") is None, reason="stilts is not installed")
+def test_stilts_finds_nothing_wrong_with_a_votable(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.vot", [judged(1, AWKWARD), failed(2)])
+    said = subprocess.run(["stilts", "votlint", path], capture_output=True, text=True, check=True)
+    assert (said.stdout + said.stderr).strip() == ""
 
 
 def test_an_interrupted_table_goes_on_after_its_last_whole_batch(

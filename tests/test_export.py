@@ -1,11 +1,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from sublens import bundle, export, run
-from sublens.config import RunConfig, TrainConfig
+from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError
 from sublens.predict import Predictor
@@ -62,3 +64,53 @@ def test_a_graph_that_sees_something_else_is_not_left(
         assert not (trained / bundle.GRAPH).exists()
     finally:
         (trained / bundle.GRAPH).write_bytes(before)
+
+
+def test_an_exported_network_needs_nothing_but_its_one_file(
+    trained: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    told = export.export(trained, small_dataset, tmp_path / "alone")
+    counts = small_dataset.test.counts(np.arange(5))
+    (given,) = onnxruntime.InferenceSession(tmp_path / "alone" / bundle.GRAPH).run(
+        ["logits"], {"counts": counts.astype(np.float32)}
+    )
+    assert told.is_alone
+    assert not (tmp_path / "alone" / bundle.WEIGHTS).exists()
+    assert np.allclose(given, Predictor.load(trained, "torch").look(counts).logits, atol=1e-4)
+
+
+def test_an_exported_network_is_judged_with_as_before(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    export.export(trained, small_dataset, tmp_path / "alone")
+    counts = small_dataset.test.counts(np.arange(5))
+    before, after = (Predictor.load(folder).look(counts) for folder in (trained, tmp_path / "alone"))
+    assert np.allclose(before.probs, after.probs, atol=1e-6)
+    with pytest.raises(BundleError, match=r"has no weights\.safetensors"):
+        Predictor.load(tmp_path / "alone", "torch")
+
+
+def test_eight_bits_are_smaller_and_calibrated_anew(
+    trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MAX_AUC_CHANGE", 1.0)  # of two dozen images the AUC is coarse
+    told = export.export(trained, small_dataset, tmp_path / "small", int8=True)
+    card, whole = bundle.read_card(tmp_path / "small"), bundle.read_card(trained)
+    assert (told.precision, told) == ("int8", card.graph)
+    assert (tmp_path / "small" / bundle.GRAPH).stat().st_size < 0.4 * (trained / bundle.WEIGHTS).stat().st_size
+    assert card.calibration != whole.calibration
+    assert Predictor.load(tmp_path / "small").look(small_dataset.test.counts(np.arange(3))).probs.shape == (3, 3)
+
+
+def test_eight_bits_that_do_harm_are_refused(
+    trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MAX_AUC_CHANGE", -1.0)
+    with pytest.raises(BundleError, match="In 8 bits this lensnet has a macro AUC that differs by"):
+        export.export(trained, small_dataset, tmp_path / "small", int8=True)
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("seen", [InputConfig(transform="minmax", channels=3), InputConfig(resize=40), InputConfig()])
+def test_any_way_to_look_at_images_can_be_exported(small_dataset: Dataset, tmp_path: Path, seen: InputConfig) -> None:
+    config = RunConfig(model=ModelConfig(name="lensnet"), input=seen, train=TrainConfig(epochs=1))
+    run.train_run(small_dataset, config, tmp_path / "run")
+    assert bundle.read_card(tmp_path / "run").graph is not None

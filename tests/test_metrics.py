@@ -143,3 +143,13 @@ def test_coverage_is_told_of_all_and_of_each_class() -> None:
     sets = np.array([[True, False, False], [True, True, False], [False, False, False], [False, True, False]])
     told = metrics.coverage(sets, np.array([0, 0, 1, 1]), ("a", "b", "c"))
     assert told == {"all": 0.75, "a": 1.0, "b": 0.5}
+
+
+def test_a_change_of_auc_is_that_of_the_same_images() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    before, after = rng.dirichlet(np.ones(3), (2, 200))
+    change = metrics.auc_change(before, after, labels)
+    assert change["value"] == pytest.approx(metrics.macro_auc(after, labels) - metrics.macro_auc(before, labels))
+    assert change["low"] < change["value"] < change["high"]
+    assert set(metrics.auc_change(before, before, labels).values()) == {0.0}

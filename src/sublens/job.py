@@ -133,9 +133,17 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
 
 
 def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
-    """The data set at `path`, split so that the network of that card learned nothing from its selection part."""
-    dataset = open_dataset(path, SplitConfig(), bar)
+    """The data set at `path`, split so that the network of that card learned nothing from its selection part.
+
+    That is half of the training images where it learned from none of them: the more there are, the closer
+    sets come to the coverage that they promise.
+    """
+    dataset = open_dataset(path, SplitConfig(selection=UNLEARNED), bar)
     return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
+
+
+UNLEARNED = 0.5
+"""Share of the training images in the selection part of data that a network did not learn from."""
 
 
 def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> None:
