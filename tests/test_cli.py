@@ -30,6 +30,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "publish",
+    "export",
     "predict",
     "explain",
     "compare",
@@ -316,6 +317,26 @@ def cutouts(small_store: Path, tmp_path: Path) -> list[Path]:
     for number in range(3):
         np.save(tmp_path / f"{number}.npy", images[number] / images[number].max())
     return [tmp_path / f"{number}.npy" for number in range(3)]
+
+
+def test_force_replaces_a_table_and_maps_that_are_there(
+    mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str | Path] = ["predict", mapper, *cutouts, "--out", tmp_path / "a.csv", "--map", tmp_path / "maps"]
+    assert sublens(*asked) == 0
+    assert "exists already" in refused(capsys, *asked)
+    assert sublens(*asked, "--force") == 0
+    assert len(list((tmp_path / "maps").glob("*.fits"))) == len(cutouts)
+
+
+def test_export_writes_a_graph_that_predicts(
+    mapper: Path, small_store: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sublens("export", mapper, small_store, "--out", tmp_path / "alone") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(str(tmp_path / "alone" / "graph.onnx"))
+    assert "differ from those of torch by" in printed
+    assert sublens("predict", tmp_path / "alone", *cutouts, "--map", tmp_path / "maps") == 0
 
 
 def test_predict_prints_a_line_an_image_and_leaves_maps(

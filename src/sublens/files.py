@@ -17,7 +17,16 @@ except ImportError:  # not on Windows
 
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 """What numpy raises for damaged .npy files."""
-OURS = ("manifest.json", "simulation.json", "card.json", "log.jsonl", "report.html", "legacy.csv", "explain.json", "maps.json")
+OURS = (
+    "manifest.json",
+    "simulation.json",
+    "card.json",
+    "log.jsonl",
+    "report.html",
+    "legacy.csv",
+    "explain.json",
+    "maps.json",
+)
 """A folder that holds one of these was written by sublens, so --force may replace it."""
 
 
