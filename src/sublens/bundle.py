@@ -108,7 +108,7 @@ class CardGraph(Frozen):
     is_alone: bool
     """Whether the weights are in it too; else they are those of `weights.safetensors`."""
     n: int
-    """Selection images it was compared with torch on, in batches of several sizes."""
+    """Selection images it was compared with torch in double precision on, in batches of several sizes."""
     deviation: float
     """The most that any probability differed; of an int8 graph, from those of the float32 graph."""
     auc_change: tuple[float, float, float] | None = None

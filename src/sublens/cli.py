@@ -469,8 +469,9 @@ def export_(
 ) -> None:
     """Write a trained network as one ONNX file that needs neither sublens nor torch.
 
-    It is compared with torch on the selection part, and refused where any probability differs by more
-    than 1e-5; with --int8, where the AUC differs by more than 0.0005. `sublens predict` takes the folder.
+    It is compared with torch, in double precision, on the selection part, and refused where any
+    probability differs by more than 1e-5; with --int8, where the AUC differs by more than 0.0005.
+    `sublens predict` takes the folder.
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """

@@ -24,8 +24,8 @@ from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Moments, TruthHead, Whole
-from sublens.predict import BATCH, Predictor, open_engine
+from sublens.models import Eager, Moments, TruthHead, Whole
+from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ COMPARED = 2_000
 BATCHES = (1, 2, 7, BATCH)
 """In batches of these sizes."""
 MAX_DEVIATION = 1e-5
-"""The most that any probability of a float32 graph may differ from torch's."""
+"""The most that any probability of a float32 graph may differ from what torch computes in double precision."""
 MAX_AUC_CHANGE = 5e-4
 """The most that the macro AUC of an int8 graph may differ."""
 CALIBRATING = 512
@@ -181,14 +181,17 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGr
 
 
 def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Bar) -> tuple[int, float]:
-    """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much."""
+    """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much.
+
+    Torch computes in double precision here, so that what is seen is the graph's rounding and not torch's own,
+    which is as large.
+    """
     few = _few(part, COMPARED)
     judged, probs = Predictor(engine, card.classes, card.image_shape, card.input), []
+    exact = Eager(Whole(weights.load(folder, card)[0].double(), card.input))
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
-        reference = evaluate.predict_all(
-            replace(judged, engine=open_engine(folder, card, "torch")), few, count.add
-        ).probs
+        reference = evaluate.predict_all(replace(judged, engine=exact), few, count.add).probs
         for size in BATCHES:
             probs.append(evaluate.predict_all(judged, few, count.add, size).probs)
     deviation = float(np.abs(np.stack(probs) - reference).max())

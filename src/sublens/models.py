@@ -1,5 +1,6 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -309,7 +310,7 @@ def prepared(images: Tensor, seen: InputConfig) -> Tensor:
     images = _binned(_cropped(images, field_of_view(seen, (images.shape[1], images.shape[2]))), seen.binning)
     if seen.transform == "anscombe":
         area = seen.binning**2
-        images = (_anscombe(images * area) - _anscombe(torch.tensor(SKY * area))) / (10 * seen.binning)
+        images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * seen.binning)
     images = images[:, None]
     if seen.resize:
         rows = torch.from_numpy(_resampling(images.shape[-1], seen.resize)).to(images)
@@ -328,10 +329,6 @@ def _resampling(side: int, size: int) -> NDArray[np.float64]:
     reach = max(1.0, side / size)
     weights = np.clip(1 - np.abs(np.arange(side) - centres[:, None]) / reach, 0, None)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
-
-def _anscombe(counts: Tensor) -> Tensor:
-    return 2 * torch.sqrt(counts + 0.375)
 
 
 def _cropped(images: Tensor, side: int) -> Tensor:
@@ -364,13 +361,15 @@ class Eager:
     """Runs a network with torch, as the code stands: the engine that others are compared with."""
 
     def __init__(self, whole: Whole, device: str = "cpu") -> None:
-        """whole: on that device."""
+        """whole: on that device; it computes in the precision of its weights."""
         self.whole, self.device = whole, device
+        self._dtype = next(whole.parameters()).dtype
 
     def __call__(self, counts: NDArray[np.uint16]) -> Sight:
         """Show it images [b, h, w]."""
         with torch.inference_mode():
-            logits, logs, moments = self.whole(torch.from_numpy(counts.astype(np.float32)).to(self.device))
+            images = torch.from_numpy(counts.astype(np.float32)).to(self.device, self._dtype)
+            logits, logs, moments = self.whole(images)
         return Sight(_told(logits), None if logs is None else _told(logs), [_told(one) for one in moments])
 
 
