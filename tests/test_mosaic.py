@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from sublens import catalog, classify, cli, cutout, images, mosaic
+from sublens.classify import Query
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images import Image, Wanted
 from sublens.mosaic import Cut
@@ -370,7 +371,7 @@ def field(tmp_path: Path, lenses: NDArray[np.float64]) -> Path:
 
 
 def judged(inputs: list[Path], out: Path, **options: Path) -> list[dict[str, Any]]:
-    classify.tabulate("lensnet", inputs, out, **options)  # type: ignore[arg-type]
+    classify.tabulate(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -408,9 +409,9 @@ def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> N
 
 def test_a_scale_that_is_unknown_is_told_or_given(field: Path, tmp_path: Path) -> None:
     at, bare = positions(tmp_path / "a.csv", LENSES), save(tmp_path / "bare.fits", fits.getdata(field), has_sky=False)
-    (first, *_) = classify.predict("lensnet", [bare], at=at)
+    (first, *_) = classify.predict(Query("lensnet", [bare], at=at))
     assert (first.notes, first.ra) == (("pixel scale unknown, taken as 0.05",), None)
-    (first, *_) = classify.predict("lensnet", [bare], at=at, pixel_scale=0.1)
+    (first, *_) = classify.predict(Query("lensnet", [bare], at=at, pixel_scale=0.1))
     assert first.notes[0] == "resampled from 0.1 to 0.05 arcsec a pixel"
 
 
@@ -461,4 +462,4 @@ def test_the_command_takes_one_image_and_a_catalogue(
     assert [row[1] for row in rows] == ["no", "sphere", "vort", ""]
     assert "1 of 4 images could not be judged" in told.err
     with pytest.raises(ConfigError, match="one image only"):
-        list(classify.predict("lensnet", [field, field], at=at))
+        list(classify.predict(Query("lensnet", [field, field], at=at)))

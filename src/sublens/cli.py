@@ -403,21 +403,14 @@ def predict(
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.located(name)).classes
-    options = {
-        "at": at,
-        "wanted": Wanted(hdu, array),
-        "pixel_scale": pixel_scale,
-        "maps": maps,
-        "engine": engine,
-        "force": force,
-    }
+    query = classify.Query(name, inputs, at, Wanted(hdu, array), pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = classify.tabulate(name, inputs, out, bar=visible, **options)  # type: ignore[arg-type]
+        n_images, n_failed = classify.tabulate(query, out, maps=maps, force=force, bar=visible)
         print(out)
     else:
-        n_images, n_failed = _shown(classify.predict(name, inputs, bar=visible, **options), classes)  # type: ignore[arg-type]
+        n_images, n_failed = _shown(classify.predict(query, maps=maps, force=force, bar=visible), classes)
     if n_failed == n_images:
         raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
     if n_failed:
