@@ -22,6 +22,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/simulate.py
+	$(BIN)/python benchmarks/predict.py lensnet mobilenetv3-small resnet18 efficientnet-b5
 	$(BIN)/sublens fidelity common-test-1 $(REAL)
 
 clean:
