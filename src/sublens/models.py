@@ -363,7 +363,7 @@ class Eager:
     def __init__(self, whole: Whole, device: str = "cpu") -> None:
         """whole: on that device; it computes in the precision of its weights."""
         self.whole, self.device = whole, device
-        self._dtype = next(whole.parameters()).dtype
+        self._dtype = next((parameter.dtype for parameter in whole.parameters()), torch.float32)
 
     def __call__(self, counts: NDArray[np.uint16]) -> Sight:
         """Show it images [b, h, w]."""
