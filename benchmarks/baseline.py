@@ -24,8 +24,6 @@ from sublens import bundle, evaluate, metrics, models
 from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
-from sublens.models import Eager, Whole
-from sublens.predict import Predictor
 from sublens.train import Feed
 
 INPUT = InputConfig(resize=224, channels=3, transform="minmax")
@@ -53,7 +51,7 @@ def original(name: str, dataset: Dataset, n_images: int) -> Iterator[tuple[int, 
         optimizer.step()
         seen, seconds = seen + len(batch.labels), seconds + perf_counter() - start
         if seen >= min(next_look, next_epoch):
-            predictor = Predictor(Eager(Whole(model.eval(), INPUT)), dataset.classes, dataset.train.shape, INPUT)
+            predictor = evaluate.eager(model.eval(), dataset.classes, dataset.train.shape, INPUT)
             probs, labels = evaluate.predict_all(predictor, dataset.selection).probs, dataset.selection.labels
             if seen >= next_epoch:
                 schedule.step(float(metrics.losses(probs, labels).mean()))

@@ -59,7 +59,6 @@ def plain(name: str) -> tuple[Callable[[Counts], object], float]:
 
     from sublens import models, weights
 
-    torch.set_num_threads(1)
     folder = bundle.located(name)
     card = bundle.read_card(folder)
     model = weights.load(folder, card)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -77,7 +76,6 @@ def peak(seconds: float) -> float:
     """Floating-point operations a second in a float32 matrix product, on one thread."""
     import torch
 
-    torch.set_num_threads(1)
     left, right = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
     n, start = 0, process_time()
     while not n or process_time() - start < seconds:
@@ -95,15 +93,11 @@ def measured(name: str, engine: str, seconds: float) -> dict[str, float]:
         return {"one": rate(run, 1, seconds), "many": rate(run, BATCH, seconds), "flops": flops}
     folder = bundle.located(name)
     opened = open_engine(folder, bundle.read_card(folder), engine)  # type: ignore[arg-type]
-    if engine == "torch":
-        import torch
-
-        torch.set_num_threads(1)
     return {"one": rate(opened, 1, seconds), "many": rate(opened, BATCH, seconds)}
 
 
 def apart(name: str, engine: str, seconds: float) -> dict[str, float]:
-    """The same in a process of its own."""
+    """The same in a process of its own, on one thread."""
     command = [sys.executable, __file__, name, "--only", engine, "--seconds", str(seconds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -30,7 +30,7 @@ from sublens import bundle, evaluate, metrics, models, run, train, weights
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data import Dataset, Part
 from sublens.data import open as open_dataset
-from sublens.models import Eager, LensNet, Whole
+from sublens.models import LensNet
 from sublens.predict import Predictor
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
@@ -232,9 +232,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         has_bf16=models.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
     )
     seconds = process_time() - start
-    predictor = Predictor(
-        Eager(Whole((averaged if lever.ema else model).eval(), seen)), dataset.classes, part.shape, seen
-    )
+    predictor = evaluate.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
     probs, labels = judged(predictor, dataset.selection, lever), dataset.selection.labels
     return {
         "auc": metrics.macro_auc(probs, labels),

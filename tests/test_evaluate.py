@@ -4,14 +4,14 @@ import torch
 from sublens import evaluate
 from sublens.config import InputConfig
 from sublens.data import Dataset
-from sublens.models import Eager, Whole, build
+from sublens.models import build
 from sublens.predict import Predictor
 
 
 def untrained() -> Predictor:
     torch.manual_seed(0)
     seen = InputConfig(binning=2)
-    return Predictor(Eager(Whole(build("lensnet", 3).eval(), seen)), ("no", "sphere", "vort"), (48, 48), seen)
+    return evaluate.eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), seen)
 
 
 def test_the_table_has_one_row_an_image_in_order(small_dataset: Dataset) -> None:

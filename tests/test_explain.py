@@ -13,8 +13,9 @@ from sublens import explain
 from sublens.config import InputConfig
 from sublens.engine import Sight
 from sublens.errors import BundleError
+from sublens.evaluate import eager
 from sublens.explain import METHOD, Method, score
-from sublens.models import Eager, Whole, build
+from sublens.models import build
 from sublens.predict import Predictor
 from sublens.sim.population import Truth, draw
 from sublens.sim.presets import preset
@@ -42,7 +43,7 @@ class Glance(nn.Module):
 
 def glancing(seen: InputConfig, shape: tuple[int, int], side: int, row: slice, column: slice) -> Predictor:
     model = Glance(side, row, column).eval()
-    return Predictor(Eager(Whole(model, seen)), ("dark", "light"), shape, seen)
+    return eager(model, ("dark", "light"), shape, seen)
 
 
 def speckled(shape: tuple[int, int], n: int = 2) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
@@ -83,7 +84,7 @@ def test_nothing_speaks_for_the_other_class(method: Method) -> None:
 def test_outside_of_what_the_network_sees_saliency_is_zero(method: Method) -> None:
     torch.manual_seed(0)
     seen = InputConfig(crop=32, binning=2)
-    predictor = Predictor(Eager(Whole(build("lensnet", 3).eval(), seen)), ("no", "sphere", "vort"), (40, 56), seen)
+    predictor = eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (40, 56), seen)
     maps = explain.saliency(predictor, speckled((40, 56)), np.array([0, 2]), method)
     assert maps[:, 4:36, 12:44].any()
     maps[:, 4:36, 12:44] = 0
@@ -94,7 +95,7 @@ def test_outside_of_what_the_network_sees_saliency_is_zero(method: Method) -> No
 def test_images_are_explained_alike_alone_and_together(method: Method) -> None:
     torch.manual_seed(0)
     model = build("mobilenetv3-small", 3).eval()
-    predictor = Predictor(Eager(Whole(model, InputConfig())), ("no", "sphere", "vort"), (48, 48), InputConfig())
+    predictor = eager(model, ("no", "sphere", "vort"), (48, 48), InputConfig())
     images, labels = speckled((48, 48), 3), np.array([0, 1, 2])
     together = explain.saliency(predictor, images, labels, method)
     alone = explain.saliency(predictor, images[2:], labels[2:], method)
@@ -105,16 +106,14 @@ def test_the_feature_map_is_the_one_with_cells_of_eight_pixels() -> None:
     heard: list[tuple[int, ...]] = []
     model = build("lensnet", 3).eval()
     model.get_submodule("stage2").register_forward_hook(lambda module, given, told: heard.append(told.shape))
-    predictor = Predictor(
-        Eager(Whole(model, InputConfig(binning=2))), ("a", "b", "c"), (48, 48), InputConfig(binning=2)
-    )
+    predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=2))
     explain.saliency(predictor, speckled((48, 48)), np.array([0, 1]))
     assert heard[0][2:] == (6, 6)
 
 
 def test_a_network_without_feature_maps_can_only_be_occluded() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
-    predictor = Predictor(Eager(Whole(model, InputConfig())), ("a", "b"), (16, 16), InputConfig())
+    predictor = eager(model, ("a", "b"), (16, 16), InputConfig())
     with pytest.raises(BundleError, match="no feature map, which grad-cam needs. Use the method occlusion"):
         explain.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "grad-cam")
     assert explain.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "occlusion").any()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import memory_of_ours
+from conftest import peak_memory
 from numpy._core.multiarray import _reconstruct, scalar
 from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 from numpy.testing._private.utils import runstring
@@ -185,10 +185,10 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_what_numpy_would_be_asked_for_is_checked(opener: Opener, tmp_path: Path, name: str) -> None:
-    before = memory_of_ours()
+    before = peak_memory()
     told = refused(opener, tmp_path / "a.npy", pickle.dumps(axion(pixels=ODD[name])))
     assert "truncated, or not an array of numbers" in told
-    assert memory_of_ours() - before < 20e6
+    assert peak_memory() - before < 20e6
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_a_file_changes_nothing_for_the_next(opener: Opener, tmp_path: Path, sta
 
 @pytest.mark.parametrize("pickled", [HASH_BOMB, DEEP_HASH, HUGE_MEMO, HUGE_BYTES])
 def test_a_bomb_costs_one_error_and_little_memory(tmp_path: Path, pickled: bytes) -> None:
-    good, before = write(tmp_path / "b.npy", pickle.dumps(axion())), memory_of_ours()
+    good, before = write(tmp_path / "b.npy", pickle.dumps(axion())), peak_memory()
     with Opener(seconds=2) as opener:
         refused(opener, tmp_path / "a.npy", pickled)
-        assert memory_of_ours() - before < 50e6
+        assert peak_memory() - before < 50e6
         assert np.array_equal(opener.open(good).array, counts())
 
 

@@ -7,7 +7,8 @@ import torch
 from sublens import images
 from sublens.config import InputConfig
 from sublens.errors import ImageError
-from sublens.models import Eager, Whole, build
+from sublens.evaluate import eager
+from sublens.models import build
 from sublens.predict import Predictor
 
 
@@ -16,8 +17,7 @@ def predictor() -> Predictor:
     """An untrained lensnet for images of 24 x 20 pixels."""
     torch.manual_seed(0)
     seen = InputConfig(crop=20, binning=2)
-    engine = Eager(Whole(build("lensnet", 3).eval(), seen))
-    return Predictor(engine, ("no", "sphere", "vort"), (24, 20), seen)
+    return eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (24, 20), seen)
 
 
 def pixels(n: int = 3) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -69,8 +69,7 @@ def test_an_image_that_cannot_be_judged_is_named(predictor: Predictor, bad: obje
 def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_data: Path) -> None:
     torch.manual_seed(0)
     seen = InputConfig(crop=112, binning=2)
-    engine = Eager(Whole(build("lensnet", 3).eval(), seen))
-    predictor = Predictor(engine, ("no", "sphere", "vort"), (150, 150), seen)
+    predictor = eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (150, 150), seen)
     paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
     assert len(predictor.files(paths)) == len(paths) == 15
     for path in paths:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 from astropy.io import fits
+from conftest import peak_memory
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Picture
 from zarr.codecs import GzipCodec
@@ -268,16 +269,13 @@ def reader() -> Iterator[Reader]:
 @contextmanager
 def little_growth() -> Iterator[None]:
     """Fail where the peak memory of this process grows by too much, where that is told: on Linux."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not Path("/proc/self/status").exists():
         yield
         return
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
-    sizes = [status.read_text()]
+    before = peak_memory()
     yield
-    sizes.append(status.read_text())
-    before, after = (1024 * int(size.split("VmHWM:")[1].split()[0]) for size in sizes)
-    assert after - before < MAX_GROWTH
+    assert peak_memory() - before < MAX_GROWTH
 
 
 def said(one: Found) -> str:

@@ -509,9 +509,18 @@ def explain(
 
     name, inputs = _network_and_images(arguments)
     files.refuse_existing(out, force=force)
-    options = {"method": method, "label": label, "wanted": Wanted(hdu, array), "pixel_scale": pixel_scale}
     n_images = n_failed = 0
-    for record in job.explain(name, inputs, out, force=force, bar=visible, **options):  # type: ignore[arg-type]
+    for record in job.explain(
+        name,
+        inputs,
+        out,
+        method=method,
+        label=label,
+        wanted=Wanted(hdu, array),
+        pixel_scale=pixel_scale,
+        force=force,
+        bar=visible,
+    ):
         n_images, n_failed = n_images + 1, n_failed + ("error" in record)
         if "error" in record:
             _say(record["error"])

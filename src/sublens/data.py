@@ -49,6 +49,10 @@ class Part:
         length = len(self.shards[0])
         return np.stack([self.shards[row // length][row % length] for row in self.rows[positions]])
 
+    def few(self, n: int) -> Self:
+        """The part that holds only `n` images, or all if there are fewer, spread evenly over it."""
+        return self.take(np.linspace(0, len(self) - 1, min(n, len(self))).round().astype(np.int64))
+
     def take(self, positions: NDArray[np.int64]) -> Self:
         """The part that holds only these images, in this order."""
         return replace(

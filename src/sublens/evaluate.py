@@ -7,12 +7,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from sublens import calibrate, metrics
 from sublens.calibrate import Calibration
-from sublens.config import field_of_view
+from sublens.config import InputConfig, field_of_view
 from sublens.data import Part
 from sublens.engine import MASS_UNIT_MSUN
+from sublens.models import Eager, Whole
 from sublens.predict import BATCH, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
@@ -23,6 +25,13 @@ FAMILIAR = 4_000
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
 """Latency is measured over this many runs, or until this much time has passed."""
+
+
+def eager(
+    model: nn.Module, classes: tuple[str, ...], shape: tuple[int, int], seen: InputConfig, device: str = "cpu"
+) -> Predictor:
+    """A predictor that runs this model on `device` with torch, as it stands: no maps, not calibrated."""
+    return Predictor(Eager(Whole(model, seen), device), classes, shape, seen)
 
 
 def predict_all(
@@ -56,9 +65,7 @@ def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = sile
 
     familiar: training images, of which up to `FAMILIAR` are looked at; part: the selection part.
     """
-    plain = replace(predictor, calibration=None)
-    spread = np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).round().astype(np.int64)
-    few = familiar.take(spread)
+    plain, few = replace(predictor, calibration=None), familiar.few(FAMILIAR)
     with bar("calibrating", len(few) + len(part)) as advance:
         count = Count(advance)
         known, seen = (look_all(plain, one, count.add) for one in (few, part))

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 from torch import Tensor, nn
 
-from sublens import cutout
 from sublens.config import InputConfig, field_of_view, zoom
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError
@@ -240,7 +239,7 @@ def explained(
         if row.prediction is None or not isinstance(one.image, Image):
             yield row
             continue
-        frame = cutout.framed(one.image, predictor.image_shape, side, predictor.pixel_scale, pixel_scale)
+        frame = predictor.framed(one.image, pixel_scale)
         counts, name = frame.counts(), label or row.prediction.label
         shown = saliency(predictor, counts[None], np.array([predictor.classes.index(name)]), method)[0]
         scale = predictor.pixel_scale or pixel_scale or one.image.pixel_scale

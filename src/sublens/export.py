@@ -9,7 +9,6 @@ import shutil
 import struct
 import tempfile
 import warnings
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Eager, Moments, TruthHead, Whole
+from sublens.models import Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
 
@@ -173,27 +172,27 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGr
     bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None)
     files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
     try:
-        n, deviation = _compared(folder, card, OnnxRuntime(folder / GRAPH), part, bar)
+        n, deviation = _compared(folder, card, part, bar)
     except BaseException:
         files.remove(folder / GRAPH)
         raise
     return CardGraph(sha256=files.sha256(folder / GRAPH), precision="float32", is_alone=False, n=n, deviation=deviation)
 
 
-def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Bar) -> tuple[int, float]:
+def _compared(folder: Path, card: Card, part: Part, bar: Bar) -> tuple[int, float]:
     """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much.
 
     Torch computes in double precision here, so that what is seen is the graph's rounding and not torch's own,
     which is as large.
     """
-    few = _few(part, COMPARED)
-    judged, probs = Predictor(engine, card.classes, card.image_shape, card.input), []
-    exact = Eager(Whole(weights.load(folder, card)[0].double(), card.input))
+    few, judge, probs = part.few(COMPARED), _judge(folder, card), []
+    model = weights.load(folder, card)[0].double()
+    exact = evaluate.eager(model, card.classes, card.image_shape, card.input)
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
-        reference = evaluate.predict_all(replace(judged, engine=exact), few, count.add).probs
+        reference = evaluate.predict_all(exact, few, count.add).probs
         for size in BATCHES:
-            probs.append(evaluate.predict_all(judged, few, count.add, size).probs)
+            probs.append(evaluate.predict_all(judge, few, count.add, size).probs)
     deviation = float(np.abs(np.stack(probs) - reference).max())
     if not deviation <= MAX_DEVIATION:
         raise BundleError(
@@ -203,8 +202,9 @@ def _compared(folder: Path, card: Card, engine: OnnxRuntime, part: Part, bar: Ba
     return len(few), deviation
 
 
-def _few(part: Part, n: int) -> Part:
-    return part.take(np.linspace(0, len(part) - 1, min(n, len(part))).round().astype(np.int64))
+def _judge(folder: Path, card: Card) -> Predictor:
+    """What runs the graph in `folder`, whatever its card says of it, and is not calibrated."""
+    return Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input, card.map)
 
 
 def export(
@@ -219,16 +219,14 @@ def export(
     source = bundle.located(name)
     card, part = bundle.read_card(source), dataset.selection
     with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as place:
-        bundle.vouched(source / WEIGHTS, card.weights_sha256)
-        shutil.copy(source / WEIGHTS, place)
+        (Path(place) / WEIGHTS).write_bytes(bundle.vouched(source / WEIGHTS, card.weights_sha256))
         told = add_graph(Path(place), card, part, bar)
         _save_alone(Path(place) / GRAPH, folder / GRAPH, card)
         calibration = card.calibration
         if int8:
             _quantise(folder / GRAPH, part, Path(place), bar)
             told = told.model_copy(update={"precision": "int8", **_changed(card, Path(place), folder, part, bar)})
-            plain = Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input, card.map)
-            found = evaluate.calibrated(plain, dataset.train, part, bar)
+            found = evaluate.calibrated(_judge(folder, card), dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, found, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)
@@ -261,7 +259,7 @@ def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    few = _few(part, CALIBRATING)
+    few = part.few(CALIBRATING)
     batches = [few.counts(np.arange(start, min(start + BATCH, len(few)))) for start in range(0, len(few), BATCH)]
     with bar("quantising", len(few)) as advance:
         count = Count(advance)
@@ -292,10 +290,7 @@ def _changed(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dic
     with bar("comparing with 32 bits", 2 * len(part)) as advance:
         count = Count(advance)
         whole, rounded = (
-            evaluate.predict_all(
-                Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input), part, count.add
-            ).probs
-            for folder in (before, after)
+            evaluate.predict_all(_judge(folder, card), part, count.add).probs for folder in (before, after)
         )
     change = metrics.auc_change(whole, rounded, part.labels)
     if abs(change["value"]) > MAX_AUC_CHANGE:

@@ -189,8 +189,8 @@ def explain(
     with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
         count = Count(advance)
         with reading.Reader(wanted or Wanted()) as reader:
-            options = {"method": method, "label": label, "pixel_scale": pixel_scale}
-            found = explain.explained(predictor, reader.read(paths), **options)  # type: ignore[arg-type]
+            read = reader.read(paths)
+            found = explain.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):
                 row, picture = one if isinstance(one, Row) else one.row, ""
                 if not isinstance(one, Row):

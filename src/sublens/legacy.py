@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from sublens import files, images, reading
 from sublens.errors import ImageError
 from sublens.progress import Bar, Count, silent
-from sublens.reading import Child, Found, SilentError
+from sublens.reading import Child, Found, Keeper, SilentError
 
 MAX_FILE_BYTES = images.MAX_UNPACKED_BYTES
 VALUES = "legacy.csv"
@@ -117,19 +116,10 @@ def _save_values(path: Path, values: list[tuple[str, float]]) -> None:
 
 
 @dataclass
-class Opener:
+class Opener(Keeper):
     """Opens .npy files in a child process; use it in a `with` block."""
 
     seconds: float = reading.SECONDS
-    _child: Child | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
 
     def open(self, path: Path) -> Plain:
         """What the file holds; raises `ImageError` where that is not numbers alone."""
@@ -147,11 +137,6 @@ class Opener:
         except SilentError as err:
             self._end()
             raise ImageError(f"{path}: {err} Leave this file out.") from err
-
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
 
 
 def _bytes(path: Path) -> bytes:

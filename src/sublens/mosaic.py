@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import file_digest
 from math import ceil, prod
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from sublens import images
 from sublens.errors import DataError, ImageError
+from sublens.files import sha256
 from sublens.images import Image, Raw
 
 MAX_POSITIONS = 1_000_000
@@ -246,12 +246,15 @@ def survey(path: Path, hdu: str | None, catalogue: Path) -> Positions:
 
 def checksum(catalogue: Path) -> str:
     """Hexadecimal sha256 of a catalogue; raises `DataError` where there is none, or it is too large."""
+    _check_catalogue(catalogue)
+    return sha256(catalogue)
+
+
+def _check_catalogue(catalogue: Path) -> None:
     if not catalogue.is_file():
         raise DataError(f"{catalogue}: no such file. Check the path.")
     if (n_bytes := catalogue.stat().st_size) > MAX_CATALOGUE_BYTES:
         raise DataError(f"{catalogue}: has {n_bytes:,} bytes; {MAX_CATALOGUE_BYTES:,} are allowed. Split it.")
-    with catalogue.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 Columns = Mapping[str, Any]
@@ -259,7 +262,7 @@ Columns = Mapping[str, Any]
 
 
 def _columns(path: Path) -> Columns:
-    checksum(path)
+    _check_catalogue(path)
     read = CATALOGUES.get(path.suffix.lower())
     if read is None:
         raise DataError(f"{path}: sublens reads {', '.join(CATALOGUES)} catalogues. Convert it to one of these.")

@@ -150,7 +150,7 @@ class Predictor:
         for one in found:
             row = Row(one.path, one.number, place=one.place, ra=one.ra, dec=one.dec, id=one.id)
             try:
-                image = self._framed(one.image, pixel_scale)
+                image = self.framed(one.image, pixel_scale)
                 counts.append(image.counts())
                 rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec))
             except ImageError as err:
@@ -162,7 +162,8 @@ class Predictor:
                 rows, counts = [], []
         yield from self._filled(rows, counts)
 
-    def _framed(self, image: Image | ImageError, pixel_scale: float | None) -> Image:
+    def framed(self, image: Image | ImageError, pixel_scale: float | None) -> Image:
+        """What was found, in the frame that the network was trained on; raises what it is, if it is an error."""
         if isinstance(image, ImageError):
             raise image
         side = field_of_view(self.input, self.image_shape)

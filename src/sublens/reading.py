@@ -133,7 +133,27 @@ class EndedError(SilentError):
 
 
 @dataclass
-class Reader:
+class Keeper:
+    """Keeps a child process, which may be replaced, no longer than a `with` block lasts."""
+
+    _child: "Child | None" = field(default=None, init=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+@dataclass
+class Reader(Keeper):
     """Reads image files in a child process; use it in a `with` block.
 
     with Reader() as reader:
@@ -142,16 +162,10 @@ class Reader:
 
     wanted: Wanted = field(default_factory=Wanted)
     seconds: float = SECONDS
-    _child: "Child | None" = None
 
     def __enter__(self) -> Self:
         self._child = Child("sublens.reading")  # it loads its libraries while others load theirs
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
 
     def read(self, paths: Iterable[Asked], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
@@ -217,11 +231,6 @@ class Reader:
         except SilentError as err:
             self._end()
             yield _lost(asked, err)
-
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
 
 
 def _path_of(asked: Asked) -> Path:

@@ -468,8 +468,8 @@ class _Diary:
 
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
-        engine = models.Eager(models.Whole(self.pupil.model.eval(), self.config.input), device())
-        return Predictor(engine, self.dataset.classes, self.dataset.train.shape, self.config.input)
+        model, shape = self.pupil.model.eval(), self.dataset.train.shape
+        return evaluate.eager(model, self.dataset.classes, shape, self.config.input, device())
 
     def _write(self, kind: str, **entry: object) -> None:
         self.log.write(
