@@ -4,12 +4,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from sublens import models
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
 from sublens.images import QUANTISED_PEAK
-from sublens.models import NOMINAL_PEAK, SKY, TruthHead, build, prepare
+from sublens.models import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
 from sublens.timm_import import import_timm
 
 
@@ -113,6 +114,24 @@ def test_preparing_one_by_one_or_together_is_the_same(seed: int) -> None:
 def test_a_crop_beyond_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="input.crop is 30 pixels but the images are 24 x 24"):
         prepare(counts(), InputConfig(crop=30))
+
+
+@pytest.mark.parametrize("binning", [1, 2])
+def test_a_high_pass_subtracts_the_blurred_image(binning: int) -> None:
+    image = counts(side=96)
+    plain = prepare(image, InputConfig(binning=binning)).numpy()[:, 0].astype(np.float64)
+    seen = prepare(image, InputConfig(binning=binning, highpass=3)).numpy()[:, 0]
+    sigma = 3 / binning
+    left = DETAIL_GAIN * (plain - ndimage.gaussian_filter(plain, (0, sigma, sigma), truncate=8))
+    inside = slice(24 // binning, -24 // binning)
+    np.testing.assert_allclose(seen[:, inside, inside], left[:, inside, inside], atol=1e-4)
+
+
+def test_a_high_pass_leaves_nothing_of_an_even_image() -> None:
+    even = np.full((1, 24, 24), 50, np.uint16)
+    even[0, 0, 0] = 0
+    seen = prepare(even, InputConfig(crop=20, highpass=3))
+    assert float(seen.abs().max()) < 1e-4
 
 
 def test_a_binning_that_does_not_divide_is_refused() -> None:

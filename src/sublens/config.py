@@ -57,6 +57,8 @@ class InputConfig(Frozen):
     """1, or 3 to copy the image three times."""
     transform: Literal["anscombe", "minmax"] = "anscombe"
     """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel."""
+    highpass: PositiveFloat | None = None
+    """Standard deviation of the Gaussian whose blurred image is subtracted, pixels; nothing if unset."""
 
 
 class ModelConfig(Frozen):
