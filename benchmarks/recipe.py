@@ -119,6 +119,9 @@ LEVERS = {
     "central 112": Lever(input={"crop": 112}),
     "not binned": Lever(input={"binning": 1}),
     "resized to 224": Lever(input={"crop": None, "binning": 1, "resize": 224}),
+    "high-pass of 2 pixels": Lever(input={"highpass": 2}),
+    "high-pass of 3 pixels": Lever(input={"highpass": 3}),
+    "high-pass of 4 pixels": Lever(input={"highpass": 4}),
     "AdamW": Lever(train={"optimizer": "adamw"}),
     "Muon at half the rate": Lever(train={"lr": 0.01}),
     "Muon at twice the rate": Lever(train={"lr": 0.04}),
@@ -132,6 +135,9 @@ LEVERS = {
     "truth head on stage 3": Lever(tap="stage3"),
     "27,000 images": Lever(n_train=FEW),
     "27,000 images, no truth head": Lever(n_train=FEW, train={"truth_weight": 0}),
+    "27,000 images, no truth head, high-pass of 3 pixels": Lever(
+        n_train=FEW, train={"truth_weight": 0}, input={"highpass": 3}
+    ),
     "labels smoothed by 0.1": Lever(batch=smoothed),
     "drop-out of 0.2": Lever(model=Forgetful),
     "maximum pooled too": Lever(model=MaxPooled),

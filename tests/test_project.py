@@ -32,6 +32,7 @@ LAYERS = (
         "bundle",
         "weights",
         "checkpoint",
+        "hints",
         "train",
         "fidelity",
         "sheet",

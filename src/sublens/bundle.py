@@ -57,11 +57,26 @@ class CardMap(Frozen):
     cell_arcsec: float
 
 
+Track = Literal["labels only", "simulator in the loop"]
+"""What a run learned from: images and labels, or also what the simulator knows."""
+LABELS: Track = "labels only"
+SIMULATOR: Track = "simulator in the loop"
+
+
+class CardTeacher(Frozen):
+    """The trained network whose feature maps this one learned to imitate."""
+
+    network: str
+    weights_sha256: str
+    trained_on: str
+    """Hash of the data set."""
+    track: Track
+
+
 class CardScores(Frozen):
     """How one run did on a test part that nothing was chosen by."""
 
-    track: Literal["labels only", "simulator in the loop"]
-    """What it learned from: images and labels, or also what the simulator knows."""
+    track: Track
     seed: int
     trained_on: str
     """Hash of the data set."""
@@ -145,6 +160,8 @@ class Card(Frozen):
     """Of `weights.safetensors`."""
     map: CardMap | None = None
     """What the truth head draws, where it was trained with one."""
+    teacher: CardTeacher | None = None
+    """Who taught it, where it had a teacher."""
     calibration: CardCalibration | None = None
     """None while it is trained."""
     graph: CardGraph | None = None
@@ -154,6 +171,12 @@ class Card(Frozen):
     rounding: float | None = None
     """Of published runs: the most that rounding the weights to 16 bits changed any probability of the
     selection part of the data they were tested on."""
+
+    @property
+    def track(self) -> Track:
+        """What it learned from; a teacher that knew more than its pupil's images and labels counts too."""
+        by_labels = self.teacher is None or (self.teacher.track, self.teacher.trained_on) == (LABELS, self.data.hash)
+        return LABELS if self.map is None and by_labels else SIMULATOR
 
 
 def write_card(folder: Path, **fields: Any) -> None:

@@ -95,6 +95,8 @@ class TrainConfig(Frozen):
     """Mirror images in x and y at random: the data's true symmetries."""
     truth_weight: NonNegativeFloat | None = None
     """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own choice."""
+    teacher: str | None = None
+    """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of images and the flips."""
 

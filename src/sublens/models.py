@@ -1,6 +1,7 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -124,13 +125,27 @@ CELL = 8
 """Image pixels along one side of a cell that shows where something is."""
 
 
-def nearest_tap(model: nn.Module, zoom: float) -> dict[str, Any]:
-    """What a timm network tells of its feature map whose cells come closest to `CELL` image pixels.
-
-    zoom: pixels that the network sees for each pixel of the image; below 1 if binned.
-    """
+def nearest_tap(model: nn.Module, cell: float) -> dict[str, Any]:
+    """What a timm network tells of its feature map whose cells come closest to `cell` of the pixels that it sees."""
     taps: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
-    return min(taps, key=lambda info: abs(np.log(info["reduction"] / (CELL * zoom))))
+    return min(taps, key=lambda info: abs(np.log(info["reduction"] / cell)))
+
+
+class Maps:
+    """Feature maps of `model`; to be called after it, on the same batch."""
+
+    def __init__(self, model: nn.Module, taps: Iterable[dict[str, Any]]) -> None:
+        """taps: what timm tells of them."""
+        self._seen: dict[int, Tensor] = {}
+        for number, tap in enumerate(taps):
+            model.get_submodule(tap["module"]).register_forward_hook(partial(self._listen, number))
+
+    def _listen(self, number: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._seen[number] = output
+
+    def __call__(self) -> list[Tensor]:
+        """Of the batch that the model saw last, [b, c, g, g] each."""
+        return [self._seen[number] for number in sorted(self._seen)]
 
 
 class TruthHead(nn.Module):
@@ -144,7 +159,7 @@ class TruthHead(nn.Module):
     def __init__(self, model: nn.Module, zoom: float) -> None:
         """zoom: pixels that the network sees for each pixel of the image; below 1 if binned."""
         super().__init__()
-        tap = nearest_tap(model, zoom)
+        tap = nearest_tap(model, CELL * zoom)
         self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
         self._features: Tensor | None = None
         self._hook = model.get_submodule(tap["module"]).register_forward_hook(self._listen)
@@ -176,17 +191,11 @@ class Moments:
     N_MAPS = 3
 
     def __init__(self, model: nn.Module) -> None:
-        taps: list[dict[str, Any]] = list(getattr(model, "feature_info", []))[: self.N_MAPS]
-        self._seen: list[Tensor | None] = [None] * len(taps)
-        for number, tap in enumerate(taps):
-            model.get_submodule(tap["module"]).register_forward_hook(partial(self._listen, number))
-
-    def _listen(self, number: int, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._seen[number] = output
+        self._maps = Maps(model, list(getattr(model, "feature_info", []))[: self.N_MAPS])
 
     def __call__(self) -> list[Tensor]:
         """Mean, standard deviation and maximum over the image of c channels, [b, 3c] for each map."""
-        maps = [seen.float().flatten(2) for seen in self._seen if seen is not None and seen.ndim == 4]
+        maps = [seen.float().flatten(2) for seen in self._maps() if seen.ndim == 4]
         return [torch.cat([one.mean(2), one.std(2, correction=0), one.amax(2)], 1) for one in maps]
 
 

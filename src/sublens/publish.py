@@ -78,7 +78,7 @@ def _published(run: Path, card: Card) -> CardScores:
         if scores["weights_sha256"] != card.weights_sha256:
             raise ValueError("other weights were measured")
         return CardScores(
-            track="simulator in the loop" if card.map else "labels only",
+            track=card.track,
             seed=card.settings.train.seed,
             trained_on=card.data.hash,
             tested_on=scores["data"]["hash"],
@@ -113,5 +113,5 @@ def _thinned(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _mean(steps: Sequence[dict[str, Any]]) -> str:
-    names = [name for name in ("loss", "truth_loss") if steps[0][name] is not None]
+    names = [name for name in ("loss", "truth_loss", "hint_loss") if steps[0].get(name) is not None]
     return json.dumps({**steps[-1], **{name: float(np.mean([step[name] for step in steps])) for name in names}})

@@ -30,9 +30,10 @@ from torch import nn
 from sublens import bundle, catalog, checkpoint, evaluate, export, files, metrics, models, train, weights
 from sublens.bundle import CardCalibration, CardGraph, CardMap
 from sublens.checkpoint import Checkpoint
-from sublens.config import RunConfig, checked, field_of_view, side_seen
+from sublens.config import RunConfig, checked, field_of_view, side_seen, zoom
 from sublens.data import Dataset, Part
 from sublens.errors import BundleError, DataError
+from sublens.hints import Hints, Teacher
 from sublens.models import TruthHead, device
 from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
@@ -119,6 +120,7 @@ class _Pupil:
 
     model: nn.Module
     head: TruthHead | None
+    hints: Hints | None
     optimizer: torch.optim.Optimizer
     feed: train.Feed
     has_bf16: bool
@@ -133,7 +135,8 @@ class _Pupil:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """All that has weights."""
-        return {"model": self.model, **({"head": self.head} if self.head else {})}
+        named = {"model": self.model, "head": self.head, "hints": self.hints}
+        return {name: module for name, module in named.items() if module}
 
 
 def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
@@ -142,12 +145,17 @@ def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
     model = models.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
     models.try_out(model, name, seen.channels, side)
     head, n_cells = train.truth_head(model, seen, dataset, config.train)
-    modules = [models.placed(module, device()) for module in (model, head) if module]
+    teacher, hints = None, None
+    if config.train.teacher:
+        teacher = Teacher.load(config.train.teacher, dataset, seen, device())
+        hints = Hints(model, zoom(seen, dataset.train.shape), teacher)
+    modules = [models.placed(module, device()) for module in (model, head, hints) if module]
     return _Pupil(
         model,
         head,
+        hints,
         train.make_optimizer(modules, config.train),
-        train.Feed(dataset.train, seen, config.train, device(), dataset.survey if head else None, n_cells),
+        train.Feed(dataset.train, seen, config.train, device(), dataset.survey if head else None, n_cells, teacher),
         models.has_bf16_gain(name, device(), side),
     )
 
@@ -165,6 +173,7 @@ def _fit(diary: "_Diary") -> None:
             share_done=diary.share_done,
             on_step=diary.on_step,
             on_epoch=diary.on_epoch,
+            hints=pupil.hints,
             has_bf16=pupil.has_bf16,
             after=(epoch, diary.steps),
         )
@@ -312,6 +321,7 @@ class _Diary:
         facts = {
             "settings": self.config.model_dump(mode="json"),
             "data": self.dataset.hash,
+            "teacher": self._teacher_hash(),
             "versions": self.versions,
             "threads": torch.get_num_threads(),
             "epoch": epoch,
@@ -330,12 +340,22 @@ class _Diary:
         """Hash of the weights that are kept, "" if there are none."""
         return bundle.read_card(self.out).weights_sha256 if (self.out / bundle.CARD).is_file() else ""
 
+    def _teacher_hash(self) -> str | None:
+        teacher = self.pupil.feed.teacher
+        return teacher.card.weights_sha256 if teacher else None
+
     def continue_from(self, before: Checkpoint) -> None:
         """Take up a training where its checkpoint left it; the log is cut back to there.
 
-        What was measured since is removed. Raises `DataError` for a checkpoint of another version.
+        What was measured since is removed. Raises `DataError` for a checkpoint of another version, or where
+        the teacher is another one now.
         """
         facts = before.facts
+        if facts.get("teacher") != self._teacher_hash():
+            raise DataError(
+                f"{self.out}: was begun with another teacher, which {self.config.train.teacher} was then. "
+                "Put that one back, or begin again with --force."
+            )
         try:
             checkpoint.restore(before, self.pupil.modules, self.pupil.optimizer)
             self.images, self.losses = facts["images"], facts["losses"]
@@ -362,9 +382,8 @@ class _Diary:
         self.steps, self.images = step.number, self.images + step.n_images
         self.losses.append(step.loss)
         rate = self.images / self.seconds
-        self._write(
-            "step", step=step.number, epoch=step.epoch, loss=step.loss, truth_loss=step.truth_loss, images_per_s=rate
-        )
+        losses = {"loss": step.loss, "truth_loss": step.truth_loss, "hint_loss": step.hint_loss}
+        self._write("step", step=step.number, epoch=step.epoch, **losses, images_per_s=rate)
         selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
         if not np.isfinite(step.loss):
@@ -460,6 +479,7 @@ class _Diary:
                 "interrupted": is_interrupted,
             },
             map=self.pupil.drawn(self.dataset),
+            teacher=self.pupil.feed.teacher and self.pupil.feed.teacher.told,
             calibration=calibration,
             graph=graph,
             versions=self.versions,
