@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnxruntime
 import pytest
 
 from sublens import bundle, export, run
+from sublens.classify import Query
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError
@@ -114,3 +116,43 @@ def test_any_way_to_look_at_images_can_be_exported(small_dataset: Dataset, tmp_p
     config = RunConfig(model=ModelConfig(name="lensnet"), input=seen, train=TrainConfig(epochs=1))
     run.train_run(small_dataset, config, tmp_path / "run")
     assert bundle.read_card(tmp_path / "run").graph is not None
+
+
+def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    told = export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    assert told.mirror_gain is not None
+    assert told.mirror_gain[1] <= told.mirror_gain[0] <= told.mirror_gain[2]
+    counts = small_dataset.test.counts(np.arange(5))
+    plain = Predictor.load(trained, "torch")
+    views = [counts, counts[:, ::-1], counts[:, :, ::-1], counts[:, ::-1, ::-1]]
+    looks = [replace(plain, calibration=None).look(np.ascontiguousarray(view)) for view in views]
+    mean = replace(Predictor.load(tmp_path / "mean"), calibration=None).look(counts)
+    np.testing.assert_allclose(mean.probs, np.mean([look.probs for look in looks], axis=0), atol=1e-5)
+    assert mean.moments[0].shape == looks[0].moments[0].shape
+    np.testing.assert_allclose(mean.moments[0], looks[0].moments[0], atol=1e-4)
+
+
+def test_the_map_of_a_mean_is_that_of_the_image(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    mean, counts = Predictor.load(tmp_path / "mean"), small_dataset.test.counts(np.arange(5))
+    turned = mean.look(np.ascontiguousarray(counts[:, :, ::-1])).masses
+    np.testing.assert_allclose(turned[:, :, ::-1], mean.look(counts).masses, rtol=1e-3)  # type: ignore[index,arg-type]
+
+
+def test_mirror_images_that_do_harm_are_refused(
+    trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MAX_AUC_CHANGE", -1.0)
+    with pytest.raises(BundleError, match="mean over mirror images lowers the macro AUC of this lensnet"):
+        export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_table_tells_who_judged_and_how(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    plain = bundle.read_card(trained)
+    assert plain.judge == f"lensnet {plain.weights_sha256[:12]}"
+    export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    mean = bundle.read_card(tmp_path / "mean")
+    assert mean.judge == f"{plain.judge} mean of mirror images"
+    query = Query("any", [])
+    assert query.plan(mean) != query.plan(plain)  # so that one does not go on with the other's table

@@ -128,6 +128,9 @@ class CardGraph(Frozen):
     """The most that any probability differed; of an int8 graph, from those of the float32 graph."""
     auc_change: tuple[float, float, float] | None = None
     """Of an int8 graph: how much its macro AUC is greater than the float32 graph's, and the 95 % interval."""
+    mirror_gain: tuple[float, float, float] | None = None
+    """Of a graph that judges each image by the mean over its four mirror images: how much that raises the
+    macro AUC on the selection part, and the 95 % interval."""
 
 
 class CardMachine(Frozen):
@@ -171,6 +174,14 @@ class Card(Frozen):
     rounding: float | None = None
     """Of published runs: the most that rounding the weights to 16 bits changed any probability of the
     selection part of the data they were tested on."""
+
+    @property
+    def judge(self) -> str:
+        """Who judged, in a table: the network, its weights, and how its graph computes if not plainly."""
+        told = f"{self.network} {self.weights_sha256[:12]}"
+        if self.graph and self.graph.precision != "float32":
+            told += f" {self.graph.precision}"
+        return f"{told} mean of mirror images" if self.graph and self.graph.mirror_gain else told
 
     @property
     def track(self) -> Track:

@@ -42,7 +42,7 @@ class Query:
     def plan(self, card: Card) -> dict[str, Any]:
         """All that decides what the rows say."""
         return {
-            "bundle": card.weights_sha256,
+            "bundle": [card.weights_sha256, card.graph and card.graph.sha256],
             "inputs": list(map(str, self.inputs)),
             "at": mosaic.checksum(self.at) if self.at else None,
             "wanted": self.wanted,
@@ -105,12 +105,11 @@ def tabulate(
     """
     files.refuse_existing_file(out, force=force)
     card = bundle.read_card(bundle.located(query.network))
-    judge = f"{card.network} {card.weights_sha256[:12]}"
     with catalog.Journal(out, query.plan(card)) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
         for row in predict(query, maps=maps, start=journal.place, force=force, bar=bar):
-            journal.add(row.place, catalog.record(row, card.classes, judge, version("sublens")))
+            journal.add(row.place, catalog.record(row, card.classes, card.judge, version("sublens")))
         return journal.finish(card.classes)
 
 

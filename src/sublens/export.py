@@ -9,6 +9,7 @@ import shutil
 import struct
 import tempfile
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Moments, TruthHead, Whole
+from sublens.models import Eager, Mirrored, Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
 
@@ -38,20 +39,22 @@ BATCHES = (1, 2, 7, BATCH)
 MAX_DEVIATION = 1e-5
 """The most that any probability of a float32 graph may differ from what torch computes in double precision."""
 MAX_AUC_CHANGE = 5e-4
-"""The most that the macro AUC of an int8 graph may differ."""
+"""The most that 8 bits may change the macro AUC, or mirror images lower it."""
 CALIBRATING = 512
 """Images that tell the ranges of an int8 graph."""
 
 
 @lru_cache(maxsize=4)
-def _graph(network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool) -> "ModelProto":
+def _graph(
+    network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool, mirrors: bool
+) -> "ModelProto":
     """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
 
     Raises `BundleError` where torch cannot export it.
     """
     model = models.build(network, n_classes, seen.channels)
     head = TruthHead(model, zoom(seen, shape)) if has_map else None
-    whole = Whole(model, seen, head, Moments(model)).eval()
+    whole = (Mirrored if mirrors else Whole)(model, seen, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
@@ -163,31 +166,32 @@ def _outside(location: str, offset: int, length: int) -> "TensorProto":
     return tensor
 
 
-def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent) -> CardGraph:
+def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent, *, mirrors: bool = False) -> CardGraph:
     """Give the bundle in `folder` a graph that takes its weights from the bundle's; returns what the card has to say.
 
-    part: images on which it is compared with torch. Raises `BundleError`, and leaves none, where there
+    part: images on which it is compared with torch. mirrors: judge each image by the mean over its four
+    mirror images. Raises `BundleError`, and leaves none, where there
     is no such graph or it differs by more than `MAX_DEVIATION`.
     """
-    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None)
+    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None, mirrors)
     files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
     try:
-        n, deviation = _compared(folder, card, part, bar)
+        n, deviation = _compared(folder, card, part, bar, mirrors=mirrors)
     except BaseException:
         files.remove(folder / GRAPH)
         raise
     return CardGraph(sha256=files.sha256(folder / GRAPH), precision="float32", is_alone=False, n=n, deviation=deviation)
 
 
-def _compared(folder: Path, card: Card, part: Part, bar: Bar) -> tuple[int, float]:
+def _compared(folder: Path, card: Card, part: Part, bar: Bar, *, mirrors: bool) -> tuple[int, float]:
     """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much.
 
     Torch computes in double precision here, so that what is seen is the graph's rounding and not torch's own,
     which is as large.
     """
-    few, judge, probs = part.few(COMPARED), _judge(folder, card), []
+    few, judge, probs = part.few(COMPARED), _judge(folder / GRAPH, card), []
     model = weights.load(folder, card)[0].double()
-    exact = evaluate.eager(model, card.classes, card.image_shape, card.input)
+    exact = replace(judge, engine=Eager((Mirrored if mirrors else Whole)(model, card.input)))
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
         reference = evaluate.predict_all(exact, few, count.add).probs
@@ -202,37 +206,55 @@ def _compared(folder: Path, card: Card, part: Part, bar: Bar) -> tuple[int, floa
     return len(few), deviation
 
 
-def _judge(folder: Path, card: Card) -> Predictor:
-    """What runs the graph in `folder`, whatever its card says of it, and is not calibrated."""
-    return Predictor(OnnxRuntime(folder / GRAPH), card.classes, card.image_shape, card.input, card.map)
+def _judge(graph: Path, card: Card) -> Predictor:
+    """What runs that graph, whatever its card says of it, and is not calibrated."""
+    return Predictor(OnnxRuntime(graph), card.classes, card.image_shape, card.input, card.map)
 
 
 def export(
-    name: str | Path, dataset: Dataset, out: Path, *, int8: bool = False, force: bool = False, bar: Bar = silent
+    name: str | Path,
+    dataset: Dataset,
+    out: Path,
+    *,
+    int8: bool = False,
+    mirrors: bool = False,
+    force: bool = False,
+    bar: Bar = silent,
 ) -> CardGraph:
     """Leave in `out` a bundle whose graph holds its weights itself; `sublens predict` and any ONNX software run it.
 
     name: a trained network, by name or folder. dataset: on its selection part the graph is compared with
-    torch. int8: convolutions in whole numbers, with ranges from that part; calibrated anew, and refused
-    where its macro AUC differs by more than `MAX_AUC_CHANGE`. Raises `BundleError` for what is refused.
+    torch. mirrors: it judges each image by the mean over its four mirror images. int8: convolutions in
+    whole numbers, with ranges from that part. Either is calibrated anew, and refused where the macro AUC
+    differs by more than `MAX_AUC_CHANGE`; but mirrors may raise it. Raises `BundleError` for what is refused.
     """
     source = bundle.located(name)
     card, part = bundle.read_card(source), dataset.selection
-    with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as place:
-        (Path(place) / WEIGHTS).write_bytes(bundle.vouched(source / WEIGHTS, card.weights_sha256))
-        told = add_graph(Path(place), card, part, bar)
-        _save_alone(Path(place) / GRAPH, folder / GRAPH, card)
+    with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        (place / WEIGHTS).write_bytes(bundle.vouched(source / WEIGHTS, card.weights_sha256))
+        told = add_graph(place, card, part, bar)
+        if mirrors:
+            (place / GRAPH).rename(place / PLAIN)
+            told = add_graph(place, card, part, bar, mirrors=True)
+            told = told.model_copy(update={"mirror_gain": _mirror_gain(card, place, part, bar)})
+        _save_alone(place / GRAPH, folder / GRAPH, card)
         calibration = card.calibration
         if int8:
-            _quantise(folder / GRAPH, part, Path(place), bar)
-            told = told.model_copy(update={"precision": "int8", **_changed(card, Path(place), folder, part, bar)})
-            found = evaluate.calibrated(_judge(folder, card), dataset.train, part, bar)
+            _quantise(folder / GRAPH, part, place, bar)
+            told = told.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
+        if int8 or mirrors:
+            found = evaluate.calibrated(_judge(folder / GRAPH, card), dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, found, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)
         told = told.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
         bundle.save_card(folder, card.model_copy(update={"graph": told, "calibration": calibration}))
     return told
+
+
+PLAIN = "plain.onnx"
+"""The graph without mirror images, beside the one with them."""
 
 
 def _save_alone(source: Path, out: Path, card: Card) -> None:
@@ -285,13 +307,9 @@ def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
         )
 
 
-def _changed(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dict[str, Any]:
+def _rounding(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dict[str, Any]:
     """What 8 bits change; `BundleError` where the macro AUC changes by more than `MAX_AUC_CHANGE`."""
-    with bar("comparing with 32 bits", 2 * len(part)) as advance:
-        count = Count(advance)
-        whole, rounded = (
-            evaluate.predict_all(_judge(folder, card), part, count.add).probs for folder in (before, after)
-        )
+    whole, rounded = _probs(card, (before / GRAPH, after / GRAPH), part, "comparing with 32 bits", bar)
     change = metrics.auc_change(whole, rounded, part.labels)
     if abs(change["value"]) > MAX_AUC_CHANGE:
         raise BundleError(
@@ -304,3 +322,24 @@ def _changed(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dic
         "deviation": float(np.abs(whole - rounded).max()),
         "auc_change": (change["value"], change["low"], change["high"]),
     }
+
+
+def _mirror_gain(card: Card, place: Path, part: Part, bar: Bar) -> tuple[float, float, float]:
+    """What mirror images add to the macro AUC, and the 95 % interval; `BundleError` where they lower it."""
+    plain, mean = _probs(card, (place / PLAIN, place / GRAPH), part, "comparing with one image", bar)
+    change = metrics.auc_change(plain, mean, part.labels)
+    if change["value"] < -MAX_AUC_CHANGE:
+        raise BundleError(
+            f"The mean over mirror images lowers the macro AUC of this {card.network} by {-change['value']:.4f} "
+            f"[{-change['high']:.4f}, {-change['low']:.4f}]. Nothing was written. Export it without --mirrors."
+        )
+    return change["value"], change["low"], change["high"]
+
+
+def _probs(
+    card: Card, graphs: tuple[Path, Path], part: Part, what: str, bar: Bar
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    with bar(what, 2 * len(part)) as advance:
+        count = Count(advance)
+        before, after = (evaluate.predict_all(_judge(graph, card), part, count.add).probs for graph in graphs)
+    return before, after

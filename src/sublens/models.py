@@ -379,6 +379,30 @@ class Whole(nn.Module):
         return logits, self.head() if self.head else None, self.moments() if self.moments else []
 
 
+class Mirrored(Whole):
+    """The same, but each image is judged by the mean over its four mirror images."""
+
+    def forward(self, counts: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The log of the mean probabilities, the mean map, and the moments of the image as it is."""
+        logits, logs, moments = super().forward(torch.cat([counts.flip(axes) for axes in MIRRORS]))
+        probs = _by_view(logits.softmax(1)).mean(0)
+        if logs is not None:
+            views = [view.flip(axes) for view, axes in zip(_by_view(logs), MIRRORS, strict=True)]
+            logs = torch.stack(views).mean(0)
+        return probs.clamp_min(LEAST).log(), logs, [_by_view(one)[0] for one in moments]
+
+
+def _by_view(values: Tensor) -> Tensor:
+    """[4 b, ...] -> [4, b, ...]"""
+    return values.reshape(len(MIRRORS), -1, *values.shape[1:])
+
+
+MIRRORS: tuple[list[int], ...] = [], [1], [2], [1, 2]
+"""Axes of a stack of images along which each mirror image is turned over: the data's true symmetries."""
+LEAST = 1e-30
+"""Probability below which none is told from another."""
+
+
 class Eager:
     """Runs a network with torch, as the code stands: the engine that others are compared with."""
 

@@ -108,7 +108,7 @@ def fit(
 
 
 HINT_WEIGHT = 16.0
-"""Of the teacher's feature maps beside the labels: what left chance soonest of 1, 4 and 16 (measured, 38,400 images)."""
+"""Of the teacher's feature maps beside the labels: of 1, 4 and 16 it left chance soonest (38,400 images)."""
 
 
 def rate_at(done: float, warmup: float) -> float:
