@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from results import ORIGINALS
 
 from sublens import bundle
+from sublens.bundle import LABELS
 
 COLOURS = {"lensnet": "#1b6ca8", "resnet18": "#d1495b", "mobilenetv3-small": "#2e8b57", "efficientnet-b5": "#8a5fbf"}
 
@@ -27,10 +28,9 @@ def main() -> None:
         card = bundle.read_card(run)
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row["kind"] == "epoch"]
-        has_truth = bool(card.settings.train.truth_weight)
         lost = np.array([1 - row["selection_auc"] for row in rows])
-        style = {"color": COLOURS[card.network], "linewidth": 1.6, "linestyle": "-" if has_truth else "--"}
-        label = f"{card.network}, {'simulator in the loop' if has_truth else 'labels only'}"
+        style = {"color": COLOURS[card.network], "linewidth": 1.6, "linestyle": "--" if card.track == LABELS else "-"}
+        label = f"{card.network}, {card.track}"
         name = label if label not in left.get_legend_handles_labels()[1] else "_"
         left.plot([row["images"] / 1e6 for row in rows], lost, label=name, **style)
         right.plot([row["seconds"] * card.machine.threads / 60 for row in rows], lost, **style)

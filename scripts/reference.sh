@@ -15,7 +15,7 @@ set -euo pipefail
 name=${1:?name a network: lensnet, mobilenetv3-small, resnet18 or efficientnet-b5}
 folder=${2:-reference}
 root=$(dirname "$0")/..
-recipe=$root/scripts/recipes/$name
+recipes=$root/scripts/recipes
 benchmark=$folder/common-test-1 pool=$folder/pool
 
 has() { test -f "$1/$2"; }
@@ -25,12 +25,18 @@ has "$pool" manifest.json ||
   sublens simulate common-test-1 --train 240000 --test 6000 --seed 2 --workers 2 --out "$pool"
 
 runs=()
-train() { # track, data, seed
+train() { # track, data, seed, more settings
   local run=$folder/runs/$name-$1-$3
-  sublens train "$2" --settings "$recipe-$1.toml" --set train.seed="$3" --out "$run" --resume
+  sublens train "$2" --settings "$recipes/$name-$1.toml" --set train.seed="$3" "${@:4}" --out "$run" --resume
   has "$run" scores.json || sublens evaluate "$run" "$benchmark"
   runs+=("$run")
 }
 for seed in $(seq 0 $((${SEEDS:-1} - 1))); do train simulator "$pool" "$seed"; done
-test ! -f "$recipe-labels.toml" || train labels "$benchmark" 0
+taught=()
+if [ "$name" = mobilenetv3-small ]; then # by what lensnet made of the same labels
+  teacher=$folder/runs/lensnet-labels-0
+  sublens train "$benchmark" --settings "$recipes/lensnet-labels.toml" --set train.seed=0 --out "$teacher" --resume
+  taught=(--set train.teacher="$teacher")
+fi
+test ! -f "$recipes/$name-labels.toml" || train labels "$benchmark" 0 "${taught[@]}"
 sublens publish "$benchmark" "${runs[@]}" --out "$root/bundles/$name" --force

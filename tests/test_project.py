@@ -131,18 +131,29 @@ def test_the_readme_names_every_command() -> None:
         assert f"sublens {name}" in text
 
 
-def test_the_reference_script_trains_every_seed_and_publishes_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "labels"),
+    [
+        ("resnet18", ["train", "evaluate"]),
+        ("mobilenetv3-small", ["train", "train", "evaluate"]),
+        ("efficientnet-b5", []),
+    ],
+)
+def test_the_reference_script_trains_every_seed_and_publishes_all(
+    tmp_path: Path, network: str, labels: list[str]
+) -> None:
     stub = tmp_path / "sublens"  # says what it is asked for
     stub.write_text('#!/bin/sh\necho "$@"\n')
     stub.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEDS": "2"}
-    command = ["bash", str(ROOT / "scripts" / "reference.sh"), "resnet18", str(tmp_path / "work")]
+    command = ["bash", str(ROOT / "scripts" / "reference.sh"), network, str(tmp_path / "work")]
     asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.split()[0] for line in asked] == ["simulate"] * 2 + ["train", "evaluate"] * 3 + ["publish"]
+    expected = ["simulate"] * 2 + ["train", "evaluate"] * 2 + labels + ["publish"]
+    assert [line.split()[0] for line in asked] == expected
     for line in asked:
         name, *arguments = line.split()
         typer.main.get_command(cli.app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
-    runs = [line.split("--out ")[1].split()[0] for line in asked if line.startswith("train")]
+    runs = [line.split()[1] for line in asked if line.startswith("evaluate")]
     assert all(run in asked[-1] for run in runs)
 
 
