@@ -4,7 +4,8 @@
 
 Calibration error and coverage of the prediction sets on fresh images of common-test-1 (seed 50), and
 how well the out-of-distribution score tells five kinds of strange images from them: a PSF twice as
-wide, three times the noise, the lens galaxy's own light, a star, and DeepLense's Model II.
+wide, three times the noise, the lens galaxy's own light, a star, and DeepLense's Model II. Last, how
+much the macro AUC changes in OpenVINO, which computes in bfloat16 where the processor has it.
 """
 
 import argparse
@@ -115,6 +116,9 @@ def main() -> None:
             is_strange = np.arange(len(usual) + len(found)) >= len(usual)
             area = metrics.auc(np.concatenate([usual, found]), is_strange, np.ones((1, len(is_strange))))[0]
             print(f"    {kind:12} {(found > threshold).mean():6.1%}   AUROC {area:.4f}")
+        narrow = evaluate.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
+        change = metrics.auc_change(told.probs, narrow, labels)
+        print("  in OpenVINO the AUC changes by {value:+.5f} [{low:+.5f}, {high:+.5f}]".format(**change))
 
 
 if __name__ == "__main__":
