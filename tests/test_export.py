@@ -111,7 +111,10 @@ def test_eight_bits_that_do_harm_are_refused(
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize("seen", [InputConfig(transform="minmax", channels=3), InputConfig(resize=40), InputConfig()])
+@pytest.mark.parametrize(
+    "seen",
+    [InputConfig(transform="minmax", channels=3), InputConfig(resize=40), InputConfig(highpass=3), InputConfig()],
+)
 def test_any_way_to_look_at_images_can_be_exported(small_dataset: Dataset, tmp_path: Path, seen: InputConfig) -> None:
     config = RunConfig(model=ModelConfig(name="lensnet"), input=seen, train=TrainConfig(epochs=1))
     run.train_run(small_dataset, config, tmp_path / "run")

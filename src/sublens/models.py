@@ -325,8 +325,9 @@ def prepared(images: Tensor, seen: InputConfig) -> Tensor:
         images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * seen.binning)
     images = images[:, None]
     if seen.highpass:
-        rows = torch.from_numpy(_blurring(images.shape[-1], seen.highpass / seen.binning)).to(images)
-        images = DETAIL_GAIN * (images - rows @ images @ rows.T)
+        rows = torch.from_numpy(_blurring(images.shape[-1], seen.highpass / seen.binning)).to(images.device)
+        blurred = rows @ images.double() @ rows.T  # in float32 its errors would be the largest of all
+        images = (DETAIL_GAIN * (images - blurred)).to(images.dtype)
     if seen.resize:
         rows = torch.from_numpy(_resampling(images.shape[-1], seen.resize)).to(images)
         images = rows @ images @ rows.T
