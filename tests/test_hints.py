@@ -81,19 +81,19 @@ def test_the_teacher_sees_the_pupils_images_mirrored_alike(easy: Dataset, teache
 
 
 @pytest.mark.parametrize(
-    ("network", "zoom", "expected"),
+    ("network", "seen", "expected"),
     [
-        ("mobilenetv3-small", 1.5, ["blocks.1", "blocks.3"]),
-        ("resnet18", 1.0, ["layer1", "layer2"]),
-        ("lensnet", 0.5, ["stage1", "stage2"]),
+        ("mobilenetv3-small", InputConfig(resize=24), ["blocks.1", "blocks.3"]),
+        ("resnet18", InputConfig(), ["layer1", "layer2"]),
+        ("lensnet", InputConfig(binning=2), ["stage1", "stage2"]),
     ],
 )
 def test_cells_of_alike_size_are_compared(
-    easy: Dataset, teacher: Path, network: str, zoom: float, expected: list[str]
+    easy: Dataset, teacher: Path, network: str, seen: InputConfig, expected: list[str]
 ) -> None:
     model = models.build(network, 3)
     heard: dict[str, torch.Size] = {}
-    hints = Hints(model, zoom, loaded(teacher, easy))
+    hints = Hints(model, seen, loaded(teacher, easy))
     for name in expected:
         model.get_submodule(name).register_forward_hook(
             lambda module, given, told, name=name: heard.__setitem__(name, told.shape)
@@ -166,18 +166,27 @@ def test_a_teacher_of_other_data_is_welcome(easy_folder: Path, easy: Dataset, te
     assert loaded(teacher, other).told.trained_on == easy.hash
 
 
+@pytest.mark.parametrize("info", [[], [{"module": "classifier", "reduction": 8, "num_chs": 3}]])
 def test_a_teacher_without_feature_maps_is_refused(
-    easy: Dataset, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    easy: Dataset, teacher: Path, monkeypatch: pytest.MonkeyPatch, info: list[dict[str, Any]]
 ) -> None:
     build = models.LensNet.__init__
 
     def without(self: models.LensNet, n_classes: int, channels: int) -> None:
         build(self, n_classes, channels)
-        self.feature_info = []
+        self.feature_info = info
 
     monkeypatch.setattr(models.LensNet, "__init__", without)
     with pytest.raises(ConfigError, match="lensnet has no feature maps to imitate"):
         loaded(teacher, easy)
+
+
+@pytest.mark.parametrize("info", [[], [{"module": "classifier", "reduction": 8, "num_chs": 3}]])
+def test_a_pupil_without_feature_maps_is_refused(easy: Dataset, teacher: Path, info: list[dict[str, Any]]) -> None:
+    model = models.LensNet(3, 1)
+    model.feature_info = info
+    with pytest.raises(ConfigError, match="train.teacher: this network has no feature maps"):
+        Hints(model, InputConfig(), loaded(teacher, easy))
 
 
 def test_a_teacher_that_is_not_there_is_named(easy: Dataset) -> None:

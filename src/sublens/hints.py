@@ -4,6 +4,7 @@ FitNets: Romero et al. 2015, arXiv:1412.6550. What leads a network away from cha
 teacher's word, which says no more than the labels do, but what its first layers see.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sublens import bundle, weights
 from sublens.bundle import Card, CardTeacher
-from sublens.config import InputConfig, field_of_view, zoom
+from sublens.config import InputConfig, field_of_view, side_seen, zoom
 from sublens.data import Dataset
 from sublens.errors import ConfigError
 from sublens.models import Maps, nearest_tap, placed
@@ -49,10 +50,13 @@ class Teacher:
                 "Divide the data as it did: give its split.seed, split.selection and split.test."
             )
         model = placed(weights.load(folder, card)[0], device)
-        taps = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
-        if not taps:
+        last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
+        taps = tuple(last.values())
+        teacher = cls(card, model, taps, Maps(model, taps))
+        side = side_seen(card.input, shape)
+        if not taps or not _fit(teacher.show(torch.zeros(1, card.input.channels, side, side, device=device)), taps):
             raise ConfigError(f"train.teacher {name}: {card.network} has no feature maps to imitate. Name another one.")
-        return cls(card, model, tuple(taps.values()), Maps(model, taps.values()))
+        return teacher
 
     @property
     def told(self) -> CardTeacher:
@@ -78,12 +82,19 @@ class Hints(nn.Module):
     after the model, on the same batch.
     """
 
-    def __init__(self, model: nn.Module, zoom_in: float, teacher: Teacher) -> None:
-        """zoom_in: pixels that `model` sees for each pixel of the image; below 1 if binned."""
+    def __init__(self, model: nn.Module, seen: InputConfig, teacher: Teacher) -> None:
+        """seen: what `model` sees of the teacher's images. Raises `ConfigError` where it has no feature maps."""
         super().__init__()
-        finer = zoom_in / zoom(teacher.card.input, teacher.card.image_shape)
+        shape, told = teacher.card.image_shape, "train.teacher: this network has no feature maps. Leave it out."
+        if not getattr(model, "feature_info", None):
+            raise ConfigError(told)
+        finer, side = zoom(seen, shape) / zoom(teacher.card.input, shape), side_seen(seen, shape)
         taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.taps]
         self._maps = Maps(model, taps)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, seen.channels, side, side))
+        if not _fit(self._maps(), taps):
+            raise ConfigError(told)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(mine["num_chs"], theirs["num_chs"], 1) for mine, theirs in zip(taps, teacher.taps, strict=True)
         )
@@ -91,6 +102,12 @@ class Hints(nn.Module):
     def forward(self) -> list[Tensor]:
         """What the teacher's maps would show of the batch that the model saw last."""
         return [convolution(seen) for convolution, seen in zip(self.convolutions, self._maps(), strict=True)]
+
+
+def _fit(maps: Sequence[Tensor], taps: Sequence[dict[str, Any]]) -> bool:
+    """Whether these are maps of channels, as timm tells; those of transformers may be lists of tokens."""
+    pairs = zip(maps, taps, strict=True)
+    return all(one.ndim == 4 and one.shape[1] == tap["num_chs"] for one, tap in pairs)
 
 
 def hint_loss(told: list[Tensor], shown: list[Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ from torch import nn
 from sublens import bundle, catalog, checkpoint, evaluate, export, files, metrics, models, train, weights
 from sublens.bundle import CardCalibration, CardGraph, CardMap
 from sublens.checkpoint import Checkpoint
-from sublens.config import RunConfig, checked, field_of_view, side_seen, zoom
+from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.hints import Hints, Teacher
@@ -148,7 +148,7 @@ def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
     teacher, hints = None, None
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, seen, device())
-        hints = Hints(model, zoom(seen, dataset.train.shape), teacher)
+        hints = Hints(model, seen, teacher)
     modules = [models.placed(module, device()) for module in (model, head, hints) if module]
     return _Pupil(
         model,
