@@ -102,6 +102,18 @@ def test_eight_bits_are_smaller_and_calibrated_anew(
     assert Predictor.load(tmp_path / "small").look(small_dataset.test.counts(np.arange(3))).probs.shape == (3, 3)
 
 
+@pytest.mark.parametrize("how", [{}, {"int8": True}, {"mirrors": True}])
+def test_a_graph_tells_others_the_temperature_that_it_was_given(
+    trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(export, "MAX_AUC_CHANGE", 1.0)
+    export.export(trained, small_dataset, tmp_path / "alone", **how)  # type: ignore[arg-type]
+    notes = {one.key: one.value for one in onnx.load(tmp_path / "alone" / bundle.GRAPH).metadata_props}
+    calibration = bundle.read_card(tmp_path / "alone").calibration
+    assert calibration is not None
+    assert float(notes["temperature"]) == calibration.temperature
+
+
 def test_eight_bits_that_do_harm_are_refused(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sublens import bundle, evaluate, files, metrics, models, weights
-from sublens.bundle import GRAPH, WEIGHTS, Card, CardGraph
+from sublens.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
 from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
@@ -238,7 +238,7 @@ def export(
             (place / GRAPH).rename(place / PLAIN)
             told = add_graph(place, card, part, bar, mirrors=True)
             told = told.model_copy(update={"mirror_gain": _mirror_gain(card, place, part, bar)})
-        _save_alone(place / GRAPH, folder / GRAPH, card)
+        _save_alone(place / GRAPH, folder / GRAPH)
         calibration = card.calibration
         if int8:
             _quantise(folder / GRAPH, part, place, bar)
@@ -248,6 +248,7 @@ def export(
             calibration = bundle.save_calibration(folder, found, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)
+        _save_alone(folder / GRAPH, folder / GRAPH, _notes(card, calibration))
         told = told.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
         bundle.save_card(folder, card.model_copy(update={"graph": told, "calibration": calibration}))
     return told
@@ -257,23 +258,26 @@ PLAIN = "plain.onnx"
 """The graph without mirror images, beside the one with them."""
 
 
-def _save_alone(source: Path, out: Path, card: Card) -> None:
-    """A graph with its weights inside, and notes for whoever runs it without sublens."""
+def _save_alone(source: Path, out: Path, notes: dict[str, str] | None = None) -> None:
+    """Write a graph with its weights inside, and notes in it."""
     import onnx
 
     model = onnx.load(source)
-    onnx.helper.set_model_props(
-        model,
-        {
-            "classes": ",".join(card.classes),
-            "temperature": str(card.calibration.temperature if card.calibration else 1.0),
-            "network": card.network,
-            COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
-            LOGITS: "probabilities are softmax(logits / temperature)",
-            MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
-        },
-    )
+    if notes:
+        onnx.helper.set_model_props(model, notes)
     onnx.save(model, out)
+
+
+def _notes(card: Card, calibration: CardCalibration | None) -> dict[str, str]:
+    """For whoever runs a graph without sublens."""
+    return {
+        "classes": ",".join(card.classes),
+        "temperature": str(calibration.temperature if calibration else 1.0),
+        "network": card.network,
+        COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
+        LOGITS: "probabilities are softmax(logits / temperature)",
+        MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
+    }
 
 
 def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
