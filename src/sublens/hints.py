@@ -4,9 +4,8 @@ FitNets: Romero et al. 2015, arXiv:1412.6550. What leads a network away from cha
 teacher's word, which says no more than the labels do, but what its first layers see.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,8 @@ class Teacher:
 
     card: Card
     model: nn.Module
-    taps: tuple[dict[str, Any], ...]
-    """What timm tells of those maps: of all whose cells have the same size, the last."""
     maps: Maps
+    """Of all whose cells have the same size, the last."""
 
     @classmethod
     def load(cls, name: str, dataset: Dataset, seen: InputConfig, device: str) -> Self:
@@ -51,10 +49,8 @@ class Teacher:
             )
         model = placed(weights.load(folder, card)[0], device)
         last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
-        taps = tuple(last.values())
-        teacher = cls(card, model, taps, Maps(model, taps))
-        side = side_seen(card.input, shape)
-        if not taps or not _fit(teacher.show(torch.zeros(1, card.input.channels, side, side, device=device)), taps):
+        teacher, side = cls(card, model, Maps(model, list(last.values()))), side_seen(card.input, shape)
+        if not teacher.show(torch.zeros(1, card.input.channels, side, side, device=device)) or not teacher.maps.fit():
             raise ConfigError(f"train.teacher {name}: {card.network} has no feature maps to imitate. Name another one.")
         return teacher
 
@@ -89,25 +85,20 @@ class Hints(nn.Module):
         if not getattr(model, "feature_info", None):
             raise ConfigError(told)
         finer, side = zoom(seen, shape) / zoom(teacher.card.input, shape), side_seen(seen, shape)
-        taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.taps]
+        taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.maps.taps]
         self._maps = Maps(model, taps)
         with torch.no_grad():
             model.eval()(torch.zeros(1, seen.channels, side, side))
-        if not _fit(self._maps(), taps):
+        if not self._maps.fit():
             raise ConfigError(told)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(mine["num_chs"], theirs["num_chs"], 1) for mine, theirs in zip(taps, teacher.taps, strict=True)
+            nn.Conv2d(mine["num_chs"], theirs["num_chs"], 1)
+            for mine, theirs in zip(taps, teacher.maps.taps, strict=True)
         )
 
     def forward(self) -> list[Tensor]:
         """What the teacher's maps would show of the batch that the model saw last."""
         return [convolution(seen) for convolution, seen in zip(self.convolutions, self._maps(), strict=True)]
-
-
-def _fit(maps: Sequence[Tensor], taps: Sequence[dict[str, Any]]) -> bool:
-    """Whether these are maps of channels, as timm tells; those of transformers may be lists of tokens."""
-    pairs = zip(maps, taps, strict=True)
-    return all(one.ndim == 4 and one.shape[1] == tap["num_chs"] for one, tap in pairs)
 
 
 def hint_loss(told: list[Tensor], shown: list[Tensor]) -> Tensor:

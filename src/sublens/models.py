@@ -1,7 +1,7 @@
 """The networks: one table from name to module, what each sees, and the training-only head."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -134,11 +134,14 @@ def nearest_tap(model: nn.Module, cell: float) -> dict[str, Any]:
 class Maps:
     """Feature maps of `model`; to be called after it, on the same batch."""
 
-    def __init__(self, model: nn.Module, taps: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, model: nn.Module, taps: Sequence[dict[str, Any]]) -> None:
         """taps: what timm tells of them."""
+        self.taps = taps
         self._seen: dict[int, Tensor] = {}
-        for number, tap in enumerate(taps):
+        self._hooks = [
             model.get_submodule(tap["module"]).register_forward_hook(partial(self._listen, number))
+            for number, tap in enumerate(taps)
+        ]
 
     def _listen(self, number: int, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._seen[number] = output
@@ -146,6 +149,21 @@ class Maps:
     def __call__(self) -> list[Tensor]:
         """Of the batch that the model saw last, [b, c, g, g] each."""
         return [self._seen[number] for number in sorted(self._seen)]
+
+    def fit(self) -> bool:
+        """Whether what the model gave last are maps of as many channels as timm tells; if not, listen no more.
+
+        Those of transformers may be lists of tokens.
+        """
+        seen = self()
+        is_whole = len(seen) == len(self.taps)
+        if is_whole and all(
+            one.ndim == 4 and one.shape[1] == tap["num_chs"] for one, tap in zip(seen, self.taps, strict=True)
+        ):
+            return True
+        for hook in self._hooks:
+            hook.remove()
+        return False
 
 
 class TruthHead(nn.Module):
@@ -161,24 +179,12 @@ class TruthHead(nn.Module):
         super().__init__()
         tap = nearest_tap(model, CELL * zoom)
         self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
-        self._features: Tensor | None = None
-        self._hook = model.get_submodule(tap["module"]).register_forward_hook(self._listen)
-
-    def fits(self) -> bool:
-        """Whether what the model gave last is a feature map; if not, listen no more."""
-        seen = self._features
-        if seen is not None and seen.ndim == 4 and seen.shape[1] == self.convolution.in_channels:
-            return True
-        self._hook.remove()
-        return False
-
-    def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._features = output
+        self.maps = Maps(model, [tap])
 
     def forward(self) -> Tensor:
         """The map [b, g, g] for the batch that the model saw last."""
-        assert self._features is not None, "the model must see the batch first"
-        mapped: Tensor = self.convolution(self._features)
+        (seen,) = self.maps()
+        mapped: Tensor = self.convolution(seen)
         return mapped[:, 0]
 
 

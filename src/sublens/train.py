@@ -207,7 +207,7 @@ def truth_head(
     head = TruthHead(model, zoom(seen, dataset.train.shape))
     with torch.no_grad():
         model.eval()(torch.zeros(1, seen.channels, side, side))
-        return (head, head().shape[-1]) if head.fits() else (None, 0)
+        return (head, head().shape[-1]) if head.maps.fit() else (None, 0)
 
 
 @dataclass(frozen=True)
