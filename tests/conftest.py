@@ -2,11 +2,13 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from hypothesis import settings
 
 from sublens import bundle, weights
@@ -18,6 +20,10 @@ from sublens.models import build
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.store import Chunk
+from sublens.web.app import create_app
+from sublens.web.guard import Guard
+from sublens.web.metrics import Metrics
+from sublens.web.served import Service, opened
 
 settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
@@ -131,3 +137,13 @@ def write_card(folder: Path, classes: tuple[str, ...] = ("no", "sphere", "vort")
         versions={},
         machine={"processor": "a processor", "threads": 1, "device": "cpu"},
     )
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[TestClient]:
+    """The service with lensnet and mobilenetv3-small, behind its guard, without a socket."""
+    metrics = Metrics()
+    service = Service(opened(["lensnet", "mobilenetv3-small"], metrics), metrics)
+    guard = Guard(create_app(service), metrics, log=lambda entry: None)
+    with TestClient(guard, base_url="http://localhost", raise_server_exceptions=False) as opened_:
+        yield opened_

@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
     *("errors", "files", "config", "progress", "images", "mosaic", "reading", "legacy", "cutout", "engine"),
     *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
-    *("sim.population", "sim.render", "sim.workers"),
+    *("sim.population", "sim.render", "sim.workers", "sim.scene"),
     *(
         "store",
         "fits",
@@ -37,7 +37,9 @@ LAYERS = (
         "fidelity",
         "sheet",
     ),
-    *("predict", "evaluate", "explain", "catalog", "classify", "export", "run", "publish", "report", "job", "cli"),
+    *("predict", "evaluate", "explain", "catalog", "classify", "export", "run", "publish", "report", "job", "visible"),
+    *("web.problem", "web.keys", "web.batching", "web.metrics", "web.guard", "web.served"),
+    *("web.inference", "web.judging", "web.exploring", "web.app", "web.server", "cli"),
 )
 """A file imports only from those before it."""
 
@@ -56,7 +58,7 @@ def imports(path: Path) -> set[str]:
 
 def test_every_file_has_its_layer() -> None:
     modules = {path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in SOURCE.rglob("*.py")}
-    assert modules - {"__init__", "sim.__init__"} == set(LAYERS)
+    assert modules - {"__init__", "sim.__init__", "web.__init__"} == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -36,7 +36,7 @@ class Layer:
     def distance(self, moments: Floats) -> Floats:
         """How far [n, d] are from the mean: log squared Mahalanobis distance, in its standard deviations, [n]."""
         off = moments - self.mean
-        squared = np.einsum("ni,ij,nj->n", off, self.precision, off, optimize=True)
+        squared = ((off @ self.precision) * off).sum(1)
         return np.asarray((np.log(np.maximum(squared, 1e-300)) - self.usual[0]) / self.usual[1])
 
 

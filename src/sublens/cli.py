@@ -32,6 +32,8 @@ app = typer.Typer(
 STOPPED = 130
 """Exit code after Ctrl-C."""
 DEFAULT_BUNDLE = "lensnet"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Addresses that no other machine can reach."""
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
 IMBALANCED = 1.5
@@ -576,6 +578,46 @@ def run_(
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
     data = job.open_dataset(dataset, configs[0].split, visible)
     _finish(job.run_all(data, configs, out, force=force, bar=visible))
+
+
+@app.command()
+def serve(
+    bundles: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="Trained networks; those that come with sublens if none is named."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; any but this machine's own needs --keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="A report that `sublens compare` or `demo` made, to show as well.")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="File of keys, one of which a request must hold.")] = None,
+    new_key: Annotated[
+        Path | None, typer.Option("--new-key", help="Add a key to this file, print it, and serve nothing.")
+    ] = None,
+) -> None:
+    """Open a page that judges images and simulates lenses live, and an inference service beside it.
+
+    sublens serve
+    """
+    if new_key:
+        from sublens.web import keys as keys_
+
+        print(keys_.add(new_key))
+        return
+    if host not in LOOPBACK and not keys:
+        raise typer.BadParameter(
+            f"others can reach {host}, so that a key is needed. Make one with `sublens serve --new-key keys.txt`, "
+            "and add --keys keys.txt; or leave out --host."
+        )
+    if report and not report.is_file():
+        raise typer.BadParameter(f"{report}: no such file. `sublens compare` makes a report.")
+    from sublens.web import server
+
+    _say("Loading the networks. Ctrl-C ends the service.")
+    server.serve(bundles or [], host=host, port=port, key_file=keys, report=report)
 
 
 @app.command()

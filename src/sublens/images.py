@@ -362,22 +362,40 @@ def _picture(path: Path) -> Picture.Image:
 
 
 def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
+    with _opened(path, "a FITS file"), _hdus(path) as hdus:
+        hdu = chosen(path, hdus, wanted.hdu)
+        sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
+        _check_sides(path, tuple(sides[:2]))
+        if math.prod(sides) > MAX_SIDE**2:  # known before it is read
+            raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
+        raw = Raw(np.array(hdu.data), place=_place(hdu.header))
+    yield raw
+
+
+@contextmanager
+def _hdus(path: Path) -> Iterator[Any]:
+    """The extensions of a FITS file; what astropy only warns of is an error."""
     from astropy.io import fits  # slow to import
 
-    with _opened(path, "a FITS file"), warnings.catch_warnings(), unpacked(path) as file:
+    with warnings.catch_warnings(), unpacked(path) as file:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Invalid 'BLANK'")  # of many surveys, and without harm
         if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
             raise ValueError("does not begin as a FITS file does")
         file.seek(0)
         with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-            hdu = chosen(path, hdus, wanted.hdu)
-            sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
-            _check_sides(path, tuple(sides[:2]))
-            if math.prod(sides) > MAX_SIDE**2:  # known before it is read
-                raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
-            raw = Raw(np.array(hdu.data), place=_place(hdu.header))
-    yield raw
+            yield hdus
+
+
+def extensions(path: Path) -> list[tuple[int, str, tuple[int, ...]]]:
+    """Number, name and shape of each extension of a FITS file that holds an image; raises `ImageError`."""
+    with _opened(path, "a FITS file"), _hdus(path) as hdus:
+        found = [(number, str(hdu.name), tuple(hdu.shape)) for number, hdu in enumerate(hdus) if _has_image(hdu)]
+    return found
+
+
+def _has_image(hdu: Any) -> bool:
+    return bool(hdu.is_image and hdu.header.get("NAXIS", 0) >= 2)
 
 
 def unpacked(path: Path) -> IO[bytes]:
@@ -399,14 +417,14 @@ def chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
     """The extension that is meant: named, numbered, or the first that holds an image; raises `ImageError`."""
     if wanted is None:
         for hdu in hdus:
-            if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
+            if _has_image(hdu):
                 return hdu
         raise ImageError(f"{path}: holds no image, only tables or headers. Name a file with an image in it.")
     try:
         hdu = hdus[int(wanted) if wanted.isdecimal() else wanted]
     except (KeyError, IndexError) as err:
         raise ImageError(f"{path}: has no extension {wanted}; it has {_extensions(hdus)}.") from err
-    if not hdu.is_image or hdu.header.get("NAXIS", 0) < 2:
+    if not _has_image(hdu):
         raise ImageError(f"{path}: extension {wanted} holds no image; name one with --hdu. It has {_extensions(hdus)}.")
     return hdu
 

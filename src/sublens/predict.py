@@ -133,7 +133,7 @@ class Predictor:
 
         Raises `ImageError` for an image that is not finite, constant or of another size.
         """
-        counts = [self._counts(np.asarray(one), f"image {number}") for number, one in enumerate(pixels)]
+        counts = [self.counts(np.asarray(one), f"image {number}") for number, one in enumerate(pixels)]
         return self._judged(counts)
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
@@ -202,7 +202,11 @@ class Predictor:
         probs = self.calibration.probs(logits) if self.calibration else softmax(logits)
         return Look(logits, probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0)), moments)
 
-    def _counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
+    def counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
+        """Counts above the minimum of an image [h, w] or [1, h, w] in any linear scale.
+
+        Raises `ImageError`, which calls it `name`, where it is not finite, constant or of another size.
+        """
         return self._sized(images.counts_above_minimum(images.usable(pixels, name)), name)
 
     def _sized(self, counts: NDArray[np.uint16], name: str) -> NDArray[np.uint16]:
@@ -217,13 +221,13 @@ class Predictor:
         judged = []
         for start in range(0, len(counts), BATCH):
             look = self.look(np.stack(counts[start : start + BATCH]))
-            sets, ood = self._trust(look)
+            sets, ood = self.trust(look)
             for number, row in enumerate(look.probs):
                 judged.append(
                     Prediction(
                         self.classes[int(row.argmax())],
                         dict(zip(self.classes, map(float, row), strict=True)),
-                        sets[number] if sets else None,
+                        None if sets is None else self._held(sets[number]),
                         None if ood is None else float(ood[number]),
                         bool(self.calibration and ood is not None and ood[number] > self.calibration.ood_threshold),
                         None if look.masses is None else look.masses[number],
@@ -231,13 +235,18 @@ class Predictor:
                 )
         return judged
 
-    def _trust(self, look: Look) -> tuple[list[tuple[str, ...]] | None, NDArray[np.float64] | None]:
-        """The prediction set and the out-of-distribution score of each image, where it is calibrated."""
+    def trust(self, look: Look) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
+        """Which classes each prediction set holds, [b, c], and how strange each image is, [b].
+
+        None where the network is not calibrated, and where it has no feature map to tell strange images by.
+        """
         if self.calibration is None:
             return None, None
-        held = self.calibration.sets(look.probs)
-        sets = [tuple(name for name, is_held in zip(self.classes, row, strict=True) if is_held) for row in held]
-        return sets, self.calibration.ood(look.moments) if self.calibration.layers else None
+        ood = self.calibration.ood(look.moments) if self.calibration.layers else None
+        return self.calibration.sets(look.probs), ood
+
+    def _held(self, row: NDArray[np.bool_]) -> tuple[str, ...]:
+        return tuple(name for name, is_held in zip(self.classes, row, strict=True) if is_held)
 
 
 def open_engine(folder: Path, card: Card, name: EngineName | None = None, device: str = "cpu") -> Engine:

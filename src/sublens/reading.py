@@ -70,6 +70,14 @@ class Found(NamedTuple):
     """Degrees, where the catalogue or the big image tells."""
 
 
+class Extension(NamedTuple):
+    """An extension of a FITS file that holds an image."""
+
+    number: int
+    name: str
+    shape: tuple[int, ...]
+
+
 Asked = Path | Found | Cut
 """An image file to read, what is found already, or a cutout to make."""
 
@@ -202,6 +210,22 @@ class Reader(Keeper):
         finally:
             if asked:  # nobody will take its answers
                 self._end()
+
+    def extensions(self, path: Path) -> list[Extension]:
+        """Those extensions of a FITS file that hold an image; none of any other file, or of one that cannot be read."""
+        if not images.is_fits(path):
+            return []
+        self._child = self._child or Child("sublens.reading")
+        try:
+            self._child.ask(path, {"wanted": self.wanted, "extensions": True})
+            begin = self._child.frame(START_SECONDS)
+            found = begin["extensions"] if begin["kind"] != "end" else []
+            if begin["kind"] != "end":
+                self._child.frame(self.seconds)
+            return [Extension(number, name, tuple(shape)) for number, name, shape in found]
+        except SilentError:
+            self._end()
+            return []
 
     def _ask(self, child: "Child", asked: Asked) -> None:
         if isinstance(asked, Cut):
@@ -345,6 +369,9 @@ def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
     _load(path)
     if "at" in request:
         _send_positions(out, mosaic.survey(path, wanted.hdu, _path(request["at"])))
+        return
+    if "extensions" in request:
+        send(out, {"kind": "extensions", "extensions": images.extensions(path)})
         return
     big = mosaic.opened(path, wanted.hdu) if "cut" in request else None
     send(out, {"kind": "begin"})

@@ -1,0 +1,240 @@
+"""One lens as a person sets it up, in place of one drawn from a survey's distributions."""
+
+from functools import lru_cache
+from math import pi
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from sublens.config import Frozen
+from sublens.errors import ConfigError
+from sublens.sim import presets
+from sublens.sim.cosmology import einstein_radius, nfw_angles
+from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw
+from sublens.sim.render import observe, render
+from sublens.sim.survey import Gaussian, Prior, SersicSource, Survey
+
+MASSES_MSUN = 1e6, 1e11
+"""Of one subhalo."""
+DEFAULT_FWHM = 0.2
+"""Arcsec, where a survey's point-spread function is a picture."""
+DIGITS = 4
+"""Of a drawn scene's numbers, so that a link to it stays short."""
+
+Angle = Annotated[float, Field(ge=-2 * pi, le=2 * pi)]
+Offset = Annotated[float, Field(ge=-10, le=10)]
+
+
+class Source(Frozen):
+    """The lensed galaxy: an elliptical Sersic profile."""
+
+    x: Offset = 0.0
+    """Centre, arcsec."""
+    y: Offset = 0.0
+    q: Annotated[float, Field(ge=0.1, le=1)] = 1.0
+    """Axis ratio."""
+    angle: Angle = 0.0
+    n: Annotated[float, Field(ge=0.3, le=10)] = 1.0
+    """Sersic index."""
+    r_eff: Annotated[float, Field(ge=0.01, le=5)] = 0.25
+    """Effective radius, arcsec."""
+    intensity: Annotated[float, Field(gt=0, le=1e7)] = 40.0
+    """Electrons a pixel at the effective radius, in the whole exposure."""
+
+
+class Subhalo(Frozen):
+    """One dark clump."""
+
+    x: Offset
+    """Arcsec from the centre."""
+    y: Offset
+    mass_msun: Annotated[float, Field(ge=MASSES_MSUN[0], le=MASSES_MSUN[1])]
+
+
+class String(Frozen):
+    """A vortex: a straight uniform string."""
+
+    x: Offset
+    """Of its middle, arcsec."""
+    y: Offset
+    angle: Angle
+    half_length: Annotated[float, Field(ge=0.01, le=5)]
+    """Arcsec."""
+    mass_msun: Annotated[float, Field(ge=MASSES_MSUN[0], le=1e12)]
+
+
+class Scene(Frozen):
+    """A lens, what it holds, and how it is seen; redshifts are the medians of the survey's."""
+
+    survey: Annotated[str, Field(max_length=64)] = "common-test-1"
+    """A preset: its camera and cosmology."""
+    theta_e: Annotated[float, Field(ge=0.1, le=5)] = 1.2
+    """Einstein radius of halo and substructure together, arcsec."""
+    halo_q: Annotated[float, Field(ge=0.2, le=1)] = 1.0
+    """Axis ratio."""
+    halo_angle: Angle = 0.0
+    gamma: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Strength of the external shear."""
+    shear_angle: Angle = 0.0
+    source: Source = Source()
+    psf_fwhm: Annotated[float, Field(ge=0.02, le=1)] = DEFAULT_FWHM
+    """Full width at half maximum of a Gaussian, arcsec."""
+    background: Annotated[float, Field(ge=0, le=1e7)] = 10.0
+    """Sky, electrons a pixel."""
+    noise_rms: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    """Gaussian noise, electrons a pixel."""
+    subhaloes: Annotated[tuple[Subhalo, ...], Field(max_length=500)] = ()
+    string: String | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 1
+    """Of the noise."""
+
+    @property
+    def substructure_msun(self) -> float:
+        """Mass of all that it holds."""
+        return sum(one.mass_msun for one in self.subhaloes) + (self.string.mass_msun if self.string else 0.0)
+
+
+def survey_of(scene: Scene) -> Survey:
+    """The survey whose camera sees the scene. Raises `ConfigError` where there is none of that name."""
+    if scene.survey not in presets.names():  # never a path
+        raise ConfigError(f"There is no preset called {scene.survey!r}; needs one of {', '.join(presets.names())}.")
+    base = _preset(scene.survey)
+    return base.model_copy(
+        update={
+            "camera": base.camera.model_copy(update={"psf": Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)}),
+            "halo": base.halo.model_copy(update={"q": Prior(kind="fixed", values=(scene.halo_q,))}),
+            "source": SersicSource(n=1, r_eff=1, angle=0, x=0, y=0, intensity=1),  # type: ignore[arg-type]
+            "lens_light": None,
+        }
+    )
+
+
+@lru_cache(maxsize=16)
+def _preset(name: str) -> Survey:
+    return presets.preset(name)
+
+
+@lru_cache(maxsize=16)
+def _unit(name: str) -> float:
+    """Einstein radius of one solar mass at the survey's median redshifts, arcsec."""
+    survey = _preset(name)
+    return float(einstein_radius(np.ones(1), *_redshifts(survey), survey.cosmology)[0])
+
+
+def _redshifts(survey: Survey) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    half = np.array([0.5])
+    return survey.cosmology.z_lens.quantile(half), survey.cosmology.z_source.quantile(half)
+
+
+def total_msun(scene: Scene) -> float:
+    """Mass of halo and substructure, as Einstein radius and redshifts have it, solar masses."""
+    return (scene.theta_e / _unit(scene.survey)) ** 2
+
+
+def truth(scene: Scene) -> Truth:
+    """The scene as a truth table of one row. Raises `ConfigError` where substructure outweighs the halo."""
+    survey, unit = survey_of(scene), _unit(scene.survey)
+    halo_msun = total_msun(scene) - scene.substructure_msun
+    if halo_msun <= 0:
+        raise ConfigError(
+            f"The substructure has {scene.substructure_msun:.3g} solar masses; needs less than the lens's "
+            f"{total_msun(scene):.3g}. Take some out, or raise the Einstein radius."
+        )
+    row = np.zeros(1, SCENE)
+    row["z_lens"], row["z_source"] = _redshifts(survey)
+    row["exposure_s"], row["background"], row["noise_rms"] = 1.0, scene.background, scene.noise_rms
+    row["halo_mass_msun"], row["theta_e"] = halo_msun, unit * np.sqrt(halo_msun)
+    for name in ("halo_q", "halo_angle", "gamma", "shear_angle"):
+        row[name] = getattr(scene, name)
+    for name, value in scene.source:
+        row[f"source_{name}"] = value
+    if scene.string:
+        for name, value in scene.string:
+            row[f"string_{name}"] = value
+        row["string_theta_e"] = unit * np.sqrt(scene.string.mass_msun)
+    row["n_subhaloes"] = len(scene.subhaloes)
+    row["label"] = CLASSES.index("vort" if scene.string else "sphere" if scene.subhaloes else "no")
+    return Truth(row, _clumps(scene, survey, unit))
+
+
+def _clumps(scene: Scene, survey: Survey, unit: float) -> NDArray[np.void]:
+    """With the survey's profile, at its median concentration and truncation."""
+    dark, half = survey.subhaloes, np.array([0.5])
+    clumps = np.zeros(len(scene.subhaloes), SUBHALO)
+    for place, one in enumerate(scene.subhaloes):
+        clumps[place]["x"], clumps[place]["y"], clumps[place]["mass_msun"] = one.x, one.y, one.mass_msun
+    clumps["theta_e"] = unit * np.sqrt(clumps["mass_msun"])
+    if dark.concentration and len(clumps):
+        concentration = np.full(len(clumps), dark.concentration.quantile(half))
+        clumps["r_s"], clumps["alpha_rs"] = nfw_angles(
+            clumps["mass_msun"], concentration, *_redshifts(survey), survey.cosmology
+        )
+    if dark.truncation:
+        clumps["r_t"] = dark.truncation.quantile(half) * clumps["r_s"]
+    return clumps
+
+
+def smooth(scene: Scene) -> Scene:
+    """The same lens with all substructure put back into the halo."""
+    return scene.model_copy(update={"subhaloes": (), "string": None})
+
+
+def noiseless(scene: Scene) -> NDArray[np.float32]:
+    """Electrons a pixel, without sky, [h, w]."""
+    image: NDArray[np.float32] = render(truth(scene), survey_of(scene))[0].numpy()
+    return image
+
+
+def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
+    """What the camera saves: counts above the minimum, [n, h, w], under the noise of this seed and those after it."""
+    survey, one = survey_of(scene), truth(scene)
+    image = render(one, survey).expand(n_noise, -1, -1).contiguous()
+    rows = one.take(np.zeros(n_noise, np.int64))
+    return observe(rows, image, survey, range(scene.seed, scene.seed + n_noise))
+
+
+def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Scene:
+    """A scene of this class from the survey's own distributions, without the lens galaxy's light.
+
+    Its own redshifts become the medians; each mass keeps its share of the whole.
+    """
+    survey_of(Scene(survey=survey))  # or there is none of that name
+    base = _preset(survey)
+    if not isinstance(base.source, SersicSource):
+        raise ConfigError(f"{survey}: its source is a picture, which cannot be set up by hand. Choose another survey.")
+    whole = draw(base, seed, "test", range(CLASSES.index(label), CLASSES.index(label) + 1))
+    row = whole.scenes[0]
+    mass = float(row["halo_mass_msun"] + row["string_mass_msun"] + whole.subhaloes["mass_msun"].sum())
+    theta_e = float(row["theta_e"] * np.sqrt(mass / row["halo_mass_msun"]))
+    scale = (theta_e / _unit(survey)) ** 2 / mass
+
+    def named(prefix: str, *names: str) -> dict[str, Any]:
+        return {name: _short(row[prefix + name]) for name in names}
+
+    least, most = MASSES_MSUN
+    clumps = tuple(
+        Subhalo(
+            x=_short(one["x"]), y=_short(one["y"]), mass_msun=_short(np.clip(one["mass_msun"] * scale, least, most))
+        )
+        for one in whole.subhaloes
+    )
+    string = None
+    if label == "vort":
+        place = named("string_", "x", "y", "angle", "half_length")
+        string = String(**place, mass_msun=_short(row["string_mass_msun"] * scale))
+    return Scene(
+        survey=survey,
+        theta_e=_short(theta_e),
+        **named("", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
+        source=Source(**named("source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
+        psf_fwhm=_short(getattr(base.camera.psf, "fwhm", DEFAULT_FWHM)),
+        subhaloes=clumps,
+        string=string,
+        seed=seed,
+    )
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.{DIGITS}g}")

@@ -1,0 +1,1 @@
+"""The page and the inference service; `app.create_app` makes it, `server.serve` runs it."""

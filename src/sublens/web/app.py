@@ -1,0 +1,117 @@
+"""The application: pages, answers and errors put together; tests pass networks of their own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from sublens.errors import SublensError
+from sublens.web import exploring, inference, judging, metrics, problem
+from sublens.web.problem import DOCUMENTED, Problem
+from sublens.web.served import Service
+
+STATIC = Path(__file__).parent / "static"
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:; "
+    "frame-ancestors 'self'; sandbox allow-scripts"
+)
+"""A report holds all that it needs; it may run its own scripts, but not as this page."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application around these networks; it closes the service when it ends."""
+    parsers = judging.Parsers()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        parsers.close()
+        service.close()
+
+    app = FastAPI(
+        title="sublens",
+        version=version("sublens"),
+        description="Tells dark-matter substructure apart in images of strong gravitational lenses.",
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    _add_pages(app, service)
+    app.include_router(inference.routes(service))
+    app.include_router(judging.routes(service, parsers))
+    app.include_router(exploring.routes(service))
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(SublensError, _refused)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/report", include_in_schema=False)
+    async def report() -> Response:
+        if service.report is None:
+            raise Problem(404, "There is no report.", then="Start the service with --report REPORT.html.")
+        content = service.report.read_bytes()
+        own = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
+        return Response(content, media_type="text/html", headers=own)
+
+    @app.get("/metrics", tags=["Operation"], responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
+    async def counted() -> Response:
+        """Counts, as Prometheus reads them."""
+        return Response(service.metrics.text(), media_type=metrics.MEDIA_TYPE)
+
+    @app.get("/v1/networks", tags=["Images"], responses=DOCUMENTED)
+    async def networks() -> dict[str, Any]:
+        """The networks that are served, and all that their cards tell."""
+        return {
+            "networks": [network.described() for network in service.networks.values()],
+            "formats": judging.FORMATS,
+            "report": service.report is not None,
+            "version": version("sublens"),
+        }
+
+
+async def _http(request: Request, err: Exception) -> Response:
+    """Of ours, or of the framework: no such path, no such method, a body that is no JSON."""
+    assert isinstance(err, HTTPException)
+    if isinstance(err, Problem):
+        return problem.response(err, problem.request_id(request))
+    told = Problem(err.status_code, str(err.detail), "what GET /openapi.json says", "Correct it.", err.headers)
+    return problem.response(told, problem.request_id(request))
+
+
+async def _invalid(request: Request, err: Exception) -> Response:
+    assert isinstance(err, RequestValidationError)
+    told = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in err.errors()[:5])
+    wrong = Problem(422, told, "what GET /openapi.json says", "Correct it.")
+    return problem.response(wrong, problem.request_id(request))
+
+
+async def _refused(request: Request, err: Exception) -> Response:
+    return problem.response(problem.refused(err), problem.request_id(request))
+
+
+async def _gone(request: Request, err: Exception) -> Response:
+    """Nobody reads this."""
+    return Response(status_code=408)
+
+
+async def _bug(request: Request, err: Exception) -> Response:
+    wrong = Problem(500, "Something went wrong here.", then="Tell the sublens developers what was asked.")
+    return problem.response(wrong, problem.request_id(request))

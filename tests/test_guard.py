@@ -1,0 +1,126 @@
+"""What stands before the service."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from sublens.errors import ConfigError
+from sublens.web import guard, keys
+from sublens.web.guard import Guard
+from sublens.web.metrics import Metrics
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the length of the body."""
+    n, more = 0, True
+    while more:
+        message = await receive()
+        n, more = n + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": str(n).encode()})
+
+
+def guarded(**options: Any) -> TestClient:
+    return TestClient(Guard(echo, Metrics(), **options), base_url="http://localhost:8000")
+
+
+def test_every_answer_has_the_security_headers_and_an_id() -> None:
+    answer = guarded(log=lambda entry: None).get("/")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in answer.headers
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_a_log_line_tells_of_the_request_but_nothing_of_what_it_holds(capfd: pytest.CaptureFixture[str]) -> None:
+    guarded().post("/secret?name=secret.fits", content=b"secret", headers={"X-Request-ID": "abc"})
+    line = capfd.readouterr().err
+    told = json.loads(line)
+    assert (told["request_id"], told["status"], told["bytes"]) == ("abc", 200, 6)
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("wrong", ["a\nb", "x" * 65, "é"])
+def test_an_id_that_would_spoil_the_log_is_replaced(wrong: str) -> None:
+    answer = guarded(log=lambda entry: None).get("/", headers=[(b"x-request-id", wrong.encode())])
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_body_that_is_too_large_is_refused(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 100)
+    body: Any = bytes(101) if sized else iter([bytes(60), bytes(41)])
+    answer = guarded(log=lambda entry: None).post("/", content=body)
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {"detail", "need", "next"} <= answer.json().keys()
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never() -> Any:
+        await asyncio.sleep(10)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(echo, Metrics(), log=lambda entry: None)(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def test_a_page_elsewhere_may_not_ask() -> None:
+    client = guarded(log=lambda entry: None)
+    assert client.get("/", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert client.get("/", headers={"Origin": "http://localhost:8000"}).status_code == 200
+
+
+def test_a_foreign_name_for_this_machine_is_refused() -> None:
+    client = guarded(log=lambda entry: None)
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+    assert client.get("/", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+
+def test_a_compressed_body_is_refused() -> None:
+    answer = guarded(log=lambda entry: None).post("/", content=b"x", headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 415
+
+
+def test_more_requests_than_can_be_answered_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(guard, "HOLD_SECONDS", 0.0)
+    answer = guarded(log=lambda entry: None).get("/")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_with_keys_nothing_but_the_page_is_open(tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys")
+    client = guarded(key_hashes=keys.read(tmp_path / "keys"), log=lambda entry: None)
+    assert client.get("/v1/networks").status_code == 401
+    assert client.get("/v1/networks", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/v1/networks", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert [client.get(path).status_code for path in ("/", "/static/a.js", "/v2/health/live")] == [200] * 3
+    assert client.get("/static/../v1/networks/x").status_code == 401
+
+
+def test_only_hashes_of_keys_are_kept(tmp_path: Path) -> None:
+    first, second = (keys.add(tmp_path / "keys") for _ in range(2))
+    kept = (tmp_path / "keys").read_text()
+    assert first not in kept
+    assert [keys.fits(key, keys.read(tmp_path / "keys")) for key in (first, second, "other")] == [True, True, False]
+    assert (tmp_path / "keys").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("text", [None, "", "not a hash\n"])
+def test_a_file_without_hashes_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match="--new-key"):
+        keys.read(tmp_path / "keys")

@@ -1,0 +1,116 @@
+"""The Open Inference Protocol, over HTTP."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from sublens.predict import Predictor
+from sublens.sim import scene
+
+IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
+URL = "/v2/models/lensnet/infer"
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    plain = {"name": "image", "shape": list(IMAGES.shape), "datatype": "UINT16", "data": IMAGES.ravel().tolist()}
+    return {key: value for key, value in {**plain, **changes}.items() if value is not None}
+
+
+def outputs(told: Any) -> dict[str, Any]:
+    return {one["name"]: np.reshape(one["data"], one["shape"]) for one in told["outputs"]}
+
+
+def test_plain_json_gives_what_the_predictor_says(client: TestClient) -> None:
+    told = client.post(URL, json={"id": "7", "inputs": [tensor()]}).json()
+    expected = Predictor.load("lensnet")(IMAGES)
+    assert told["id"] == "7"
+    found = outputs(told)
+    np.testing.assert_allclose(found["probs"], [list(one.probs.values()) for one in expected], atol=1e-9)
+    np.testing.assert_allclose(found["ood_score"], np.array([one.ood for one in expected], float), atol=1e-6)
+    np.testing.assert_allclose(found["masses"], np.array([one.masses for one in expected], float), rtol=1e-5)
+    assert found["ood"].tolist() == [one.is_strange for one in expected]
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT32", "UINT16"])
+def test_the_bytes_of_a_tensor_may_follow(datatype: str, client: TestClient) -> None:
+    kinds = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "UINT16": "<u2"}
+    data = IMAGES.astype(kinds[datatype]).tobytes()
+    given = tensor(datatype=datatype, data=None, parameters={"binary_data_size": len(data)})
+    head = json.dumps({"inputs": [given], "outputs": [{"name": "probs", "parameters": {"binary_data": True}}]}).encode()
+    answer = client.post(URL, content=head + data, headers={"Inference-Header-Content-Length": str(len(head))})
+    n_head = int(answer.headers["inference-header-content-length"])
+    probs = np.frombuffer(answer.content[n_head:], "<f8").reshape(3, 3)
+    np.testing.assert_allclose(
+        probs, Predictor.load("lensnet").probs(IMAGES - IMAGES.min((1, 2), keepdims=True)), atol=1e-9
+    )
+    assert [one["name"] for one in json.loads(answer.content[:n_head])["outputs"]] == ["probs"]
+
+
+def test_any_linear_scale_gives_the_same(client: TestClient) -> None:
+    first, second = (
+        outputs(client.post(URL, json={"inputs": [tensor(datatype="FP64", data=values.ravel().tolist())]}).json())
+        for values in (IMAGES.astype(float), IMAGES / 7 - 3)
+    )
+    np.testing.assert_array_equal(first["probs"], second["probs"])
+
+
+def test_metadata_tell_what_goes_in_and_comes_out(client: TestClient) -> None:
+    told = client.get("/v2/models/lensnet").json()
+    found = outputs(client.post(URL, json={"inputs": [tensor()]}).json())
+    assert {one["name"]: one["shape"][1:] for one in told["outputs"]} == {
+        name: list(values.shape[1:]) for name, values in found.items()
+    }
+    assert told["inputs"][0]["shape"] == [-1, 150, 150]
+
+
+def test_a_version_may_be_named(client: TestClient) -> None:
+    assert client.post("/v2/models/lensnet/versions/1/infer", json={"inputs": [tensor()]}).status_code == 200
+    assert client.get("/v2/models/lensnet/versions/2").status_code == 404
+    assert client.get("/v2/models/nobody/ready").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "no JSON"),
+        (b"[]", "valid dictionary"),
+        (b'{"inputs": []}', "at least 1 item"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (json.dumps({"inputs": [tensor(name="picture")]}), "'picture'"),
+        (json.dumps({"inputs": [tensor(datatype="BYTES")]}), "BYTES"),
+        (json.dumps({"inputs": [tensor(shape=[65, 150, 150])]}), "b from 1 to 64"),
+        (json.dumps({"inputs": [tensor(shape=[1, 150, 150])]}), "no UINT16 of the shape"),
+        (json.dumps({"inputs": [tensor(data=[-1] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=["a"] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=[None] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=None)]}), "neither data nor"),
+        (json.dumps({"inputs": [tensor(data=None, parameters={"binary_data_size": 4})]}), "0 bytes follow"),
+        (json.dumps({"inputs": [tensor()], "outputs": [{"name": "secrets"}]}), "no output 'secrets'"),
+    ],
+)
+def test_what_is_no_such_request_is_refused_in_words(body: Any, words: str, client: TestClient) -> None:
+    answer = client.post(URL, content=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("header", ["x", "-1", "99999999999999999999", "²"])
+def test_a_header_that_is_no_length_is_refused(header: str, client: TestClient) -> None:
+    answer = client.post(URL, content=b"{}", headers=[(b"inference-header-content-length", header.encode())])
+    assert answer.status_code == 400
+
+
+def test_an_image_that_cannot_be_judged_is_refused_by_its_place(client: TestClient) -> None:
+    flat = IMAGES.copy()
+    flat[1] = 7
+    answer = client.post(URL, json={"inputs": [tensor(data=flat.ravel().tolist())]})
+    assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (422, "image 1")
+
+
+def test_a_deadline_of_the_request_holds(client: TestClient) -> None:
+    answer = client.post(URL, json={"inputs": [tensor()], "parameters": {"timeout": 1}})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

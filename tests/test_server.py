@@ -1,0 +1,250 @@
+"""The service in a process of its own: a stranger's client, rude callers, signals."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from tritonclient import http as triton
+
+from sublens.predict import Predictor
+from sublens.sim import scene
+
+IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
+
+
+class Running:
+    """A server, and where it is."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "sublens.cli", "serve", "lensnet", "--port", "0", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(self.url.rpartition(":")[2])
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    running = Running()
+    yield running
+    assert running.end() == 0
+
+
+def connected(server: Running) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", server.port), 30)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return line
+
+
+def status(server: Running, request: bytes, *, is_all: bool = False) -> int:
+    """Of the first answer; 0 where the line is closed without one. is_all: say that nothing else will come."""
+    with connected(server) as line:
+        with contextlib.suppress(OSError):
+            line.sendall(request)
+            if is_all:
+                line.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            answer = line.recv(4096)
+            return int(answer[9:12]) if answer else 0
+    return 0
+
+
+def is_well(server: Running) -> bool:
+    return status(server, b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
+
+
+def test_a_strangers_client_gets_what_the_predictor_says(server: Running) -> None:
+    client = triton.InferenceServerClient(f"localhost:{server.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("lensnet")
+    assert client.get_server_metadata()["name"] == "sublens"
+    told = client.get_model_metadata("lensnet")
+    given_ = triton.InferInput(told["inputs"][0]["name"], list(IMAGES.shape), told["inputs"][0]["datatype"])
+    given_.set_data_from_numpy(IMAGES.astype(np.float32))
+    answer = client.infer("lensnet", [given_])
+    expected = Predictor.load("lensnet")(IMAGES)
+    np.testing.assert_allclose(answer.as_numpy("probs"), [list(one.probs.values()) for one in expected], atol=1e-9)
+    assert answer.as_numpy("ood").tolist() == [one.is_strange for one in expected]
+    assert {one["name"] for one in told["outputs"]} == {one["name"] for one in answer.get_response()["outputs"]}
+    client.close()
+
+
+def abused(server: Running, n: int) -> None:
+    """Ask every operation of our own OpenAPI document what it does not expect, about n times in all."""
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
+    for operation in operations:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @seed(1)
+            @settings(
+                max_examples=max(1, n // len(operations) // 2),
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            )
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case[Any]) -> None:
+                answer = case.call(base_url=server.url, timeout=60)
+                assert answer.status_code < 500 or answer.status_code == 503, (case, answer.text)
+
+            with contextlib.suppress(Unsatisfiable):  # of some, nothing can be wrong
+                ask()
+
+
+def mangled(server: Running, n: int) -> None:
+    """Requests with bytes changed, cut out, doubled, or cut short."""
+    rng = np.random.default_rng(1)
+    body = json.dumps({"inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "UINT8", "data": [1, 2, 3, 4]}]})
+    whole = [
+        f"POST /v2/models/lensnet/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}",
+        "GET /v1/scene?label=no&seed=3 HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\r\n\r\n",
+        "POST /v1/predict?name=a.fits HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "4\r\nSIMP\r\n0\r\n\r\n",
+    ]
+    for number in range(n):
+        request = bytearray(whole[number % len(whole)].encode())
+        for _ in range(rng.integers(1, 6)):
+            place, width = int(rng.integers(len(request))), int(rng.integers(1, 9))
+            match rng.integers(4):
+                case 0:
+                    request[place : place + width] = rng.bytes(width)
+                case 1:
+                    del request[place : place + width]
+                case 2:
+                    request[place:place] = request[place : place + width] * int(rng.integers(1, 50))
+                case 3:
+                    del request[max(place, 1) :]
+            request = request or bytearray(b"\r\n")
+        told = status(server, bytes(request), is_all=True)
+        assert told < 500 or told == 503, bytes(request)
+
+
+def test_what_nobody_expects_is_never_our_fault(server: Running) -> None:
+    abused(server, 400)
+    mangled(server, 400)
+    assert is_well(server)
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_requests_are_never_our_fault(server: Running) -> None:
+    abused(server, 5000)
+    mangled(server, 5000)
+    assert is_well(server)
+
+
+def test_a_body_without_end_is_refused_and_costs_no_memory(server: Running) -> None:
+    def memory() -> int:
+        return int(Path(f"/proc/{server.process.pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+    before, block = memory(), b"100000\r\n" + bytes(2**20) + b"\r\n"
+    with connected(server) as line:
+        line.sendall(b"POST /v1/predict?name=a.fits HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(100):
+            line.sendall(block)
+        assert line.recv(100).startswith(b"HTTP/1.1 413")
+    assert memory() - before < 20_000
+
+
+def test_headers_that_never_end_are_not_waited_for(server: Running) -> None:
+    with connected(server) as line:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                line.sendall(b"GET / HTTP/1.1\r\nX: " + bytes(b"a" * 10_000))
+        with contextlib.suppress(ConnectionResetError):
+            assert line.recv(100) == b""
+    assert is_well(server)
+
+
+@pytest.mark.slow
+def test_a_line_on_which_nothing_comes_is_closed(server: Running) -> None:
+    with connected(server) as line:
+        start = time.monotonic()
+        line.sendall(b"GET / HT")
+        assert line.recv(100) == b""
+        assert time.monotonic() - start < 15
+
+
+def test_a_killed_reader_fails_nobody_else(server: Running) -> None:
+    children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True)
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    head = b"POST /v1/predict?name=a.npy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+    assert status(server, head + b"what") == 422  # as read by a child that is new
+    assert is_well(server)
+
+
+def test_what_is_under_way_is_finished_when_the_service_ends() -> None:
+    server = Running()
+    told = json.dumps({"inputs": [{"name": "image", "shape": [3, 150, 150], "datatype": "UINT16"}]})
+    given_ = json.loads(told)
+    given_["inputs"][0]["data"] = IMAGES.ravel().tolist()
+    body = json.dumps(given_).encode()
+    head = f"POST /v2/models/lensnet/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    lines = [connected(server) for _ in range(30)]
+    for line in lines:
+        line.sendall(head + body)
+    server.process.send_signal(signal.SIGTERM)
+    assert [line.recv(12) for line in lines] == [b"HTTP/1.1 200"] * 30
+    for line in lines:
+        line.close()
+    assert server.end() == 0
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sublens.cli", "serve", "lensnet", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_others_are_served_only_with_a_key(tmp_path: Path) -> None:
+    told = refused("--host", "0.0.0.0")
+    assert told.returncode == 2
+    assert "--new-key" in told.stderr
+    (tmp_path / "keys").write_text("")
+    assert refused("--host", "0.0.0.0", "--keys", str(tmp_path / "keys")).returncode == 1
+
+
+def test_a_new_key_opens_what_is_closed(tmp_path: Path) -> None:
+    key = refused("--new-key", str(tmp_path / "keys")).stdout.strip()
+    server = Running("--host", "0.0.0.0", "--keys", str(tmp_path / "keys"))
+    plain = b"GET /v2 HTTP/1.1\r\nHost: anything\r\n"
+    assert status(server, plain + b"\r\n") == 401
+    assert status(server, plain + f"Authorization: Bearer {key}\r\n\r\n".encode()) == 200
+    assert server.end() == 0
+
+
+def test_a_port_that_is_taken_is_told_in_words(server: Running) -> None:
+    told = refused("--port", str(server.port))
+    assert told.returncode == 1
+    assert "Choose another with --port" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_network_that_is_not_there_is_told_in_words() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "sublens.cli", "serve", "lensnett"], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 1
+    assert "Did you mean lensnet?" in told.stderr
