@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 
+from sublens.engine import n_threads
 from sublens.errors import SublensError
 from sublens.images import Image
 from sublens.predict import BATCH
@@ -95,6 +96,7 @@ def routes(service: Service) -> APIRouter:
             "one_per_s": one,
             "batch": BATCH,
             "batch_per_s": many,
+            "threads": n_threads(),
         }
 
     return router

@@ -41,8 +41,8 @@ def overloaded(what: str) -> Problem:
 def refused(err: Exception) -> Problem:
     """422: what one of our errors says, whose texts are "what we got; needs this. Do that."."""
     text = str(err)
-    told, _, then = text.rpartition(". ")
-    what, _, need = (told or text).partition("; needs ")
+    what, has_need, rest = text.partition("; needs ")
+    need, _, then = rest.partition(". ") if has_need else text.partition(". ")
     return Problem(422, text, need or what, then or text)
 
 

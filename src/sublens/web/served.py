@@ -192,12 +192,12 @@ class Service:
 
 
 def opened(names: Sequence[str], metrics: Metrics) -> dict[str, Network]:
-    """The networks of these names or folders, or those that come with sublens, by name.
+    """The networks of these names or folders, or those that come with sublens, the best first, by name.
 
     Raises `BundleError` where one cannot be used, `ConfigError` where two have one name.
     """
     networks: dict[str, Network] = {}
-    for given in names or list(bundle.references()):
+    for given in names or _shipped():
         folder = bundle.located(given)
         name = Path(given).name or folder.resolve().name
         if name in networks:
@@ -207,6 +207,11 @@ def opened(names: Sequence[str], metrics: Metrics) -> dict[str, Network]:
         networks[name] = Network(name, folder, bundle.read_card(folder), predictor, batcher)
         metrics.watch(name, batcher)
     return networks
+
+
+def _shipped() -> list[str]:
+    auc = {name: bundle.read_card(folder).scores[0].auc for name, folder in bundle.references().items()}
+    return sorted(auc, key=lambda name: -auc[name])
 
 
 async def unless_gone(request: Request, work: Awaitable[T], deadline: float) -> T:

@@ -1,0 +1,82 @@
+"""Work for a request that may give up, and which networks are served."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from sublens import bundle
+from sublens.errors import BundleError, ConfigError
+from sublens.web.metrics import Metrics
+from sublens.web.problem import Problem, refused
+from sublens.web.served import array, opened, unless_gone
+
+
+def asked(*, leaves_after: float) -> Request:
+    async def receive() -> Any:
+        await asyncio.sleep(leaves_after)
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http", "method": "GET", "headers": []}, receive)
+
+
+def outcome(work_seconds: float, leaves_after: float, deadline_seconds: float) -> tuple[object, bool]:
+    """What came of it, and whether the work was cancelled."""
+
+    async def run() -> tuple[object, bool]:
+        work = asyncio.ensure_future(asyncio.sleep(work_seconds, "done"))
+        request, deadline = asked(leaves_after=leaves_after), time.monotonic() + deadline_seconds
+        try:
+            return await unless_gone(request, work, deadline), False
+        except (ClientDisconnect, Problem) as err:
+            await asyncio.sleep(0)
+            return type(err), work.cancelled()
+
+    return asyncio.run(run())
+
+
+def test_work_is_cancelled_when_the_caller_leaves() -> None:
+    assert outcome(5, 0.05, 5) == (ClientDisconnect, True)
+
+
+def test_work_is_cancelled_when_its_time_is_over() -> None:
+    assert outcome(5, 5, 0.05) == (Problem, True)
+
+
+def test_work_that_is_done_in_time_is_handed_on() -> None:
+    assert outcome(0.05, 5, 5) == ("done", False)
+
+
+def test_the_best_of_our_networks_comes_first() -> None:
+    served = opened([], Metrics())
+    assert set(served) == set(bundle.references())
+    auc = [network.card.scores[0].auc for network in served.values()]
+    assert auc == sorted(auc, reverse=True)
+    for network in served.values():
+        network.batcher.close()
+
+
+def test_two_networks_may_not_have_one_name(tmp_path: Path) -> None:
+    (tmp_path / "lensnet").symlink_to(bundle.located("lensnet"))
+    with pytest.raises(ConfigError, match="Rename the folder"):
+        opened(["lensnet", str(tmp_path / "lensnet")], Metrics())
+    with pytest.raises(BundleError, match="Did you mean lensnet"):
+        opened(["lensnett"], Metrics())
+
+
+def test_arrays_are_sent_in_little_endian_bytes() -> None:
+    first, second = (array(np.arange(6, dtype=kind).reshape(2, 3)) for kind in ("<u2", ">u2"))
+    assert first == second == {"dtype": "uint16", "shape": (2, 3), "data": "AAABAAIAAwAEAAUA"}
+
+
+def test_our_errors_are_told_apart_into_what_need_and_next() -> None:
+    told = refused(ConfigError("x is 3; needs 4 or more. Raise it. Or leave it out."))
+    assert (told.detail, told.need, told.then) == (
+        "x is 3; needs 4 or more. Raise it. Or leave it out.",
+        "4 or more",
+        "Raise it. Or leave it out.",
+    )
