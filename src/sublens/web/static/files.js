@@ -1,0 +1,49 @@
+/** Files that were chosen or dropped, as jobs. */
+
+/**
+ * @typedef {{path: string, file: File, order?: number, hdu?: number, pixelScale?: number}} Job
+ * @typedef {{jobs: Job[], nLeftOut: number}} Found
+ */
+
+/**
+ * @param {Iterable<File>} files
+ * @param {string[] | null} formats ends of names to keep; null keeps all, so that the service can say what is wrong
+ * @returns {Found}
+ */
+export function chosenFiles(files, formats) {
+  const all = [...files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
+  return kept(all, formats);
+}
+
+/**
+ * Files, and whole folders, out of a drop.
+ * @param {DataTransfer} dropped
+ * @returns {Promise<Found>}
+ */
+export async function droppedFiles(dropped, formats) {
+  const entries = [...dropped.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const hasFolder = entries.some((entry) => entry.isDirectory);
+  if (!hasFolder) return chosenFiles(dropped.files, null);
+  return kept((await Promise.all(entries.map((entry) => within(entry)))).flat(), formats);
+}
+
+function kept(all, formats) {
+  const jobs = all.filter(({ path }) => !formats || formats.some((end) => path.toLowerCase().endsWith(end)));
+  jobs.sort((a, b) => a.path.localeCompare(b.path, "en", { numeric: true }));
+  return { jobs, nLeftOut: all.length - jobs.length };
+}
+
+async function within(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [{ path: entry.fullPath.replace(/^\//, ""), file }];
+  }
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
+    if (!some.length) break;
+    for (const inner of some) found.push(...(await within(inner)));
+  }
+  return found;
+}

@@ -1,0 +1,171 @@
+/** The third view: how good the networks are, how fast, and what they are made of. */
+
+import { json } from "./api.js";
+import { complain, find, make, say } from "./dom.js";
+import { many, milliseconds, percent, seconds } from "./numbers.js";
+
+/** @param {object} service the answer of /v1/networks */
+export function startResults({ networks, report }) {
+  find("score-rows").replaceChildren(...networks.flatMap(scoreRows));
+  find("speed-rows").replaceChildren(...networks.map(speedRow));
+  find("cards").replaceChildren(...networks.map(card));
+  if (report)
+    find("report").replaceChildren(
+      make("iframe", { src: "/report", sandbox: "allow-scripts", title: "Report on the networks", loading: "lazy" }),
+    );
+  else {
+    const how = [
+      "This service was started without one. Write a report with ",
+      make("code", { text: "sublens compare" }),
+      " and show it here with ",
+      make("code", { text: "sublens serve --report comparison/report.html" }),
+      ".",
+    ];
+    find("report").replaceChildren(make("p", { class: "soft" }, ...how));
+  }
+}
+
+/** The best score of each track; the service sends the best first. */
+function bestOfEach(scores) {
+  const best = new Map();
+  for (const score of scores) if (!best.has(score.track)) best.set(score.track, score);
+  return [...best.values()];
+}
+
+function scoreRows(network) {
+  const best = bestOfEach(network.scores);
+  const name = () => make("th", { scope: "row", text: network.name });
+  if (!best.length)
+    return [
+      make(
+        "tr",
+        {},
+        name(),
+        make("td", { colspan: 6, class: "words soft", text: "Not measured yet: sublens evaluate does it." }),
+      ),
+    ];
+  return best.map((score) => make("tr", {}, name(), ...scoreCells(score)));
+}
+
+function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, images, n }) {
+  return [
+    make("td", { class: "words", text: track }),
+    make("td", {}, make("b", { text: auc.toFixed(4) }), ` [${low.toFixed(4)}, ${high.toFixed(4)}]`),
+    make("td", { text: percent(accuracy) }),
+    make("td", { text: loss.toFixed(3) }),
+    make("td", { text: many(images) }),
+    make("td", { text: many(n) }),
+  ];
+}
+
+// --- speed ---
+
+function speedRow({ name }) {
+  const cells = Array.from({ length: 4 }, () => make("td", { text: "–" }));
+  const button = make("button", { type: "button", text: "Measure", "aria-label": `Measure ${name} on this machine` });
+  button.addEventListener("click", () => measure(name, cells, button));
+  return make(
+    "tr",
+    { "data-network": name },
+    make("th", { scope: "row", text: name }),
+    ...cells,
+    make("td", {}, button),
+  );
+}
+
+async function measure(name, cells, button) {
+  button.disabled = true;
+  button.textContent = "Measuring …";
+  complain(find("results-problem"), null);
+  try {
+    const speed = await json("/v1/benchmark", { query: [["network", name]], body: {} });
+    const words = [
+      milliseconds(speed.one_ms),
+      `${many(speed.one_per_s)} a second`,
+      `${many(speed.batch_per_s)} a second, by ${speed.batch}`,
+      speed.threads,
+    ];
+    words.forEach((text, i) => (cells[i].textContent = text));
+    say(`${name}: ${words[1]} one by one, ${words[2]}.`);
+  } catch (error) {
+    complain(find("results-problem"), error);
+  }
+  button.disabled = false;
+  button.textContent = "Measure again";
+}
+
+// --- cards ---
+
+function card(network) {
+  const best = network.scores[0];
+  const summary = make(
+    "summary",
+    { text: network.name },
+    make("span", { class: "soft", text: best ? `AUC ${best.auc.toFixed(4)}` : "not measured" }),
+  );
+  const facts = make(
+    "div",
+    { class: "facts" },
+    ...[
+      ["What it looks at", lookFacts(network)],
+      ["Calibration", calibrationFacts(network)],
+      ["Training", trainingFacts(network)],
+      ["Data", network.data],
+      ["Versions", network.versions],
+      ["Machine", network.machine],
+    ].map(([title, rows]) => make("div", {}, make("h3", { text: title }), list(rows))),
+  );
+  const raw = make(
+    "details",
+    {},
+    make("summary", { text: "The whole card, as JSON" }),
+    make("pre", {
+      tabindex: "0",
+      role: "region",
+      "aria-label": `Card of ${network.name}`,
+      text: JSON.stringify(network.card, null, 1),
+    }),
+  );
+  return make("details", { "data-network": network.name }, summary, facts, raw);
+}
+
+const list = (rows) =>
+  make(
+    "dl",
+    {},
+    ...Object.entries(rows ?? {}).flatMap(([name, value]) => [
+      make("dt", { text: name.replaceAll("_", " ") }),
+      make("dd", { text: said(value) }),
+    ]),
+  );
+
+function said(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "number") return Number.isInteger(value) ? many(value) : String(Number(value.toPrecision(5)));
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+function lookFacts({ bundle, classes, image_shape: shape, side, pixel_scale: scale, map }) {
+  return {
+    bundle,
+    classes: classes.join(", "),
+    images: `${shape.join(" × ")} pixels${scale ? ` of ${Number(scale.toPrecision(4))}″` : ""}, of which it sees the central ${side}`,
+    map: map ? `${map.n_cells} × ${map.n_cells} cells of ${map.cell_arcsec.toFixed(2)}″` : "none",
+  };
+}
+
+function calibrationFacts({ temperature, coverage, ood_threshold: threshold }) {
+  if (coverage === null) return { calibrated: "no" };
+  return {
+    temperature,
+    "sets hold the truth": `in ${percent(coverage)} of images`,
+    "strange from": threshold ? threshold.toFixed(2) : "–",
+  };
+}
+
+function trainingFacts({ training }) {
+  const facts = { ...training };
+  if (facts.seconds) facts.seconds = seconds(facts.seconds);
+  return Object.fromEntries(Object.entries(facts).map(([name, value]) => [name === "seconds" ? "time" : name, value]));
+}
