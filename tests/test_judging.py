@@ -32,7 +32,7 @@ def asked(client: TestClient, data: bytes, name: str, **params: Any) -> Any:
 def test_a_file_is_judged_as_the_predictor_does(client: TestClient) -> None:
     told = asked(client, packed(np.save, IMAGE), "a.npy").json()
     (image,) = told["images"]
-    assert (image["id"], image["error"], told["left_out"]) == ("a.npy", None, 0)
+    assert (image["id"], image["error"], told["is_cut"], image["is_scale_known"]) == ("a.npy", None, False, False)
     for one in image["judgements"]:
         (expected,) = Predictor.load(one["network"])([IMAGE])
         assert one["probs"] == pytest.approx(expected.probs, abs=1e-6)
@@ -46,7 +46,7 @@ def test_a_stack_is_judged_image_by_image_up_to_a_limit(client: TestClient, monk
     told = asked(client, packed(np.savez, stack), "a.npz", network="lensnet").json()
     assert [one["id"] for one in told["images"]] == ["a.npz#0", "a.npz#1", "a.npz#2"]
     assert [bool(one["error"]) for one in told["images"]] == [False, False, True]
-    assert told["left_out"] == 1
+    assert told["is_cut"]
 
 
 def test_extensions_are_listed_and_chosen(client: TestClient) -> None:

@@ -614,6 +614,8 @@ def serve(
         )
     if report and not report.is_file():
         raise typer.BadParameter(f"{report}: no such file. `sublens compare` makes a report.")
+    if report and keys:
+        raise typer.BadParameter("the page cannot show a report where a key is needed. Leave out --report.")
     from sublens.web import server
 
     _say("Loading the networks. Ctrl-C ends the service.")

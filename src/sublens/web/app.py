@@ -1,5 +1,6 @@
 """The application: pages, answers and errors put together; tests pass networks of their own."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -32,7 +33,9 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        warm = asyncio.ensure_future(service.pool.run(exploring.warm_up))
         yield
+        await warm
         parsers.close()
         service.close()
 

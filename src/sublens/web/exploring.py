@@ -119,6 +119,11 @@ def _range(name: str) -> tuple[float, float]:
     return float(found["Ge"].ge), float(found["Le"].le)
 
 
+def warm_up() -> None:
+    """Make the first scene, which takes half a second, before somebody waits for it."""
+    _rendered(scene.drawn("common-test-1", "sphere", 1))
+
+
 def _rendered(asked: Scene) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32]]:
     """Counts, and the noiseless images with and without substructure."""
     return scene.observed(asked)[0], scene.noiseless(asked), scene.noiseless(scene.smooth(asked))

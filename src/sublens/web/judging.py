@@ -142,8 +142,8 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
             path = Path(folder, f"upload{_suffix(own)}")
             await _save(request, path)
             parsed = await unless_gone(request, parsers.read(path, Wanted(hdu, array), deadline), deadline)
-        answer = _judged(service, networks, parsed, (own, str(path)), pixel_scale, deadline)
-        told, counts = await unless_gone(request, answer, deadline)
+        judging = _judged(service, Asked(own, str(path), networks, pixel_scale, deadline), parsed)
+        told, counts = await unless_gone(request, judging, deadline)
         if saliency:
             for image, one in zip(told["images"], counts, strict=True):
                 await service.pool.run(partial(_explain, service, image, one))
@@ -197,56 +197,57 @@ async def _save(request: Request, path: Path) -> None:
         raise Problem(422, "The file is empty.", "an image", "Send the file's bytes as the body.")
 
 
-async def _judged(
-    service: Service,
-    networks: Sequence[Network],
-    parsed: Parsed,
-    names: tuple[str, str],
-    pixel_scale: float | None,
-    deadline: float,
-) -> tuple[Json, list[list[Any]]]:
+class Asked(NamedTuple):
+    """One file, and who is to judge it."""
+
+    name: str
+    """As the caller has it."""
+    path: str
+    """Where it lies here, which nobody is told."""
+    networks: Sequence[Network]
+    pixel_scale: float | None
+    deadline: float
+
+
+async def _judged(service: Service, asked: Asked, parsed: Parsed) -> tuple[Json, list[list[Any]]]:
     """The answer, and the counts of each image in each network's frame."""
-    name, path = names
     if len(parsed.found) == 1 and isinstance(err := parsed.found[0].image, ImageError) and not parsed.extensions:
-        raise ImageError(str(err).replace(path, name))
+        raise ImageError(str(err).replace(asked.path, asked.name))
     good = [one.image for one in parsed.found if isinstance(one.image, Image)]
-    said = await asyncio.gather(*(one.judge(good, deadline, service.pool, pixel_scale) for one in networks))
-    answers = iter(zip(*said, strict=True))
-    images_, counts = [], []
-    for one in parsed.found:
-        is_good = isinstance(one.image, Image)
-        judged = list(next(answers)) if is_good else []
-        images_.append(_image(one, judged, name, path, networks))
-        counts.append([frame for _, frame in judged])
+    judging = [one.judge(good, asked.deadline, service.pool, asked.pixel_scale) for one in asked.networks]
+    answers = iter(zip(*await asyncio.gather(*judging), strict=True))
+    said = [list(next(answers)) if isinstance(one.image, Image) else [] for one in parsed.found]
     told = {
-        "file": name,
+        "file": asked.name,
         "extensions": [one._asdict() for one in parsed.extensions],
-        "images": images_,
-        "left_out": int(parsed.is_cut),
+        "images": [_image(asked, one, judged) for one, judged in zip(parsed.found, said, strict=True)],
+        "is_cut": parsed.is_cut,
     }
-    return told, counts
+    return told, [[frame for _, frame in judged] for judged in said]
 
 
-def _image(one: Found, judged: list[Any], name: str, path: str, networks: Sequence[Network]) -> Json:
+def _image(asked: Asked, one: Found, judged: list[Any]) -> Json:
     told: Json = {
-        "id": name if one.number is None else f"{name}#{one.number}",
+        "id": asked.name if one.number is None else f"{asked.name}#{one.number}",
         "number": one.number,
         "ra": None,
         "dec": None,
         "error": None,
         "counts": None,
         "pixel_scale": None,
+        "is_scale_known": False,
         "judgements": [judgement for judgement, _ in judged],
     }
     if isinstance(one.image, ImageError):
-        return told | {"error": str(one.image).replace(path, name)}
-    frames = [(frame, network) for (_, frame), network in zip(judged, networks, strict=True) if frame is not None]
+        return told | {"error": str(one.image).replace(asked.path, asked.name)}
+    frames = [(frame, network) for (_, frame), network in zip(judged, asked.networks, strict=True) if frame is not None]
     shown, scale = one.image.pixels, one.image.pixel_scale
     if frames:
         told["counts"], scale = array(frames[0][0]), frames[0][1].predictor.pixel_scale or scale
     elif max(shown.shape) <= MAX_SHOWN:
         told["counts"] = array(one.image.counts())
-    return told | {"ra": one.image.ra, "dec": one.image.dec, "pixel_scale": scale}
+    is_known = asked.pixel_scale is not None or one.image.pixel_scale is not None
+    return told | {"ra": one.image.ra, "dec": one.image.dec, "pixel_scale": scale, "is_scale_known": is_known}
 
 
 def _explain(service: Service, image: Json, counts: Sequence[Any]) -> None:

@@ -40,10 +40,9 @@ def overloaded(what: str) -> Problem:
 
 def refused(err: Exception) -> Problem:
     """422: what one of our errors says, whose texts are "what we got; needs this. Do that."."""
-    text = str(err)
-    what, has_need, rest = text.partition("; needs ")
-    need, _, then = rest.partition(". ") if has_need else text.partition(". ")
-    return Problem(422, text, need or what, then or text)
+    first, _, then = str(err).partition(". ")
+    what, _, need = first.partition("; needs ")
+    return Problem(422, what, need or "something that can be used", then or "Correct it.")
 
 
 class Told(BaseModel):

@@ -7,8 +7,7 @@ const MOST_RETRIES = 20;
 export class Problem extends Error {
   constructor({ status = 0, detail, title, need = "", next = "" }) {
     super(detail || title || `The service answered ${status}.`);
-    const isSaid = (words) => this.message.includes(words); // some messages hold all three
-    Object.assign(this, { name: "Problem", status, need: isSaid(need) ? "" : need, next: isSaid(next) ? "" : next });
+    Object.assign(this, { name: "Problem", status, need, next });
   }
 }
 

@@ -39,9 +39,9 @@ export function startJudge({ networks, formats }) {
         job,
         answer.images.map((image) => item(job, image, answer.extensions)),
       );
-      if (answer.left_out)
+      if (answer.is_cut)
         complain(find("judge-problem"), {
-          message: `${job.path}: ${many(answer.left_out)} images past the first ${answer.images.length} were left out.`,
+          message: `${job.path}: only its first ${answer.images.length} images were judged.`,
           next: "Save the rest as a file of its own, or judge it with sublens predict.",
         });
     } catch (error) {
@@ -178,6 +178,7 @@ function item(job, image, extensions) {
     counts,
     thumb: counts && thumb(counts),
     pixelScale: image.pixel_scale,
+    isScaleKnown: image.is_scale_known,
     extensions,
     judgements: Object.fromEntries(judgements.map((one) => [one.network, one])),
   };
@@ -192,6 +193,7 @@ function failed(job, error) {
     error: words,
     counts: null,
     pixelScale: null,
+    isScaleKnown: false,
     extensions: [],
     judgements: {},
   };

@@ -84,7 +84,7 @@ export class Large {
       extensions.map(({ number, name, shape }) => [number, `${number} ${name} ${shape.join(" × ")}`]),
     );
     find("hdu").value = String(job.hdu ?? extensions[0]?.number ?? "");
-    find("scale-form").hidden = !this.item.counts || (isScaleKnown(this.item) && !job.pixelScale);
+    find("scale-form").hidden = !this.item.counts || (this.item.isScaleKnown && !job.pixelScale);
     find("scale").value = job.pixelScale ?? "";
   }
 
@@ -200,11 +200,6 @@ function headline(item, judgement, network) {
     ` ${MEANINGS[judgement.label] ?? judgement.label}, ${percent(judgement.probs[judgement.label])}`,
   ];
 }
-
-/** Files that tell no pixel scale are taken to have the network's, and a note says so. */
-const isScaleKnown = ({ pixelScale, judgements }) =>
-  pixelScale !== null &&
-  !Object.values(judgements).some(({ notes }) => notes.some((note) => note.startsWith("pixel scale unknown")));
 
 function comparisonRow(judgement, network) {
   const isJudged = Boolean(judgement.label);
