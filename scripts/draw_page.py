@@ -22,7 +22,7 @@ def judge(page: Page) -> None:
     """Three simulated images, the second of them large, with the mass that is seen in it."""
     page.get_by_role("button", name="Try an example").click()
     page.get_by_text("3 of 3 shown").wait_for()
-    page.locator("#catalogue tbody tr").nth(1).click()
+    page.locator("#catalogue-rows button.name").nth(1).click()
     page.get_by_label("Lay over it").select_option(index=1)
 
 
@@ -37,7 +37,7 @@ def results(page: Page) -> None:
 
 def main() -> None:
     command = [sys.executable, "-m", "sublens.cli", "serve", "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout
     url = server.stdout.readline().strip()
     with sync_playwright() as playwright:
@@ -48,6 +48,8 @@ def main() -> None:
             page.goto(f"{url}/#{view}")
             page.wait_for_load_state("networkidle")
             prepare(page)
+            page.mouse.move(0, 0)
+            page.evaluate("scrollTo(0, 0)")
             page.wait_for_timeout(2000)  # all is drawn
             page.screenshot(path=DOCS / f"page-{view}.png")
         browser.close()

@@ -33,7 +33,7 @@ CLASSES = ("no", "sphere", "vort")
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service() -> Iterator[str]:
     """The address of a service that runs for as long as the tests do."""
     command = [sys.executable, "-m", "sublens.cli", "serve", "lensnet", "mobilenetv3-small", "--port", "0"]
@@ -47,7 +47,7 @@ def service() -> Iterator[str]:
         process.wait(20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if not path:
@@ -95,7 +95,7 @@ def lens(opened: Open) -> Page:
     return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty simulated images, and one file that is none."""
     out = tmp_path_factory.mktemp("images") / "fifty"

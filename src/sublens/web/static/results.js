@@ -25,7 +25,7 @@ export function startResults({ networks, report }) {
   }
 }
 
-/** The best score of each track; the service sends the best first. */
+/** The score of the run itself, then the first of each other track. */
 function bestOfEach(scores) {
   const best = new Map();
   for (const score of scores) if (!best.has(score.track)) best.set(score.track, score);
@@ -49,8 +49,8 @@ function scoreRows(network) {
 
 function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, images, n }) {
   return [
-    make("td", { class: "words", text: track }),
     make("td", {}, make("b", { text: auc.toFixed(4) }), ` [${low.toFixed(4)}, ${high.toFixed(4)}]`),
+    make("td", { class: "words", text: track }),
     make("td", { text: percent(accuracy) }),
     make("td", { text: loss.toFixed(3) }),
     make("td", { text: many(images) }),
