@@ -35,6 +35,7 @@ COMMANDS = (
     "explain",
     "compare",
     "run",
+    "serve",
     "demo",
 )
 
