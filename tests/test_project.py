@@ -18,7 +18,20 @@ from sublens import cli, config
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
-    *("errors", "files", "config", "progress", "images", "mosaic", "reading", "legacy", "cutout", "engine"),
+    *(
+        "errors",
+        "files",
+        "config",
+        "progress",
+        "mapping",
+        "cluster",
+        "images",
+        "mosaic",
+        "reading",
+        "legacy",
+        "cutout",
+        "engine",
+    ),
     *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
     *("sim.population", "sim.render", "sim.workers", "sim.scene"),
     *(

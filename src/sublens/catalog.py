@@ -19,7 +19,7 @@ import numpy as np
 
 from sublens.errors import ConfigError, DataError
 from sublens.files import explained, whole_file, write_bytes
-from sublens.predict import BATCH, Predictions, Row
+from sublens.predict import BATCH, SLICE, Predictions, Row
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""
@@ -156,16 +156,19 @@ class Journal:
         Images that share a batch with others can differ in the last digit.
         """
         self._file.seek(0)
-        place, kept, end = (0, 0), 0, 0
+        place, kept, end, n_together, last = (0, 0), 0, 0, 0, (0, 0)
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n") or (number == 0 and line.decode().strip() != self._plan):
                 break
+            if number:
+                here = _place_of(line)
+                if here[0] // SLICE != last[0] // SLICE:  # which no batch spans
+                    place, kept, n_together = here, end, 0
+                n_together, last = n_together + 1, here
             end += len(line)
-            if number % BATCH == 0:
+            if n_together % BATCH == 0:
                 kept = end
-                if number:
-                    first, second = json.loads(line)["place"]
-                    place = (first, second + 1)
+                place = (last[0], last[1] + 1) if number else place
         return place, kept
 
     def begin_anew(self) -> None:
@@ -198,6 +201,12 @@ class Journal:
             WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records)
         self._path.unlink()
         return len(n_failed), sum(n_failed)
+
+
+def _place_of(line: bytes) -> tuple[int, int]:
+    """Where a line of the journal has its row from, without reading the rest of it."""
+    first, second = line[line.index(b"[") + 1 : line.index(b"]")].split(b",")
+    return int(first), int(second)
 
 
 Rows = Callable[[], Iterator[Record]]

@@ -1,23 +1,28 @@
 """Image files -> rows, and rows -> a table that goes on where it was stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens import bundle, catalog, cutout, files, mosaic, reading
 from sublens.bundle import Card, CardMap
+from sublens.cluster import opened
 from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
 from sublens.images import Wanted
+from sublens.mapping import Mapper
 from sublens.mosaic import Cuts
-from sublens.predict import NO_MAP, Predictor, Row
+from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
+from sublens.reading import Asked
 
 Draw = Callable[[str, NDArray[np.float64]], None]
 
@@ -56,17 +61,18 @@ def predict(
     *,
     maps: Path | None = None,
     start: tuple[int, int] = (0, 0),
+    cluster: str | None = None,
     force: bool = False,
     bar: Bar = silent,
 ) -> Iterator[Row]:
     """Judge image files with a trained network: a row for each image, in order.
 
     maps: where to leave where the substructure is, as the network sees it, in NUMBER-NAME.fits for
-    each image. start: the `place` of the row to begin with. Raises `BundleError` where the network
+    each image. start: the `place` of the row to begin with. cluster: where to judge, if not in this
+    process, see `sublens.cluster.opened`; files must have the same names there. Raises `BundleError` where the network
     cannot be used or draws no maps, and `DataError` where the catalogue or the big image cannot be read.
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(reading.Reader(query.wanted))
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
         paths = _cuts(predictor, query, query.at) if query.at else list(reading.listed(query.inputs))
         if maps and predictor.map is None:
@@ -75,13 +81,49 @@ def predict(
         count = Count(stack.enter_context(bar("judging", len(paths))))
         count.skip(start[0])
         done = start[0]
-        for number, row in enumerate(predictor.rows(reader.read(paths, start), query.pixel_scale), start=1):
+        if cluster:
+            rows = _on_cluster(stack.enter_context(opened(cluster)), query, paths, start)
+        else:
+            reader = stack.enter_context(reading.Reader(query.wanted))
+            rows = predictor.rows(reader.read(paths, start), query.pixel_scale)
+        for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
                 draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
             count.add(row.place[0] - done)
             done = row.place[0]
             yield row
         count.add(len(paths) - done)
+
+
+class _Slice(NamedTuple):
+    """Inputs that are judged together, on a worker."""
+
+    query: Query
+    asked: tuple[Asked, ...]
+
+
+def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[Asked], start: tuple[int, int]) -> Iterator[Row]:
+    """The rows as this process alone would give them."""
+    first, plain = start[0] // SLICE, replace(query, inputs=())
+    asked = islice(paths, first * SLICE, None)
+    slices = (_Slice(plain, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
+    for number, rows in enumerate(mapper(_judged, slices), start=first):
+        for row in rows:
+            place = (row.place[0] + number * SLICE, row.place[1])
+            if place >= start:
+                yield replace(row, place=place)
+
+
+def _judged(some: _Slice) -> list[Row]:
+    """On a worker, which keeps what it has loaded."""
+    predictor, reader = _tools(some.query.network, some.query.engine, some.query.wanted)
+    return list(predictor.rows(reader.read(some.asked), some.query.pixel_scale))
+
+
+@lru_cache(maxsize=1)
+def _tools(network: str, engine: EngineName | None, wanted: Wanted) -> tuple[Predictor, reading.Reader]:
+    """A reader begins anew whatever child process it needs, and that ends with this one."""
+    return Predictor.load(network, engine, _device(engine)), reading.Reader(wanted)
 
 
 def _cuts(predictor: Predictor, query: Query, at: Path) -> Cuts:
@@ -96,7 +138,13 @@ def _cuts(predictor: Predictor, query: Query, at: Path) -> Cuts:
 
 
 def tabulate(
-    query: Query, out: Path, *, maps: Path | None = None, force: bool = False, bar: Bar = silent
+    query: Query,
+    out: Path,
+    *,
+    maps: Path | None = None,
+    cluster: str | None = None,
+    force: bool = False,
+    bar: Bar = silent,
 ) -> tuple[int, int]:
     """`predict` into a table; called again after it was stopped or killed, it goes on where it was.
 
@@ -108,7 +156,7 @@ def tabulate(
     with catalog.Journal(out, query.plan(card)) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
-        for row in predict(query, maps=maps, start=journal.place, force=force, bar=bar):
+        for row in predict(query, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
             journal.add(row.place, catalog.record(row, card.classes, card.judge, version("sublens")))
         return journal.finish(card.classes)
 

@@ -45,6 +45,10 @@ Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of 
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**62, help="Seed of all random draws.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Compute on Dask workers: local[:N], tcp://HOST:PORT, or slurm:FILE.toml."),
+]
 Arguments = Annotated[
     list[Path],
     typer.Argument(
@@ -71,6 +75,7 @@ def simulate(
     test: Annotated[int, typer.Option("--test", min=0, help="Number of test images.")] = 7_500,
     seed: Seed = 1,
     workers: Workers = 1,
+    cluster: Cluster = None,
     form: Annotated[
         Literal["store", "folder", "fits"],
         typer.Option("--format", help="Our store, the ML4SCI folders of .npy files, or folders of FITS files."),
@@ -89,7 +94,14 @@ def simulate(
     from sublens.sim import presets
 
     sizes: dict[Literal["train", "test"], int] = {"train": train, "test": test}
-    options = {"seed": seed, "workers": workers, "form": form, "save_maps": save_maps, "force": force}
+    options = {
+        "seed": seed,
+        "workers": workers,
+        "cluster": cluster,
+        "form": form,
+        "save_maps": save_maps,
+        "force": force,
+    }
     try:
         job.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SublensError):
@@ -386,6 +398,7 @@ def predict(
             help="What runs the network: onnxruntime, if it can; openvino; or torch, on a GPU if there is one."
         ),
     ] = None,
+    cluster: Cluster = None,
     force: Force = False,
 ) -> None:
     """Judge images: a line each with the label, the probability of each class, and what they are worth.
@@ -409,10 +422,12 @@ def predict(
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = classify.tabulate(query, out, maps=maps, force=force, bar=visible)
+        n_images, n_failed = classify.tabulate(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
     else:
-        n_images, n_failed = _shown(classify.predict(query, maps=maps, force=force, bar=visible), classes)
+        n_images, n_failed = _shown(
+            classify.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
+        )
     if n_failed == n_images:
         raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
     if n_failed:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from sublens import bundle, data, files, fits, images, reading, store
 from sublens.bundle import Card
+from sublens.cluster import opened
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import Wanted
+from sublens.mapping import Mapper, on_processes
 from sublens.predict import Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, is_measured, measure_run, settled, train_run
@@ -40,6 +42,7 @@ def simulate(
     *,
     seed: int,
     workers: int = 1,
+    cluster: str | None = None,
     form: Form = "store",
     save_maps: bool = False,
     force: bool = False,
@@ -48,16 +51,17 @@ def simulate(
     """Simulate a data set: a store, the ML4SCI folders of .npy files, or folders of FITS files.
 
     The images depend on the survey, the seed, the split and their index alone. An interrupted
-    store is continued by the same call. save_maps: store the convergence and the noiseless image
-    as well.
+    store is continued by the same call. workers: processes of this machine; or else cluster, see
+    `sublens.cluster.opened`. save_maps: store the convergence and the noiseless image as well.
     """
     if save_maps and form == "folder":
         raise ConfigError("Folders of .npy files have no place for maps. Choose the format store or fits, or no maps.")
     files.refuse_existing(out, force=force)
-    with bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
+    computed = opened(cluster) if cluster else on_processes(workers)
+    with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
         count = Count(advance)
         splits: dict[str, Source] = {
-            split: partial(_simulated, survey, seed, split, n, workers, save_maps, count)
+            split: partial(_simulated, survey, seed, split, n, mapper, save_maps, count)
             for split, n in sizes.items()
             if n
         }
@@ -72,10 +76,10 @@ def simulate(
 
 
 def _simulated(
-    survey: Survey, seed: int, split: Split, n: int, workers: int, save_maps: bool, count: Count, n_done: int
+    survey: Survey, seed: int, split: Split, n: int, mapper: Mapper, save_maps: bool, count: Count, n_done: int
 ) -> Iterator[Chunk]:
     count.skip(min(n_done * slice_length(survey), n))
-    for truth, counts, maps in slices(survey, seed, split, n, workers, with_maps=save_maps, n_done=n_done):
+    for truth, counts, maps in slices(survey, seed, split, n, mapper, with_maps=save_maps, n_done=n_done):
         ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
         yield Chunk(counts, truth.scenes["label"], ids, truth, maps)
         count.add(len(truth))

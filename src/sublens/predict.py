@@ -18,6 +18,9 @@ from sublens.images import Image
 from sublens.reading import Found
 
 BATCH = 64
+SLICE = 256
+"""Inputs whose images may share a batch. So a slice of them can be judged anywhere, with the same result to the last
+digit."""
 NO_MAP = (
     "This network draws no maps: it was trained without a truth head. Use lensnet, which comes with "
     "sublens, or train on a simulated data set with train.truth_weight above 0."
@@ -148,6 +151,9 @@ class Predictor:
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
         for one in found:
+            if rows and one.place[0] // SLICE != rows[-1].place[0] // SLICE:
+                yield from self._filled(rows, counts)
+                rows, counts = [], []
             row = Row(one.path, one.number, place=one.place, ra=one.ra, dec=one.dec, id=one.id)
             try:
                 image = self.framed(one.image, pixel_scale)

@@ -1,19 +1,13 @@
-"""Simulate on several processes; the slices come back in order."""
+"""Simulate in slices, wherever they are computed; they come back in order."""
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens.errors import DataError
+from sublens.mapping import Mapper
 from sublens.sim.population import Split, Truth
 from sublens.sim.render import Maps, maps, simulate
 from sublens.sim.survey import Survey
@@ -30,60 +24,35 @@ def slice_length(survey: Survey) -> int:
 Slice = tuple[Truth, NDArray[np.uint16], Maps]
 
 
+class Wish(NamedTuple):
+    """A slice that is to be simulated."""
+
+    survey: Survey
+    seed: int
+    split: Split
+    indices: range
+    with_maps: bool
+
+
 def slices(
-    survey: Survey, seed: int, split: Split, n: int, workers: int, *, with_maps: bool = False, n_done: int = 0
+    survey: Survey, seed: int, split: Split, n: int, mapper: Mapper, *, with_maps: bool = False, n_done: int = 0
 ) -> Iterator[Slice]:
     """The first `n` images of a split, `slice_length` at a time: truth, counts above the minimum, maps.
 
-    n_done: slices to leave out at the start. Every process computes on one thread, so the images
-    do not depend on `workers`. At most two slices a worker are under way, which bounds the memory.
+    mapper: where they are computed. n_done: slices to leave out at the start. Every slice is computed
+    on one thread, so the images do not depend on where that is.
     """
     length = slice_length(survey)
-    ranges = [range(start, min(start + length, n)) for start in range(n_done * length, n, length)]
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from (_slice(survey, seed, split, indices, with_maps) for indices in ranges)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    with _explained(workers), ProcessPoolExecutor(workers, get_context("spawn"), _serve) as pool:
-        pending: deque[Future[Slice]] = deque()
-        try:
-            for indices in ranges:
-                pending.append(pool.submit(_slice, survey, seed, split, indices, with_maps))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
+    ranges = (range(start, min(start + length, n)) for start in range(n_done * length, n, length))
+    return mapper(simulated, (Wish(survey, seed, split, indices, with_maps) for indices in ranges))
 
 
-def _slice(survey: Survey, seed: int, split: Split, indices: range, with_maps: bool) -> Slice:
-    truth, counts = simulate(survey, seed, split, indices)
-    return truth, counts, maps(truth, survey) if with_maps else {}
-
-
-def _serve() -> None:
-    """Set a worker up: one thread, and an end as soon as the process that it works for is gone."""
+def simulated(wish: Wish) -> Slice:
+    """One slice, on one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    master = parent_process()
-    assert master is not None
-
-    def follow() -> None:
-        master.join()
-        os._exit(1)
-
-    Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _explained(workers: int) -> Iterator[None]:
     try:
-        yield
-    except BrokenProcessPool as err:
-        raise DataError(
-            f"One of {workers} worker processes was ended from outside; is memory short? Use fewer --workers."
-        ) from err
+        truth, counts = simulate(wish.survey, wish.seed, wish.split, wish.indices)
+        return truth, counts, maps(truth, wish.survey) if wish.with_maps else {}
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,96 @@
+"""Work on many slices: in this process, on several, or on a cluster; the answers come in order.
+
+A `Mapper` is all that a stage knows of where its slices are computed. What it is handed must be pure:
+a slice may be computed twice, and is when a worker is lost.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Protocol, TypeVar
+
+from sublens.errors import DataError
+
+A = TypeVar("A")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+AHEAD = 2
+"""Slices that are under way for each worker, which bounds the memory."""
+
+
+class Mapper(Protocol):
+    """Computes slices somewhere."""
+
+    def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
+        """The answer of `work`, a function of some module, for each slice, in order."""
+
+
+def here(work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
+    """One after the other, in this process."""
+    return map(work, slices)
+
+
+@contextmanager
+def on_processes(n: int) -> Iterator[Mapper]:
+    """On n processes of this machine; on this one where n is 1.
+
+    Raises `DataError` where one of them is ended from outside.
+    """
+    if n == 1:
+        yield here
+        return
+    with _explained(n), ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
+
+        def mapped(work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
+            return in_order((pool.submit(work, one) for one in slices), AHEAD * n)
+
+        try:
+            yield mapped
+        finally:
+            pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
+
+
+class Due(Protocol[R_co]):
+    """An answer that is on its way."""
+
+    def result(self) -> R_co:
+        """Wait for it."""
+
+
+def in_order(asked: Iterable[Due[R]], n_ahead: int) -> Iterator[R]:
+    """Answers as they come due, with so many asked for and not yet taken."""
+    pending: deque[Due[R]] = deque()
+    for future in asked:
+        pending.append(future)
+        if len(pending) >= n_ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _begin() -> None:
+    """Have a worker end as soon as the process that it works for is gone."""
+    master = parent_process()
+    assert master is not None
+
+    def follow() -> None:
+        master.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _explained(n: int) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as err:
+        raise DataError(
+            f"One of {n} worker processes was ended from outside; is memory short? Use fewer --workers."
+        ) from err

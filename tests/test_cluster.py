@@ -1,0 +1,164 @@
+"""The same slices on a Dask cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sublens import classify, cluster, job
+from sublens.classify import Query
+from sublens.errors import ConfigError, DataError, SublensError
+from sublens.files import sha256
+from sublens.sim.survey import Survey
+
+SIZES = {"train": 70, "test": 20}
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 8 * 48**2)
+    for module in ("predict", "classify", "catalog"):
+        monkeypatch.setattr(f"sublens.{module}.SLICE", 8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty images, one of which cannot be read."""
+    made, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(60):
+        np.save(made / f"{number:02d}.npy", rng.poisson(20, (150, 150)).astype(np.uint16))
+    (made / "31.npy").write_bytes(b"damaged")
+    return made
+
+
+def test_a_store_is_the_same(tmp_path: Path, small_survey: Survey, small_slices: None) -> None:
+    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster="local:2")  # type: ignore[arg-type]
+    assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+
+
+def test_a_table_is_the_same(folder: Path, tmp_path: Path, small_slices: None) -> None:
+    query = Query("lensnet", [folder])
+    alone = classify.tabulate(query, tmp_path / "alone.csv")
+    assert alone == classify.tabulate(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
+    assert (tmp_path / "cluster.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_a_table_goes_on_where_it_was(folder: Path, small_slices: None) -> None:
+    query = Query("lensnet", [folder])
+    whole = list(classify.predict(query))
+    assert list(classify.predict(query, start=(21, 0), cluster="local:1")) == whole[21:]
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
+    """Ten each while 20,000 images are made and 50,000 are judged."""
+    arguments = ("common-test-1", "--train", "16000", "--test", "4000", "--seed", "9")
+    run("simulate", *arguments, "--out", str(tmp_path / "alone"), "--workers", "2")
+    n_killed = killed_meanwhile("simulate", *arguments, "--out", str(tmp_path / "store"), "--cluster", "local:2")
+    assert n_killed == 10
+    assert sha256(tmp_path / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+    images, counts = tmp_path / "images", np.load(tmp_path / "alone" / "train" / "images-00000.npy")
+    images.mkdir()
+    for number in range(50_000):
+        np.save(images / f"{number:05d}.npy", counts[number % len(counts)])
+    run("predict", "lensnet", str(images), "--out", str(tmp_path / "alone.csv"))
+    killed = killed_meanwhile(
+        "predict", "lensnet", str(images), "--out", str(tmp_path / "t.csv"), "--cluster", "local:2"
+    )
+    assert killed == 10
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def run(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "sublens.cli", *arguments], check=True, capture_output=True)
+
+
+def killed_meanwhile(*arguments: str) -> int:
+    """Run a command, kill ten of its workers, and have it end well; returns how many were killed."""
+    rng, n_killed = np.random.default_rng(1), 0
+    with subprocess.Popen([sys.executable, "-m", "sublens.cli", *arguments], stderr=subprocess.DEVNULL) as command:
+        while command.poll() is None:
+            time.sleep(rng.uniform(0.5, 1.5))
+            spawned = subprocess.run(
+                ["pgrep", "-P", str(command.pid), "-f", "spawn_main"], capture_output=True, text=True, check=False
+            )
+            pids = [int(line) for line in spawned.stdout.split()]
+            if len(pids) >= 2 and n_killed < 10:
+                os.kill(int(rng.choice(pids)), signal.SIGKILL)
+                n_killed += 1
+        assert command.returncode == 0
+    return n_killed
+
+
+@contextmanager
+def standing(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
+    """A scheduler and two workers, each in a folder of its own; gives the scheduler's address."""
+    info, started = tmp_path / "scheduler.json", []
+    for number, what in enumerate(["scheduler", "worker", "worker"]):
+        own = tmp_path / str(number)
+        own.mkdir()
+        more = ["--port", "0", "--no-dashboard"] if what == "scheduler" else ["--nthreads", "1", "--no-dashboard"]
+        command = [sys.executable, "-m", "dask", what, "--scheduler-file", str(info), *more]
+        started.append(
+            subprocess.Popen(command, cwd=own, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+        while not info.is_file():
+            time.sleep(0.1)
+    try:
+        yield json.loads(info.read_text())["address"]
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+def test_a_cluster_that_stands_already_gives_the_same(
+    folder: Path, tmp_path: Path, small_survey: Survey, small_slices: None
+) -> None:
+    plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    alone = list(classify.predict(Query("lensnet", [folder])))
+    with standing(tmp_path, plain) as address:
+        job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster=address)  # type: ignore[arg-type]
+        assert list(classify.predict(Query("lensnet", [folder]), cluster=address)) == alone
+    assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+
+
+def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "version", lambda name: "99")
+    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), cluster.opened("local:1"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("local:0", "needs local, local:N"),
+        ("local:x", "needs local, local:N"),
+        ("nowhere", "needs local, local:N"),
+        ("slurm:", "needs local, local:N"),
+        ("slurm:missing.toml", "missing.toml: cannot be used"),
+        ("tcp://127.0.0.1:9", "No scheduler answers at tcp://127.0.0.1:9"),
+    ],
+)
+def test_what_is_no_cluster_is_told_in_words(where: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(ConfigError, match=words), cluster.opened(where):
+        pass
+
+
+def test_an_error_on_a_worker_is_ours_to_tell(small_survey: Survey, tmp_path: Path) -> None:
+    heavy = small_survey.model_copy(
+        update={"halo": small_survey.halo.model_copy(update={"mass_msun": small_survey.subhaloes.mass_msun})}
+    )
+    with pytest.raises(SublensError, match="outweighs its halo"):
+        job.simulate(heavy, {"train": 30}, tmp_path / "store", seed=3, cluster="local:1")
