@@ -103,6 +103,16 @@ def test_what_is_cancelled_is_not_shown(batcher: Batcher, batches: list[int]) ->
     assert batches == [1, 2]
 
 
+def test_what_is_cancelled_takes_no_place(batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "QUEUE_IMAGES", 10)
+
+    async def ask() -> None:
+        batcher.submit(10, given(slice(10)), time.monotonic() + 20).cancel()
+        await batcher.submit(10, given(slice(10)), time.monotonic() + 20)
+
+    held_up(batcher, ask)
+
+
 def test_one_bad_image_fails_alone(batcher: Batcher) -> None:
     def bad() -> NDArray[np.uint16]:
         raise ValueError("no image")

@@ -82,6 +82,13 @@ def test_a_page_elsewhere_may_not_ask() -> None:
     assert client.get("/", headers={"Origin": "http://localhost:8000"}).status_code == 200
 
 
+def test_a_page_behind_a_proxy_that_speaks_tls_may_ask(tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys")
+    client = guarded(key_hashes=keys.read(tmp_path / "keys"), log=lambda entry: None)
+    known = {"Host": "lens.example", "Origin": "https://lens.example", "Authorization": f"Bearer {key}"}
+    assert client.get("/", headers=known).status_code == 200
+
+
 def test_a_foreign_name_for_this_machine_is_refused() -> None:
     client = guarded(log=lambda entry: None)
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
@@ -98,6 +105,32 @@ def test_more_requests_than_can_be_answered_are_turned_away(monkeypatch: pytest.
     monkeypatch.setattr(guard, "HOLD_SECONDS", 0.0)
     answer = guarded(log=lambda entry: None).get("/")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_who_is_only_busy_still_says_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 0)
+    assert guarded(log=lambda entry: None).get("/v2/health/live").status_code == 200
+
+
+def test_bodies_together_may_hold_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_HELD_BYTES", 100)
+    client = guarded(log=lambda entry: None)
+    assert [client.post("/", content=bytes(n)).status_code for n in (100, 101, 100)] == [200, 503, 200]
+
+
+def test_an_answer_that_nobody_takes_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.05)
+    entries: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(10)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(echo, Metrics(), log=entries.append)(scope, receive, send))
+    assert entries[0]["status"] == 499
 
 
 def test_with_keys_nothing_but_the_page_is_open(tmp_path: Path) -> None:

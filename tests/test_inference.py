@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from sublens.predict import Predictor
 from sublens.sim import scene
+from sublens.web import inference
 
 IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
 URL = "/v2/models/lensnet/infer"
@@ -87,6 +88,9 @@ def test_a_version_may_be_named(client: TestClient) -> None:
         (json.dumps({"inputs": [tensor(data=[-1] * IMAGES.size)]}), "no UINT16"),
         (json.dumps({"inputs": [tensor(data=["a"] * IMAGES.size)]}), "no UINT16"),
         (json.dumps({"inputs": [tensor(data=[None] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=[True] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=[1.5] * IMAGES.size)]}), "no UINT16"),
+        (json.dumps({"inputs": [tensor(data=["1"] * IMAGES.size, datatype="FP32")]}), "no FP32"),
         (json.dumps({"inputs": [tensor(data=None)]}), "neither data nor"),
         (json.dumps({"inputs": [tensor(data=None, parameters={"binary_data_size": 4})]}), "0 bytes follow"),
         (json.dumps({"inputs": [tensor()], "outputs": [{"name": "secrets"}]}), "no output 'secrets'"),
@@ -98,7 +102,7 @@ def test_what_is_no_such_request_is_refused_in_words(body: Any, words: str, clie
     assert words in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("header", ["x", "-1", "99999999999999999999", "²"])
+@pytest.mark.parametrize("header", ["x", "-1", "99999999999999999999", "9" * 5000, "²"])
 def test_a_header_that_is_no_length_is_refused(header: str, client: TestClient) -> None:
     answer = client.post(URL, content=b"{}", headers=[(b"inference-header-content-length", header.encode())])
     assert answer.status_code == 400
@@ -109,6 +113,26 @@ def test_an_image_that_cannot_be_judged_is_refused_by_its_place(client: TestClie
     flat[1] = 7
     answer = client.post(URL, json={"inputs": [tensor(data=flat.ravel().tolist())]})
     assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (422, "image 1")
+
+
+def test_an_image_of_another_size_is_refused_before_it_waits(client: TestClient) -> None:
+    answer = client.post(URL, json={"inputs": [tensor(shape=[1, 100, 675])]})
+    assert (answer.status_code, answer.json()["detail"][:24]) == (422, "image: is 100 x 675 pixe")
+
+
+def test_much_json_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "MAX_JSON_BYTES", 100)
+    answer = client.post(URL, json={"inputs": [tensor()]})
+    assert answer.status_code == 413
+    assert "behind the JSON" in answer.json()["next"]
+
+
+def test_a_client_of_the_protocol_finds_the_error_where_it_looks(client: TestClient) -> None:
+    told = client.post("/v2/models/lensnett/infer", json={}).json()
+    assert (
+        told["error"]
+        == "There is no network called 'lensnett'. Needed: one of lensnet, mobilenetv3-small. " + told["next"]
+    )
 
 
 def test_a_deadline_of_the_request_holds(client: TestClient) -> None:

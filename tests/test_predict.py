@@ -58,7 +58,7 @@ def test_nothing_gives_nothing(predictor: Predictor) -> None:
         (np.ones((24, 20)), "image 1: every pixel is 1"),
         (np.eye(20), "image 1: is 20 x 20 pixels; this network was trained on 24 x 20"),
         (np.zeros((3, 24, 20)), r"image 1: has shape \(3, 24, 20\)"),
-        (np.array([["a", "b"], ["c", "d"]]), "image 1: holds <U1 values"),
+        (np.full((24, 20), "a"), "image 1: holds <U1 values"),
     ],
 )
 def test_an_image_that_cannot_be_judged_is_named(predictor: Predictor, bad: object, words: str) -> None:

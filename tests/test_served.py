@@ -13,7 +13,7 @@ from sublens import bundle
 from sublens.errors import BundleError, ConfigError
 from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, refused
-from sublens.web.served import array, opened, unless_gone
+from sublens.web.served import array, opened, together, unless_gone
 
 
 def asked(*, leaves_after: float) -> Request:
@@ -49,6 +49,21 @@ def test_work_is_cancelled_when_its_time_is_over() -> None:
 
 def test_work_that_is_done_in_time_is_handed_on() -> None:
     assert outcome(0.05, 5, 5) == ("done", False)
+
+
+def test_where_one_of_several_fails_the_others_are_cancelled() -> None:
+    async def run() -> bool:
+        slow = asyncio.ensure_future(asyncio.sleep(5))
+
+        async def failing() -> None:
+            raise ValueError("this one")
+
+        with pytest.raises(ValueError, match="this one"):
+            await together([slow, failing()])
+        await asyncio.sleep(0)
+        return slow.cancelled()
+
+    assert asyncio.run(run())
 
 
 def test_the_best_of_our_networks_comes_first() -> None:

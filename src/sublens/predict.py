@@ -141,7 +141,10 @@ class Predictor:
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Judge image files; `ImageError` names the first that cannot be used."""
-        return self._judged([self._sized(images.read_counts(Path(path)), str(path)) for path in paths])
+        counts = [(images.read_counts(Path(path)), str(path)) for path in paths]
+        for one, name in counts:
+            self.check_size(one.shape, name)
+        return self._judged([one for one, _ in counts])
 
     def rows(self, found: Iterable[Found], pixel_scale: float | None = None) -> Iterator[Row]:
         """Judge what was found, a row each, in order; what cannot be used is a row with its error.
@@ -213,15 +216,17 @@ class Predictor:
 
         Raises `ImageError`, which calls it `name`, where it is not finite, constant or of another size.
         """
-        return self._sized(images.counts_above_minimum(images.usable(pixels, name)), name)
+        if pixels.ndim in (2, 3):
+            self.check_size(pixels.shape[-2:], name)  # before it is looked at, which takes a while
+        return images.counts_above_minimum(images.usable(pixels, name))
 
-    def _sized(self, counts: NDArray[np.uint16], name: str) -> NDArray[np.uint16]:
-        if counts.shape != self.image_shape:
-            have, need = (f"{h} x {w}" for h, w in (counts.shape, self.image_shape))
+    def check_size(self, shape: tuple[int, ...], name: str) -> None:
+        """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""
+        if shape != self.image_shape:
+            have, need = (f"{h} x {w}" for h, w in (shape, self.image_shape))
             raise ImageError(
                 f"{name}: is {have} pixels; this network was trained on {need}. Crop or resample the image."
             )
-        return counts
 
     def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
         judged = []

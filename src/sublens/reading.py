@@ -218,10 +218,10 @@ class Reader(Keeper):
         self._child = self._child or Child("sublens.reading")
         try:
             self._child.ask(path, {"wanted": self.wanted, "extensions": True})
-            begin = self._child.frame(START_SECONDS)
-            found = begin["extensions"] if begin["kind"] != "end" else []
-            if begin["kind"] != "end":
-                self._child.frame(self.seconds)
+            frame, found = self._child.frame(START_SECONDS), []
+            while frame["kind"] != "end":
+                found = frame.get("extensions", [])
+                frame = self._child.frame(self.seconds)
             return [Extension(number, name, tuple(shape)) for number, name, shape in found]
         except SilentError:
             self._end()
@@ -371,6 +371,7 @@ def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
         _send_positions(out, mosaic.survey(path, wanted.hdu, _path(request["at"])))
         return
     if "extensions" in request:
+        send(out, {"kind": "begin"})
         send(out, {"kind": "extensions", "extensions": images.extensions(path)})
         return
     big = mosaic.opened(path, wanted.hdu) if "cut" in request else None

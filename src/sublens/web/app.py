@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from sublens.errors import SublensError
 from sublens.web import exploring, inference, judging, metrics, problem
+from sublens.web.guard import GONE
 from sublens.web.problem import DOCUMENTED, Problem
 from sublens.web.served import Service
 
@@ -54,7 +55,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(SublensError, _refused)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _bug)
     return app
 
@@ -110,9 +111,9 @@ async def _refused(request: Request, err: Exception) -> Response:
     return problem.response(problem.refused(err), problem.request_id(request))
 
 
-async def _gone(request: Request, err: Exception) -> Response:
+async def _left(request: Request, err: Exception) -> Response:
     """Nobody reads this."""
-    return Response(status_code=408)
+    return Response(status_code=GONE)
 
 
 async def _bug(request: Request, err: Exception) -> Response:

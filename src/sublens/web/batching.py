@@ -77,12 +77,18 @@ class Batcher:
         """
         future: asyncio.Future[Judged] = asyncio.get_running_loop().create_future()
         with self._changed:
+            if self._waiting + n > QUEUE_IMAGES:
+                self._forget_cancelled()
             if self._waiting and self._waiting + n > QUEUE_IMAGES:
                 raise overloaded(f"{self._waiting} images wait for this network already.")
             self._jobs.append(_Job(n, prepare, deadline, future))
             self._waiting += n
             self._changed.notify()
         return future
+
+    def _forget_cancelled(self) -> None:
+        self._jobs = deque(job for job in self._jobs if not job.future.cancelled())
+        self._waiting = sum(job.n for job in self._jobs)
 
     def close(self) -> None:
         """End the thread; what still waits is never answered."""

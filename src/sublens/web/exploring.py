@@ -19,8 +19,8 @@ from sublens.predict import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
 from sublens.visible import N_NOISE, Step, smallest_mass
-from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.served import Network, Service, array, unless_gone
+from sublens.web.problem import DOCUMENTED, Problem, overloaded
+from sublens.web.served import Network, Service, array, together, unless_gone
 
 BENCHMARK_SECONDS = 0.5
 """Of each of the two rates."""
@@ -58,11 +58,12 @@ def routes(service: Service) -> APIRouter:
         networks = [] if network == [NOBODY] else service.chosen(network)
         deadline = service.deadline()
         start = time.perf_counter()
-        counts, noiseless, smooth = await service.pool.run(lambda: _rendered(asked))
+        rendering = service.pool.run(lambda: _rendered(asked))
+        counts, noiseless, smooth = await unless_gone(request, rendering, deadline)
         render_ms = 1e3 * (time.perf_counter() - start)
         pixel_scale = scene.survey_of(asked).camera.pixel_scale
         image = Image(counts.astype(np.float64), pixel_scale=pixel_scale)
-        answers = asyncio.gather(*(one.judge([image], deadline, service.pool) for one in networks))
+        answers = together(one.judge([image], deadline, service.pool) for one in networks)
         said = await unless_gone(request, answers, deadline)
         return {
             "counts": array(counts),
@@ -84,12 +85,14 @@ def routes(service: Service) -> APIRouter:
         return StreamingResponse(_steps(service, seen, asked, (x, y)), media_type="application/x-ndjson")
 
     @router.post("/benchmark")
-    async def benchmark(network: str) -> dict[str, Any]:
+    async def benchmark(request: Request, network: str) -> dict[str, Any]:
         """How fast a network is on this machine, while nothing else is measured: takes a second."""
         seen = service.network(network)
+        if measuring.locked():
+            raise overloaded("Another network is being measured.")
         async with measuring:
-            one = await service.pool.run(lambda: _rate(seen, 1))
-            many = await service.pool.run(lambda: _rate(seen, BATCH))
+            one = await unless_gone(request, service.pool.run(lambda: _rate(seen, 1)), service.deadline())
+            many = await unless_gone(request, service.pool.run(lambda: _rate(seen, BATCH)), service.deadline())
         return {
             "network": seen.name,
             "one_ms": 1e3 / one,

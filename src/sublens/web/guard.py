@@ -21,6 +21,14 @@ MAX_BODY_BYTES = 2**26
 """Of one request."""
 BODY_SECONDS = 20.0
 """In which a body must have come."""
+MAX_HELD_BYTES = 2**30
+"""Of the bodies of all requests that are under way."""
+SEND_SECONDS = 20.0
+"""In which a piece of an answer must be taken."""
+GONE = 499
+"""What is counted where the caller has left."""
+HEALTH = "/v2/health/"
+"""Always answered: who is only busy must not be taken for dead."""
 MAX_REQUESTS = 512
 """At the same time."""
 HOLD_SECONDS = 0.5
@@ -58,6 +66,7 @@ class Guard:
     """Of keys, one of which every request for an answer needs; none where only this machine can ask."""
     log: Callable[[dict[str, Any]], None] = field(default=lambda entry: print(json.dumps(entry), file=sys.stderr))
     _n_open: int = 0
+    _n_held: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -84,7 +93,7 @@ class _Request:
     async def serve(self) -> None:
         start = time.perf_counter()
         guard = self._guard
-        is_turned_away = guard._n_open >= MAX_REQUESTS
+        is_turned_away = guard._n_open >= MAX_REQUESTS and not self._scope["path"].startswith(HEALTH)
         guard._n_open += not is_turned_away
         try:
             if is_turned_away:
@@ -94,8 +103,11 @@ class _Request:
             await guard.app(self._scope, self._taken, self._sent)
         except Problem as err:  # from before the application, or raised out of it with nothing sent
             await self._answer(err)
+        except TimeoutError:  # nobody reads the answer: leave it unfinished, and the line is closed
+            self._status = GONE
         finally:
             guard._n_open -= not is_turned_away
+            guard._n_held -= self._n_bytes
             self._tell(time.perf_counter() - start)
 
     def _check(self) -> None:
@@ -108,7 +120,7 @@ class _Request:
             if host.rpartition(":")[0] not in LOCAL_NAMES and host not in LOCAL_NAMES:
                 raise Problem(421, f"Asked for the host {host!r}.", "localhost or 127.0.0.1", "Use that address.")
         origin = headers.get("origin")
-        if origin not in (None, f"{self._scope.get('scheme', 'http')}://{headers.get('host', '')}"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):  # a proxy may speak TLS
             raise Problem(403, f"The page {origin!r} asks.", "a request of our own page or of a program", "Ask there.")
         if headers.get("content-encoding", "identity") != "identity":
             raise Problem(415, "The body is compressed.", "a plain one", "Send it without Content-Encoding.")
@@ -141,9 +153,13 @@ class _Request:
             raise Problem(
                 408, "The body came too slowly.", f"all of it within {BODY_SECONDS:g} s", "Send it again."
             ) from None
-        self._n_bytes += len(message.get("body", b""))
+        n_new = len(message.get("body", b""))
+        self._n_bytes += n_new
+        self._guard._n_held += n_new
         if self._n_bytes > MAX_BODY_BYTES:
             raise _too_large()
+        if self._guard._n_held > MAX_HELD_BYTES:
+            raise overloaded("The requests under way hold as much as they may.")
         self._is_whole = not message.get("more_body", False)
         return message
 
@@ -153,7 +169,8 @@ class _Request:
             own = {name for name, _ in message["headers"]}
             extra = [(name, value) for name, value in SECURITY_HEADERS if name not in own]
             message["headers"] = [*message["headers"], *extra, (b"x-request-id", self._id.encode())]
-        await self._send(message)
+        async with asyncio.timeout(SEND_SECONDS):
+            await self._send(message)
 
     async def _answer(self, err: Problem) -> None:
         if not self._status:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from sublens.predict import BATCH
@@ -32,6 +32,8 @@ NAMES = {"float64": "FP64", "float32": "FP32", "bool": "BOOL"}
 HEADER = "inference-header-content-length"
 INPUT = "image"
 MODEL_VERSION = "1"
+MAX_JSON_BYTES = 2**23
+"""While JSON is parsed nobody else is answered."""
 Name = Annotated[str, Path(max_length=200)]
 
 
@@ -51,7 +53,7 @@ class InputTensor(BaseModel):
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=4)]
     datatype: str
-    data: list[JsonValue] | None = None
+    data: list[Any] | None = None
     """Flat or nested; not where the bytes follow the JSON."""
     parameters: Parameters = Parameters()
 
@@ -126,7 +128,7 @@ def routes(service: Service) -> APIRouter:
     async def model_ready(name: Name, number: str = MODEL_VERSION) -> dict[str, Any]:
         """Whether a network takes requests."""
         _check_version(number)
-        return {"name": service.network(name).name, "ready": True}
+        return {"name": service.network(name).name, "ready": service.is_ready}
 
     @router.get("/models/{name}/versions/{number}", include_in_schema=False)
     @router.get("/models/{name}")
@@ -140,8 +142,10 @@ def routes(service: Service) -> APIRouter:
     async def infer(request: Request, name: Name, number: str = MODEL_VERSION) -> Response:
         """Judge images [b, h, w], 64 at most; the bytes of tensors may follow the JSON."""
         _check_version(number)
-        network, deadline = service.network(name), service.deadline()
+        network = service.network(name)
         asked, image = _read(await request.body(), request.headers.get(HEADER))
+        network.predictor.check_size(image.shape[1:], "image")  # before it waits for others
+        deadline = service.deadline()
         if asked.parameters.timeout:
             deadline = min(deadline, time.monotonic() + asked.parameters.timeout / 1e6)
 
@@ -163,14 +167,17 @@ def _metadata(network: Network) -> dict[str, Any]:
     height, width = network.card.image_shape
     n = len(network.card.classes)
     outputs = [("probs", "FP64", [-1, n])]
-    if network.predictor.calibration:
-        outputs += [("prediction_set", "BOOL", [-1, n]), ("ood_score", "FP64", [-1]), ("ood", "BOOL", [-1])]
+    told = network.predictor.calibration
+    if told:
+        outputs += [("prediction_set", "BOOL", [-1, n])]
+    if told and told.layers:
+        outputs += [("ood_score", "FP64", [-1]), ("ood", "BOOL", [-1])]
     if network.card.map:
         outputs += [("masses", "FP32", [-1, network.card.map.n_cells, network.card.map.n_cells])]
     return {
         "name": network.name,
         "versions": [MODEL_VERSION],
-        "platform": "onnxruntime_onnx",
+        "platform": "onnxruntime_onnx" if network.card.graph else "pytorch_libtorch",
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, height, width]}],
         "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in outputs],
         "parameters": {"classes": ",".join(network.card.classes), "bundle": network.card.judge},
@@ -179,9 +186,18 @@ def _metadata(network: Network) -> dict[str, Any]:
 
 def _read(body: bytes, header: str | None) -> tuple[InferRequest, NDArray[np.generic]]:
     """The request, and its images [b, h, w]. Raises `Problem` 400 where it is no such request."""
-    if header is not None and not (header.isascii() and header.isdecimal() and int(header) <= len(body)):
-        raise _bad(f"Inference-Header-Content-Length is {header!r}, of a body of {len(body)} bytes.")
+    if header is not None and not (
+        header.isascii() and header.isdecimal() and len(header) <= 18 and int(header) <= len(body)
+    ):
+        raise _bad(f"Inference-Header-Content-Length is {header[:20]!r}, of a body of {len(body)} bytes.")
     n_json = len(body) if header is None else int(header)
+    if n_json > MAX_JSON_BYTES:
+        raise Problem(
+            413,
+            f"The JSON has {n_json:,} bytes.",
+            f"at most {MAX_JSON_BYTES:,}",
+            "Send the tensor's bytes behind the JSON, as the binary extension has it.",
+        )
     try:
         asked = InferRequest.model_validate(from_json(body[:n_json], allow_inf_nan=False))
     except ValidationError as err:
@@ -204,7 +220,11 @@ def _images(tensor: InputTensor, rest: bytes) -> NDArray[np.generic]:
         raise _bad("The input has neither data nor binary_data_size, or both.")
     try:
         if size is None:
-            return np.asarray(tensor.data, dtype=kind).reshape(shape)
+            given = np.asarray(tensor.data).reshape(shape)
+            values = given.astype(kind)
+            if given.dtype.kind not in "iuf" or (values.dtype.kind in "iu" and (values != given).any()):
+                raise ValueError
+            return values
         if size != len(rest):
             raise _bad(f"binary_data_size is {size}, and {len(rest)} bytes follow.")
         return np.frombuffer(rest, kind).reshape(shape)

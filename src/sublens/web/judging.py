@@ -20,10 +20,12 @@ from sublens.errors import ImageError
 from sublens.images import Image, Wanted
 from sublens.reading import Extension, Found, Reader
 from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.served import Json, Network, Service, array, unless_gone
+from sublens.web.served import Json, Network, Service, array, together, unless_gone
 
 MAX_IMAGES = 200
 """Of one file; a request is no place for a survey."""
+MAX_PIXELS = 2**24
+"""Of all images of one file together, about."""
 MAX_SHOWN = 512
 """Side of an image that no network could use, but that is shown all the same; pixels."""
 PARSERS = 2
@@ -63,13 +65,14 @@ class Parsers:
         reader = self._readers.get()
         try:
             reader.wanted = wanted
-            found, is_cut = list[Found](), False
+            found, n_pixels, is_cut = list[Found](), 0, False
             for one in reader.read([path]):
-                is_cut = len(found) == MAX_IMAGES
+                is_cut = len(found) == MAX_IMAGES or n_pixels >= MAX_PIXELS
                 if is_cut or time.monotonic() > deadline:
                     break
                 found.append(one)
-            return Parsed(found, reader.extensions(path), is_cut)
+                n_pixels += one.image.pixels.size if isinstance(one.image, Image) else 0
+            return Parsed(found, reader.extensions(path) if time.monotonic() < deadline else [], is_cut)
         finally:
             self._readers.put(reader)
 
@@ -107,7 +110,7 @@ class Catalogue(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     network: str
-    rows: Annotated[list[Row], Field(max_length=100_000)]
+    rows: Annotated[list[Row], Field(max_length=20_000)]
 
 
 Name = Annotated[str, Query(max_length=300, description="Of the file; its end tells the format.")]
@@ -137,23 +140,28 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
         saliency: bool = False,
     ) -> dict[str, Any]:
         """Judge the images of one file, whose bytes are the body: at most 200, at most 64 MiB."""
-        networks, deadline, own = service.chosen(network), service.deadline(), _safe(name)
+        networks, own = service.chosen(network), _safe(name)
         with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
             path = Path(folder, f"upload{_suffix(own)}")
             await _save(request, path)
+            deadline = service.deadline()
             parsed = await unless_gone(request, parsers.read(path, Wanted(hdu, array), deadline), deadline)
         judging = _judged(service, Asked(own, str(path), networks, pixel_scale, deadline), parsed)
         told, counts = await unless_gone(request, judging, deadline)
         if saliency:
             for image, one in zip(told["images"], counts, strict=True):
-                await service.pool.run(partial(_explain, service, image, one))
+                explained = service.pool.run(partial(_explain, service, image, one))
+                await unless_gone(request, explained, deadline)
         return told
 
     @router.post("/catalogue", responses=TABLE)  # type: ignore[arg-type]
-    async def catalogue(asked: Catalogue, form: Annotated[TableFormat, Query(alias="format")] = "csv") -> Response:
+    async def catalogue(
+        request: Request, asked: Catalogue, form: Annotated[TableFormat, Query(alias="format")] = "csv"
+    ) -> Response:
         """A table of judgements and corrections, as `sublens predict --out` writes them."""
         served = service.network(asked.network)
-        data = await service.pool.run(lambda: _table(served, asked.rows, form))
+        table = service.pool.run(lambda: _table(served, asked.rows, form))
+        data = await unless_gone(request, table, service.deadline())
         name = f'attachment; filename="sublens.{form}"'
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
 
@@ -215,12 +223,12 @@ async def _judged(service: Service, asked: Asked, parsed: Parsed) -> tuple[Json,
         raise ImageError(str(err).replace(asked.path, asked.name))
     good = [one.image for one in parsed.found if isinstance(one.image, Image)]
     judging = [one.judge(good, asked.deadline, service.pool, asked.pixel_scale) for one in asked.networks]
-    answers = iter(zip(*await asyncio.gather(*judging), strict=True))
+    answers = iter(zip(*await together(judging), strict=True))
     said = [list(next(answers)) if isinstance(one.image, Image) else [] for one in parsed.found]
     told = {
         "file": asked.name,
         "extensions": [one._asdict() for one in parsed.extensions],
-        "images": [_image(asked, one, judged) for one, judged in zip(parsed.found, said, strict=True)],
+        "images": await service.pool.run(lambda: list(map(partial(_image, asked), parsed.found, said))),
         "is_cut": parsed.is_cut,
     }
     return told, [[frame for _, frame in judged] for judged in said]

@@ -29,7 +29,7 @@ class Metrics:
         self._waiting = Gauge("sublens_waiting_images", "Images that wait", ["network"], registry=self._registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One request has been answered; status is 0 where the caller left."""
+        """One request has been answered; status is 499 where the caller left."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -58,12 +58,14 @@ class Told(BaseModel):
     """What we need."""
     next: str = ""
     """What to do next."""
+    error: str = ""
+    """All three, for clients of the Open Inference Protocol."""
     request_id: str = ""
 
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     status: {"model": Told, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
-    for status in (400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 422, 503)
+    for status in (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 503)
 }
 """Of every operation: what may come in place of what was asked for."""
 
@@ -76,6 +78,7 @@ def response(problem: Problem, request_id: str) -> Response:
         detail=clean(problem.detail),
         need=clean(problem.need),
         next=clean(problem.then),
+        error=clean(f"{problem.detail} Needed: {problem.need or '-'}. {problem.then}"),
         request_id=request_id,
     )
     content = json.dumps(told.model_dump()).encode()

@@ -1,10 +1,15 @@
-"""The networks of a service, and how work is done for a request that may give up."""
+"""The networks of a service, and how work is done for a request that may give up.
+
+There are three places to compute in. The event loop answers everybody, so nothing that takes a
+millisecond may run in it. A network's own thread, of `batching`, runs that network. The `Pool` does all
+else: simulating, resampling, writing tables.
+"""
 
 import asyncio
 import base64
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,15 +105,13 @@ class Network:
         framed = await pool.run(lambda: [self._framed(image, pixel_scale) for image in images])
         shown = [place for place, one in enumerate(framed) if not isinstance(one, str)]
         said: list[tuple[Json, Counts | None]] = [(self.failed(one), None) for one in framed if isinstance(one, str)]
-        jobs = []
-        for start in range(0, len(shown), BATCH):
-            counts = np.stack([framed[place][0] for place in shown[start : start + BATCH]])
-            jobs.append(self.batcher.submit(len(counts), lambda counts=counts: counts, deadline))  # type: ignore[misc]
-        try:
-            judged = await asyncio.gather(*jobs)
-        finally:
-            for job in jobs:
-                job.cancel()
+        stacks = (
+            np.stack([framed[place][0] for place in shown[at : at + BATCH]]) for at in range(0, len(shown), BATCH)
+        )
+        judged = await together(
+            self.batcher.submit(len(counts), lambda counts=counts: counts, deadline)  # type: ignore[misc]
+            for counts in stacks
+        )
         failures, answers = iter(said), iter(self._spread(judged, [framed[place] for place in shown]))
         return [next(failures) if isinstance(one, str) else next(answers) for one in framed]
 
@@ -227,6 +230,18 @@ async def unless_gone(request: Request, work: Awaitable[T], deadline: float) -> 
     finally:
         gone.cancel()
         task.cancel()
+
+
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """What each gives; where one fails, the others are cancelled."""
+    begun: list[asyncio.Future[T]] = []
+    try:
+        for work in works:
+            begun.append(asyncio.ensure_future(work))
+        return await asyncio.gather(*begun)
+    finally:
+        for one in begun:
+            one.cancel()
 
 
 async def _gone(request: Request) -> None:

@@ -31,6 +31,7 @@ class Patient(HttpToolsProtocol):
 
     _slow: asyncio.TimerHandle | None = None
     _n_bytes = 0
+    _is_head = True
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait."""
@@ -46,8 +47,10 @@ class Patient(HttpToolsProtocol):
         """Bytes have come."""
         super().data_received(data)
         self._n_bytes += len(data)
-        if self._slow and self._n_bytes > MAX_HEADER_BYTES:
+        if self._slow and self._is_head and self._n_bytes > MAX_HEADER_BYTES:
             self.transport.close()
+        if not self._slow and (self.cycle is None or self.cycle.response_complete):
+            self._wait(is_head=False)  # blank lines, or the rest of a body that was refused
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -60,8 +63,8 @@ class Patient(HttpToolsProtocol):
         self._wait_no_more()
         super().on_headers_complete()
 
-    def _wait(self) -> None:
-        self._n_bytes = 0
+    def _wait(self, *, is_head: bool = True) -> None:
+        self._n_bytes, self._is_head = 0, is_head
         self._slow = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
     def _wait_no_more(self) -> None:
