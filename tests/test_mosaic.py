@@ -12,7 +12,7 @@ from astropy.table import MaskedColumn, Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from sublens import catalog, classify, cli, cutout, images, mosaic
+from sublens import catalog, classify, cli, cutout, images, mosaic, predict
 from sublens.classify import Query
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images import Image, Wanted
@@ -416,10 +416,11 @@ def test_a_scale_that_is_unknown_is_told_or_given(field: Path, tmp_path: Path) -
 
 
 def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (catalog, predict):
+        monkeypatch.setattr(module, "BATCH", 4)
     at = positions(tmp_path / "a.csv", (*LENSES, (-9.0, 9.0), *LENSES, *LENSES), name=list("abcdefghij"))
     whole = judged([field], tmp_path / "whole.jsonl", at=at)
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]
-    monkeypatch.setattr(catalog, "BATCH", 4)
     add, seen = catalog.Journal.add, []
 
     def killed(self: catalog.Journal, place: tuple[int, int], one: catalog.Record) -> None:

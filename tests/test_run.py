@@ -507,8 +507,16 @@ def test_epochs_of_any_length_are_resumed(easy: Dataset, tmp_path: Path, monkeyp
     assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
 
 
-def test_signals_find_their_handlers_again(stopped: Path) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signals_find_their_handlers_again(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(number: int, frame: object) -> None: ...
+
+    stopped_at(monkeypatch, 3)
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        assert not run.train_run(easy, QUICK, tmp_path / "run")
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_trainings_cannot_share_a_folder(easy: Dataset, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The application: pages, answers and errors put together; tests pass networks of their own."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -34,9 +33,8 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warm = asyncio.ensure_future(service.pool.run(exploring.warm_up))
+        await service.pool.run(exploring.warm_up)
         yield
-        await warm
         parsers.close()
         service.close()
 
