@@ -46,6 +46,7 @@ LAYERS = (
         "weights",
         "checkpoint",
         "hints",
+        "ranks",
         "train",
         "fidelity",
         "sheet",

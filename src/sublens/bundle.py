@@ -137,7 +137,9 @@ class CardMachine(Frozen):
     """Where it was trained."""
 
     processor: str
+    processes: int = 1
     threads: int
+    """Of each process."""
     device: str
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sublens.catalog import Cell
     from sublens.config import RunConfig
+    from sublens.data import Dataset
     from sublens.predict import Row
 
 app = typer.Typer(
@@ -275,11 +276,14 @@ def train(
 ) -> None:
     """Train one network; Ctrl-C keeps the best so far, and --resume goes on.
 
+    On several processors or GPUs: torchrun --nproc-per-node 4 --no-python sublens train ...
+
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
     from sublens import files, job, run
     from sublens.errors import ConfigError
-    from sublens.progress import visible
+    from sublens.progress import silent, visible
+    from sublens.ranks import joined
 
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on. Give one of them.")
@@ -288,24 +292,36 @@ def train(
         files.refuse_existing(out, force=force)  # before the data set is read
     begun = None if settings or set_ or model or not resume else run.begun_settings(out)
     config = begun or _config(settings, set_, model)
-    data = job.open_dataset(dataset, config.split, visible)
-    _say(
+    with joined() as ranks:
+        bar = visible if ranks.is_first else silent
+        data = job.open_dataset(dataset, config.split, bar)
+        if ranks.is_first:
+            _say(_parts(data))
+        is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar)
+    if ranks.is_first:
+        print(out)
+        again = f"sublens train {dataset} --out {out} --resume"
+        _say(
+            f"Measure it on the test part: sublens evaluate {out} {dataset}"
+            if is_whole
+            else f"Stopped early; the best weights so far were kept. To go on: {again}"
+        )
+    if not is_whole:
+        raise typer.Exit(STOPPED)
+
+
+def _parts(data: "Dataset") -> str:
+    """How large the parts of a data set are, and whether its classes are."""
+    sizes = (
         f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, "
         f"{len(data.test):,} test images of {', '.join(data.classes)}"
     )
-    if data.imbalance > IMBALANCED:
-        _say(
-            f"The largest class has {data.imbalance:.1f} times as many training images as the smallest: "
-            "probabilities will favour it as much."
-        )
-    is_whole = run.train_run(data, config, out, force=force, resume=resume, bar=visible)
-    print(out)
-    if not is_whole:
-        _say(
-            f"Stopped early; the best weights so far were kept. To go on: sublens train {dataset} --out {out} --resume"
-        )
-        raise typer.Exit(STOPPED)
-    _say(f"Measure it on the test part: sublens evaluate {out} {dataset}")
+    if data.imbalance <= IMBALANCED:
+        return sizes
+    return (
+        f"{sizes}\nThe largest class has {data.imbalance:.1f} times as many training images as the smallest: "
+        "probabilities will favour it as much."
+    )
 
 
 @app.command()

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -37,8 +37,12 @@ from sublens.hints import Hints, Teacher
 from sublens.models import TruthHead, device
 from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
+from sublens.ranks import ALONE, Ranks
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
+ENDING = (signal.SIGINT, signal.SIGTERM)
+KEEPING = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+"""Signals at which a training writes a checkpoint and ends, or goes on."""
 CHECKPOINT_SECONDS = 120.0
 """A checkpoint is written this often, between steps or epochs, and with every new best."""
 EXAMPLES, MISTAKES = 4, 8
@@ -58,54 +62,64 @@ def train_run(
     *,
     force: bool = False,
     resume: bool = False,
+    ranks: Ranks = ALONE,
     bar: Bar = silent,
 ) -> bool:
     """Train one network and leave its bundle and log in `out`.
 
     resume: go on where an earlier call with the same settings and data stopped, however it did,
     begin where none did, and leave a complete run alone. With a number of epochs, on a processor
-    and with as many threads, the weights become the same as without the stop. Returns False where
-    Ctrl-C or SIGTERM ended it early; the best weights by then are saved all the same.
+    and with as many threads, the weights become the same as without the stop. ranks: the processes
+    that call this together, to train one network; they all see `out`, and the first one writes it.
+    Returns False where Ctrl-C or SIGTERM ended it early; the best weights by then are saved all the same.
     """
     config = settled(config, dataset)
     if resume and is_trained(out, config, dataset):
-        checkpoint.discard(out)  # may be left of a kill at the very end
+        if ranks.is_first:
+            checkpoint.discard(out)  # may be left of a kill at the very end
         return True
     before = _unfinished(out, config, dataset) if resume else None
     if before is None and not (resume and _is_unborn(out)):
         files.refuse_existing(out, force=force)
+    ranks.wait()  # until all have seen what is there
     with torch.random.fork_rng(), files.explained(out):
         torch.manual_seed(config.train.seed)
-        pupil = _pupil(dataset, config)
-        with files.taken(out), _log(out, is_new=before is None) as log:
+        pupil = _pupil(dataset, config, ranks)
+        with _log(out, is_new=before is None) if ranks.is_first else _no_log() as log:
             with bar(f"training {config.model.name}", 1) as advance:
-                diary = _Diary(dataset, config, pupil, out, log, advance)
+                diary = (_Diary if ranks.is_first else _Silent)(dataset, config, pupil, out, log, advance, ranks)
                 if before:
                     diary.continue_from(before)
                 else:
                     diary.keep(0)
                 try:
-                    with _patient() as diary.is_stopped:
+                    with _patient() as diary.asked:
                         _fit(diary)
                 except KeyboardInterrupt:
                     diary.close()
                     return False
             diary.finish(bar)
-            checkpoint.discard(out)
     return True
 
 
 @contextmanager
 def _log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
     """The log of a run, in a folder emptied for a new one; removed where there was nothing to keep in the end."""
-    for leftover in out.iterdir() if is_new else ():
-        files.remove(leftover)
-    try:
-        with (out / LOG).open("a", encoding="utf-8") as log:
-            yield log
-    finally:
-        if _is_unborn(out):
-            files.remove(out)
+    with files.taken(out):
+        for leftover in out.iterdir() if is_new else ():
+            files.remove(leftover)
+        try:
+            with (out / LOG).open("a", encoding="utf-8") as log:
+                yield log
+        finally:
+            if _is_unborn(out):
+                files.remove(out)
+
+
+@contextmanager
+def _no_log() -> Iterator[TextIO]:
+    with Path(os.devnull).open("w", encoding="utf-8") as log:
+        yield log
 
 
 def _is_unborn(out: Path) -> bool:
@@ -139,7 +153,7 @@ class _Pupil:
         return {name: module for name, module in named.items() if module}
 
 
-def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
+def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
     assert config.input is not None
     name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
     model = models.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
@@ -150,12 +164,15 @@ def _pupil(dataset: Dataset, config: RunConfig) -> _Pupil:
         teacher = Teacher.load(config.train.teacher, dataset, seen, device())
         hints = Hints(model, seen, teacher)
     modules = [models.placed(module, device()) for module in (model, head, hints) if module]
+    survey = dataset.survey if head else None
+    feed = train.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
+    ranks.check(feed.size)
     return _Pupil(
         model,
         head,
         hints,
         train.make_optimizer(modules, config.train),
-        train.Feed(dataset.train, seen, config.train, device(), dataset.survey if head else None, n_cells, teacher),
+        feed,
         models.has_bf16_gain(name, device(), side),
     )
 
@@ -176,6 +193,7 @@ def _fit(diary: "_Diary") -> None:
             hints=pupil.hints,
             has_bf16=pupil.has_bf16,
             after=(epoch, diary.steps),
+            ranks=diary.ranks,
         )
         return
     except (MemoryError, RuntimeError) as err:
@@ -200,7 +218,7 @@ def _unfinished(out: Path, config: RunConfig, dataset: Dataset) -> Checkpoint | 
         raise DataError(f"{out}: all of its checkpoints are damaged. Begin again with --force.")
     for path in damaged:
         warnings.warn(f"{path} is damaged; the checkpoint before it is used.", stacklevel=2)
-        path.unlink()
+        path.unlink(missing_ok=True)
     if found:
         _refuse_changes(out, found.facts["settings"], config)
         _refuse_other_data(out, found.facts["data"], dataset)
@@ -253,28 +271,41 @@ def is_trained(folder: Path, config: RunConfig, dataset: Dataset) -> bool:
     return not card.training.interrupted
 
 
-@contextmanager
-def _patient() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait until a checkpoint can be written; the second one does not.
+@dataclass
+class _Asked:
+    """What signals have asked of a training."""
 
-    Yields whether one came. A signal that is ignored, as in a script's background, stays so.
+    to_end: bool = False
+    to_keep: bool = False
+    """To write a checkpoint and go on."""
+
+
+@contextmanager
+def _patient() -> Iterator[_Asked]:
+    """Ctrl-C and SIGTERM wait until a checkpoint can be written; the second one does not. SIGUSR1 asks for one.
+
+    A signal that is ignored, as in a script's background, stays so.
     """
-    came: list[int] = []
+    asked, came = _Asked(), set[int]()
 
     def note(number: int, frame: object) -> None:
-        if came:
+        if number in came:
             raise KeyboardInterrupt
-        came.append(number)
+        if number in ENDING:
+            came.add(number)  # torchrun sends one of its own after Ctrl-C
+            asked.to_end = True
+        else:
+            asked.to_keep = True
 
     if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
-        yield lambda: False
+        yield asked
         return
-    current = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    current = {number: signal.getsignal(number) for number in (*ENDING, *KEEPING)}
     heeded = {number: handler for number, handler in current.items() if handler not in (None, signal.SIG_IGN)}
     for number in heeded:
         signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield asked
     finally:
         for number, handler in heeded.items():
             signal.signal(number, handler)
@@ -290,6 +321,7 @@ class _Diary:
     out: Path
     log: TextIO
     advance: Advance
+    ranks: Ranks
     start: float = field(default_factory=monotonic)
     saved: float = field(default_factory=monotonic)
     """When the last checkpoint was."""
@@ -300,7 +332,9 @@ class _Diary:
     losses: list[float] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     """Epoch and scores on the selection part of the weights that are kept."""
-    is_stopped: Callable[[], bool] = lambda: False
+    asked: _Asked = field(default_factory=_Asked)
+    is_ending: bool = False
+    """Whether one of the processes was asked to end, and all know."""
     versions: dict[str, str] = field(default_factory=lambda: versions())
     """Of the code that trains, which may change on disk meanwhile."""
 
@@ -312,7 +346,7 @@ class _Diary:
         """By the clock where there is a budget of minutes, else by the number of steps."""
         train_config = self.config.train
         if train_config.minutes:
-            return self.seconds / (60 * train_config.minutes)
+            return self.ranks.first(self.seconds / (60 * train_config.minutes))
         return step / (train_config.epochs * len(self.pupil.feed))
 
     def keep(self, epoch: int) -> None:
@@ -323,7 +357,7 @@ class _Diary:
             "data": self.dataset.hash,
             "teacher": self._teacher_hash(),
             "versions": self.versions,
-            "threads": torch.get_num_threads(),
+            "threads": self._threads(),
             "epoch": epoch,
             "images": self.images,
             "seconds": self.seconds,
@@ -334,7 +368,11 @@ class _Diary:
         }
         found = checkpoint.captured(self.steps, self.pupil.modules, self.pupil.optimizer, facts)
         checkpoint.save(self.out, found)
-        self.saved = monotonic()
+        self.saved, self.asked.to_keep = monotonic(), False
+
+    def _threads(self) -> int:
+        """Of all processes."""
+        return self.ranks.n * torch.get_num_threads()
 
     def _kept_weights(self) -> str:
         """Hash of the weights that are kept, "" if there are none."""
@@ -363,20 +401,24 @@ class _Diary:
             self.start = monotonic() - facts["seconds"]
             if facts["best_weights"] == self._kept_weights():  # else a later epoch's, which will come again
                 self.best = facts["best"]
-            self.log.truncate(min(facts["log_bytes"], self.log.tell()))
+            self.cut_log(facts["log_bytes"])
         except (RuntimeError, KeyError, ValueError) as err:
             raise DataError(
                 f"{self.out}: its checkpoint was written by another version of sublens. "
                 "Install that one, or begin again with --force."
             ) from err
-        if (facts["versions"], facts["threads"]) != (self.versions, torch.get_num_threads()):
+        if (facts["versions"], facts["threads"]) != (self.versions, self._threads()):
             warnings.warn(
                 f"{self.out}: was begun with {facts['threads']} threads of {facts['versions']}; going on with "
-                f"{torch.get_num_threads()} of {self.versions}, its weights may differ from those of an unbroken run.",
+                f"{self._threads()} of {self.versions}, its weights may differ from those of an unbroken run.",
                 stacklevel=2,
             )
         for name in (SCORES, PREDICTIONS, GALLERY):
             files.remove(self.out / name)
+
+    def cut_log(self, n_bytes: int) -> None:
+        """Forget what comes after so many bytes."""
+        self.log.truncate(min(n_bytes, self.log.tell()))
 
     def on_step(self, step: train.Step) -> None:
         self.steps, self.images = step.number, self.images + step.n_images
@@ -389,19 +431,25 @@ class _Diary:
         if not np.isfinite(step.loss):
             batch = step.number - step.epoch * len(self.pupil.feed)
             raise self._diverged(step.loss, f"step {step.number} (batch {batch} of epoch {step.epoch})")
-        if self.is_stopped() or monotonic() - self.saved > CHECKPOINT_SECONDS:
+        self.is_ending = self.ranks.any(self.asked.to_end)
+        if self._is_due():
             self.keep(step.epoch)
         self._heed()
 
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.is_ending or self.asked.to_keep or monotonic() - self.saved > CHECKPOINT_SECONDS
+
     def _heed(self) -> None:
-        if self.is_stopped():
+        if self.is_ending:
             raise KeyboardInterrupt
 
     def on_epoch(self, epoch: int) -> None:
         """Judge the model; a checkpoint follows where there is much to lose."""
         is_best = self.judge(epoch)
+        self.is_ending = self.ranks.any(self.asked.to_end)
         is_whole = self.steps == (epoch + 1) * len(self.pupil.feed)  # else the clock has ended it
-        if is_whole and (is_best or self.is_stopped() or monotonic() - self.saved > CHECKPOINT_SECONDS):
+        if is_whole and (is_best or self._is_due()):
             self.keep(epoch + 1)
             self._heed()
 
@@ -451,6 +499,7 @@ class _Diary:
             warnings.warn(str(err), stacklevel=2)
         calibration = bundle.save_calibration(self.out, found, len(part))
         self.write_card(is_interrupted=False, calibration=calibration, graph=graph)
+        checkpoint.discard(self.out)
 
     def write_card(
         self, *, is_interrupted: bool, calibration: CardCalibration | None = None, graph: CardGraph | None = None
@@ -483,7 +532,12 @@ class _Diary:
             calibration=calibration,
             graph=graph,
             versions=self.versions,
-            machine={"processor": processor(), "threads": torch.get_num_threads(), "device": device()},
+            machine={
+                "processor": processor(),
+                "processes": self.ranks.n,
+                "threads": torch.get_num_threads(),
+                "device": device(),
+            },
         )
 
     def _predictor(self) -> Predictor:
@@ -496,6 +550,24 @@ class _Diary:
             json.dumps({"kind": kind, **entry, "images": self.images, "seconds": round(self.seconds, 3)}) + "\n"
         )
         self.log.flush()
+
+
+class _Silent(_Diary):
+    """That of a process which is not the first: it keeps pace, and leaves the rest to that one."""
+
+    def keep(self, epoch: int) -> None:
+        self.saved, self.asked.to_keep = monotonic(), False
+
+    def cut_log(self, n_bytes: int) -> None: ...
+
+    def judge(self, epoch: int) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+    def finish(self, bar: Bar) -> None: ...
+
+    def _write(self, kind: str, **entry: object) -> None: ...
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from sublens.data import Dataset, Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.hints import Hints, Teacher, hint_loss
 from sublens.models import TruthHead, prepare
+from sublens.ranks import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 
@@ -61,15 +62,18 @@ def fit(
     hints: Hints | None = None,
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train `model` in place.
 
     optimizer: over all parameters of all three, as `make_optimizer` gives it. share_done: from the
     number of steps taken to the share of training that is behind us; the learning rate follows
     it, and training ends where it reaches 1. `on_epoch` is called after each epoch and at the
-    end. after: the epoch that `epochs` begins in, and the steps taken before.
+    end. after: the epoch that `epochs` begins in, and the steps taken before. ranks: the processes that
+    train it together, each with its share of every batch; what a `Step` tells is of all of them.
     """
     device = next(model.parameters()).device.type
+    whole = ranks.together(_Learning(model, head, hints))
     first_epoch, number = after
     for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
@@ -78,33 +82,36 @@ def fit(
             if done >= 1:
                 break
             set_rate(optimizer, rate_at(done, config.warmup))
-            with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
-                logits = model(batch.images)
-                mapped = head() if head else None
-                told = hints() if hints else None
+            ranks.begin_step(config.seed, number)
+            with torch.autocast(device, torch.bfloat16, enabled=has_bf16), ranks.normalising():
+                logits, mapped, hinted = whole(batch.images)
             loss = F.cross_entropy(logits.float(), batch.labels)
             truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
-            guided = None if told is None or batch.shown is None else hint_loss(told, batch.shown)
+            guided = None if hinted is None or batch.shown is None else hint_loss(hinted, batch.shown)
             total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
             total = total if guided is None else total + HINT_WEIGHT * guided
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
-            on_step(
-                Step(
-                    number,
-                    epoch,
-                    loss.item(),
-                    truth_loss.item() if truth_loss is not None else None,
-                    guided.item() if guided is not None else None,
-                    len(batch.labels),
-                    done,
-                )
-            )
+            told = [None if one is None else ranks.mean(one.item()) for one in (truth_loss, guided)]
+            on_step(Step(number, epoch, ranks.mean(loss.item()), told[0], told[1], ranks.n * len(batch.labels), done))
         on_epoch(epoch)
         if share_done(number) >= 1:
             return
+
+
+class _Learning(nn.Module):
+    """A network and the heads that listen to it."""
+
+    def __init__(self, model: nn.Module, head: TruthHead | None, hints: Hints | None) -> None:
+        super().__init__()
+        self.model, self.head, self.hints = model, head, hints
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+        """Logits, and what the heads make of what the network has seen."""
+        logits = self.model(images)
+        return logits, self.head() if self.head else None, self.hints() if self.hints else None
 
 
 HINT_WEIGHT = 16.0
@@ -222,6 +229,8 @@ class Feed:
     """The simulation's settings, where truth maps are wanted."""
     n_cells: int = 0
     teacher: Teacher | None = None
+    ranks: Ranks = ALONE
+    """The processes that share every batch."""
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -253,7 +262,8 @@ class Feed:
             passes, place = divmod(number, self._per_pass)
             positions = _order(len(self.part), self.config.seed, passes)[place * self.size :][: self.size]
             draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
-            yield self._batch(positions, draws < (0.5 if self.config.flips else 0))
+            flips = draws < (0.5 if self.config.flips else 0)
+            yield self._batch(positions[self.ranks.share], flips[self.ranks.share])
 
     def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
         part = self.part.take(positions)
