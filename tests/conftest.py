@@ -17,6 +17,7 @@ from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.job import simulate
 from sublens.models import build
+from sublens.remote import Remote
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.store import Chunk
@@ -97,6 +98,24 @@ def easy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 counts = rng.poisson(mean).astype(float)
                 np.save(root / split / name / f"{number}.npy", (counts - counts.min()) / (counts.max() - counts.min()))
     return root
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Remote]:
+    """A bucket of an S3 server on this machine."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    given = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        S3FileSystem(endpoint_override=given["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir("lenses")
+        yield Remote("s3://lenses")
+    server.stop()
 
 
 def peak_memory(process: int | str = "self") -> int:

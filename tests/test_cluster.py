@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sublens import classify, cluster, job
+from sublens import bundle, classify, cluster, evaluate, job, remote, run
 from sublens.classify import Query
-from sublens.errors import ConfigError, DataError, SublensError
+from sublens.config import RunConfig, SplitConfig, TrainConfig
+from sublens.errors import BundleError, ConfigError, DataError, SublensError
 from sublens.files import sha256
+from sublens.remote import Remote
 from sublens.sim.survey import Survey
 
 SIZES = {"train": 70, "test": 20}
@@ -62,7 +64,7 @@ def test_a_table_goes_on_where_it_was(folder: Path, small_slices: None) -> None:
 def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
     """Ten each while 20,000 images are made and 50,000 are judged."""
     arguments = ("common-test-1", "--train", "16000", "--test", "4000", "--seed", "9")
-    run("simulate", *arguments, "--out", str(tmp_path / "alone"), "--workers", "2")
+    command("simulate", *arguments, "--out", str(tmp_path / "alone"), "--workers", "2")
     n_killed = killed_meanwhile("simulate", *arguments, "--out", str(tmp_path / "store"), "--cluster", "local:2")
     assert n_killed == 10
     assert sha256(tmp_path / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
@@ -70,7 +72,7 @@ def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
     images.mkdir()
     for number in range(50_000):
         np.save(images / f"{number:05d}.npy", counts[number % len(counts)])
-    run("predict", "lensnet", str(images), "--out", str(tmp_path / "alone.csv"))
+    command("predict", "lensnet", str(images), "--out", str(tmp_path / "alone.csv"))
     killed = killed_meanwhile(
         "predict", "lensnet", str(images), "--out", str(tmp_path / "t.csv"), "--cluster", "local:2"
     )
@@ -78,7 +80,7 @@ def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
-def run(*arguments: str) -> None:
+def command(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "sublens.cli", *arguments], check=True, capture_output=True)
 
 
@@ -131,6 +133,81 @@ def test_a_cluster_that_stands_already_gives_the_same(
         job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster=address)  # type: ignore[arg-type]
         assert list(classify.predict(Query("lensnet", [folder]), cluster=address)) == alone
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+
+
+def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
+    folder: Path, bucket: Remote, tmp_path: Path, small_survey: Survey, small_slices: None
+) -> None:
+    there = Remote(bucket, "shared")
+    remote.send_folder(folder, Remote(there, "images"), "")
+    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    alone = list(classify.predict(Query("lensnet", [folder])))
+    plain = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("AWS_")}
+    with standing(tmp_path, {**plain, "HOME": str(tmp_path)}) as address:
+        job.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
+        query = Query("lensnet", [there / "images"])
+        assert classify.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
+    assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+    rows = [json.loads(line) for line in remote.local(there / "table.jsonl").read_text().splitlines()]
+    assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]
+
+
+def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublens.data.FOLDER_CHUNK", 20)
+    job.pack(easy_folder, tmp_path / "alone")
+    job.pack(easy_folder, tmp_path / "cluster", cluster="local:2")
+    assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+
+
+def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublens.evaluate.SLICE", 16)
+    monkeypatch.setattr("sublens.evaluate.BATCH", 16)
+    dataset, trained = job.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
+    run.train_run(dataset, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=dataset.split), trained)
+    for name, where in (("alone", None), ("cluster", "local:2")):
+        job.measure(trained, easy_folder, tmp_path / name, cluster=where)
+    tables = [(tmp_path / name / run.PREDICTIONS).read_bytes() for name in ("alone", "cluster")]
+    assert tables[0] == tables[1]
+
+
+def test_a_worker_that_finds_something_else_says_so(easy_folder: Path) -> None:
+    split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
+    lot = evaluate.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1)
+    with pytest.raises(BundleError, match="lensnet: is another network there"):
+        evaluate._opened(lot)
+    digest = bundle.read_card(bundle.located(lensnet)).weights_sha256
+    with pytest.raises(DataError, match="easy: is another data set there"):
+        evaluate._opened(lot._replace(weights_sha256=digest))
+
+
+def full(one: int) -> int:
+    raise OSError(28, "No space left on device", "/scratch/a")
+
+
+def ended(one: int) -> int:
+    os._exit(1)
+
+
+def list_of(work: Callable[[int], int]) -> list[int]:
+    with cluster.opened("local:1") as mapper:
+        return list(mapper(work, range(1)))
+
+
+def test_a_full_disk_names_its_worker() -> None:
+    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: .*No space left on device.*run the command again"):
+        list_of(full)
+
+
+def test_work_that_ends_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cluster.SETTINGS, "distributed.scheduler.allowed-failures", 1)
+    with pytest.raises(DataError, match="ended while they were at work; is memory short there"):
+        list_of(ended)
+
+
+def test_a_cluster_tells_how_it_goes() -> None:
+    with cluster.opened("local:2") as mapper:
+        assert list(mapper(abs, range(5))) == list(range(5))
+        assert mapper.told() == "5 slices done, 0 under way on 2 workers"
 
 
 def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

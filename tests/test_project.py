@@ -20,9 +20,10 @@ SOURCE = ROOT / "src" / "sublens"
 LAYERS = (
     *(
         "errors",
+        "progress",
+        "remote",
         "files",
         "config",
-        "progress",
         "mapping",
         "cluster",
         "images",

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
+from sublens import remote
 from sublens.calibrate import Calibration, Layer
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
@@ -262,14 +263,14 @@ def graph(folder: Path, card: Card) -> Path:
 
 def is_bundle(name: str | Path) -> bool:
     """Whether that is the folder of a trained network, or the name of one that comes with sublens."""
-    return (Path(name) / CARD).is_file() or str(name) in references()
+    return (remote.place(str(name)) / CARD).is_file() or str(name) in references()
 
 
 def located(name: str | Path) -> Path:
     """The folder of that name, or that of the trained network of that name that comes with sublens."""
-    path = Path(name)
+    path = remote.place(str(name))
     if path.exists():
-        return path
+        return remote.local(path)
     shipped = references()
     if str(name) not in shipped:
         raise BundleError(

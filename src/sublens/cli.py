@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from sublens.errors import SublensError
+from sublens.remote import here, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,7 +41,14 @@ NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 IMBALANCED = 1.5
 """Times that the largest class may outnumber the smallest before we speak of it."""
 
-Out = Annotated[Path, typer.Option("--out", help="Where to leave the result.")]
+Out = Annotated[Path, typer.Option("--out", parser=here, metavar="PATH", help="Where to leave the result.")]
+AnyOut = Annotated[
+    Path,
+    typer.Option("--out", parser=place, metavar="PATH", help="Where to leave the result; may be s3://BUCKET/NAME."),
+]
+Data = Annotated[
+    Path, typer.Argument(metavar="DATASET", parser=place, help="Store, or folder of class folders; may be s3://.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
@@ -54,6 +62,7 @@ Arguments = Annotated[
     list[Path],
     typer.Argument(
         metavar="[BUNDLE] IMAGE...",
+        parser=place,
         help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
         "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
     ),
@@ -71,7 +80,7 @@ Preset = Annotated[
 @app.command()
 def simulate(
     preset: Preset,
-    out: Out,
+    out: AnyOut,
     train: Annotated[int, typer.Option("--train", min=1, help="Number of training images.")] = 30_000,
     test: Annotated[int, typer.Option("--test", min=0, help="Number of test images.")] = 7_500,
     seed: Seed = 1,
@@ -106,7 +115,7 @@ def simulate(
     try:
         job.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SublensError):
-        kept = files.partial_folder(out.absolute())
+        kept = files.partial_folder(out)
         if kept.is_dir():
             _say(f"What is done is kept in {kept}.")
         raise
@@ -177,9 +186,15 @@ def fidelity(
 @app.command()
 def pack(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of class folders, with train/ and test/ or val/ above them or not.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            parser=place,
+            help="Folder of class folders, with train/ and test/ or val/ above them or not; may be s3://.",
+        ),
     ],
-    out: Out,
+    out: AnyOut,
+    cluster: Cluster = None,
     force: Force = False,
 ) -> None:
     """Convert a folder of images into a store, which loads many times faster.
@@ -189,7 +204,7 @@ def pack(
     from sublens import job
     from sublens.progress import visible
 
-    job.pack(folder, out, force=force, bar=visible)
+    job.pack(folder, out, cluster=cluster, force=force, bar=visible)
     print(_described(out))
 
 
@@ -219,28 +234,31 @@ def import_legacy(
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(metavar="STORE", help="Store to check.")]) -> None:
+def verify(
+    given: Annotated[Path, typer.Argument(metavar="STORE", parser=place, help="Store to check; may be s3://.")],
+) -> None:
     """Check every byte of a store against its manifest.
 
     sublens verify data/ct1
     """
-    from sublens import store
+    from sublens import remote, store
     from sublens.errors import DataError
     from sublens.progress import visible
 
-    manifest = store.read_manifest(path)
+    store_path = remote.local(given, visible)
+    manifest = store.read_manifest(store_path)
     wrong = []
-    with visible(f"verifying {path}", len(manifest.files)) as advance:
-        for number, (name, problem) in enumerate(store.damage(path, manifest), start=1):
+    with visible(f"verifying {given}", len(manifest.files)) as advance:
+        for number, (name, problem) in enumerate(store.damage(store_path, manifest), start=1):
             advance(number, "files")
             wrong += [f"{name}: {problem}"] if problem else []
     if wrong:
         raise DataError(
-            f"{path}: {len(wrong)} files are not as they were written:\n  "
+            f"{given}: {len(wrong)} files are not as they were written:\n  "
             + "\n  ".join(wrong)
             + "\nCopy the store again, or make it again."
         )
-    print(_described(path))
+    print(_described(given))
 
 
 @app.command()
@@ -262,7 +280,7 @@ def networks() -> None:
 
 @app.command()
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    dataset: Data,
     out: Out,
     model: Annotated[
         str | None, typer.Option("--model", help="Network: see `sublens networks`; any timm name works.")
@@ -327,25 +345,29 @@ def _parts(data: "Dataset") -> str:
 @app.command()
 def evaluate(
     network: Annotated[
-        Path, typer.Argument(metavar="RUN", help="What `sublens train` left; or, with --out, a name: see `networks`.")
+        Path,
+        typer.Argument(
+            metavar="RUN", parser=place, help="What `sublens train` left; or, with --out, a name: see `networks`."
+        ),
     ],
-    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Measure a copy of the network, made here.")] = None,
+    dataset: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", parser=here, metavar="FOLDER", help="Measure a copy of the network, made here."),
+    ] = None,
+    cluster: Cluster = None,
     force: Force = False,
 ) -> None:
     """Measure a trained network on the test part of a data set.
 
     sublens evaluate runs/resnet18 data/ct1
     """
-    from sublens import bundle, job, run
+    from sublens import bundle, job
     from sublens.progress import visible
 
-    folder = job.adopted(network, out, force=force)
-    card = bundle.read_card(folder)
-    data = job.open_dataset(dataset, card.settings.split, visible)
-    if data.hash != card.data.hash:
+    folder, data, scores = job.measure(network, dataset, out, cluster=cluster, force=force, bar=visible)
+    if data.hash != bundle.read_card(folder).data.hash:
         _say(f"{folder} was trained on other data than {dataset}.")
-    scores = run.measure_run(folder, data, force=force, bar=visible)
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
@@ -394,6 +416,8 @@ def predict(
         Path | None,
         typer.Option(
             "--at",
+            parser=place,
+            metavar="PATH",
             help="Catalogue of positions to cut out of one big FITS image: .csv, .ecsv, .fits or .vot with the columns "
             "ra, dec (degrees) or x, y (pixels, the first is 0); a column id or name is kept.",
         ),
@@ -403,10 +427,18 @@ def predict(
     pixel_scale: PixelScale = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Table to write: .csv, .jsonl, .parquet, .fits, .ecsv, .vot. It can be resumed."),
+        typer.Option(
+            "--out",
+            parser=place,
+            metavar="PATH",
+            help="Table to write: .csv, .jsonl, .parquet, .fits, .ecsv, .vot; may be s3://. It can be resumed.",
+        ),
     ] = None,
     maps: Annotated[
-        Path | None, typer.Option("--map", help="Folder for a FITS map of the substructure in each image.")
+        Path | None,
+        typer.Option(
+            "--map", parser=place, metavar="PATH", help="Folder for a FITS map of the substructure in each image."
+        ),
     ] = None,
     engine: Annotated[
         Literal["onnxruntime", "openvino", "torch"] | None,
@@ -589,7 +621,7 @@ def compare(
 
 @app.command("run")
 def run_(
-    dataset: Annotated[Path, typer.Argument(help="Store, or folder of class folders.")],
+    dataset: Data,
     out: Out,
     models: Annotated[
         str, typer.Option("--models", help="Networks, separated by commas.")

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sublens.errors import ConfigError, DataError
+from sublens.errors import ConfigError, DataError, SublensError
 from sublens.mapping import AHEAD, Mapper, in_order
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -58,7 +58,27 @@ def opened(where: str) -> Iterator[Mapper]:
             ) from err
         _wait_for_workers(client, where)
         _check_versions(client)
-        yield _mapper(client)
+        with _explained(where):
+            yield _OnCluster(client)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what a cluster ends with into a `DataError`."""
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as err:
+        raise DataError(
+            f"{where}: {err.last_worker.address} and others ended while they were at work; is memory short there? "
+            "See to it, then run the command again: it goes on where it was."
+        ) from err
+    except (CancelledError, CommClosedError) as err:
+        raise DataError(
+            f"{where}: the scheduler is gone. Start it again, then run the command again: it goes on where it was."
+        ) from err
 
 
 @contextmanager
@@ -120,13 +140,37 @@ def _version() -> str:
     return version("sublens")
 
 
-def _mapper(client: "Client") -> Mapper:
-    def mapped(work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-        n = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        asked = (client.submit(work, one, key=_name(work, one), pure=True) for one in slices)
-        yield from in_order(asked, AHEAD * n)
+class _OnCluster(Mapper):
+    def __init__(self, client: "Client") -> None:
+        self._client, self._n_workers, self._n_asked, self._n_done = client, 1, 0, 0
 
-    return mapped
+    def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
+        for answer in in_order(self._asked(work, slices), lambda: AHEAD * self._n_workers):
+            self._n_done += 1
+            yield answer
+
+    def told(self) -> str:
+        return f"{self._n_done} slices done, {self._n_asked - self._n_done} under way on {self._n_workers} workers"
+
+    def _asked(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator["Future"]:
+        for one in slices:
+            self._n_asked += 1
+            self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))  # they come and go
+            yield self._client.submit(_there, work, one, key=_name(work, one), pure=True)
+
+
+def _there(work: Callable[[A], R], one: A) -> R:
+    """On a worker, whose name is told with whatever goes wrong."""
+    from distributed import get_worker
+
+    try:
+        return work(one)
+    except SublensError as err:
+        raise type(err)(f"{get_worker().address}: {err}") from err
+    except OSError as err:
+        raise DataError(
+            f"{get_worker().address}: {err}. See to it there, then run the command again: it goes on where it was."
+        ) from err
 
 
 def _name(work: Callable[..., Any], one: object) -> str:

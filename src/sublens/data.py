@@ -2,18 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images, store
+from sublens import images, remote, store
 from sublens.config import SplitConfig
 from sublens.errors import DataError, ImageError
 from sublens.files import sha256, whole_folder
+from sublens.mapping import HERE, Mapper
+from sublens.remote import FETCHES, Remote
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 from sublens.store import Chunk, Origin, Source
@@ -195,29 +198,52 @@ class Layout:
         """Number of images in all splits."""
         return sum(map(len, self.files.values()))
 
-    def chunks(self, name: str, on_progress: Progress, n_done: int = 0) -> Iterator[Chunk]:
+    def chunks(self, name: str, on_progress: Progress, n_done: int = 0, mapper: Mapper = HERE) -> Iterator[Chunk]:
         """Read one split, `FOLDER_CHUNK` images at a time. All images must have one size.
 
-        n_done: chunks to leave out at the start.
+        n_done: chunks to leave out at the start. mapper: where they are read.
         """
-        listed = self.files[name]
-        first_path, first = self.files[TRAIN][0][0], None
-        for start in range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK):
+        listed, first = self.files[name], self.files[TRAIN][0][0]
+        starts = range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK)
+        lots = (listed[start : start + FOLDER_CHUNK] for start in starts)
+        read = mapper(_read, (_Lot(first, tuple(path for path, _ in some)) for some in lots))
+        for start, counts in zip(starts, read, strict=True):
             some = listed[start : start + FOLDER_CHUNK]
-            counts = []
-            for path, _ in some:
-                one = images.read_counts(path)
-                first = first if first is not None else (one if path == first_path else images.read_counts(first_path))
-                if one.shape != first.shape:
-                    raise ImageError(
-                        f"{path}: is {one.shape[0]} x {one.shape[1]} pixels but {first_path} is "
-                        f"{first.shape[0]} x {first.shape[1]}; a data set needs one size. Crop or "
-                        "resample the images first."
-                    )
-                counts.append(one)
-                on_progress(1)
             ids = np.array([path.relative_to(self.root).as_posix() for path, _ in some])
-            yield Chunk(np.stack(counts), np.array([label for _, label in some]), ids)
+            yield Chunk(counts, np.array([label for _, label in some]), ids)
+            on_progress(len(some))
+
+
+class _Lot(NamedTuple):
+    """Images that are read together."""
+
+    first: Path
+    """One that they must be as large as."""
+    paths: tuple[Path, ...]
+
+
+def _read(lot: _Lot) -> NDArray[np.uint16]:
+    """Their counts above the minimum, [n, h, w]."""
+    first = _read_counts(lot.first)
+    counts = np.empty((len(lot.paths), *first.shape), np.uint16)
+    with ThreadPoolExecutor(FETCHES if isinstance(lot.first, Remote) else 1) as pool:
+        for number, (path, one) in enumerate(zip(lot.paths, pool.map(_read_counts, lot.paths), strict=True)):
+            if one.shape != first.shape:
+                raise ImageError(
+                    f"{path}: is {one.shape[0]} x {one.shape[1]} pixels but {lot.first} is "
+                    f"{first.shape[0]} x {first.shape[1]}; a data set needs one size. Crop or "
+                    "resample the images first."
+                )
+            counts[number] = one
+    return counts
+
+
+def _read_counts(path: Path) -> NDArray[np.uint16]:
+    with remote.copied(path) as copy:
+        try:
+            return images.read_counts(copy)
+        except ImageError as err:
+            raise ImageError(str(err).replace(str(copy), str(path))) from err
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -232,7 +258,8 @@ def _labelled(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         )
     listed = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (top / name).glob("*") if images.is_image(path))
+        folder = top / name
+        found = sorted(path for path in folder.iterdir() if images.is_image(path)) if folder.is_dir() else []
         if not found:
             raise DataError(
                 f"{top / name}: holds no {', '.join(images.READERS)} images. Add some, or remove the folder."
@@ -249,10 +276,10 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
     return digest.hexdigest()
 
 
-def pack(folder: Path, out: Path, *, force: bool, on_progress: Progress) -> str:
-    """Convert a folder of class folders into a store; returns the store's hash."""
+def pack(folder: Path, out: Path, *, force: bool, on_progress: Progress, mapper: Mapper = HERE) -> str:
+    """Convert a folder of class folders into a store; returns the store's hash. mapper: where it is read."""
     layout = Layout.of(folder)
-    splits = {name: partial(layout.chunks, name, on_progress) for name in layout.files}
+    splits = {name: partial(layout.chunks, name, on_progress, mapper=mapper) for name in layout.files}
     return store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
 
 

@@ -1,21 +1,26 @@
 """Predictor x data set -> prediction table -> scores."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
-from sublens import calibrate, metrics
+from sublens import bundle, calibrate, data, metrics, remote
 from sublens.calibrate import Calibration
-from sublens.config import InputConfig, field_of_view
+from sublens.config import InputConfig, SplitConfig, field_of_view
 from sublens.data import Part
 from sublens.engine import MASS_UNIT_MSUN
-from sublens.models import Eager, Whole
-from sublens.predict import BATCH, Look, Predictions, Predictor
+from sublens.errors import BundleError, DataError
+from sublens.mapping import Mapper
+from sublens.models import Eager, Whole, device
+from sublens.predict import BATCH, SLICE, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
@@ -38,7 +43,57 @@ def predict_all(
     predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int = BATCH
 ) -> Predictions:
     """Predict every image of a part."""
-    look = look_all(predictor, part, on_progress, batch)
+    return _predictions(predictor, part, look_all(predictor, part, on_progress, batch))
+
+
+class Lot(NamedTuple):
+    """Images of a data set's test part that are looked at together, on a worker."""
+
+    bundle: Path
+    weights_sha256: str
+    dataset: Path
+    hash: str
+    split: SplitConfig
+    threads: int
+    """That torch uses, since the last digits depend on it."""
+    start: int = 0
+    stop: int = 0
+
+
+def predict_on(
+    mapper: Mapper, lot: Lot, predictor: Predictor, part: Part, on_progress: Callable[[int], object]
+) -> Predictions:
+    """`predict_all` of the test part on workers, which find network and data set where `lot` says."""
+    starts = range(0, len(part), SLICE)
+    looks = []
+    for look in mapper(_looked, (lot._replace(start=n, stop=min(n + SLICE, len(part))) for n in starts)):
+        looks.append(look)
+        on_progress(len(look.probs))
+    return _predictions(predictor, part, _joined(looks))
+
+
+def _looked(lot: Lot) -> Look:
+    predictor, part = _opened(lot._replace(start=0, stop=0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(lot.threads)
+    try:
+        return look_all(predictor, part.take(np.arange(lot.start, lot.stop)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _opened(lot: Lot) -> tuple[Predictor, Part]:
+    """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
+    folder, dataset = bundle.located(lot.bundle), data.open(remote.local(lot.dataset), lot.split)
+    if bundle.read_card(folder).weights_sha256 != lot.weights_sha256:
+        raise BundleError(f"{lot.bundle}: is another network there. Copy the same one to all machines.")
+    if dataset.hash != lot.hash:
+        raise DataError(f"{lot.dataset}: is another data set there. Copy the same one to all machines.")
+    return Predictor.load(folder, "torch", device()), dataset.test
+
+
+def _predictions(predictor: Predictor, part: Part, look: Look) -> Predictions:
     ood = predictor.calibration.ood(look.moments) if predictor.calibration and predictor.calibration.layers else None
     return Predictions(part.ids, part.labels, look.probs, predictor.classes, look.masses, ood)
 
@@ -51,6 +106,10 @@ def look_all(
     for start in range(0, len(part), batch):
         looks.append(predictor.look(part.counts(np.arange(start, min(start + batch, len(part))))))
         on_progress(len(looks[-1].probs))
+    return _joined(looks)
+
+
+def _joined(looks: Sequence[Look]) -> Look:
     logits, probs, masses, moments = zip(*looks, strict=True)
     return Look(
         np.concatenate(logits),

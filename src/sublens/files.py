@@ -1,4 +1,4 @@
-"""Whole files or none: write under a temporary name, flush, rename."""
+"""Whole files or none: write under a temporary name, flush, rename; or send it, where it belongs on an object store."""
 
 import hashlib
 import os
@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 
+from sublens import remote
 from sublens.errors import DataError
+from sublens.remote import Remote
 
 try:
     import fcntl
@@ -46,14 +48,18 @@ def explained(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds."""
-    partial = path.with_name(f".{path.name}.partial")
+    home = remote.staged(path)
+    partial = home.with_name(f".{home.name}.partial")
     try:
         with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            partial.replace(path)
+            if isinstance(path, Remote):
+                remote.send(partial, path)
+            else:
+                partial.replace(path)
     finally:
         with suppress(OSError):  # gone already, or never made
             partial.unlink()
@@ -73,11 +79,11 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     will be written, what it holds is kept, and yielded again to the next block with the same
     plan. Raises `DataError` where `path` exists, or holds the kept work of another plan, and
     `force` is false, and where another process is at work there. An existing folder is
-    replaced only once the new one is complete.
+    replaced only once the new one is complete. Of a `Remote` one, the temporary folder lies in the
+    user's cache.
     """
     refuse_existing(path, force=force)
-    path = path.absolute()
-    partial, retired = partial_folder(path), path.with_name(f".{path.name}.retired")
+    partial = partial_folder(path)
     with explained(path), taken(partial):
         try:
             kept = _plan_of(partial)
@@ -91,15 +97,24 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
                     remove(leftover)
                 (partial / PLAN).write_text(plan, encoding="utf-8")
             yield partial
-            if path.exists():
-                remove(retired)
-                path.replace(retired)
-            partial.replace(path)  # with its plan: were we killed before this line, it could be done again
-            (path / PLAN).unlink()
-            remove(retired)
+            if isinstance(path, Remote):
+                remote.send_folder(partial, path, PLAN)
+                remove(partial)
+            else:
+                _put_in_place(partial, path.absolute())
         finally:
             if partial.is_dir() and not (_plan_of(partial) and _holds_work(partial)):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    retired = path.with_name(f".{path.name}.retired")
+    if path.exists():
+        remove(retired)
+        path.replace(retired)
+    partial.replace(path)  # with its plan: were we killed before this line, it could be done again
+    (path / PLAN).unlink()
+    remove(retired)
 
 
 PLAN = "plan.json"
@@ -108,7 +123,8 @@ PLAN = "plan.json"
 
 def partial_folder(path: Path) -> Path:
     """Where `whole_folder` collects what will be the folder `path`."""
-    return path.with_name(f".{path.name}.partial")
+    home = remote.staged(path).absolute()
+    return home.with_name(f".{home.name}.partial")
 
 
 @contextmanager
@@ -149,11 +165,11 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
     Without `force` an empty folder alone may be; with it, a folder that sublens wrote.
     """
-    if os.path.lexists(path) and not path.is_dir():
+    if _is_there(path) and not path.is_dir():
         raise DataError(f"{path}: is a file or another thing that is no folder. Choose another place.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise DataError(f"{path}: is or holds the working folder. Choose a folder of its own.")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or not any(path.iterdir()) or (path / remote.UNFINISHED).is_file():
         return
     if not force:
         raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
@@ -165,8 +181,12 @@ def refuse_existing_file(path: Path, *, force: bool) -> None:
     """Raise `DataError` where the file `path` is there already and may not be replaced, or is no file."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder. Name a file.")
-    if os.path.lexists(path) and not force:
+    if _is_there(path) and not force:
         raise DataError(f"{path}: exists already. Choose another name, or add --force to replace it.")
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def refuse_overlap(out: Path, source: Path) -> None:
@@ -186,5 +206,5 @@ def remove(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    with remote.local(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

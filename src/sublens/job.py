@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, data, files, fits, images, reading, store
+from sublens import bundle, data, evaluate, files, fits, images, reading, remote, store
 from sublens.bundle import Card
 from sublens.cluster import opened
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
@@ -18,7 +20,7 @@ from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import Wanted
-from sublens.mapping import Mapper, on_processes
+from sublens.mapping import HERE, Mapper, on_processes
 from sublens.predict import Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, is_measured, measure_run, settled, train_run
@@ -59,7 +61,7 @@ def simulate(
     files.refuse_existing(out, force=force)
     computed = opened(cluster) if cluster else on_processes(workers)
     with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
-        count = Count(advance)
+        count = Count(advance, mapper.told)
         splits: dict[str, Source] = {
             split: partial(_simulated, survey, seed, split, n, mapper, save_maps, count)
             for split, n in sizes.items()
@@ -134,7 +136,8 @@ def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
 
 
 def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
-    """The data set at `path`; a folder is read with a progress bar."""
+    """The data set at `path`; a folder is read with a progress bar, and what lies on an object store is fetched."""
+    path = remote.local(path, bar)
     if (path / store.MANIFEST).is_file():
         return data.open(path, split)
     with bar(f"reading {path}", data.Layout.of(path).n_images) as advance:
@@ -155,12 +158,13 @@ UNLEARNED = 0.5
 """Share of the training images in the selection part of data that a network did not learn from."""
 
 
-def pack(folder: Path, out: Path, *, force: bool = False, bar: Bar = silent) -> None:
-    """Convert a folder of class folders into a store."""
+def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = False, bar: Bar = silent) -> None:
+    """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.cluster.opened`."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
-    with bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
-        data.pack(folder, out, force=force, on_progress=Count(advance).add)
+    computed = opened(cluster) if cluster else nullcontext(HERE)
+    with computed as mapper, bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
+        data.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)
 
 
 def explain(
@@ -219,6 +223,8 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     """
     source = bundle.located(network)
     if out is None:
+        if isinstance(remote.place(str(network)), remote.Remote):
+            raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
         if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
             raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
         return source
@@ -229,6 +235,31 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     return out
+
+
+def measure(
+    network: Path,
+    path: Path,
+    out: Path | None = None,
+    *,
+    cluster: str | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> tuple[Path, Dataset, dict[str, Any]]:
+    """Measure a trained network on the test part of the data set at `path`, in `adopted`'s folder.
+
+    cluster: where its images are judged, if not in this process, see `sublens.cluster.opened`; network and
+    data set must have the same names there. Returns the folder, the data set, and the scores.
+    """
+    folder = adopted(network, out, force=force)
+    card = bundle.read_card(folder)
+    dataset = open_dataset(path, card.settings.split, bar)
+    if not cluster:
+        return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
+    threads = torch.get_num_threads()
+    lot = evaluate.Lot(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads)
+    with opened(cluster) as mapper:
+        return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)
 
 
 def run_all(

@@ -24,16 +24,27 @@ AHEAD = 2
 """Slices that are under way for each worker, which bounds the memory."""
 
 
-class Mapper(Protocol):
-    """Computes slices somewhere."""
+class Mapper:
+    """Computes slices somewhere: this one in this process, one after the other."""
 
     def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
         """The answer of `work`, a function of some module, for each slice, in order."""
+        return map(work, slices)
+
+    def told(self) -> str:
+        """A few words on how it goes, if there are any."""
+        return ""
 
 
-def here(work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-    """One after the other, in this process."""
-    return map(work, slices)
+HERE = Mapper()
+
+
+class _Processes(Mapper):
+    def __init__(self, pool: ProcessPoolExecutor, n: int) -> None:
+        self._pool, self._n = pool, n
+
+    def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
+        return in_order((self._pool.submit(work, one) for one in slices), lambda: AHEAD * self._n)
 
 
 @contextmanager
@@ -43,15 +54,11 @@ def on_processes(n: int) -> Iterator[Mapper]:
     Raises `DataError` where one of them is ended from outside.
     """
     if n == 1:
-        yield here
+        yield HERE
         return
     with _explained(n), ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
-
-        def mapped(work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-            return in_order((pool.submit(work, one) for one in slices), AHEAD * n)
-
         try:
-            yield mapped
+            yield _Processes(pool, n)
         finally:
             pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
 
@@ -63,12 +70,12 @@ class Due(Protocol[R_co]):
         """Wait for it."""
 
 
-def in_order(asked: Iterable[Due[R]], n_ahead: int) -> Iterator[R]:
-    """Answers as they come due, with so many asked for and not yet taken."""
+def in_order(asked: Iterable[Due[R]], n_ahead: Callable[[], int]) -> Iterator[R]:
+    """Answers as they come due, with so many asked for and not yet taken, which may change."""
     pending: deque[Due[R]] = deque()
     for future in asked:
         pending.append(future)
-        if len(pending) >= n_ahead:
+        while len(pending) >= n_ahead():
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()

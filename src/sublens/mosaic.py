@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images
+from sublens import images, remote
 from sublens.errors import DataError, ImageError
 from sublens.files import sha256
 from sublens.images import Image, Raw
@@ -246,7 +246,7 @@ def survey(path: Path, hdu: str | None, catalogue: Path) -> Positions:
 
 def checksum(catalogue: Path) -> str:
     """Hexadecimal sha256 of a catalogue; raises `DataError` where there is none, or it is too large."""
-    _check_catalogue(catalogue)
+    _check_catalogue(remote.local(catalogue))
     return sha256(catalogue)
 
 

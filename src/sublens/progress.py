@@ -71,8 +71,10 @@ def _lines(console: "Console", title: str, total: float) -> Iterator[Advance]:
 class Count:
     """Turns numbers of images just done into progress with a rate."""
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance, self._before, self._done, self._start = advance, 0, 0, time.monotonic()
+    def __init__(self, advance: Advance, told: Callable[[], str] = str) -> None:
+        """told: gives more words on how it goes."""
+        self._advance, self._told = advance, told
+        self._before, self._done, self._start = 0, 0, time.monotonic()
 
     def skip(self, n: int) -> None:
         """So many were done before; they do not count into the rate."""
@@ -82,4 +84,5 @@ class Count:
     def add(self, n: int) -> None:
         """So many more are done."""
         self._done += n
-        self._advance(self._before + self._done, f"{self._done / (time.monotonic() - self._start):,.0f} images/s")
+        rate = f"{self._done / (time.monotonic() - self._start):,.0f} images/s"
+        self._advance(self._before + self._done, f"{rate}  {self._told()}".rstrip())

@@ -13,12 +13,15 @@ import glob
 import importlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -28,10 +31,13 @@ from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
-from sublens import images, mosaic
+from sublens import images, mosaic, remote
 from sublens.errors import DataError, ImageError
+from sublens.files import remove
 from sublens.images import Image, Wanted
+from sublens.mapping import in_order
 from sublens.mosaic import Cut, Positions
+from sublens.remote import FETCHES, Remote
 
 try:
     import resource
@@ -48,6 +54,8 @@ LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
 """No more memory than an image needs, no file to write, no core dump."""
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
+MAX_FETCHED_BYTES = 2**32
+"""Of one file on an object store, unless cutouts are to be made of it."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
 FITS_LIBRARY = "astropy.io.fits"
 
@@ -78,7 +86,14 @@ class Extension(NamedTuple):
     shape: tuple[int, ...]
 
 
-Asked = Path | Found | Cut
+class Copy(NamedTuple):
+    """A file on an object store, and what was fetched of it."""
+
+    path: Remote
+    copy: Path
+
+
+Asked = Path | Copy | Found | Cut
 """An image file to read, what is found already, or a cutout to make."""
 
 
@@ -87,12 +102,13 @@ def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
 
     Raises `DataError` where the one or the other cannot be used.
     """
+    path_here, at_here = remote.local(path), remote.local(at)
     child = Child("sublens.reading")
     try:
-        child.ask(path, {"wanted": wanted, "at": os.fsencode(at).hex()})
+        child.ask(path_here, {"wanted": wanted, "at": os.fsencode(at_here).hex()})
         frame = child.frame(START_SECONDS)
         if frame["kind"] == "end":
-            raise DataError(frame["problem"])
+            raise DataError(frame["problem"].replace(str(path_here), str(path)).replace(str(at_here), str(at)))
         numbers = np.frombuffer(child.data(frame["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
         ids = child.data(frame["id_bytes"], START_SECONDS).decode().split("\0")
     except SilentError as err:
@@ -108,7 +124,9 @@ def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
     Of a folder, all images in and below it, but no link that leads out of it: a `Found` says so.
     """
     for given in inputs:
-        if given.is_dir() and not images.is_image(given):
+        if isinstance(given, Remote):
+            yield from _on_store(given)
+        elif given.is_dir() and not images.is_image(given):
             yield from _within(given)
         elif not given.exists() and any(sign in str(given) for sign in "*?["):
             matching = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - a Path globs below a folder
@@ -117,6 +135,36 @@ def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
                 yield Found(given, ImageError(f"{given}: no file has such a name. Check the pattern."))
         else:
             yield given
+
+
+def _on_store(given: Remote) -> Iterator[Path | Found]:
+    """The same on an object store, where * and ? are all that a pattern has."""
+    plain = [part for part in given.parts if not any(sign in part for sign in "*?")]
+    is_pattern = len(plain) < len(given.parts)
+    if images.is_image(given) and not is_pattern:
+        yield given
+        return
+    top, pattern = Remote(*given.parts[: len(plain)]), re.compile(_expression(str(given)) if is_pattern else ".*", re.S)
+    matching = [one for one in _images_on_store(top) if pattern.fullmatch(str(one))]
+    yield from sorted(matching) if is_pattern else matching
+    if not matching:
+        yield Found(given, ImageError(f"{given}: holds no {', '.join(images.READERS)} files. Check the name."))
+
+
+def _images_on_store(folder: Remote) -> list[Remote]:
+    """All images in a folder and below it, in the order of `_within`; a zarr store is one."""
+    found: dict[Remote, None] = {}
+    for one in folder.files():
+        stores = [parent for parent in reversed(one.parents) if parent.suffix == ".zarr"]
+        if stores or images.is_image(one):
+            found[stores[0] if stores else one] = None
+    return sorted(found, key=lambda one: [*((1, part) for part in one.parts[:-1]), (0, one.name)])
+
+
+def _expression(pattern: str) -> str:
+    """As a regular expression: ** and a slash stand for any folders, * and ? for what is no slash."""
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(signs.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
 
 
 def _within(folder: Path) -> Iterator[Path | Found]:
@@ -181,7 +229,11 @@ class Reader(Keeper):
         paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
         place. start: the `place` to begin at.
         """
-        asked, coming, index, n_known = deque[Asked](), islice(paths, start[0], None), *start
+        with tempfile.TemporaryDirectory(prefix="sublens-") as folder, ThreadPoolExecutor(FETCHES) as pool:
+            yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
+
+    def _read(self, coming: Iterator[Asked], start: tuple[int, int]) -> Iterator[Found]:
+        asked, index, n_known = deque[Asked](), *start
         is_retry = False
         try:
             while True:
@@ -205,7 +257,9 @@ class Reader(Keeper):
                         is_retry = True
                         continue
                     yield _lost(asked[0], err)._replace(place=(index, n_known))
-                asked.popleft()
+                done = asked.popleft()
+                if isinstance(done, Copy):
+                    remove(done.copy)
                 index, n_known, is_retry = index + 1, 0, False
         finally:
             if asked:  # nobody will take its answers
@@ -229,9 +283,9 @@ class Reader(Keeper):
 
     def _ask(self, child: "Child", asked: Asked) -> None:
         if isinstance(asked, Cut):
-            child.ask(asked.path, {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
-        elif isinstance(asked, Path):
-            child.ask(asked, {"wanted": self.wanted})
+            child.ask(_here(asked), {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
+        elif not isinstance(asked, Found):
+            child.ask(_here(asked), {"wanted": self.wanted})
 
     def _answers(self, child: "Child", asked: Asked) -> Iterator[Found]:
         if isinstance(asked, Found):  # which is done
@@ -246,15 +300,47 @@ class Reader(Keeper):
                     image = Image(pixels.reshape(frame["shape"]), **frame["about"])
                     yield _placed(asked, Found(path, image, image.number))
                 elif frame["kind"] == "bad":
-                    yield _placed(asked, Found(path, ImageError(frame["problem"]), frame["number"]))
+                    yield _placed(asked, Found(path, _told(asked, frame["problem"]), frame["number"]))
                 frame = child.frame(self.seconds)
             if frame["problem"]:
-                yield _placed(asked, Found(path, ImageError(frame["problem"])))
+                yield _placed(asked, Found(path, _told(asked, frame["problem"])))
         except EndedError:
             raise
         except SilentError as err:
             self._end()
             yield _lost(asked, err)
+
+
+def _fetched(paths: Iterator[Asked], folder: str, pool: ThreadPoolExecutor) -> Iterator[Asked]:
+    """The same, but what lies on an object store is fetched by threads before it is needed."""
+    due = (pool.submit(_fetch, one, folder) if isinstance(one, Remote) else _Due(one) for one in paths)
+    return in_order(due, lambda: FETCHES)
+
+
+class _Due(NamedTuple):
+    """What does not have to be waited for."""
+
+    one: Asked
+
+    def result(self) -> Asked:
+        return self.one
+
+
+def _fetch(path: Remote, folder: str) -> Asked:
+    try:
+        return Copy(path, remote.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
+    except (FileNotFoundError, OverflowError) as err:
+        return Found(path, ImageError(str(err)))
+
+
+def _here(asked: Path | Copy | Cut) -> Path:
+    """The file on this machine."""
+    return asked.copy if isinstance(asked, Copy) else remote.local(_path_of(asked))
+
+
+def _told(asked: Asked, problem: str) -> ImageError:
+    """What the child told of a file on this machine, said of the file that was asked for."""
+    return ImageError(problem if isinstance(asked, Found) else problem.replace(str(_here(asked)), str(_path_of(asked))))
 
 
 def _path_of(asked: Asked) -> Path:

@@ -33,7 +33,9 @@ from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data import Dataset, Part
 from sublens.errors import BundleError, DataError
+from sublens.evaluate import Lot
 from sublens.hints import Hints, Teacher
+from sublens.mapping import Mapper
 from sublens.models import TruthHead, device
 from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
@@ -594,10 +596,18 @@ def processor() -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
-def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar = silent) -> dict[str, Any]:
+def measure_run(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    spread: tuple[Mapper, Lot] | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> dict[str, Any]:
     """Measure a trained run on the test part; leaves its scores, predictions and gallery in `folder`.
 
-    The test part is used here and nowhere else.
+    The test part is used here and nowhere else. spread: where its images are judged, if not in this
+    process, and what workers find there.
     """
     if (folder / SCORES).is_file() and not force:
         raise DataError(f"{folder}: is measured already ({SCORES}). Add --force to measure it again.")
@@ -613,7 +623,10 @@ def measure_run(folder: Path, dataset: Dataset, *, force: bool = False, bar: Bar
             f"{dataset.test.shape}. Name a data set with images of the same size."
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
-        predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
+        if spread:
+            predictions = evaluate.predict_on(*spread, predictor, dataset.test, Count(advance, spread[0].told).add)
+        else:
+            predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
     assert isinstance(predictor.engine, models.Eager)
     scores = {
         **evaluate.score(predictor, predictions),

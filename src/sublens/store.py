@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from sublens.config import Frozen
 from sublens.errors import DataError
 from sublens.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
+from sublens.remote import local
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 
@@ -129,7 +130,8 @@ def write(
             files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
         )
         (partial / MANIFEST).write_text(manifest.text(), encoding="utf-8")
-    return sha256(out / MANIFEST)
+        digest = sha256(partial / MANIFEST)
+    return digest
 
 
 def _write_split(folder: Path, pieces: Path, source: Source) -> None:
@@ -187,7 +189,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the store at `path`; `DataError` where there is none that we understand."""
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
+        text = local(file).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)
         if content.get("format") != FORMAT:
             raise DataError(

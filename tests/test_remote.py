@@ -1,0 +1,276 @@
+"""Everything that reads and writes, on an object store: a real server of this machine that speaks S3."""
+
+import json
+import pickle
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from sublens import bundle, catalog, classify, cli, data, files, job, remote
+from sublens.classify import Query
+from sublens.config import SplitConfig
+from sublens.errors import DataError
+from sublens.remote import Remote
+from sublens.sim.survey import Survey
+
+SIZES = {"train": 70, "test": 20}
+
+
+@pytest.fixture
+def shelf(bucket: Remote, request: pytest.FixtureRequest) -> Remote:
+    """A folder on the store that no other test uses."""
+    return Remote(bucket, request.node.name)
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, one of which cannot be read, and a zarr store of two."""
+    import zarr
+
+    made, rng = tmp_path_factory.mktemp("cutouts"), np.random.default_rng(0)
+    (made / "more").mkdir()
+    for number in range(10):
+        np.save(made / ("more" if number > 6 else "") / f"{number}.npy", rng.poisson(20, (150, 150)).astype(np.uint16))
+    (made / "3.npy").write_bytes(b"damaged")
+    zarr.create_array(str(made / "two.zarr"), data=rng.poisson(20, (2, 150, 150)).astype(np.uint16))
+    (made / "readme.txt").write_text("no image")
+    return made
+
+
+def test_a_path_on_a_store_is_a_path() -> None:
+    given = remote.place("s3://bucket/folder/a.npy")
+    assert isinstance(given, Remote)
+    assert str(given / "b") == "s3://bucket/folder/a.npy/b"
+    assert (str(given.parent), given.name, given.suffix) == ("s3://bucket/folder", "a.npy", ".npy")
+    assert str(given.with_name("b.fits")) == "s3://bucket/folder/b.fits"
+    assert given.relative_to(given.parent).as_posix() == "a.npy"
+    assert hash(given) == hash(remote.place("s3://bucket/folder/a.npy"))
+    assert pickle.loads(pickle.dumps(given)) == given
+    assert type(remote.place("folder/a.npy")) is type(Path())
+    with pytest.raises(ValueError, match="needs a place on this machine"):
+        remote.here("s3://bucket/folder")
+
+
+def test_a_store_tells_what_is_there(shelf: Remote, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"abc")
+    remote.send(tmp_path / "one", shelf / "below" / "one #1")
+    file = shelf / "below" / "one #1"
+    assert (file.is_file(), file.is_dir(), file.exists()) == (True, False, True)
+    assert (shelf.is_file(), shelf.is_dir(), shelf.exists()) == (False, True, True)
+    assert not (shelf / "none").exists()
+    assert list(shelf.iterdir()) == [shelf / "below"]
+    assert shelf.files() == [file]
+    assert remote.local(file).read_bytes() == b"abc"
+    with pytest.raises(OverflowError, match="has more than 2 bytes"):
+        remote.fetch(file, tmp_path, 2)
+    assert (remote.local(shelf) / "below" / "one #1").read_bytes() == b"abc"
+    with remote.copied(file) as copy:
+        assert copy.read_bytes() == b"abc"
+    assert not copy.exists()
+
+
+def test_a_folder_becomes_the_same(shelf: Remote, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("a", "below/b", "plan.json"):
+        (tmp_path / name).write_text(name)
+    remote.send_folder(tmp_path, shelf, "plan.json")
+    assert shelf.files() == [shelf / "a", shelf / "below" / "b"]
+    (tmp_path / "a").unlink()
+    remote.send_folder(tmp_path, shelf, "plan.json")
+    assert shelf.files() == [shelf / "below" / "b"]
+
+
+def test_a_simulated_store_is_the_same(shelf: Remote, tmp_path: Path, small_survey: Survey) -> None:
+    job.simulate(small_survey, SIZES, tmp_path / "here", seed=3)  # type: ignore[arg-type]
+    job.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
+    names = {path.relative_to(tmp_path / "here").as_posix(): path for path in (tmp_path / "here").rglob("*.*")}
+    assert {path.relative_to(shelf / "there").as_posix() for path in (shelf / "there").files()} == names.keys()
+    assert all(files.sha256(shelf / "there" / name) == files.sha256(path) for name, path in names.items())
+    with pytest.raises(DataError, match=r"s3://.*/there: exists already"):
+        job.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
+    job.simulate(small_survey, {"train": 30}, shelf / "there", seed=3, force=True)
+    assert not (shelf / "there" / "test" / "labels.npy").exists()
+
+
+def test_a_store_that_was_half_sent_is_finished(
+    shelf: Remote, small_survey: Survey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    send, sent = remote.send, list[Remote]()
+
+    def stopped(source: Path, target: Remote) -> None:
+        if len(sent) == 3:
+            raise KeyboardInterrupt
+        sent.append(target)
+        send(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(remote, "send", stopped)
+        job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
+    assert (shelf / remote.UNFINISHED).is_file()
+    job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
+    assert not (shelf / remote.UNFINISHED).exists()
+    assert not list(tmp_path.rglob("*.npy"))
+    assert data.open(remote.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
+
+
+def send_all(folder: Path, target: Remote) -> None:
+    remote.send_folder(folder, target, "")
+
+
+def told(inputs: list[Path], root: Path) -> list[dict[str, catalog.Cell]]:
+    """Rows of what was judged, with paths below the root."""
+    rows = [catalog.record(row, ("no", "sphere", "vort"), "", "") for row in classify.predict(Query("lensnet", inputs))]
+    return [{**row, "path": str(row["path"]).removeprefix(str(root))} for row in rows]
+
+
+def test_images_are_judged_the_same(shelf: Remote, cutouts: Path) -> None:
+    send_all(cutouts, shelf)
+    here, there = told([cutouts], cutouts), told([shelf], shelf)
+    for row in (*here, *there):
+        row["error"] = str(row["error"]).replace(str(shelf), str(cutouts))
+    assert there == here
+    assert [bool(row["error"]) for row in there].count(True) == 1
+    assert len(there) == 12
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.npy", ["/0.npy", "/1.npy", "/2.npy", "/3.npy", "/4.npy", "/5.npy", "/6.npy"]),
+        ("**/[8].npy", [""]),
+        ("**/8.npy", ["/more/8.npy"]),
+        ("m*/?.npy", ["/more/7.npy", "/more/8.npy", "/more/9.npy"]),
+        ("2.npy", ["/2.npy"]),
+        ("none.npy", ["/none.npy"]),
+        ("none", [""]),
+    ],
+)
+def test_patterns_mean_the_same(shelf: Remote, cutouts: Path, pattern: str, found: list[str]) -> None:
+    send_all(cutouts, shelf)
+    rows = told([shelf / pattern], shelf)
+    if found == [""]:
+        assert "Check the name" in str(rows[0]["error"])
+    else:
+        assert [row["path"] for row in rows] == found
+
+
+def test_a_file_that_is_not_there_is_a_row_that_says_so(shelf: Remote) -> None:
+    (row,) = told([shelf / "none.npy"], shelf)
+    assert row["error"] == f"{shelf / 'none.npy'}: no such file or folder. Check the address."
+
+
+def test_a_table_is_written_there_and_goes_on(
+    shelf: Remote, cutouts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    send_all(cutouts, shelf / "images")
+    query = Query("lensnet", [shelf / "images"])
+    classify.tabulate(query, tmp_path / "here.csv")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(catalog.Journal, "finish", stop)
+        classify.tabulate(query, shelf / "there.csv")
+    assert not (shelf / "there.csv").exists()
+    assert classify.tabulate(query, shelf / "there.csv") == (12, 1)
+    assert remote.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
+    with pytest.raises(DataError, match="exists already"):
+        classify.tabulate(query, shelf / "there.csv")
+
+
+def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_folders_are_packed_the_same(shelf: Remote, easy_folder: Path, tmp_path: Path) -> None:
+    send_all(easy_folder, shelf / "easy")
+    job.pack(easy_folder, tmp_path / "here")
+    job.pack(shelf / "easy", shelf / "packed")
+    assert files.sha256(shelf / "packed" / "manifest.json") == files.sha256(tmp_path / "here" / "manifest.json")
+
+
+def test_a_damaged_image_is_named_by_where_it_is(shelf: Remote, easy_folder: Path) -> None:
+    send_all(easy_folder, shelf)
+    (easy_folder.parent / "bad").write_bytes(b"bad")
+    remote.send(easy_folder.parent / "bad", shelf / "train" / "empty" / "0.npy")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pack", str(shelf), "--out", str(shelf / "packed")])
+    assert end.value.code == 1
+
+
+def test_a_network_and_a_data_set_there_are_measured(
+    shelf: Remote, small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send_all(small_store, shelf / "data")
+    send_all(bundle.references()["lensnet"], shelf / "net")
+    command = ["evaluate", f"{shelf}/net", f"{shelf}/data"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    assert end.value.code == 1
+    assert "add --out FOLDER" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--out", str(tmp_path / "net")])
+    assert "was trained on images of (150, 150)" in capsys.readouterr().err
+
+
+def test_what_is_written_to_a_machine_is_not_written_to_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "data", "--out", "s3://bucket/run"])
+    assert end.value.code == 2
+    assert "s3://bucket/run" in capsys.readouterr().err
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    """A store that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+def test_a_bucket_without_permission_is_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        remote._opened.cache_clear()
+        for act in (lambda there: remote.local(there), lambda there: files.write_bytes(there, b"a")):
+            with pytest.raises(DataError, match=r"s3://closed/a: cannot be reached .*your rights there"):
+                act(Remote("s3://closed/a"))
+        remote._opened.cache_clear()
+        server.shutdown()
+
+
+def test_a_bucket_that_is_not_there_and_a_strange_place_are_told_in_words(bucket: Remote, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://nowhere/a.csv: cannot be reached \(AWS Error NO_SUCH_BUCKET"):
+        files.write_bytes(remote.place("s3://nowhere/a.csv"), b"a")
+    with pytest.raises(DataError, match="knows no such kind of place"):
+        remote.local(remote.place("ftp9://nowhere/a.csv"))
+
+
+def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -> None:
+    from astropy.io import fits
+
+    rng = np.random.default_rng(0)
+    fits.PrimaryHDU(rng.poisson(20, (400, 400)).astype(np.float32)).writeto(tmp_path / "big.fits")
+    (tmp_path / "at.csv").write_text("id,x,y\na,200,200\nb,9999,200\n")
+    for name in ("big.fits", "at.csv"):
+        remote.send(tmp_path / name, shelf / name)
+    here = list(classify.predict(Query("lensnet", [tmp_path / "big.fits"], at=tmp_path / "at.csv")))
+    there = list(classify.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "at.csv")))
+    assert [row.prediction for row in there] == [row.prediction for row in here]
+    assert [str(row.path) for row in there] == [f"{shelf}/big.fits"] * 2
+    assert there[1].error == here[1].error.replace(str(tmp_path), str(shelf))
+    with pytest.raises(DataError, match=rf"{shelf}/none.csv: no such file"):
+        list(classify.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "none.csv")))
+
+
+def test_the_journal_says_what_was_asked_for(shelf: Remote) -> None:
+    plan = Query("lensnet", [shelf / "a.npy"]).plan(bundle.read_card(bundle.located("lensnet")))
+    assert json.dumps(plan["inputs"]) == json.dumps([f"{shelf}/a.npy"])
