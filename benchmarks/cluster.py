@@ -2,19 +2,34 @@
 
     python benchmarks/cluster.py
 
-Each line is a whole command, start and end included, in seconds of the wall clock: alone, on processes, and
-on one and two Dask workers. Every result is compared with that of the first, byte by byte.
+Each line of the first table is a whole command, start and end included, in seconds of the wall clock: alone, on
+processes, and on one and two Dask workers. Every result is compared with that of the first, byte by byte. Then come
+the rates at which two workers give slices once they are warm, over that of one, and those at which the command itself
+can take and write what workers send, were these infinitely fast: the most that a cluster of any size can reach.
 """
 
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
+
+from sublens import classify, cluster, job
+from sublens.mapping import Mapper
+from sublens.sim.presets import preset
+from sublens.sim.workers import slices
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 SIZES = ("--train", "16000", "--test", "4000")
 N_JUDGED = 50_000
@@ -47,6 +62,46 @@ def compared(name: str, ways: dict[str, tuple[str, ...]], command: tuple[str, ..
         )
 
 
+class Instant(Mapper):
+    """Workers that take no time: the first slice's answer comes for every slice, as it comes over a network."""
+
+    def __call__(self, work: Callable[[A], R], wanted: Iterable[A]) -> Iterator[R]:
+        coming = iter(wanted)
+        first = pickle.dumps(work(next(coming)))
+        self.start = perf_counter()
+        yield pickle.loads(first)
+        for _ in coming:
+            yield pickle.loads(first)
+
+
+@contextmanager
+def instant(where: str) -> Iterator[Mapper]:
+    yield INSTANT
+
+
+INSTANT = Instant()
+
+
+def warm_rate(where: str, n_skipped: int = 4, n: int = 28) -> float:
+    """Images simulated a second, from the slice after the first few on."""
+    survey = preset("common-test-1")
+    with cluster.opened(where) as mapper:
+        coming = slices(survey, 9, "train", 500 * (n_skipped + n), mapper)
+        for _ in islice(coming, n_skipped):
+            pass
+        start = perf_counter()
+        return sum(len(truth) for truth, _, _ in coming) / (perf_counter() - start)
+
+
+def taken(folder: Path, images: Path) -> None:
+    """Print what the command itself can take."""
+    job.opened = classify.opened = instant  # type: ignore[attr-defined]
+    job.simulate(preset("common-test-1"), {"train": 20_000}, folder / "taken", seed=9, cluster="instant")
+    print(f"simulate takes {20_000 / (perf_counter() - INSTANT.start):,.0f} images/s")
+    classify.tabulate(classify.Query("lensnet", [images]), folder / "taken.csv", cluster="instant")
+    print(f"predict takes {N_JUDGED / (perf_counter() - INSTANT.start):,.0f} images/s")
+
+
 def main() -> None:
     print("| command | on | s | times as fast | same bytes |\n|---|---|---:|---:|---|")
     with tempfile.TemporaryDirectory() as held:
@@ -65,6 +120,10 @@ def main() -> None:
             np.save(images / f"{number:05d}.npy", counts[number % len(counts)])
         judged = {way: options for way, options in simulated.items() if way != "two processes"}
         compared("predict 50,000", judged, ("predict", "lensnet", str(images)), "table-{}.csv", folder)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        one, two = (warm_rate(f"local:{n}") for n in (1, 2))
+        print(f"warm workers simulate {one:,.0f} and {two:,.0f} images/s: {two / one:.2f} times as fast")
+        taken(folder, images)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,27 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
     found, damaged = checkpoint.latest(folder)
     assert found is not None
     assert (found.step, found.facts, damaged) == (1, {"n": 1}, [last])
+
+
+@pytest.mark.slow
+def test_every_cut_and_every_flipped_byte_of_a_real_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """200 places to cut it at, 1,000 to flip a byte."""
+    model, descent = made()
+    for number in (1, 2):
+        step(model, descent)
+        checkpoint.save(tmp_path, checkpoint.captured(number, {"model": model}, descent, {"seconds": 2.5}))
+    last = sorted((tmp_path / checkpoint.FOLDER).iterdir())[-1]
+    data, rng = last.read_bytes(), random.Random(0)
+    for number in range(1200):
+        damaged, at = bytearray(data), rng.randrange(len(data))
+        if number < 200:
+            del damaged[at:]
+        else:
+            damaged[at] ^= rng.randrange(1, 256)
+        last.write_bytes(damaged)
+        found, wrong = checkpoint.latest(tmp_path)
+        assert found is not None
+        assert (found.step, wrong) == (1, [last])
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:

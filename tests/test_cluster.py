@@ -152,6 +152,35 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
     assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]
 
 
+SBATCH = """#!/bin/sh
+cp "$1" "$0.job.$$"
+setsid sh "$0.job.$$" >"$0.log.$$" 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+def test_slurm_jobs_give_the_same(
+    tmp_path: Path, small_survey: Survey, small_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that are submitted are run, by something that takes SLURM's place."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scancel", '#!/bin/sh\nkill -- "-$1"\n')):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    settings = tmp_path / "jobs.toml"
+    settings.write_text('jobs = 2\ncores = 1\nprocesses = 1\nmemory = "2GB"\nqueue = "normal"\n')
+    with pytest.raises(ConfigError, match="there is no sbatch here"), cluster.opened(f"slurm:{settings}"):
+        pass
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    job.simulate(small_survey, SIZES, tmp_path / "slurm", seed=3, cluster=f"slurm:{settings}")  # type: ignore[arg-type]
+    assert sha256(tmp_path / "slurm" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
+    (first, *_) = commands.glob("sbatch.job.*")
+    assert "#SBATCH -p normal" in first.read_text()
+
+
 def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.data.FOLDER_CHUNK", 20)
     job.pack(easy_folder, tmp_path / "alone")

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -308,13 +310,24 @@ def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
 
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import torch
-from sublens import data, run
+from sublens import checkpoint, data, run
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 torch.set_num_threads(1)
 run.CHECKPOINT_SECONDS = 0.1
+if len(sys.argv) > 3:  # to end in the middle of the eighth checkpoint that is written
+    share, write, written = float(sys.argv[3]), checkpoint.write_bytes, []
+    def half(path, data):
+        written.append(path)
+        if len(written) == 8:
+            path.with_name(f".{path.name}.partial").write_bytes(data[:round(share * len(data))])
+            if share == 1:
+                write(path, data)
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, data)
+    checkpoint.write_bytes = half
 easy = data.open(Path(sys.argv[1]), SplitConfig(selection=0.25))
 config = RunConfig(train=TrainConfig(epochs=300, batch_size=16))
 run.train_run(easy, config, Path(sys.argv[2]), resume=True)
@@ -322,16 +335,19 @@ run.train_run(easy, config, Path(sys.argv[2]), resume=True)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_five_random_points_ends_with_the_same_weights(easy_folder: Path, tmp_path: Path) -> None:
-    def begin(out: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", KILLED, easy_folder, tmp_path / out])
+def test_a_run_killed_at_twenty_points_ends_with_the_same_weights(easy_folder: Path, tmp_path: Path) -> None:
+    """Fifteen random ones, and five in the middle of a checkpoint: none of it, parts, or all of it written."""
+
+    def begin(out: str, *more: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", KILLED, easy_folder, tmp_path / out, *more])
 
     assert begin("whole").wait() == 0
-    rng, n_lines = random.Random(0), 0
-    for _ in range(5):
-        child, log = begin("killed"), tmp_path / "killed" / run.LOG
-        goal = n_lines + rng.randint(50, 300)
-        while child.poll() is None and n_lines < goal:
+    rng, log = random.Random(0), tmp_path / "killed" / run.LOG
+    for number in range(20):
+        child = begin("killed", *([str(number // 4 / 4)] if number % 4 == 3 else []))
+        n_lines = log.read_bytes().count(b"\n") if log.is_file() else 0
+        goal = n_lines + rng.randint(10, 100)
+        while child.poll() is None and (n_lines < goal or number % 4 == 3):
             n_lines = log.read_bytes().count(b"\n") if log.is_file() else 0
         child.kill()
         assert child.wait() == -signal.SIGKILL
@@ -413,6 +429,88 @@ def test_a_second_ctrl_c_loses_no_checkpoint(
 
 def broken(*arguments: object) -> None:
     raise RuntimeError("broken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_what_a_disk_refuses_costs_no_checkpoint(
+    easy: Dataset, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Ten times each, at ten places in the writing of a checkpoint."""
+    rng, out = random.Random(number), tmp_path / "run"
+    for _ in range(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+            fail_while_saving(patch, OSError(number, os.strerror(number)), rng)
+            with pytest.raises(DataError, match=os.strerror(number)):
+                run.train_run(easy, QUICK, out, resume=True)
+        found, damaged = checkpoint.latest(out)
+        assert found
+        assert not damaged
+    assert run.train_run(easy, QUICK, out, resume=True)
+    assert weights(out) == weights(done)
+
+
+def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Random) -> None:
+    """Have the second checkpoint from now on fail: before it is written, in the middle, at its end, or when renamed."""
+    save, saved, place = checkpoint.save, list[int](), rng.randrange(4)
+    write = Path.write_bytes
+
+    def torn(self: Path, data: bytes) -> int:
+        write(self, data[: place * len(data) // 2])
+        raise error
+
+    def refused(*arguments: object) -> None:
+        raise error
+
+    def failing(out: Path, found: checkpoint.Checkpoint) -> None:
+        saved.append(found.step)
+        with pytest.MonkeyPatch.context() as inner:
+            if len(saved) == 2 and place < 3:
+                inner.setattr(Path, "write_bytes", torn)
+            elif len(saved) == 2:
+                inner.setattr(Path, "replace", refused)
+            save(out, found)
+
+    patch.setattr(checkpoint, "save", failing)
+
+
+def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
+    easy: Dataset, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, kept, keep = run._Diary.on_step, list[int](), run._Diary.keep
+
+    def on_step(self: Any, step: train.Step) -> None:
+        if step.number == 9:
+            signal.raise_signal(signal.SIGUSR1)
+        whole(self, step)
+
+    def noted(self: Any, epoch: int) -> None:
+        kept.append(self.steps)
+        keep(self, epoch)
+
+    monkeypatch.setattr(run._Diary, "on_step", on_step)
+    monkeypatch.setattr(run._Diary, "keep", noted)
+    assert run.train_run(easy, QUICK, tmp_path / "run")
+    assert kept.count(9) == 1
+    assert 10 not in kept
+    assert weights(tmp_path / "run") == weights(done)
+
+
+def test_a_signal_of_another_kind_is_no_second_one(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run._Diary.on_step
+
+    def on_step(self: Any, step: train.Step) -> None:
+        if step.number == 9:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        whole(self, step)
+
+    monkeypatch.setattr(run._Diary, "on_step", on_step)
+    assert not run.train_run(easy, QUICK, tmp_path / "run")
+    assert checkpoint.last_step(tmp_path / "run") == 9
 
 
 def test_scores_of_an_unfinished_run_do_not_outlive_it(easy: Dataset, stopped: Path) -> None:

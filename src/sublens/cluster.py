@@ -3,6 +3,7 @@
 Who can reach a Dask scheduler can have it run anything, so its network must be trusted.
 """
 
+import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,11 @@ SETTINGS = {
     ),
 }
 """Of Dask. By itself it has workers give memory back at once, and rendering takes twice as long."""
+EXPORT = (
+    "export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="
+    "\"{'MALLOC_TRIM_THRESHOLD_': None, 'OMP_NUM_THREADS': 1, 'MKL_NUM_THREADS': 1, 'OPENBLAS_NUM_THREADS': 1}\""
+)
+"""The same for workers that others start."""
 
 
 @contextmanager
@@ -107,12 +113,17 @@ def _slurm(path: Path) -> Iterator[Any]:
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
         n_jobs = int(settings.pop("jobs", 1))
-        cluster = SLURMCluster(**settings)
+        prologue = [EXPORT, *settings.pop("job_script_prologue", ())]
+        cluster = SLURMCluster(
+            **{"scheduler_options": {"dashboard_address": ":0"}, "job_script_prologue": prologue, **settings}
+        )
     except (OSError, ValueError, TypeError) as err:
         raise ConfigError(
             f"{path}: cannot be used ({err}); needs the settings of dask_jobqueue.SLURMCluster, such as queue, cores, "
             "memory and walltime, and jobs. Correct it."
         ) from err
+    if not shutil.which("sbatch"):
+        raise ConfigError(f"slurm:{path}: there is no sbatch here. Run the command where jobs are submitted from.")
     with cluster:
         cluster.scale(jobs=n_jobs)
         yield cluster

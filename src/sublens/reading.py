@@ -229,7 +229,7 @@ class Reader(Keeper):
         paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
         place. start: the `place` to begin at.
         """
-        with tempfile.TemporaryDirectory(prefix="sublens-") as folder, ThreadPoolExecutor(FETCHES) as pool:
+        with remote.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
             yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
 
     def _read(self, coming: Iterator[Asked], start: tuple[int, int]) -> Iterator[Found]:
@@ -311,7 +311,7 @@ class Reader(Keeper):
             yield _lost(asked, err)
 
 
-def _fetched(paths: Iterator[Asked], folder: str, pool: ThreadPoolExecutor) -> Iterator[Asked]:
+def _fetched(paths: Iterator[Asked], folder: Path, pool: ThreadPoolExecutor) -> Iterator[Asked]:
     """The same, but what lies on an object store is fetched by threads before it is needed."""
     due = (pool.submit(_fetch, one, folder) if isinstance(one, Remote) else _Due(one) for one in paths)
     return in_order(due, lambda: FETCHES)
@@ -326,7 +326,7 @@ class _Due(NamedTuple):
         return self.one
 
 
-def _fetch(path: Remote, folder: str) -> Asked:
+def _fetch(path: Remote, folder: Path) -> Asked:
     try:
         return Copy(path, remote.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
     except (FileNotFoundError, OverflowError) as err:

@@ -103,8 +103,18 @@ def copied(given: Path) -> Iterator[Path]:
     if not isinstance(given, Remote):
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
-        yield fetch(given, Path(folder))
+    with scratch() as folder:
+        yield fetch(given, folder)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder of this machine that lasts as long as a `with` block."""
+    folder = Path(tempfile.mkdtemp(prefix="sublens-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def staged(target: Path) -> Path:
