@@ -152,12 +152,12 @@ def tabulate(
     that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
     files.refuse_existing_file(out, force=force)
-    card = bundle.read_card(bundle.located(query.network))
+    card, ours = bundle.read_card(bundle.located(query.network)), version("sublens")
     with catalog.Journal(out, query.plan(card)) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
         for row in predict(query, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
-            journal.add(row.place, catalog.record(row, card.classes, card.judge, version("sublens")))
+            journal.add(row.place, catalog.record(row, card.classes, card.judge, ours))
         return journal.finish(card.classes)
 
 

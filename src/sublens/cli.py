@@ -1,5 +1,7 @@
 """The command line: parse, call, print. Results go to standard output, all else to standard error."""
 
+import os
+import platform
 import signal
 import sys
 import warnings
@@ -730,6 +732,12 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _process() -> str:
+    """Which of the processes that torchrun started this is, unless it is the first."""
+    number = os.environ.get("RANK", "0")
+    return "" if number == "0" else f", process {number} on {platform.node()}"
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -741,7 +749,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(arguments)
     except SublensError as err:
-        _say(f"sublens: {err}")
+        _say(f"sublens{_process()}: {err}")
         sys.exit(1)
     except SystemExit as end:
         if end.code == STOPPED and arguments[0] != "train":  # which has said how to go on

@@ -47,7 +47,7 @@ class Ranks:
 
     def together(self, module: nn.Module) -> nn.Module:
         """The module, with gradients that are means over all."""
-        return nn.parallel.DistributedDataParallel(module) if self.n > 1 else module
+        return nn.parallel.DistributedDataParallel(module, static_graph=True) if self.n > 1 else module
 
     def normalising(self) -> AbstractContextManager[object]:
         """Within it, batches are normalised by the statistics of all."""
