@@ -65,18 +65,16 @@ def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
     """Ten each while 20,000 images are made and 50,000 are judged."""
     arguments = ("common-test-1", "--train", "16000", "--test", "4000", "--seed", "9")
     command("simulate", *arguments, "--out", str(tmp_path / "alone"), "--workers", "2")
-    n_killed = killed_meanwhile("simulate", *arguments, "--out", str(tmp_path / "store"), "--cluster", "local:2")
-    assert n_killed == 10
+    begun = tmp_path / ".store.partial" / "train" / "images-00000.npy"
+    killed_meanwhile(begun, "simulate", *arguments, "--out", str(tmp_path / "store"), "--cluster", "local:2")
     assert sha256(tmp_path / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
     images, counts = tmp_path / "images", np.load(tmp_path / "alone" / "train" / "images-00000.npy")
     images.mkdir()
     for number in range(50_000):
         np.save(images / f"{number:05d}.npy", counts[number % len(counts)])
     command("predict", "lensnet", str(images), "--out", str(tmp_path / "alone.csv"))
-    killed = killed_meanwhile(
-        "predict", "lensnet", str(images), "--out", str(tmp_path / "t.csv"), "--cluster", "local:2"
-    )
-    assert killed == 10
+    begun = tmp_path / ".t.csv.journal"
+    killed_meanwhile(begun, "predict", "lensnet", str(images), "--out", str(tmp_path / "t.csv"), "--cluster", "local:2")
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
@@ -84,8 +82,8 @@ def command(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "sublens.cli", *arguments], check=True, capture_output=True)
 
 
-def killed_meanwhile(*arguments: str) -> int:
-    """Run a command, kill ten of its workers, and have it end well; returns how many were killed."""
+def killed_meanwhile(begun: Path, *arguments: str) -> None:
+    """Run a command, kill ten of its workers once it has begun to write that file, and have it end well."""
     rng, n_killed = np.random.default_rng(1), 0
     with subprocess.Popen([sys.executable, "-m", "sublens.cli", *arguments], stderr=subprocess.DEVNULL) as command:
         while command.poll() is None:
@@ -94,11 +92,11 @@ def killed_meanwhile(*arguments: str) -> int:
                 ["pgrep", "-P", str(command.pid), "-f", "spawn_main"], capture_output=True, text=True, check=False
             )
             pids = [int(line) for line in spawned.stdout.split()]
-            if len(pids) >= 2 and n_killed < 10:
+            if len(pids) >= 2 and n_killed < 10 and begun.is_file() and begun.stat().st_size > 1000:
                 os.kill(int(rng.choice(pids)), signal.SIGKILL)
                 n_killed += 1
         assert command.returncode == 0
-    return n_killed
+    assert n_killed == 10
 
 
 @contextmanager
@@ -231,6 +229,26 @@ def test_work_that_ends_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(cluster.SETTINGS, "distributed.scheduler.allowed-failures", 1)
     with pytest.raises(DataError, match="ended while they were at work; is memory short there"):
         list_of(ended)
+
+
+@pytest.mark.parametrize("n_lost", [1, 3])
+def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    whole, left = distributed.LocalCluster, list(range(n_lost))
+
+    def fragile(**given: object) -> object:
+        if left:
+            left.pop()
+            raise RuntimeError("Nanny failed to start.")
+        return whole(**given)
+
+    monkeypatch.setattr(distributed, "LocalCluster", fragile)
+    if n_lost < cluster.STARTS:
+        assert list_of(abs) == [0]
+    else:
+        with pytest.raises(DataError, match="ended as they were started, 3 times"):
+            list_of(abs)
 
 
 def test_a_cluster_tells_how_it_goes() -> None:

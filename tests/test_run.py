@@ -452,7 +452,7 @@ def test_what_a_disk_refuses_costs_no_checkpoint(
 
 
 def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Random) -> None:
-    """Have the second checkpoint from now on fail: before it is written, in the middle, at its end, or when renamed."""
+    """Have the third checkpoint from now on fail: before it is written, in the middle, at its end, or when renamed."""
     save, saved, place = checkpoint.save, list[int](), rng.randrange(4)
     write = Path.write_bytes
 
@@ -466,9 +466,9 @@ def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Ran
     def failing(out: Path, found: checkpoint.Checkpoint) -> None:
         saved.append(found.step)
         with pytest.MonkeyPatch.context() as inner:
-            if len(saved) == 2 and place < 3:
+            if len(saved) == 3 and place < 3:
                 inner.setattr(Path, "write_bytes", torn)
-            elif len(saved) == 2:
+            elif len(saved) == 3:
                 inner.setattr(Path, "replace", refused)
             save(out, found)
 

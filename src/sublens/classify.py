@@ -18,7 +18,7 @@ from sublens.cluster import opened
 from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
 from sublens.images import Wanted
-from sublens.mapping import Mapper
+from sublens.mapping import HERE, Mapper
 from sublens.mosaic import Cuts
 from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
@@ -78,11 +78,12 @@ def predict(
         if maps and predictor.map is None:
             raise BundleError(NO_MAP)
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
-        count = Count(stack.enter_context(bar("judging", len(paths))))
+        mapper = stack.enter_context(opened(cluster)) if cluster else HERE
+        count = Count(stack.enter_context(bar("judging", len(paths))), mapper.told)
         count.skip(start[0])
         done = start[0]
         if cluster:
-            rows = _on_cluster(stack.enter_context(opened(cluster)), query, paths, start)
+            rows = _on_cluster(mapper, query, paths, start)
         else:
             reader = stack.enter_context(reading.Reader(query.wanted))
             rows = predictor.rows(reader.read(paths, start), query.pixel_scale)

@@ -24,6 +24,7 @@ R = TypeVar("R")
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 60
 """That the first worker may take to turn up at a scheduler that runs already; SLURM may let one wait for hours."""
+STARTS = 3
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 100,  # workers that may be lost with a slice before it is blamed
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(
@@ -76,6 +77,8 @@ def _explained(where: str) -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as err:
+        raise DataError(f"{where}: a worker has no sublens. Install it wherever workers run.") from err
     except KilledWorker as err:
         raise DataError(
             f"{where}: {err.last_worker.address} and others ended while they were at work; is memory short there? "
@@ -92,10 +95,7 @@ def _scheduler(where: str) -> Iterator[Any]:
     """What `distributed.Client` is to connect to."""
     kind, _, rest = where.partition(":")
     if kind == "local" and (not rest or (rest.isdecimal() and int(rest) > 0)):
-        from distributed import LocalCluster
-
-        n = int(rest) if rest else None
-        with LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local:
+        with _local(int(rest) if rest else None) as local:
             yield local
     elif kind == "slurm" and rest:
         with _slurm(Path(rest)) as jobs:
@@ -104,6 +104,20 @@ def _scheduler(where: str) -> Iterator[Any]:
         yield where
     else:
         raise ConfigError(f"--cluster {where}: needs local, local:N, tcp://HOST:PORT or slurm:FILE.toml.")
+
+
+def _local(n: int | None) -> Any:
+    """A cluster of this machine; begun anew where one of its workers is lost before it has started."""
+    from distributed import LocalCluster
+
+    for _ in range(STARTS):
+        try:
+            return LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, silence_logs=50)
+        except RuntimeError as err:
+            lost = err
+    raise DataError(
+        f"Workers of this machine ended as they were started, {STARTS} times; is memory short? Use fewer."
+    ) from lost
 
 
 @contextmanager
@@ -137,18 +151,22 @@ def _wait_for_workers(client: "Client", where: str) -> None:
 
 
 def _check_versions(client: "Client") -> None:
-    """Raise `DataError` where a worker would compute something else."""
-    told = client.run(_version, on_error="return")
-    for worker, theirs in told.items():
-        if theirs != version("sublens"):
-            found = "has no sublens" if isinstance(theirs, Exception) else f"has sublens {theirs}"
-            raise DataError(f"{worker}: {found}; needs {version('sublens')}. Install that there, and start it again.")
+    """Raise `DataError` where a worker would compute something else; those that come later see to it themselves."""
+    for worker, theirs in client.run(_version, on_error="return").items():
+        if isinstance(theirs, ImportError):
+            raise _wrong_version(worker, "has no sublens", version("sublens"))
+        if isinstance(theirs, str) and theirs != version("sublens"):  # else it was lost meanwhile
+            raise _wrong_version(worker, f"has sublens {theirs}", version("sublens"))
 
 
 def _version() -> str:
     from importlib.metadata import version
 
     return version("sublens")
+
+
+def _wrong_version(worker: str, found: str, ours: str) -> DataError:
+    return DataError(f"{worker}: {found}; needs {ours}. Install that there, and start it again.")
 
 
 class _OnCluster(Mapper):
@@ -167,13 +185,15 @@ class _OnCluster(Mapper):
         for one in slices:
             self._n_asked += 1
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))  # they come and go
-            yield self._client.submit(_there, work, one, key=_name(work, one), pure=True)
+            yield self._client.submit(_there, work, one, version("sublens"), key=_name(work, one), pure=True)
 
 
-def _there(work: Callable[[A], R], one: A) -> R:
+def _there(work: Callable[[A], R], one: A, ours: str) -> R:
     """On a worker, whose name is told with whatever goes wrong."""
     from distributed import get_worker
 
+    if _version() != ours:
+        raise _wrong_version(get_worker().address, f"has sublens {_version()}", ours)
     try:
         return work(one)
     except SublensError as err:
