@@ -91,6 +91,15 @@ with joined() as ranks:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     with ranks.normalising():
         torch.testing.assert_close(shared.eval()(images), layer.eval()(images), rtol=1e-5, atol=1e-5)
+        bare = torch.nn.functional.batch_norm(images[ranks.share], None, None, training=True)
+    whole = torch.nn.functional.batch_norm(images, None, None, training=True)
+    torch.testing.assert_close(bare, whole[ranks.share], rtol=1e-5, atol=1e-5)
+    if not ranks.is_first:
+        raise SystemExit(0)
+    try:
+        ranks.mean(1.0)
+    except RuntimeError as err:
+        assert "gloo" in str(err), err
 """
 
 

@@ -5,11 +5,12 @@ import pickle
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 import numpy as np
 import pytest
 
-from sublens import bundle, catalog, classify, cli, data, files, job, remote
+from sublens import bundle, catalog, classify, cli, data, files, job, reading, remote
 from sublens.classify import Query
 from sublens.config import SplitConfig
 from sublens.errors import DataError
@@ -83,6 +84,57 @@ def test_a_folder_becomes_the_same(shelf: Remote, tmp_path: Path) -> None:
     assert shelf.files() == [shelf / "below" / "b"]
 
 
+def test_a_file_that_is_stopped_on_its_way_does_not_appear(
+    shelf: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(20_000_000))
+
+    def half(file: IO[bytes], stream: IO[bytes], n: int) -> None:
+        stream.write(file.read(n))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copyfileobj", half)
+    with pytest.raises(KeyboardInterrupt):
+        remote.send(tmp_path / "big", shelf / "big")
+    assert shelf.files() == []
+
+
+def test_a_copy_is_made_again_where_another_file_is(shelf: Remote, tmp_path: Path) -> None:
+    for text in ("one", "another"):
+        (tmp_path / "file").write_text(text)
+        remote.send(tmp_path / "file", shelf / "file")
+        assert remote.local(shelf / "file").read_text() == text
+    assert remote.local(shelf / "file") == remote.local(shelf / "file")
+
+
+def test_folders_that_became_empty_are_gone(shelf: Remote, tmp_path: Path) -> None:
+    for name in ("train/no/1", "test/no/1", "manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    remote.send_folder(tmp_path, shelf, "")
+    (tmp_path / "test" / "no" / "1").unlink()
+    remote.send_folder(tmp_path, shelf, "")
+    assert sorted(one.name for one in shelf.iterdir()) == ["manifest.json", "train"]
+
+
+def test_work_is_not_begun_where_its_result_could_not_be_sent(bucket: Remote, small_survey: Survey) -> None:
+    with pytest.raises(DataError, match=r"s3://nowhere/store: cannot be reached"):
+        job.simulate(small_survey, {"train": 10**9}, Remote("s3://nowhere/store"), seed=1)
+
+
+def test_defaults_are_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Path] = []
+
+    def demo(out: Path, *rest: object, **more: object) -> None:
+        given.append(out)
+        raise DataError("enough")
+
+    monkeypatch.setattr(job, "demo", demo)
+    with pytest.raises(SystemExit):
+        cli.main(["demo"])
+    assert given == [Path("demo")]
+
+
 def test_a_simulated_store_is_the_same(shelf: Remote, tmp_path: Path, small_survey: Survey) -> None:
     job.simulate(small_survey, SIZES, tmp_path / "here", seed=3)  # type: ignore[arg-type]
     job.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
@@ -99,7 +151,7 @@ def test_a_store_that_was_half_sent_is_finished(
     shelf: Remote, small_survey: Survey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    send, sent = remote.send, list[Remote]()
+    send, sent = remote._put, list[Remote]()
 
     def stopped(source: Path, target: Remote) -> None:
         if len(sent) == 3:
@@ -108,9 +160,17 @@ def test_a_store_that_was_half_sent_is_finished(
         send(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(remote, "send", stopped)
+        patch.setattr(remote, "_put", stopped)
         job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert (shelf / remote.UNFINISHED).is_file()
+    assert not (shelf / "manifest.json").exists()
+    for look in (
+        remote.local,
+        lambda there: list(reading.listed([there])),
+        lambda there: job.pack(there, tmp_path / "a"),
+    ):
+        with pytest.raises(DataError, match="is not complete"):
+            look(shelf)
     job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert not (shelf / remote.UNFINISHED).exists()
     assert not list(tmp_path.rglob("*.npy"))
@@ -144,6 +204,7 @@ def test_images_are_judged_the_same(shelf: Remote, cutouts: Path) -> None:
         ("**/[8].npy", [""]),
         ("**/8.npy", ["/more/8.npy"]),
         ("m*/?.npy", ["/more/7.npy", "/more/8.npy", "/more/9.npy"]),
+        ("m*/8.npy", ["/more/8.npy"]),
         ("2.npy", ["/2.npy"]),
         ("none.npy", ["/none.npy"]),
         ("none", [""]),

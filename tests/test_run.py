@@ -497,15 +497,15 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
     assert weights(tmp_path / "run") == weights(done)
 
 
-def test_a_signal_of_another_kind_is_no_second_one(
+def test_a_signal_that_comes_twice_at_once_is_one(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run._Diary.on_step
 
     def on_step(self: Any, step: train.Step) -> None:
         if step.number == 9:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+                signal.raise_signal(number)
         whole(self, step)
 
     monkeypatch.setattr(run._Diary, "on_step", on_step)

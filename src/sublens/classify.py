@@ -100,6 +100,8 @@ class _Slice(NamedTuple):
     """Inputs that are judged together, on a worker."""
 
     query: Query
+    judge: str
+    """Hashes of the network that the query names."""
     asked: tuple[Asked, ...]
 
 
@@ -107,7 +109,8 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[Asked], start: tup
     """The rows as this process alone would give them."""
     first, plain = start[0] // SLICE, replace(query, inputs=())
     asked = islice(paths, first * SLICE, None)
-    slices = (_Slice(plain, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
+    judge = _hashes(query.network)
+    slices = (_Slice(plain, judge, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
     for number, rows in enumerate(mapper(_judged, slices), start=first):
         for row in rows:
             place = (row.place[0] + number * SLICE, row.place[1])
@@ -117,13 +120,20 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[Asked], start: tup
 
 def _judged(some: _Slice) -> list[Row]:
     """On a worker, which keeps what it has loaded."""
-    predictor, reader = _tools(some.query.network, some.query.engine, some.query.wanted)
+    predictor, reader = _tools(some.query.network, some.judge, some.query.engine, some.query.wanted)
     return list(predictor.rows(reader.read(some.asked), some.query.pixel_scale))
 
 
+def _hashes(network: str) -> str:
+    card = bundle.read_card(bundle.located(network))
+    return f"{card.weights_sha256} {card.graph and card.graph.sha256}"
+
+
 @lru_cache(maxsize=1)
-def _tools(network: str, engine: EngineName | None, wanted: Wanted) -> tuple[Predictor, reading.Reader]:
+def _tools(network: str, judge: str, engine: EngineName | None, wanted: Wanted) -> tuple[Predictor, reading.Reader]:
     """A reader begins anew whatever child process it needs, and that ends with this one."""
+    if _hashes(network) != judge:
+        raise BundleError(f"{network}: is another network there. Copy the same one to all machines.")
     return Predictor.load(network, engine, _device(engine)), reading.Reader(wanted)
 
 

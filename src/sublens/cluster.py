@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublens.errors import ConfigError, DataError, SublensError
@@ -126,6 +127,7 @@ def _slurm(path: Path) -> Iterator[Any]:
 
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings.setdefault("processes", settings.get("cores", 1))
         n_jobs = int(settings.pop("jobs", 1))
         prologue = [EXPORT, *settings.pop("job_script_prologue", ())]
         cluster = SLURMCluster(
@@ -188,6 +190,10 @@ class _OnCluster(Mapper):
             yield self._client.submit(_there, work, one, version("sublens"), key=_name(work, one), pure=True)
 
 
+ONE_AT_A_TIME = Lock()
+"""Slices of a worker that has several threads: they share what it has loaded."""
+
+
 def _there(work: Callable[[A], R], one: A, ours: str) -> R:
     """On a worker, whose name is told with whatever goes wrong."""
     from distributed import get_worker
@@ -195,7 +201,8 @@ def _there(work: Callable[[A], R], one: A, ours: str) -> R:
     if _version() != ours:
         raise _wrong_version(get_worker().address, f"has sublens {_version()}", ours)
     try:
-        return work(one)
+        with ONE_AT_A_TIME:
+            return work(one)
     except SublensError as err:
         raise type(err)(f"{get_worker().address}: {err}") from err
     except OSError as err:

@@ -83,6 +83,8 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     user's cache.
     """
     refuse_existing(path, force=force)
+    if isinstance(path, Remote):
+        remote.try_out(path)  # before hours of work
     partial = partial_folder(path)
     with explained(path), taken(partial):
         try:

@@ -162,6 +162,7 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.cluster.opened`."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
+    remote.refuse_unfinished(folder)
     computed = opened(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
         data.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.overrides import TorchFunctionMode
 
-from sublens.errors import ConfigError
+from sublens.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,20 @@ def joined() -> Iterator[Ranks]:
     if n == 1:
         yield ALONE
         return
-    has_gpu = torch.cuda.is_available()
+    has_gpu, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if has_gpu and place >= torch.cuda.device_count():
+        raise ConfigError(
+            f"There are {torch.cuda.device_count()} GPUs here, and more processes. Lower --nproc-per-node to that."
+        )
     if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if has_gpu else "gloo")
     try:
         yield Ranks(distributed.get_rank(), n)
+    except RuntimeError as err:
+        if isinstance(err, distributed.DistError) or "gloo" in str(err):
+            raise DataError("Another process of this training has ended; see what it said.") from err
+        raise
     finally:
         gc.collect()  # what still holds the group keeps threads of it, which abort the process when that ends
         distributed.destroy_process_group()

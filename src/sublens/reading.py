@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -139,7 +139,7 @@ def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
 
 def _on_store(given: Remote) -> Iterator[Path | Found]:
     """The same on an object store, where * and ? are all that a pattern has."""
-    plain = [part for part in given.parts if not any(sign in part for sign in "*?")]
+    plain = list(takewhile(lambda part: not any(sign in part for sign in "*?"), given.parts))
     is_pattern = len(plain) < len(given.parts)
     if images.is_image(given) and not is_pattern:
         yield given
@@ -153,6 +153,7 @@ def _on_store(given: Remote) -> Iterator[Path | Found]:
 
 def _images_on_store(folder: Remote) -> list[Remote]:
     """All images in a folder and below it, in the order of `_within`; a zarr store is one."""
+    remote.refuse_unfinished(folder)
     found: dict[Remote, None] = {}
     for one in folder.files():
         stores = [parent for parent in reversed(one.parents) if parent.suffix == ".zarr"]
@@ -218,6 +219,8 @@ class Reader(Keeper):
 
     wanted: Wanted = field(default_factory=Wanted)
     seconds: float = SECONDS
+    _homes: dict[Path, Path] = field(default_factory=dict, init=False)
+    """Where on this machine the big images are."""
 
     def __enter__(self) -> Self:
         self._child = Child("sublens.reading")  # it loads its libraries while others load theirs
@@ -230,7 +233,11 @@ class Reader(Keeper):
         place. start: the `place` to begin at.
         """
         with remote.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
-            yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
+            self._homes.clear()
+            try:
+                yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _read(self, coming: Iterator[Asked], start: tuple[int, int]) -> Iterator[Found]:
         asked, index, n_known = deque[Asked](), *start
@@ -259,7 +266,7 @@ class Reader(Keeper):
                     yield _lost(asked[0], err)._replace(place=(index, n_known))
                 done = asked.popleft()
                 if isinstance(done, Copy):
-                    remove(done.copy)
+                    remove(done.copy.parent)
                 index, n_known, is_retry = index + 1, 0, False
         finally:
             if asked:  # nobody will take its answers
@@ -283,9 +290,22 @@ class Reader(Keeper):
 
     def _ask(self, child: "Child", asked: Asked) -> None:
         if isinstance(asked, Cut):
-            child.ask(_here(asked), {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
+            child.ask(self._here(asked), {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
         elif not isinstance(asked, Found):
-            child.ask(_here(asked), {"wanted": self.wanted})
+            child.ask(self._here(asked), {"wanted": self.wanted})
+
+    def _here(self, asked: Path | Copy | Cut) -> Path:
+        """The file on this machine."""
+        if isinstance(asked, Copy):
+            return asked.copy
+        path = _path_of(asked)
+        if isinstance(path, Remote) and path not in self._homes:
+            self._homes[path] = remote.local(path)
+        return self._homes.get(path, path)
+
+    def _told(self, asked: Path | Copy | Cut, problem: str) -> ImageError:
+        """What the child told of a file on this machine, said of the file that was asked for."""
+        return ImageError(problem.replace(str(self._here(asked)), str(_path_of(asked))))
 
     def _answers(self, child: "Child", asked: Asked) -> Iterator[Found]:
         if isinstance(asked, Found):  # which is done
@@ -300,10 +320,10 @@ class Reader(Keeper):
                     image = Image(pixels.reshape(frame["shape"]), **frame["about"])
                     yield _placed(asked, Found(path, image, image.number))
                 elif frame["kind"] == "bad":
-                    yield _placed(asked, Found(path, _told(asked, frame["problem"]), frame["number"]))
+                    yield _placed(asked, Found(path, self._told(asked, frame["problem"]), frame["number"]))
                 frame = child.frame(self.seconds)
             if frame["problem"]:
-                yield _placed(asked, Found(path, _told(asked, frame["problem"])))
+                yield _placed(asked, Found(path, self._told(asked, frame["problem"])))
         except EndedError:
             raise
         except SilentError as err:
@@ -331,16 +351,6 @@ def _fetch(path: Remote, folder: Path) -> Asked:
         return Copy(path, remote.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
     except (FileNotFoundError, OverflowError) as err:
         return Found(path, ImageError(str(err)))
-
-
-def _here(asked: Path | Copy | Cut) -> Path:
-    """The file on this machine."""
-    return asked.copy if isinstance(asked, Copy) else remote.local(_path_of(asked))
-
-
-def _told(asked: Asked, problem: str) -> ImageError:
-    """What the child told of a file on this machine, said of the file that was asked for."""
-    return ImageError(problem if isinstance(asked, Found) else problem.replace(str(_here(asked)), str(_path_of(asked))))
 
 
 def _path_of(asked: Asked) -> Path:

@@ -4,6 +4,7 @@
 there.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -11,7 +12,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,34 +63,37 @@ class Remote(type(Path())):  # type: ignore[misc]
 AnyPath = TypeVar("AnyPath", bound=Path)
 
 
-def place(text: str) -> Path:
+def place(given: str | Path) -> Path:
     """What a user means: a file on an object store, or on this machine."""
-    return Remote(text) if URL.fullmatch(text) else Path(text)
+    return Remote(given) if URL.fullmatch(str(given)) else Path(given)
 
 
-def here(text: str) -> Path:
+def here(given: str | Path) -> Path:
     """The same, where a store will not do; raises `ValueError`."""
-    if URL.fullmatch(text):
-        raise ValueError(f"{text}: needs a place on this machine.")
-    return Path(text)
+    if URL.fullmatch(str(given)):
+        raise ValueError(f"{given}: needs a place on this machine.")
+    return Path(given)
 
 
 def local(given: Path, bar: Bar = silent) -> Path:
-    """The path itself, or a copy of what is there on a store, made once and kept as long as this process lasts.
+    """The path itself, or a copy of what is there on a store, which this process keeps until that is another.
 
-    Raises `DataError` where there is no such thing.
+    Raises `DataError` where there is no such thing, or not all of it.
     """
     if not isinstance(given, Remote):
         return given
-    if given not in _copies:
+    state = [(info.path, info.size, info.mtime_ns) for info in _found(given)]
+    if given not in _copies or _copies[given][0] != state:
+        if given in _copies:
+            shutil.rmtree(_copies.pop(given)[1].parent)
         try:
-            _copies[given] = fetch(given, Path(tempfile.mkdtemp(dir=_shelf().name)), bar=bar)
+            _copies[given] = state, fetch(given, Path(tempfile.mkdtemp(dir=_shelf().name)), bar=bar)
         except FileNotFoundError as err:
             raise DataError(str(err)) from err
-    return _copies[given]
+    return _copies[given][1]
 
 
-_copies: dict[Remote, Path] = {}
+_copies: dict[Remote, tuple[list[tuple[str, int, int]], Path]] = {}
 
 
 @lru_cache(maxsize=1)
@@ -127,24 +132,52 @@ def staged(target: Path) -> Path:
 
 def send(source: Path, target: Remote) -> None:
     """Copy a file to a store, where it appears whole or not at all."""
-    with _explained(target), source.open("rb") as file, _files(target).open_output_stream(_key(target)) as stream:
-        shutil.copyfileobj(file, stream, BLOCK)
+    files, beside = _files(target), target.with_name(target.name + UNFINISHED)
+    with _explained(target):
+        try:
+            _put(source, beside)  # what is interrupted ends as a file all the same
+            files.move(_key(beside), _key(target))
+        except BaseException:
+            with suppress(OSError):
+                files.delete_file(_key(beside))
+            raise
+
+
+def try_out(target: Remote) -> None:
+    """Raise `DataError` where nothing could be written."""
+    beside = target.with_name(target.name + UNFINISHED)
+    with _explained(target):
+        with _files(target).open_output_stream(_key(beside)) as stream:
+            stream.write(b"")
+        _files(target).delete_file(_key(beside))
 
 
 def send_folder(source: Path, target: Remote, leave: str) -> None:
-    """Make a folder on a store the same as one of this machine, but for files of the name `leave`."""
+    """Make a folder on a store the same as one of this machine, but for files of the name `leave`.
+
+    Until it is, it holds `UNFINISHED`. What lies at its top, such as a manifest, comes last.
+    """
     with _explained(target):
         files = _files(target)
         with files.open_output_stream(_key(target / UNFINISHED)) as stream:
             stream.write(b"")
-        found = [one for one in sorted(source.rglob("*")) if one.is_file() and one.name != leave]
-        paths = {one.relative_to(source).as_posix(): one for one in found}
-        for old in target.files():
-            if _key(old).removeprefix(f"{_key(target)}/") not in {*paths, UNFINISHED}:
-                files.delete_file(_key(old))
-        for name, one in paths.items():
-            send(one, target / name)
+        found = [one for one in source.rglob("*") if one.is_file() and one.name != leave]
+        paths = {f"{_key(target)}/{one.relative_to(source).as_posix()}": one for one in found}
+        wanted = {*paths, _key(target / UNFINISHED)}
+        for old in _infos(target, is_deep=True, has_folders=True):
+            if not old.is_file and not any(key.startswith(f"{old.path}/") for key in wanted):
+                files.delete_dir(old.path)
+            elif old.is_file and old.path not in wanted:
+                with suppress(FileNotFoundError):  # gone with its folder
+                    files.delete_file(old.path)
+        for key in sorted(paths, key=lambda key: (paths[key].parent == source, key)):
+            _put(paths[key], Remote(target, key.removeprefix(f"{_key(target)}/")))
         files.delete_file(_key(target / UNFINISHED))
+
+
+def _put(source: Path, target: Remote) -> None:
+    with source.open("rb") as file, _files(target).open_output_stream(_key(target)) as stream:
+        shutil.copyfileobj(file, stream, BLOCK)
 
 
 def fetch(there: Remote, into: Path, most: float = math.inf, bar: Bar = silent) -> Path:
@@ -152,8 +185,7 @@ def fetch(there: Remote, into: Path, most: float = math.inf, bar: Bar = silent) 
 
     Raises `FileNotFoundError` where there is no such thing, and `OverflowError` where it has more than `most` bytes.
     """
-    info = _info(there)
-    found = [info] if info.is_file else _infos(there, is_deep=True)
+    found = _found(there)
     if not found:
         raise FileNotFoundError(f"{there}: no such file or folder. Check the address.")
     if sum(one.size for one in found) > most:
@@ -162,6 +194,8 @@ def fetch(there: Remote, into: Path, most: float = math.inf, bar: Bar = silent) 
     with _explained(there), bar(f"fetching {there}", len(found)) as advance:
         for number, one in enumerate(found, start=1):
             target = copy / one.path.removeprefix(_key(there)).lstrip("/")
+            if ".." in target.parts:
+                raise DataError(f"{there}: holds {one.path}, which is no name for a file here. Rename it.")
             target.parent.mkdir(parents=True, exist_ok=True)
             with _files(there).open_input_stream(one.path) as stream, target.open("wb") as file:
                 shutil.copyfileobj(stream, file, BLOCK)
@@ -169,17 +203,35 @@ def fetch(there: Remote, into: Path, most: float = math.inf, bar: Bar = silent) 
     return copy
 
 
+def refuse_unfinished(there: Path) -> None:
+    """Raise `DataError` for a folder on a store that was not sent to its end."""
+    if isinstance(there, Remote) and (there / UNFINISHED).is_file():
+        raise DataError(
+            f"{there}: is not complete; it is being sent, or was interrupted. Run the command that makes it again."
+        )
+
+
+def _found(there: Remote) -> list["FileInfo"]:
+    """Of a file, or of all files of a folder."""
+    info = _info(there)
+    if info.is_file:
+        return [info]
+    refuse_unfinished(there)
+    return _infos(there, is_deep=True)
+
+
 def _listed(folder: Remote, *, is_deep: bool) -> list[Remote]:
     return sorted(folder / info.path.removeprefix(_key(folder)).lstrip("/") for info in _infos(folder, is_deep=is_deep))
 
 
-def _infos(folder: Remote, *, is_deep: bool) -> list["FileInfo"]:
-    """Of all files below a folder, or of the files and folders in it."""
+def _infos(folder: Remote, *, is_deep: bool, has_folders: bool = False) -> list["FileInfo"]:
+    """Of all files below a folder, and of folders too if they are wanted; or of the files and folders in it."""
     from pyarrow.fs import FileSelector
 
     with _explained(folder):
         wanted = FileSelector(_key(folder), recursive=is_deep, allow_not_found=True)
-        return [info for info in _files(folder).get_file_info(wanted) if info.is_file or not is_deep]
+        found = _files(folder).get_file_info(wanted)
+        return [info for info in found if info.is_file or has_folders or not is_deep]
 
 
 def _info(there: Remote) -> "FileInfo":
@@ -206,13 +258,15 @@ def _files(there: Remote) -> "FileSystem":
 @lru_cache
 def _opened(scheme: str, bucket: str) -> "FileSystem":
     from pyarrow import ArrowInvalid
-    from pyarrow.fs import FileSystem, S3FileSystem
+    from pyarrow.fs import FileSystem, GcsFileSystem, S3FileSystem
 
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         given: dict[str, Any] = {"endpoint_override": endpoint, "region": region, "connect_timeout": CONNECT_SECONDS}
         return S3FileSystem(**{name: value for name, value in given.items() if value})
+    if scheme in ("gs", "gcs"):
+        return GcsFileSystem(retry_time_limit=timedelta(seconds=CONNECT_SECONDS))
     try:
         return FileSystem.from_uri(f"{scheme}://{bucket}")[0]
     except ArrowInvalid as err:
@@ -227,6 +281,10 @@ def _explained(there: Remote) -> Iterator[None]:
     except FileNotFoundError as err:
         raise FileNotFoundError(f"{there}: no such file. Check the address.") from err
     except OSError as err:
+        if err.filename or err.errno == errno.ENOSPC:
+            raise DataError(
+                f"{there}: cannot be copied ({err}). Free some space in {tempfile.gettempdir()}, or set TMPDIR."
+            ) from err
         raise DataError(
             f"{there}: cannot be reached ({_reason(err)}). Check the address, your rights there (AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY or a profile) and AWS_ENDPOINT_URL, then run the command again."

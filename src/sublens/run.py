@@ -45,6 +45,8 @@ LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv
 ENDING = (signal.SIGINT, signal.SIGTERM)
 KEEPING = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 """Signals at which a training writes a checkpoint and ends, or goes on."""
+ECHO_SECONDS = 2.0
+"""In which the same signal again is no second one: torchrun hands on what all have got already."""
 CHECKPOINT_SECONDS = 120.0
 """A checkpoint is written this often, between steps or epochs, and with every new best."""
 EXAMPLES, MISTAKES = 4, 8
@@ -288,13 +290,12 @@ def _patient() -> Iterator[_Asked]:
 
     A signal that is ignored, as in a script's background, stays so.
     """
-    asked, came = _Asked(), set[int]()
+    asked, came = _Asked(), dict[int, float]()
 
     def note(number: int, frame: object) -> None:
-        if number in came:
+        if monotonic() - came.setdefault(number, monotonic()) > ECHO_SECONDS and number in ENDING:
             raise KeyboardInterrupt
         if number in ENDING:
-            came.add(number)  # torchrun sends one of its own after Ctrl-C
             asked.to_end = True
         else:
             asked.to_keep = True

@@ -87,7 +87,8 @@ def fit(
                 logits, mapped, hinted = whole(batch.images)
             loss = F.cross_entropy(logits.float(), batch.labels)
             truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
-            guided = None if hinted is None or batch.shown is None else hint_loss(hinted, batch.shown)
+            with ranks.normalising():
+                guided = None if hinted is None or batch.shown is None else hint_loss(hinted, batch.shown)
             total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
             total = total if guided is None else total + HINT_WEIGHT * guided
             optimizer.zero_grad(set_to_none=True)
@@ -183,13 +184,13 @@ def fitting_batch(model: nn.Module, feed: "Feed", *, has_bf16: bool) -> int:
 
     Found by trying, on blank images. What the optimiser needs besides is not counted.
     """
-    side, size = side_seen(feed.seen, feed.part.shape), feed.size // 2
+    side, size = side_seen(feed.seen, feed.part.shape), feed.size // feed.ranks.n // 2
     while size:
         try:
             with torch.autocast(feed.device, torch.bfloat16, enabled=has_bf16):
                 images = torch.zeros(size, feed.seen.channels, side, side, device=feed.device)
                 model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
-            return size
+            return size * feed.ranks.n
         except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
             if not isinstance(err, ValueError) and not is_out_of_memory(err):
                 raise
