@@ -19,7 +19,7 @@ import numpy as np
 
 from sublens import remote
 from sublens.errors import ConfigError, DataError
-from sublens.files import explained, whole_file, write_bytes
+from sublens.files import explained, tidy, whole_file, write_bytes
 from sublens.predict import BATCH, SLICE, Predictions, Row
 
 BLOCK = 4096
@@ -201,6 +201,7 @@ class Journal:
         with whole_file(self._table) as partial:
             WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records)
         self._path.unlink()
+        tidy(self._table)
         return len(n_failed), sum(n_failed)
 
 

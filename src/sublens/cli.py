@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from sublens.errors import SublensError
-from sublens.remote import here, place
+from sublens.remote import Remote, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +43,15 @@ NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 IMBALANCED = 1.5
 """Times that the largest class may outnumber the smallest before we speak of it."""
 
-Out = Annotated[Path, typer.Option("--out", parser=here, metavar="PATH", help="Where to leave the result.")]
+
+def _here(given: str | Path) -> Path:
+    """A place on this machine."""
+    if isinstance(place(given), Remote):
+        raise typer.BadParameter(f"{given} is no place on this machine, which is needed here.")
+    return Path(given)
+
+
+Out = Annotated[Path, typer.Option("--out", parser=_here, metavar="PATH", help="Where to leave the result.")]
 AnyOut = Annotated[
     Path,
     typer.Option("--out", parser=place, metavar="PATH", help="Where to leave the result; may be s3://BUCKET/NAME."),
@@ -355,7 +363,7 @@ def evaluate(
     dataset: Data,
     out: Annotated[
         Path | None,
-        typer.Option("--out", parser=here, metavar="FOLDER", help="Measure a copy of the network, made here."),
+        typer.Option("--out", parser=_here, metavar="FOLDER", help="Measure a copy of the network, made here."),
     ] = None,
     cluster: Cluster = None,
     force: Force = False,

@@ -63,6 +63,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or never made
             partial.unlink()
+        tidy(path)
+
+
+def tidy(path: Path) -> None:
+    """Leave no empty folder in the cache of what was made for a store."""
+    if isinstance(path, Remote):
+        with suppress(OSError):
+            remote.staged(path).parent.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -102,6 +110,7 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
             if isinstance(path, Remote):
                 remote.send_folder(partial, path, PLAN)
                 remove(partial)
+                tidy(path)
             else:
                 _put_in_place(partial, path.absolute())
         finally:

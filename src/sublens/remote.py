@@ -68,13 +68,6 @@ def place(given: str | Path) -> Path:
     return Remote(given) if URL.fullmatch(str(given)) else Path(given)
 
 
-def here(given: str | Path) -> Path:
-    """The same, where a store will not do; raises `ValueError`."""
-    if URL.fullmatch(str(given)):
-        raise ValueError(f"{given}: needs a place on this machine.")
-    return Path(given)
-
-
 def local(given: Path, bar: Bar = silent) -> Path:
     """The path itself, or a copy of what is there on a store, which this process keeps until that is another.
 
