@@ -469,8 +469,10 @@ def test_a_link_gives_the_same_pictures(lens: Page, opened: Open) -> None:
 
 def test_a_damaged_link_is_told_in_words(opened: Open) -> None:
     page = opened("#explore?s=eyJzY2VuZ")
-    expect(page.locator("#explore-problem")).to_contain_text("The link is damaged")
+    expect(page.locator("#timing")).to_have_attribute("data-ms", re.compile(r"\d"), timeout=15_000)
     expect(page.locator("#sky")).to_have_attribute("aria-label", re.compile("Simulated image"))
+    expect(page.locator("#explore-problem")).to_be_visible()
+    expect(page.locator("#explore-problem")).to_contain_text("The link is damaged")
 
 
 def test_a_lens_that_cannot_be_keeps_the_last_pictures_and_says_why(lens: Page) -> None:

@@ -92,6 +92,7 @@ class Desk {
       state = unpacked(held);
     } catch {
       await this.draw(FIRST.label, FIRST.seed);
+      await this.shown; // which clears what was complained of before
       return complain(find("explore-problem"), {
         message: "The link is damaged: part of it seems to be missing.",
         next: "Copy it once more, in full. Until then, here is another lens.",
@@ -144,7 +145,7 @@ class Desk {
     this.isStale = true;
     this.masses.show();
     this.sights.redraw();
-    this.ask();
+    if (!this.isAsking) this.shown = this.ask();
     this.link();
   }
 
@@ -170,7 +171,7 @@ class Desk {
       });
     }
     this.isAsking = false;
-    this.ask();
+    await this.ask();
   }
 
   take(result, since) {
