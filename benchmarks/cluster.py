@@ -9,7 +9,6 @@ can take and write what workers send, were these infinitely fast: the most that 
 """
 
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
+from distributed.protocol import deserialize, serialize
 
 from sublens import classify, cluster, job
 from sublens.mapping import Mapper
@@ -67,11 +67,11 @@ class Instant(Mapper):
 
     def __call__(self, work: Callable[[A], R], wanted: Iterable[A]) -> Iterator[R]:
         coming = iter(wanted)
-        first = pickle.dumps(work(next(coming)))
+        first = serialize(work(next(coming)))
         self.start = perf_counter()
-        yield pickle.loads(first)
+        yield deserialize(*first)
         for _ in coming:
-            yield pickle.loads(first)
+            yield deserialize(*first)
 
 
 @contextmanager

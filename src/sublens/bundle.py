@@ -263,12 +263,12 @@ def graph(folder: Path, card: Card) -> Path:
 
 def is_bundle(name: str | Path) -> bool:
     """Whether that is the folder of a trained network, or the name of one that comes with sublens."""
-    return (remote.place(str(name)) / CARD).is_file() or str(name) in references()
+    return (remote.place(name) / CARD).is_file() or str(name) in references()
 
 
 def located(name: str | Path) -> Path:
     """The folder of that name, or that of the trained network of that name that comes with sublens."""
-    path = remote.place(str(name))
+    path = remote.place(name)
     if path.exists():
         return remote.local(path)
     shipped = references()

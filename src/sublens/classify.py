@@ -47,7 +47,7 @@ class Query:
     def plan(self, card: Card) -> dict[str, Any]:
         """All that decides what the rows say."""
         return {
-            "bundle": [card.weights_sha256, card.graph and card.graph.sha256],
+            "bundle": _hashes(card),
             "inputs": list(map(str, self.inputs)),
             "at": mosaic.checksum(self.at) if self.at else None,
             "wanted": self.wanted,
@@ -100,7 +100,7 @@ class _Slice(NamedTuple):
     """Inputs that are judged together, on a worker."""
 
     query: Query
-    judge: str
+    judge: tuple[str, str | None]
     """Hashes of the network that the query names."""
     asked: tuple[Asked, ...]
 
@@ -109,7 +109,7 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[Asked], start: tup
     """The rows as this process alone would give them."""
     first, plain = start[0] // SLICE, replace(query, inputs=())
     asked = islice(paths, first * SLICE, None)
-    judge = _hashes(query.network)
+    judge = _hashes(bundle.read_card(bundle.located(query.network)))
     slices = (_Slice(plain, judge, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
     for number, rows in enumerate(mapper(_judged, slices), start=first):
         for row in rows:
@@ -124,15 +124,17 @@ def _judged(some: _Slice) -> list[Row]:
     return list(predictor.rows(reader.read(some.asked), some.query.pixel_scale))
 
 
-def _hashes(network: str) -> str:
-    card = bundle.read_card(bundle.located(network))
-    return f"{card.weights_sha256} {card.graph and card.graph.sha256}"
+def _hashes(card: Card) -> tuple[str, str | None]:
+    """Of the weights and of the graph, which decide what a network says."""
+    return card.weights_sha256, card.graph.sha256 if card.graph else None
 
 
 @lru_cache(maxsize=1)
-def _tools(network: str, judge: str, engine: EngineName | None, wanted: Wanted) -> tuple[Predictor, reading.Reader]:
+def _tools(
+    network: str, judge: tuple[str, str | None], engine: EngineName | None, wanted: Wanted
+) -> tuple[Predictor, reading.Reader]:
     """A reader begins anew whatever child process it needs, and that ends with this one."""
-    if _hashes(network) != judge:
+    if _hashes(bundle.read_card(bundle.located(network))) != judge:
         raise BundleError(f"{network}: is another network there. Copy the same one to all machines.")
     return Predictor.load(network, engine, _device(engine)), reading.Reader(wanted)
 

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublens.errors import ConfigError, DataError, SublensError
-from sublens.mapping import AHEAD, Mapper, in_order
+from sublens.mapping import AHEAD, ONE_THREAD, Mapper, in_order
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -28,15 +28,10 @@ WORKER_SECONDS = 60
 STARTS = 3
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 100,  # workers that may be lost with a slice before it is blamed
-    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
-    ),
+    "distributed.nanny.pre-spawn-environ": ONE_THREAD,
 }
 """Of Dask. By itself it has workers give memory back at once, and rendering takes twice as long."""
-EXPORT = (
-    "export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="
-    "\"{'MALLOC_TRIM_THRESHOLD_': None, 'OMP_NUM_THREADS': 1, 'MKL_NUM_THREADS': 1, 'OPENBLAS_NUM_THREADS': 1}\""
-)
+EXPORT = f'export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{dict(MALLOC_TRIM_THRESHOLD_=None, **ONE_THREAD)}"'
 """The same for workers that others start."""
 
 
@@ -154,11 +149,12 @@ def _wait_for_workers(client: "Client", where: str) -> None:
 
 def _check_versions(client: "Client") -> None:
     """Raise `DataError` where a worker would compute something else; those that come later see to it themselves."""
+    ours = version("sublens")
     for worker, theirs in client.run(_version, on_error="return").items():
         if isinstance(theirs, ImportError):
-            raise _wrong_version(worker, "has no sublens", version("sublens"))
-        if isinstance(theirs, str) and theirs != version("sublens"):  # else it was lost meanwhile
-            raise _wrong_version(worker, f"has sublens {theirs}", version("sublens"))
+            raise _wrong_version(worker, "has no sublens", ours)
+        if isinstance(theirs, str) and theirs != ours:  # else it was lost meanwhile
+            raise _wrong_version(worker, f"has sublens {theirs}", ours)
 
 
 def _version() -> str:
@@ -184,10 +180,11 @@ class _OnCluster(Mapper):
         return f"{self._n_done} slices done, {self._n_asked - self._n_done} under way on {self._n_workers} workers"
 
     def _asked(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator["Future"]:
+        ours = version("sublens")
         for one in slices:
             self._n_asked += 1
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))  # they come and go
-            yield self._client.submit(_there, work, one, version("sublens"), key=_name(work, one), pure=True)
+            yield self._client.submit(_there, work, one, ours, key=_name(work, one), pure=True)
 
 
 ONE_AT_A_TIME = Lock()

@@ -224,7 +224,7 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     """
     source = bundle.located(network)
     if out is None:
-        if isinstance(remote.place(str(network)), remote.Remote):
+        if isinstance(network, remote.Remote):
             raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
         if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
             raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")

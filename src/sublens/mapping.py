@@ -24,6 +24,10 @@ AHEAD = 2
 """Slices that are under way for each worker, which bounds the memory."""
 
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""The environment of a process that shares its machine with others like it."""
+
+
 class Mapper:
     """Computes slices somewhere: this one in this process, one after the other."""
 

@@ -35,7 +35,7 @@ from sublens import images, mosaic, remote
 from sublens.errors import DataError, ImageError
 from sublens.files import remove
 from sublens.images import Image, Wanted
-from sublens.mapping import in_order
+from sublens.mapping import ONE_THREAD, in_order
 from sublens.mosaic import Cut, Positions
 from sublens.remote import FETCHES, Remote
 
@@ -376,13 +376,12 @@ class Child:
     """A process that runs a module of ours and speaks in frames, seen from its parent."""
 
     def __init__(self, module: str) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],  # -P: import nothing from the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads},
+            env={**os.environ, **ONE_THREAD},
             start_new_session=True,  # Ctrl-C is for the parent
         )
         self._waiting = selectors.DefaultSelector()

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sublens.errors import DataError
 from sublens.progress import Bar, silent
@@ -60,9 +60,6 @@ class Remote(type(Path())):  # type: ignore[misc]
         return _listed(self, is_deep=True)
 
 
-AnyPath = TypeVar("AnyPath", bound=Path)
-
-
 def place(given: str | Path) -> Path:
     """What a user means: a file on an object store, or on this machine."""
     return Remote(given) if URL.fullmatch(str(given)) else Path(given)
@@ -75,14 +72,15 @@ def local(given: Path, bar: Bar = silent) -> Path:
     """
     if not isinstance(given, Remote):
         return given
-    state = [(info.path, info.size, info.mtime_ns) for info in _found(given)]
-    if given not in _copies or _copies[given][0] != state:
-        if given in _copies:
-            shutil.rmtree(_copies.pop(given)[1].parent)
-        try:
-            _copies[given] = state, fetch(given, Path(tempfile.mkdtemp(dir=_shelf().name)), bar=bar)
-        except FileNotFoundError as err:
-            raise DataError(str(err)) from err
+    try:
+        found = _found(given)
+        state = [(info.path, info.size, info.mtime_ns) for info in found]
+        if given not in _copies or _copies[given][0] != state:
+            if given in _copies:
+                shutil.rmtree(_copies.pop(given)[1].parent)
+            _copies[given] = state, _download(given, found, Path(tempfile.mkdtemp(dir=_shelf().name)), bar)
+    except FileNotFoundError as err:
+        raise DataError(str(err)) from err
     return _copies[given][1]
 
 
@@ -125,7 +123,7 @@ def staged(target: Path) -> Path:
 
 def send(source: Path, target: Remote) -> None:
     """Copy a file to a store, where it appears whole or not at all."""
-    files, beside = _files(target), target.with_name(target.name + UNFINISHED)
+    files, beside = _files(target), _beside(target)
     with _explained(target):
         try:
             _put(source, beside)  # what is interrupted ends as a file all the same
@@ -138,10 +136,9 @@ def send(source: Path, target: Remote) -> None:
 
 def try_out(target: Remote) -> None:
     """Raise `DataError` where nothing could be written."""
-    beside = target.with_name(target.name + UNFINISHED)
+    beside = _beside(target)
     with _explained(target):
-        with _files(target).open_output_stream(_key(beside)) as stream:
-            stream.write(b"")
+        _mark(beside)
         _files(target).delete_file(_key(beside))
 
 
@@ -152,8 +149,7 @@ def send_folder(source: Path, target: Remote, leave: str) -> None:
     """
     with _explained(target):
         files = _files(target)
-        with files.open_output_stream(_key(target / UNFINISHED)) as stream:
-            stream.write(b"")
+        _mark(target / UNFINISHED)
         found = [one for one in source.rglob("*") if one.is_file() and one.name != leave]
         paths = {f"{_key(target)}/{one.relative_to(source).as_posix()}": one for one in found}
         wanted = {*paths, _key(target / UNFINISHED)}
@@ -168,21 +164,35 @@ def send_folder(source: Path, target: Remote, leave: str) -> None:
         files.delete_file(_key(target / UNFINISHED))
 
 
+def _beside(target: Remote) -> Remote:
+    """Where something lies that is to become `target`."""
+    return Remote(target.with_name(target.name + UNFINISHED))
+
+
+def _mark(there: Remote) -> None:
+    """Write an empty file."""
+    with _files(there).open_output_stream(_key(there)) as stream:
+        stream.write(b"")
+
+
 def _put(source: Path, target: Remote) -> None:
     with source.open("rb") as file, _files(target).open_output_stream(_key(target)) as stream:
         shutil.copyfileobj(file, stream, BLOCK)
 
 
-def fetch(there: Remote, into: Path, most: float = math.inf, bar: Bar = silent) -> Path:
+def fetch(there: Remote, into: Path, most: float = math.inf) -> Path:
     """Copy a file, or all files of a folder, into a folder of this machine; gives the copy.
 
     Raises `FileNotFoundError` where there is no such thing, and `OverflowError` where it has more than `most` bytes.
     """
     found = _found(there)
-    if not found:
-        raise FileNotFoundError(f"{there}: no such file or folder. Check the address.")
     if sum(one.size for one in found) > most:
         raise OverflowError(f"{there}: has more than {most:,} bytes. Cut out what you need.")
+    return _download(there, found, into)
+
+
+def _download(there: Remote, found: list["FileInfo"], into: Path, bar: Bar = silent) -> Path:
+    """Copy what was found there."""
     copy: Path = into / there.name
     with _explained(there), bar(f"fetching {there}", len(found)) as advance:
         for number, one in enumerate(found, start=1):
@@ -205,12 +215,15 @@ def refuse_unfinished(there: Path) -> None:
 
 
 def _found(there: Remote) -> list["FileInfo"]:
-    """Of a file, or of all files of a folder."""
+    """Of a file, or of all files of a folder; raises `FileNotFoundError` where there is neither."""
     info = _info(there)
     if info.is_file:
         return [info]
     refuse_unfinished(there)
-    return _infos(there, is_deep=True)
+    found = _infos(there, is_deep=True)
+    if not found:
+        raise FileNotFoundError(f"{there}: no such file or folder. Check the address.")
+    return found
 
 
 def _listed(folder: Remote, *, is_deep: bool) -> list[Remote]:
@@ -236,16 +249,20 @@ def _kind(there: Remote) -> str:
     return str(_info(there).type.name)
 
 
-def _key(there: Remote) -> str:
+def _split(there: Remote) -> tuple[str, str]:
+    """Its scheme, and what comes after."""
     found = URL.fullmatch(str(there))
     assert found
-    return found[2]
+    return found[1], found[2]
+
+
+def _key(there: Remote) -> str:
+    return _split(there)[1]
 
 
 def _files(there: Remote) -> "FileSystem":
-    found = URL.fullmatch(str(there))
-    assert found
-    return _opened(found[1], found[2].split("/")[0])
+    scheme, key = _split(there)
+    return _opened(scheme, key.split("/")[0])
 
 
 @lru_cache
