@@ -199,7 +199,7 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
 
 def test_a_worker_that_finds_something_else_says_so(easy_folder: Path) -> None:
     split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
-    lot = evaluate.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1)
+    lot = evaluate.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
         evaluate._opened(lot)
     digest = bundle.read_card(bundle.located(lensnet)).weights_sha256

@@ -40,9 +40,9 @@ def eager(
 
 
 def predict_all(
-    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int = BATCH
+    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
 ) -> Predictions:
-    """Predict every image of a part."""
+    """Predict every image of a part, `BATCH` together unless another number is named."""
     return _predictions(predictor, part, look_all(predictor, part, on_progress, batch))
 
 
@@ -55,7 +55,9 @@ class Lot(NamedTuple):
     hash: str
     split: SplitConfig
     threads: int
-    """That torch uses, since the last digits depend on it."""
+    """Threads of torch, on which the last digits depend."""
+    batch: int
+    """Images that the network sees together, on which they depend as well."""
     start: int = 0
     stop: int = 0
 
@@ -77,7 +79,7 @@ def _looked(lot: Lot) -> Look:
     threads = torch.get_num_threads()
     torch.set_num_threads(lot.threads)
     try:
-        return look_all(predictor, part.take(np.arange(lot.start, lot.stop)))
+        return look_all(predictor, part.take(np.arange(lot.start, lot.stop)), batch=lot.batch)
     finally:
         torch.set_num_threads(threads)
 
@@ -99,10 +101,10 @@ def _predictions(predictor: Predictor, part: Part, look: Look) -> Predictions:
 
 
 def look_all(
-    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int = BATCH
+    predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
 ) -> Look:
-    """What the network sees in every image of a part."""
-    looks = []
+    """What the network sees in every image of a part, `BATCH` together unless another number is named."""
+    looks, batch = [], batch or BATCH
     for start in range(0, len(part), batch):
         looks.append(predictor.look(part.counts(np.arange(start, min(start + batch, len(part))))))
         on_progress(len(looks[-1].probs))

@@ -258,7 +258,7 @@ def measure(
     if not cluster:
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads = torch.get_num_threads()
-    lot = evaluate.Lot(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads)
+    lot = evaluate.Lot(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, evaluate.BATCH)
     with opened(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)
 
