@@ -1,8 +1,10 @@
 """Tell dark-matter substructure apart in images of strong gravitational lenses.
 
 The names below are the library; each is imported when first used, so `import sublens` is quick.
+Nothing leaves the machine: libraries that would report their use elsewhere are told not to, before they are imported.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+
+os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 
 
 def __getattr__(name: str) -> Any:
