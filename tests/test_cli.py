@@ -381,8 +381,9 @@ def test_a_killed_table_goes_on_where_it_was(
     np.savez(tmp_path / "many.npz", counts[:20])
     np.save(tmp_path / "one.npy", counts[20])
     inputs = (tmp_path / "one.npy", tmp_path / "none.npy", tmp_path / "many.npz", tmp_path / "one.npy")
-    for module in (catalog, predict):  # what shares a batch may show in the last digit
-        monkeypatch.setattr(module, "BATCH", 4)
+    # what shares a batch may show in the last digit
+    monkeypatch.setattr(catalog, "BATCH", 4)
+    monkeypatch.setattr(predict, "BATCH", 4)
     assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
     add, seen = catalog.Journal.add, []
 

@@ -27,8 +27,9 @@ SIZES = {"train": 70, "test": 20}
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 8 * 48**2)
-    for module in ("predict", "classify", "catalog"):
-        monkeypatch.setattr(f"sublens.{module}.SLICE", 8)
+    monkeypatch.setattr("sublens.predict.SLICE", 8)
+    monkeypatch.setattr("sublens.classify.SLICE", 8)
+    monkeypatch.setattr("sublens.catalog.SLICE", 8)
 
 
 @pytest.fixture(scope="module")

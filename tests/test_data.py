@@ -23,10 +23,10 @@ def named(n: int) -> Part:
 
 
 def test_a_folder_is_opened_with_its_own_test_part(image_folder: Path) -> None:
-    dataset = data.open(image_folder, EVERY_PART)
-    assert dataset.classes == ("plain", "ring")
-    assert len(dataset.train) + len(dataset.selection) == 24
-    assert len(dataset.test) == 8
+    opened = data.open(image_folder, EVERY_PART)
+    assert opened.classes == ("plain", "ring")
+    assert len(opened.train) + len(opened.selection) == 24
+    assert len(opened.test) == 8
 
 
 def test_labels_follow_the_folder_names(image_folder: Path) -> None:
@@ -40,9 +40,9 @@ def test_val_is_the_test_part_where_there_is_no_test(image_folder: Path) -> None
 
 
 def test_without_a_test_folder_some_training_images_are_set_aside(image_folder: Path) -> None:
-    dataset = data.open(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
-    assert len(dataset.train) + len(dataset.selection) + len(dataset.test) == 24
-    assert min(map(len, (dataset.train, dataset.selection, dataset.test))) > 0
+    opened = data.open(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
+    assert len(opened.train) + len(opened.selection) + len(opened.test) == 24
+    assert min(map(len, (opened.train, opened.selection, opened.test))) > 0
 
 
 def test_the_parts_share_no_image(small_dataset: Dataset) -> None:
@@ -111,9 +111,9 @@ def test_writing_a_folder_and_reading_it_keeps_every_count(small_store: Path, tm
     manifest = store.read_manifest(small_store)
     chunks = store.read_split(small_store, manifest, "train")
     data.write_folder(tmp_path / "f", manifest.classes, manifest.origin, {"train": lambda n_done: chunks}, force=False)
-    dataset = data.open(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
+    opened = data.open(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
     original = {row.tobytes() for chunk in chunks for row in chunk.counts}
-    parts = (dataset.train, dataset.selection, dataset.test)
+    parts = (opened.train, opened.selection, opened.test)
     assert {row.tobytes() for part in parts for row in part.counts(np.arange(len(part)))} == original
 
 

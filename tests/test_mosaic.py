@@ -416,8 +416,8 @@ def test_a_scale_that_is_unknown_is_told_or_given(field: Path, tmp_path: Path) -
 
 
 def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (catalog, predict):
-        monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(catalog, "BATCH", 4)
+    monkeypatch.setattr(predict, "BATCH", 4)
     at = positions(tmp_path / "a.csv", (*LENSES, (-9.0, 9.0), *LENSES, *LENSES), name=list("abcdefghij"))
     whole = judged([field], tmp_path / "whole.jsonl", at=at)
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]

@@ -315,8 +315,8 @@ def test_a_log_that_was_cut_while_being_written_is_read(stranger: Path, stranger
     run = shutil.copytree(stranger, tmp_path / "run")
     with (run / LOG).open("a") as log:
         log.write('{"kind": "step", "lo')
-    page = report.write([run], tmp_path / "report")
-    assert page.read_bytes() == stranger_page.read_bytes()
+    html = report.write([run], tmp_path / "report")
+    assert html.read_bytes() == stranger_page.read_bytes()
 
 
 def test_what_is_there_is_kept_without_force(stranger: Path, tmp_path: Path) -> None:
@@ -347,13 +347,13 @@ def test_a_report_never_replaces_a_run_it_reads(stranger: Path, tmp_path: Path) 
 
 def test_runs_of_one_network_go_by_their_folder_and_a_stopped_one_is_told(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"seed-{seed}", seed=seed, n=30, interrupted=seed == 1) for seed in (1, 2)]
-    page = report.write(runs, tmp_path / "report")
-    lines = section(markdown(page), "Scores")
+    html = report.write(runs, tmp_path / "report")
+    lines = section(markdown(html), "Scores")
     assert "seed-1" in lines
     assert "seed-2" in lines
     assert "lensnet" not in lines
-    assert "Settings of seed-1: stopped by hand" in markdown(page)
-    assert "Settings of seed-2: all defaults" in markdown(page)
+    assert "Settings of seed-1: stopped by hand" in markdown(html)
+    assert "Settings of seed-2: all defaults" in markdown(html)
 
 
 Spoil = Callable[[Path], object]

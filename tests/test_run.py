@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-import sublens.weights
 from sublens import bundle, catalog, checkpoint, metrics, models, run, train
 from sublens.bundle import CardMap
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
@@ -25,6 +24,8 @@ from sublens.files import taken
 from sublens.predict import Predictor
 from sublens.publish import publish
 from sublens.train import Batch, Feed
+from sublens.weights import load as load_weights
+from sublens.weights import save as save_weights
 
 QUICK = RunConfig(train=TrainConfig(epochs=8, batch_size=16))
 
@@ -187,7 +188,7 @@ def test_truth_is_learned_where_there_is_some(small_dataset: Dataset, tmp_path: 
     run.train_run(small_dataset, RunConfig(train=TrainConfig(epochs=2, batch_size=32)), tmp_path / "run")
     assert all(row["truth_loss"] > 0 for row in rows(tmp_path / "run", "step"))
     card = bundle.read_card(tmp_path / "run")
-    model, head = sublens.weights.load(tmp_path / "run", card)
+    model, head = load_weights(tmp_path / "run", card)
     assert head is not None
     assert card.map == CardMap(n_cells=6, cell_arcsec=48 * 0.15 / 6)
     assert not any("convolution" in name for name in model.state_dict())
@@ -536,7 +537,7 @@ def test_a_best_epoch_that_its_checkpoint_does_not_know_is_judged_again(
 ) -> None:
     told = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
     told["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
-    sublens.weights.save(stopped, models.build("lensnet", 2))
+    save_weights(stopped, models.build("lensnet", 2))
     bundle.write_card(stopped, **told)
     run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)

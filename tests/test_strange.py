@@ -261,7 +261,7 @@ CASES: dict[str, Make] = {
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Reader]:
+def child() -> Iterator[Reader]:
     with Reader() as one:
         yield one
 
@@ -283,12 +283,12 @@ def said(one: Found) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_strange_file_is_what_the_table_says(reader: Reader, tmp_path: Path, case: str) -> None:
+def test_a_strange_file_is_what_the_table_says(child: Reader, tmp_path: Path, case: str) -> None:
     expected, folder = tables()[case], tmp_path / "in"
     folder.mkdir()
     CASES[case](folder)
     with little_growth():
-        found = list(reader.read(listed([folder])))
+        found = list(child.read(listed([folder])))
     assert {one.path for one in found} == set(folder.iterdir())
     quoted = re.search("`(.+)`", expected)
     last = [one for one in found if one is found[-1]] if "up to there" in expected else found
@@ -317,12 +317,12 @@ def test_the_table_tells_all_limits_and_cases() -> None:
     assert set(re.findall(r"^\| (.+?) \|", text, re.MULTILINE)) - {"the file holds"} == set(CASES)
 
 
-def test_odd_values_are_kept(reader: Reader, tmp_path: Path) -> None:
+def test_odd_values_are_kept(child: Reader, tmp_path: Path) -> None:
     pixels = [-LIGHT, changed(1e38).astype("f4"), LIGHT.astype(">f8"), LIGHT.astype(">i2"), LIGHT > 30]
     paths = [tmp_path / f"{number}.npy" for number in range(len(pixels))]
     for path, one in zip(paths, pixels, strict=True):
         np.save(path, one)
-    for found, one in zip(reader.read(paths), pixels, strict=True):
+    for found, one in zip(child.read(paths), pixels, strict=True):
         assert isinstance(found.image, Image)
         assert np.array_equal(found.image.pixels, one)
 
@@ -334,11 +334,11 @@ def test_files_damaged_at_random_are_images_or_image_errors() -> None:
     assert len(done.stdout.splitlines()) == 2 + 13
 
 
-def test_one_bad_image_in_a_thousand_gives_999_rows_and_one_error(reader: Reader, tmp_path: Path) -> None:
+def test_one_bad_image_in_a_thousand_gives_999_rows_and_one_error(child: Reader, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.npy" for number in range(1000)]
     for path in paths:
         np.save(path, LIGHT)
     paths[617].write_bytes(b"nothing")
-    found = list(reader.read(paths))
+    found = list(child.read(paths))
     assert [one.path for one in found] == paths
     assert [one.path for one in found if not isinstance(one.image, Image)] == [paths[617]]

@@ -85,8 +85,8 @@ def predict(
         if cluster:
             rows = _on_cluster(mapper, query, paths, start)
         else:
-            reader = stack.enter_context(reading.Reader(query.wanted))
-            rows = predictor.rows(reader.read(paths, start), query.pixel_scale)
+            child = stack.enter_context(reading.Reader(query.wanted))
+            rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
                 draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)

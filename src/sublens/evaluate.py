@@ -87,12 +87,12 @@ def _looked(lot: Lot) -> Look:
 @lru_cache(maxsize=1)
 def _opened(lot: Lot) -> tuple[Predictor, Part]:
     """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
-    folder, dataset = bundle.located(lot.bundle), data.open(remote.local(lot.dataset), lot.split)
+    folder, local = bundle.located(lot.bundle), data.open(remote.local(lot.dataset), lot.split)
     if bundle.read_card(folder).weights_sha256 != lot.weights_sha256:
         raise BundleError(f"{lot.bundle}: is another network there. Copy the same one to all machines.")
-    if dataset.hash != lot.hash:
+    if local.hash != lot.hash:
         raise DataError(f"{lot.dataset}: is another data set there. Copy the same one to all machines.")
-    return Predictor.load(folder, "torch", device()), dataset.test
+    return Predictor.load(folder, "torch", device()), local.test
 
 
 def _predictions(predictor: Predictor, part: Part, look: Look) -> Predictions:

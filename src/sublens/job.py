@@ -197,8 +197,8 @@ def explain(
     done = 0
     with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
         count = Count(advance)
-        with reading.Reader(wanted or Wanted()) as reader:
-            read = reader.read(paths)
+        with reading.Reader(wanted or Wanted()) as child:
+            read = child.read(paths)
             found = explain.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):
                 row, picture = one if isinstance(one, Row) else one.row, ""
