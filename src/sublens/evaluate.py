@@ -20,7 +20,8 @@ from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError, DataError
 from sublens.mapping import Mapper
 from sublens.models import Eager, Whole, device
-from sublens.predict import BATCH, SLICE, Look, Predictions, Predictor
+from sublens.predict import BATCH as BATCH
+from sublens.predict import SLICE, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
