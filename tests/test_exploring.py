@@ -31,22 +31,22 @@ def test_a_drawn_scene_comes_back_as_the_library_renders_it(client: TestClient) 
 def test_every_network_judges_it_as_the_predictor_does(client: TestClient) -> None:
     drawn = client.get("/v1/scene", params={"label": "vort", "seed": 5}).json()
     told = client.post("/v1/simulate", json=drawn).json()
-    for one in told["judgements"]:
+    for one in told["predictions"]:
         (expected,) = Predictor.load(one["network"])([decoded(told["counts"])])
         assert one["label"] == expected.label
         assert one["probs"] == pytest.approx(expected.probs, abs=1e-6)
-    assert [one["network"] for one in told["judgements"]] == ["lensnet", "mobilenetv3-small"]
+    assert [one["network"] for one in told["predictions"]] == ["lensnet", "mobilenetv3-small"]
 
 
 def test_nobody_need_judge(client: TestClient) -> None:
     told = client.post("/v1/simulate?network=none", json={}).json()
-    assert told["judgements"] == []
+    assert told["predictions"] == []
 
 
 def test_the_image_of_another_camera_is_resampled_and_says_so(client: TestClient) -> None:
     told = client.post("/v1/simulate", json={"survey": "rubin"}).json()
     assert decoded(told["counts"]).shape == (44, 44)
-    assert "resampled from 0.2 to 0.05 arcsec a pixel" in told["judgements"][0]["notes"]
+    assert "resampled from 0.2 to 0.05 arcsec a pixel" in told["predictions"][0]["notes"]
 
 
 def test_the_smallest_mass_comes_step_by_step(client: TestClient) -> None:

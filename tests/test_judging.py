@@ -33,7 +33,7 @@ def test_a_file_is_judged_as_the_predictor_does(client: TestClient) -> None:
     told = asked(client, packed(np.save, IMAGE), "a.npy").json()
     (image,) = told["images"]
     assert (image["id"], image["error"], told["is_cut"], image["is_scale_known"]) == ("a.npy", None, False, False)
-    for one in image["judgements"]:
+    for one in image["predictions"]:
         (expected,) = Predictor.load(one["network"])([IMAGE])
         assert one["probs"] == pytest.approx(expected.probs, abs=1e-6)
         assert tuple(one["prediction_set"]) == expected.prediction_set
@@ -61,14 +61,14 @@ def test_extensions_are_listed_and_chosen(client: TestClient) -> None:
 
 def test_a_saliency_is_made_when_asked_for(client: TestClient) -> None:
     told = asked(client, packed(np.save, IMAGE), "a.npy", network="lensnet", saliency=True).json()
-    assert told["images"][0]["judgements"][0]["saliency"]["shape"] == [150, 150]
+    assert told["images"][0]["predictions"][0]["saliency"]["shape"] == [150, 150]
 
 
 def test_an_image_that_is_too_small_is_shown_but_not_judged(client: TestClient) -> None:
     told = asked(client, packed(np.save, IMAGE[:40, :40]), "a.npy", network="lensnet").json()
     (image,) = told["images"]
     assert image["counts"]["shape"] == [40, 40]
-    assert "needs 96 x 96" in image["judgements"][0]["error"]
+    assert "needs 96 x 96" in image["predictions"][0]["error"]
 
 
 @pytest.mark.parametrize(

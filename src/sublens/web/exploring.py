@@ -72,7 +72,7 @@ def routes(service: Service) -> APIRouter:
             "pixel_scale": pixel_scale,
             "halo_mass_msun": scene.total_msun(asked) - asked.substructure_msun,
             "render_ms": round(render_ms, 3),
-            "judgements": [one[0][0] for one in said],
+            "predictions": [one[0][0] for one in said],
         }
 
     @router.post("/smallest-mass", response_class=StreamingResponse, responses=STREAM)  # type: ignore[arg-type]

@@ -244,7 +244,7 @@ def _image(asked: Asked, one: Found, judged: list[Any]) -> Json:
         "counts": None,
         "pixel_scale": None,
         "is_scale_known": False,
-        "judgements": [judgement for judgement, _ in judged],
+        "predictions": [judgement for judgement, _ in judged],
     }
     if isinstance(one.image, ImageError):
         return told | {"error": str(one.image).replace(asked.path, asked.name)}
@@ -260,7 +260,7 @@ def _image(asked: Asked, one: Found, judged: list[Any]) -> Json:
 
 def _explain(service: Service, image: Json, counts: Sequence[Any]) -> None:
     """Fill in what speaks for each network's label."""
-    for judgement, frame in zip(image["judgements"], counts, strict=True):
+    for judgement, frame in zip(image["predictions"], counts, strict=True):
         if frame is not None:
             network = service.network(judgement["network"])
             judgement["saliency"] = service.saliency(network, frame, judgement["label"])

@@ -44,8 +44,8 @@ export function strangeInWords(judgement, network) {
 }
 
 /** Do the networks agree? */
-export function conclusion(judgements) {
-  const able = judgements.filter((judgement) => judgement.label);
+export function conclusion(predictions) {
+  const able = predictions.filter((judgement) => judgement.label);
   if (!able.length) return "No network could judge this image.";
   const [first] = able;
   const doubts = able.filter((judgement) => judgement.ood).map((judgement) => judgement.network);

@@ -13,7 +13,7 @@ const PAGE = 100;
  * @property {string} id
  * @property {object} job  the file that it came from
  * @property {string} error  why it could not be judged, else ""
- * @property {Record<string, object>} judgements  by network
+ * @property {Record<string, object>} predictions  by network
  * @property {import("./api.js").Plane} [thumb]
  */
 
@@ -30,7 +30,7 @@ export class Catalogue {
   }
 
   describeColumns() {
-    const of = (item) => item.judgements[this.network] ?? {};
+    const of = (item) => item.predictions[this.network] ?? {};
     return [
       { name: "Image", value: (item) => item.id },
       { name: "Answer", value: (item) => of(item).label },
@@ -80,7 +80,7 @@ export class Catalogue {
 
   isWanted(item) {
     const [text, label, strange, errors, corrected] = this.filters;
-    const judgement = item.judgements[this.network];
+    const judgement = item.predictions[this.network];
     const words = [item.id, item.error, opinion(item.id).comment, ...(judgement?.notes ?? [])].join(" ").toLowerCase();
     return (
       words.includes(text.value.trim().toLowerCase()) &&
@@ -151,7 +151,7 @@ export class Catalogue {
   }
 
   answerCells(item) {
-    const judgement = item.judgements[this.network];
+    const judgement = item.predictions[this.network];
     if (!judgement?.label)
       return [make("td", { class: "wrong", colspan: this.classes.length + 3, text: judgement?.error ?? "" })];
     const strangeness = judgement.ood_score === null ? "–" : signed(judgement.ood_score, 2);
@@ -257,7 +257,7 @@ function opinionCells(item) {
 
 /** An image's row of the catalogue, as the service takes it. */
 export function record(item, network) {
-  const judgement = item.judgements[network] ?? {};
+  const judgement = item.predictions[network] ?? {};
   return {
     id: item.id,
     path: item.job.path,

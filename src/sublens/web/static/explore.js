@@ -176,10 +176,10 @@ class Desk {
 
   take(result, since) {
     complain(find("explore-problem"), null);
-    this.judgements = result.judgements;
+    this.predictions = result.predictions;
     this.sights.take(result);
     this.paint();
-    const words = conclusion(this.judgements);
+    const words = conclusion(this.predictions);
     find("explore-conclusion").textContent = words;
     say(words);
     const rest = `the scene itself took ${milliseconds(result.render_ms)}`;
@@ -190,10 +190,10 @@ class Desk {
   }
 
   paint() {
-    if (!this.judgements) return;
+    if (!this.predictions) return;
     const network = this.networks.find(({ name }) => name === this.network());
     this.sights.paint({ network, stretch: find("explore-stretch").value, colours: find("explore-colours").value });
-    find("explore-bars").replaceChildren(...this.judgements.map((one) => bars(one, one.network === network.name)));
+    find("explore-bars").replaceChildren(...this.predictions.map((one) => bars(one, one.network === network.name)));
     find("search-network").textContent = network.name;
   }
 

@@ -84,13 +84,13 @@ export function startJudge({ networks, formats }) {
         ["saliency", "true"],
         ["network", name],
       ]);
-      const found = images.find(({ number }) => number === one.number)?.judgements[0];
+      const found = images.find(({ number }) => number === one.number)?.predictions[0];
       if (!found?.saliency)
         throw new Problem({
           detail: found?.error || `${name} does not say what speaks for its class.`,
           next: "Choose another network.",
         });
-      one.judgements[name].saliency = plane(found.saliency);
+      one.predictions[name].saliency = plane(found.saliency);
     } catch (error) {
       complain(find("judge-problem"), error);
       find("overlay-words").textContent = error.message;
@@ -167,7 +167,7 @@ function questions(job) {
 /** @returns {import("./catalogue.js").Item} */
 function item(job, image, extensions) {
   const counts = image.counts && plane(image.counts);
-  const judgements = image.judgements.map((one) => ({ ...one, map: one.map && plane(one.map), saliency: null }));
+  const predictions = image.predictions.map((one) => ({ ...one, map: one.map && plane(one.map), saliency: null }));
   return {
     id: image.number === null ? job.path : `${job.path}#${image.number}`,
     job,
@@ -180,7 +180,7 @@ function item(job, image, extensions) {
     pixelScale: image.pixel_scale,
     isScaleKnown: image.is_scale_known,
     extensions,
-    judgements: Object.fromEntries(judgements.map((one) => [one.network, one])),
+    predictions: Object.fromEntries(predictions.map((one) => [one.network, one])),
   };
 }
 
@@ -195,7 +195,7 @@ function failed(job, error) {
     pixelScale: null,
     isScaleKnown: false,
     extensions: [],
-    judgements: {},
+    predictions: {},
   };
 }
 

@@ -60,7 +60,7 @@ export class Large {
   }
 
   get judgement() {
-    return this.item?.judgements[this.chosen()];
+    return this.item?.predictions[this.chosen()];
   }
 
   show(item) {
@@ -96,7 +96,7 @@ export class Large {
   showAnswer() {
     const { item, judgement } = this;
     const network = this.networks[this.chosen()];
-    const judgements = Object.values(item.judgements);
+    const predictions = Object.values(item.predictions);
     const isJudged = Boolean(judgement?.label);
     find("headline").replaceChildren(...headline(item, judgement, this.chosen()));
     complain(find("warning"), judgement?.ood && { message: strangeInWords(judgement, network) });
@@ -104,9 +104,9 @@ export class Large {
     const notes = judgement?.notes ?? [];
     find("notes").hidden = !notes.length;
     find("notes").replaceChildren(...notes.map((text) => make("li", { text })));
-    find("conclusion").textContent = conclusion(judgements);
-    find("judge-bars").replaceChildren(...judgements.map((one) => bars(one, one === judgement)));
-    find("comparison").replaceChildren(...judgements.map((one) => comparisonRow(one, this.networks[one.network])));
+    find("conclusion").textContent = conclusion(predictions);
+    find("judge-bars").replaceChildren(...predictions.map((one) => bars(one, one === judgement)));
+    find("comparison").replaceChildren(...predictions.map((one) => comparisonRow(one, this.networks[one.network])));
     say(`${item.id}: ${find("headline").textContent} ${find("conclusion").textContent}`);
   }
 

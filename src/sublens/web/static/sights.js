@@ -31,7 +31,7 @@ export class Sights {
   take(result) {
     this.counts = plane(result.counts);
     this.residual = plane(result.residual);
-    this.maps = Object.fromEntries(result.judgements.map((one) => [one.network, one.map && plane(one.map)]));
+    this.maps = Object.fromEntries(result.predictions.map((one) => [one.network, one.map && plane(one.map)]));
     const size = { width: this.counts.width, height: this.counts.height, scale: result.pixel_scale };
     for (const picture of Object.values(this.pictures)) picture.resize(size);
   }
