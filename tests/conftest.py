@@ -17,9 +17,9 @@ from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.job import simulate
 from sublens.models import build
-from sublens.remote import Remote
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
+from sublens.storage.object_store import Remote
 from sublens.store import Chunk
 from sublens.web.app import create_app
 from sublens.web.guard import Guard

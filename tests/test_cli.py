@@ -13,10 +13,10 @@ from astropy.io import fits
 from PIL import Image
 
 from sublens import bundle, catalog, cli, predict, run, store
-from sublens.files import sha256
 from sublens.predict import Predictor
 from sublens.sim import presets
 from sublens.sim.render import simulate
+from sublens.storage.files import sha256
 from sublens.train import Step
 
 COMMANDS = (

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, classify, cluster, evaluate, job, remote, run
+from sublens import bundle, classify, cluster, evaluate, job, run
 from sublens.classify import Query
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
-from sublens.files import sha256
-from sublens.remote import Remote
 from sublens.sim.survey import Survey
+from sublens.storage import object_store
+from sublens.storage.files import sha256
+from sublens.storage.object_store import Remote
 
 SIZES = {"train": 70, "test": 20}
 
@@ -138,7 +139,7 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
     folder: Path, bucket: Remote, tmp_path: Path, small_survey: Survey, small_slices: None
 ) -> None:
     there = Remote(bucket, "shared")
-    remote.send_folder(folder, Remote(there, "images"), "")
+    object_store.send_folder(folder, Remote(there, "images"), "")
     job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
     alone = list(classify.predict(Query("lensnet", [folder])))
     plain = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("AWS_")}
@@ -147,7 +148,7 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
         query = Query("lensnet", [there / "images"])
         assert classify.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
     assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
-    rows = [json.loads(line) for line in remote.local(there / "table.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in object_store.local(there / "table.jsonl").read_text().splitlines()]
     assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]
 
 

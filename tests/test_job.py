@@ -11,10 +11,10 @@ from sublens import bundle, data, job, run, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
-from sublens.files import sha256
 from sublens.progress import Advance
 from sublens.sim.population import Split
 from sublens.sim.survey import Survey
+from sublens.storage.files import sha256
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
 

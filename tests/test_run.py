@@ -20,9 +20,9 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.errors import ConfigError, DataError
-from sublens.files import taken
 from sublens.predict import Predictor
 from sublens.publish import publish
+from sublens.storage.files import taken
 from sublens.train import Batch, Feed
 from sublens.weights import load as load_weights
 from sublens.weights import save as save_weights

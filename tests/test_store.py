@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sublens import job, store
 from sublens.errors import DataError
-from sublens.files import sha256
 from sublens.sim import render
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
+from sublens.storage.files import sha256
 from sublens.store import MANIFEST, Chunk, Origin
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sublens.files import sha256
+from sublens.storage.files import sha256
 
 SIZES = ("--train", "16000", "--test", "4000")
 

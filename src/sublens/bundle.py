@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sublens import remote
 from sublens.calibrate import Calibration, Layer
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
-from sublens.files import sha256, write_bytes
+from sublens.storage import object_store
+from sublens.storage.files import sha256, write_bytes
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
 SHELVES = (Path(__file__).parent / "bundles", Path(__file__).parents[2] / "bundles")
@@ -263,14 +263,14 @@ def graph(folder: Path, card: Card) -> Path:
 
 def is_bundle(name: str | Path) -> bool:
     """Whether that is the folder of a trained network, or the name of one that comes with sublens."""
-    return (remote.place(name) / CARD).is_file() or str(name) in references()
+    return (object_store.place(name) / CARD).is_file() or str(name) in references()
 
 
 def located(name: str | Path) -> Path:
     """The folder of that name, or that of the trained network of that name that comes with sublens."""
-    path = remote.place(name)
+    path = object_store.place(name)
     if path.exists():
-        return remote.local(path)
+        return object_store.local(path)
     shipped = references()
     if str(name) not in shipped:
         raise BundleError(

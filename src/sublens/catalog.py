@@ -17,10 +17,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from sublens import remote
 from sublens.errors import ConfigError, DataError
-from sublens.files import explained, tidy, whole_file, write_bytes
 from sublens.predict import BATCH, SLICE, Predictions, Row
+from sublens.storage import object_store
+from sublens.storage.files import explained, tidy, whole_file, write_bytes
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""
@@ -132,7 +132,7 @@ class Journal:
             raise ConfigError(
                 f"{table}: sublens writes tables as {', '.join(WRITERS)}. End the name with one of these."
             )
-        self._path, self._table = remote.staged(table).with_name(f".{table.name}.journal"), table
+        self._path, self._table = object_store.staged(table).with_name(f".{table.name}.journal"), table
         self._plan = json.dumps(plan, sort_keys=True)
 
     def __enter__(self) -> Self:

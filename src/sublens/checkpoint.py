@@ -16,7 +16,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from sublens.files import remove, write_bytes
+from sublens.storage.files import remove, write_bytes
 
 FOLDER, SUFFIX = "checkpoints", ".safetensors"
 KEPT = 2

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, catalog, cutout, files, mosaic, reading
+from sublens import bundle, catalog, cutout, mosaic, reading
 from sublens.bundle import Card, CardMap
 from sublens.cluster import opened
 from sublens.engine import EngineName
@@ -23,6 +23,7 @@ from sublens.mosaic import Cuts
 from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.reading import Asked
+from sublens.storage import files
 
 Draw = Callable[[str, NDArray[np.float64]], None]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from sublens.errors import SublensError
-from sublens.remote import Remote, place
+from sublens.storage.object_store import Remote, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -109,9 +109,10 @@ def simulate(
 
     sublens simulate common-test-1 --train 30000 --test 7500 --seed 1 --workers 2 --out data/ct1
     """
-    from sublens import files, job
+    from sublens import job
     from sublens.progress import visible
     from sublens.sim import presets
+    from sublens.storage import files
 
     sizes: dict[Literal["train", "test"], int] = {"train": train, "test": test}
     options = {
@@ -251,11 +252,12 @@ def verify(
 
     sublens verify data/ct1
     """
-    from sublens import remote, store
+    from sublens import store
     from sublens.errors import DataError
     from sublens.progress import visible
+    from sublens.storage import object_store
 
-    store_path = remote.local(given, visible)
+    store_path = object_store.local(given, visible)
     manifest = store.read_manifest(store_path)
     wrong = []
     with visible(f"verifying {given}", len(manifest.files)) as advance:
@@ -308,10 +310,11 @@ def train(
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
-    from sublens import files, job, run
+    from sublens import job, run
     from sublens.errors import ConfigError
     from sublens.progress import silent, visible
     from sublens.ranks import joined
+    from sublens.storage import files
 
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on. Give one of them.")
@@ -410,9 +413,10 @@ def publish_(
 
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
-    from sublens import bundle, files, job
+    from sublens import bundle, job
     from sublens.progress import visible
     from sublens.publish import publish
+    from sublens.storage import files
 
     files.refuse_existing(out, force=force)
     data = job.open_unlearned(dataset, bundle.read_card(runs[0]), visible)
@@ -469,10 +473,11 @@ def predict(
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
-    from sublens import bundle, classify, files
+    from sublens import bundle, classify
     from sublens.errors import ImageError
     from sublens.images import Wanted
     from sublens.progress import visible
+    from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.located(name)).classes
@@ -547,8 +552,9 @@ def export_(
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
-    from sublens import bundle, export, files, job
+    from sublens import bundle, export, job
     from sublens.progress import visible
+    from sublens.storage import files
 
     files.refuse_existing(out, force=force)
     data = job.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
@@ -584,9 +590,10 @@ def explain(
 
     sublens explain lensnet cutouts/*.fits --out explained
     """
-    from sublens import files, job
+    from sublens import job
     from sublens.images import Wanted
     from sublens.progress import visible
+    from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
     files.refuse_existing(out, force=force)
@@ -644,8 +651,9 @@ def run_(
 
     sublens run common_test_1 --models lensnet,resnet18 --out results
     """
-    from sublens import files, job
+    from sublens import job
     from sublens.progress import visible
+    from sublens.storage import files
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
@@ -724,7 +732,7 @@ def _config(settings: Path | None, overrides: list[str] | None, model: str | Non
 
 def _described(path: Path) -> str:
     from sublens import store
-    from sublens.files import sha256
+    from sublens.storage.files import sha256
 
     manifest = store.read_manifest(path)
     sizes = " + ".join(f"{n:,} {name}" for name, n in manifest.splits.items())

@@ -11,14 +11,15 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images, remote, store
+from sublens import images, store
 from sublens.config import SplitConfig
 from sublens.errors import DataError, ImageError
-from sublens.files import sha256, whole_folder
 from sublens.mapping import HERE, Mapper
-from sublens.remote import FETCHES, Remote
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
+from sublens.storage import object_store
+from sublens.storage.files import sha256, whole_folder
+from sublens.storage.object_store import FETCHES, Remote
 from sublens.store import Chunk, Origin, Source
 
 TRAIN, TEST = "train", "test"
@@ -239,7 +240,7 @@ def _read(lot: _Lot) -> NDArray[np.uint16]:
 
 
 def _read_counts(path: Path) -> NDArray[np.uint16]:
-    with remote.copied(path) as copy:
+    with object_store.copied(path) as copy:
         try:
             return images.read_counts(copy)
         except ImageError as err:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import bundle, calibrate, data, metrics, remote
+from sublens import bundle, calibrate, data, metrics
 from sublens.calibrate import Calibration
 from sublens.config import InputConfig, SplitConfig, field_of_view
 from sublens.data import Part
@@ -25,6 +25,7 @@ from sublens.predict import SLICE, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
+from sublens.storage import object_store
 
 FAMILIAR = 4_000
 """Training images that tell what is usual."""
@@ -88,7 +89,7 @@ def _looked(lot: Lot) -> Look:
 @lru_cache(maxsize=1)
 def _opened(lot: Lot) -> tuple[Predictor, Part]:
     """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
-    folder, local = bundle.located(lot.bundle), data.open(remote.local(lot.dataset), lot.split)
+    folder, local = bundle.located(lot.bundle), data.open(object_store.local(lot.dataset), lot.split)
     if bundle.read_card(folder).weights_sha256 != lot.weights_sha256:
         raise BundleError(f"{lot.bundle}: is another network there. Copy the same one to all machines.")
     if local.hash != lot.hash:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, evaluate, files, metrics, models, weights
+from sublens import bundle, evaluate, metrics, models, weights
 from sublens.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
 from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
@@ -27,6 +27,7 @@ from sublens.errors import BundleError
 from sublens.models import Eager, Mirrored, Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
+from sublens.storage import files
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

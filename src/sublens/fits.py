@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.files import whole_folder
 from sublens.sim.survey import Survey
+from sublens.storage.files import whole_folder
 from sublens.store import Chunk, Origin, Source
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, data, evaluate, files, fits, images, reading, remote, store
+from sublens import bundle, data, evaluate, fits, images, reading, store
 from sublens.bundle import Card
 from sublens.cluster import opened
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
@@ -29,6 +29,7 @@ from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.sim.workers import slice_length, slices
+from sublens.storage import files, object_store
 from sublens.store import Chunk, Origin, Source
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
 
 def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
     """The data set at `path`; a folder is read with a progress bar, and what lies on an object store is fetched."""
-    path = remote.local(path, bar)
+    path = object_store.local(path, bar)
     if (path / store.MANIFEST).is_file():
         return data.open(path, split)
     with bar(f"reading {path}", data.Layout.of(path).n_images) as advance:
@@ -162,7 +163,7 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.cluster.opened`."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
-    remote.refuse_unfinished(folder)
+    object_store.refuse_unfinished(folder)
     computed = opened(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
         data.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)
@@ -224,7 +225,7 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     """
     source = bundle.located(network)
     if out is None:
-        if isinstance(network, remote.Remote):
+        if isinstance(network, object_store.Remote):
             raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
         if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
             raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")

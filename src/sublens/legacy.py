@@ -19,10 +19,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import files, images, reading
+from sublens import images, reading
 from sublens.errors import ImageError
 from sublens.progress import Bar, Count, silent
 from sublens.reading import Child, Found, Keeper, SilentError
+from sublens.storage import files
 
 MAX_FILE_BYTES = images.MAX_UNPACKED_BYTES
 VALUES = "legacy.csv"

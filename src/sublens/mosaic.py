@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images, remote
+from sublens import images
 from sublens.errors import DataError, ImageError
-from sublens.files import sha256
 from sublens.images import Image, Raw
+from sublens.storage import object_store
+from sublens.storage.files import sha256
 
 MAX_POSITIONS = 1_000_000
 MAX_CATALOGUE_BYTES = 2**28
@@ -246,7 +247,7 @@ def survey(path: Path, hdu: str | None, catalogue: Path) -> Positions:
 
 def checksum(catalogue: Path) -> str:
     """Hexadecimal sha256 of a catalogue; raises `DataError` where there is none, or it is too large."""
-    _check_catalogue(remote.local(catalogue))
+    _check_catalogue(object_store.local(catalogue))
     return sha256(catalogue)
 
 

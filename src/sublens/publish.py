@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublens import bundle, evaluate, export, files, weights
+from sublens import bundle, evaluate, export, weights
 from sublens.bundle import Card, CardScores
 from sublens.data import Dataset, Part
 from sublens.errors import DataError
@@ -17,6 +17,7 @@ from sublens.models import device
 from sublens.predict import Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, SCORES
+from sublens.storage import files
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""

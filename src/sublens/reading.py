@@ -31,13 +31,14 @@ from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
-from sublens import images, mosaic, remote
+from sublens import images, mosaic
 from sublens.errors import DataError, ImageError
-from sublens.files import remove
 from sublens.images import Image, Wanted
 from sublens.mapping import ONE_THREAD, in_order
 from sublens.mosaic import Cut, Positions
-from sublens.remote import FETCHES, Remote
+from sublens.storage import object_store
+from sublens.storage.files import remove
+from sublens.storage.object_store import FETCHES, Remote
 
 try:
     import resource
@@ -102,7 +103,7 @@ def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
 
     Raises `DataError` where the one or the other cannot be used.
     """
-    path_here, at_here = remote.local(path), remote.local(at)
+    path_here, at_here = object_store.local(path), object_store.local(at)
     child = Child("sublens.reading")
     try:
         child.ask(path_here, {"wanted": wanted, "at": os.fsencode(at_here).hex()})
@@ -153,7 +154,7 @@ def _on_store(given: Remote) -> Iterator[Path | Found]:
 
 def _images_on_store(folder: Remote) -> list[Remote]:
     """All images in a folder and below it, in the order of `_within`; a zarr store is one."""
-    remote.refuse_unfinished(folder)
+    object_store.refuse_unfinished(folder)
     found: dict[Remote, None] = {}
     for one in folder.files():
         stores = [parent for parent in reversed(one.parents) if parent.suffix == ".zarr"]
@@ -232,7 +233,7 @@ class Reader(Keeper):
         paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
         place. start: the `place` to begin at.
         """
-        with remote.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
+        with object_store.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
             self._homes.clear()
             try:
                 yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
@@ -300,7 +301,7 @@ class Reader(Keeper):
             return asked.copy
         path = _path_of(asked)
         if isinstance(path, Remote) and path not in self._homes:
-            self._homes[path] = remote.local(path)
+            self._homes[path] = object_store.local(path)
         return self._homes.get(path, path)
 
     def _told(self, asked: Path | Copy | Cut, problem: str) -> ImageError:
@@ -348,7 +349,7 @@ class _Due(NamedTuple):
 
 def _fetch(path: Remote, folder: Path) -> Asked:
     try:
-        return Copy(path, remote.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
+        return Copy(path, object_store.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
     except (FileNotFoundError, OverflowError) as err:
         return Found(path, ImageError(str(err)))
 

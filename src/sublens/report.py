@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from sublens import bundle, catalog, files, models
+from sublens import bundle, catalog, models
 from sublens.bundle import Card
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
 from sublens.metrics import RESAMPLES
 from sublens.predict import Predictions
 from sublens.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
+from sublens.storage import files
 
 HTML, MARKDOWN = "report.html", "report.md"
 FULL_RUN = 600_000

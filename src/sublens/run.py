@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import bundle, catalog, checkpoint, evaluate, export, files, metrics, models, train, weights
+from sublens import bundle, catalog, checkpoint, evaluate, export, metrics, models, train, weights
 from sublens.bundle import CardCalibration, CardGraph, CardMap
 from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked, field_of_view, side_seen
@@ -40,6 +40,7 @@ from sublens.models import TruthHead, device
 from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
 from sublens.ranks import ALONE, Ranks
+from sublens.storage import files
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 ENDING = (signal.SIGINT, signal.SIGTERM)

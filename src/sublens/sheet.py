@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from sublens.files import whole_file
 from sublens.sim.population import CLASSES, Truth, smoothed
 from sublens.sim.render import render, simulate
 from sublens.sim.survey import Survey
+from sublens.storage.files import whole_file
 
 COLUMNS = 4
 """Images of each class."""

@@ -28,10 +28,10 @@ from pydantic import ValidationError
 
 from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
-from sublens.remote import local
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
+from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
+from sublens.storage.object_store import local
 
 FORMAT = 2
 MANIFEST = "manifest.json"

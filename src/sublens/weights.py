@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sublens.bundle import CARD, WEIGHTS, Card, vouched
 from sublens.config import zoom
 from sublens.errors import BundleError
-from sublens.files import whole_file
 from sublens.models import TruthHead, build, placed
+from sublens.storage.files import whole_file
 
 HEAD = "truth_head."
 """What the names of the truth head's weights begin with."""

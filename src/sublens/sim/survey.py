@@ -29,7 +29,7 @@ from pydantic import (
 from sublens import images
 from sublens.config import Frozen
 from sublens.errors import ConfigError, ImageError, nearest
-from sublens.files import sha256
+from sublens.storage.files import sha256
 
 Floats = NDArray[np.float64]
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))

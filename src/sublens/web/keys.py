@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sublens.errors import ConfigError
-from sublens.files import explained
+from sublens.storage.files import explained
 
 PREFIX = "sublens-"
 

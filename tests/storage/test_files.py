@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sublens import files
 from sublens.errors import DataError
+from sublens.storage import files
 
 
 def test_a_failed_write_leaves_neither_file_nor_partial(tmp_path: Path) -> None:

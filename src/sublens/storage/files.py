@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 
-from sublens import remote
 from sublens.errors import DataError
-from sublens.remote import Remote
+from sublens.storage import object_store
+from sublens.storage.object_store import Remote
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ def explained(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds."""
-    home = remote.staged(path)
+    home = object_store.staged(path)
     partial = home.with_name(f".{home.name}.partial")
     try:
         with explained(path):
@@ -57,7 +57,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             if isinstance(path, Remote):
-                remote.send(partial, path)
+                object_store.send(partial, path)
             else:
                 partial.replace(path)
     finally:
@@ -70,7 +70,7 @@ def tidy(path: Path) -> None:
     """Leave no empty folder in the cache of what was made for a store."""
     if isinstance(path, Remote):
         with suppress(OSError):
-            remote.staged(path).parent.rmdir()
+            object_store.staged(path).parent.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -92,7 +92,7 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     """
     refuse_existing(path, force=force)
     if isinstance(path, Remote):
-        remote.try_out(path)  # before hours of work
+        object_store.try_out(path)  # before hours of work
     partial = partial_folder(path)
     with explained(path), taken(partial):
         try:
@@ -108,7 +108,7 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
                 (partial / PLAN).write_text(plan, encoding="utf-8")
             yield partial
             if isinstance(path, Remote):
-                remote.send_folder(partial, path, PLAN)
+                object_store.send_folder(partial, path, PLAN)
                 remove(partial)
                 tidy(path)
             else:
@@ -134,7 +134,7 @@ PLAN = "plan.json"
 
 def partial_folder(path: Path) -> Path:
     """Where `whole_folder` collects what will be the folder `path`."""
-    home = remote.staged(path).absolute()
+    home = object_store.staged(path).absolute()
     return home.with_name(f".{home.name}.partial")
 
 
@@ -180,7 +180,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise DataError(f"{path}: is a file or another thing that is no folder. Choose another place.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise DataError(f"{path}: is or holds the working folder. Choose a folder of its own.")
-    if not path.is_dir() or not any(path.iterdir()) or (path / remote.UNFINISHED).is_file():
+    if not path.is_dir() or not any(path.iterdir()) or (path / object_store.UNFINISHED).is_file():
         return
     if not force:
         raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
@@ -217,5 +217,5 @@ def remove(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
-    with remote.local(path).open("rb") as file:
+    with object_store.local(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

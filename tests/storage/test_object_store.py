@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import bundle, catalog, classify, cli, data, files, job, reading, remote
+from sublens import bundle, catalog, classify, cli, data, job, reading
 from sublens.classify import Query
 from sublens.config import SplitConfig
 from sublens.errors import DataError
-from sublens.remote import Remote
 from sublens.sim.survey import Survey
+from sublens.storage import files, object_store
+from sublens.storage.object_store import Remote
 
 SIZES = {"train": 70, "test": 20}
 
@@ -42,31 +43,31 @@ def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_path_on_a_store_is_a_path() -> None:
-    given = remote.place("s3://bucket/folder/a.npy")
+    given = object_store.place("s3://bucket/folder/a.npy")
     assert isinstance(given, Remote)
     assert str(given / "b") == "s3://bucket/folder/a.npy/b"
     assert (str(given.parent), given.name, given.suffix) == ("s3://bucket/folder", "a.npy", ".npy")
     assert str(given.with_name("b.fits")) == "s3://bucket/folder/b.fits"
     assert given.relative_to(given.parent).as_posix() == "a.npy"
-    assert hash(given) == hash(remote.place("s3://bucket/folder/a.npy"))
+    assert hash(given) == hash(object_store.place("s3://bucket/folder/a.npy"))
     assert deserialize(*serialize(given)) == given  # as Dask carries it
-    assert type(remote.place("folder/a.npy")) is type(Path())
+    assert type(object_store.place("folder/a.npy")) is type(Path())
 
 
 def test_a_store_tells_what_is_there(shelf: Remote, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"abc")
-    remote.send(tmp_path / "one", shelf / "below" / "one #1")
+    object_store.send(tmp_path / "one", shelf / "below" / "one #1")
     file = shelf / "below" / "one #1"
     assert (file.is_file(), file.is_dir(), file.exists()) == (True, False, True)
     assert (shelf.is_file(), shelf.is_dir(), shelf.exists()) == (False, True, True)
     assert not (shelf / "none").exists()
     assert list(shelf.iterdir()) == [shelf / "below"]
     assert shelf.files() == [file]
-    assert remote.local(file).read_bytes() == b"abc"
+    assert object_store.local(file).read_bytes() == b"abc"
     with pytest.raises(OverflowError, match="has more than 2 bytes"):
-        remote.fetch(file, tmp_path, 2)
-    assert (remote.local(shelf) / "below" / "one #1").read_bytes() == b"abc"
-    with remote.copied(file) as copy:
+        object_store.fetch(file, tmp_path, 2)
+    assert (object_store.local(shelf) / "below" / "one #1").read_bytes() == b"abc"
+    with object_store.copied(file) as copy:
         assert copy.read_bytes() == b"abc"
     assert not copy.exists()
 
@@ -75,10 +76,10 @@ def test_a_folder_becomes_the_same(shelf: Remote, tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     for name in ("a", "below/b", "plan.json"):
         (tmp_path / name).write_text(name)
-    remote.send_folder(tmp_path, shelf, "plan.json")
+    object_store.send_folder(tmp_path, shelf, "plan.json")
     assert shelf.files() == [shelf / "a", shelf / "below" / "b"]
     (tmp_path / "a").unlink()
-    remote.send_folder(tmp_path, shelf, "plan.json")
+    object_store.send_folder(tmp_path, shelf, "plan.json")
     assert shelf.files() == [shelf / "below" / "b"]
 
 
@@ -93,25 +94,25 @@ def test_a_file_that_is_stopped_on_its_way_does_not_appear(
 
     monkeypatch.setattr("shutil.copyfileobj", half)
     with pytest.raises(KeyboardInterrupt):
-        remote.send(tmp_path / "big", shelf / "big")
+        object_store.send(tmp_path / "big", shelf / "big")
     assert shelf.files() == []
 
 
 def test_a_copy_is_made_again_where_another_file_is(shelf: Remote, tmp_path: Path) -> None:
     for text in ("one", "another"):
         (tmp_path / "file").write_text(text)
-        remote.send(tmp_path / "file", shelf / "file")
-        assert remote.local(shelf / "file").read_text() == text
-    assert remote.local(shelf / "file") == remote.local(shelf / "file")
+        object_store.send(tmp_path / "file", shelf / "file")
+        assert object_store.local(shelf / "file").read_text() == text
+    assert object_store.local(shelf / "file") == object_store.local(shelf / "file")
 
 
 def test_folders_that_became_empty_are_gone(shelf: Remote, tmp_path: Path) -> None:
     for name in ("train/no/1", "test/no/1", "manifest.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    remote.send_folder(tmp_path, shelf, "")
+    object_store.send_folder(tmp_path, shelf, "")
     (tmp_path / "test" / "no" / "1").unlink()
-    remote.send_folder(tmp_path, shelf, "")
+    object_store.send_folder(tmp_path, shelf, "")
     assert sorted(one.name for one in shelf.iterdir()) == ["manifest.json", "train"]
 
 
@@ -149,7 +150,7 @@ def test_a_store_that_was_half_sent_is_finished(
     shelf: Remote, small_survey: Survey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    send, sent = remote._put, list[Remote]()
+    send, sent = object_store._put, list[Remote]()
 
     def stopped(source: Path, target: Remote) -> None:
         if len(sent) == 3:
@@ -158,25 +159,25 @@ def test_a_store_that_was_half_sent_is_finished(
         send(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(remote, "_put", stopped)
+        patch.setattr(object_store, "_put", stopped)
         job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
-    assert (shelf / remote.UNFINISHED).is_file()
+    assert (shelf / object_store.UNFINISHED).is_file()
     assert not (shelf / "manifest.json").exists()
     for look in (
-        remote.local,
+        object_store.local,
         lambda there: list(reading.listed([there])),
         lambda there: job.pack(there, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):
             look(shelf)
     job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
-    assert not (shelf / remote.UNFINISHED).exists()
+    assert not (shelf / object_store.UNFINISHED).exists()
     assert not list(tmp_path.rglob("sublens/*"))
-    assert data.open(remote.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
+    assert data.open(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
 
 
 def send_all(folder: Path, target: Remote) -> None:
-    remote.send_folder(folder, target, "")
+    object_store.send_folder(folder, target, "")
 
 
 def told(inputs: list[Path], root: Path) -> list[dict[str, catalog.Cell]]:
@@ -235,7 +236,7 @@ def test_a_table_is_written_there_and_goes_on(
     assert not (shelf / "there.csv").exists()
     assert classify.tabulate(query, shelf / "there.csv") == (12, 1)
     assert not list(tmp_path.rglob("sublens/*"))
-    assert remote.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
+    assert object_store.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
     with pytest.raises(DataError, match="exists already"):
         classify.tabulate(query, shelf / "there.csv")
 
@@ -254,7 +255,7 @@ def test_folders_are_packed_the_same(shelf: Remote, easy_folder: Path, tmp_path:
 def test_a_damaged_image_is_named_by_where_it_is(shelf: Remote, easy_folder: Path) -> None:
     send_all(easy_folder, shelf)
     (easy_folder.parent / "bad").write_bytes(b"bad")
-    remote.send(easy_folder.parent / "bad", shelf / "train" / "empty" / "0.npy")
+    object_store.send(easy_folder.parent / "bad", shelf / "train" / "empty" / "0.npy")
     with pytest.raises(SystemExit) as end:
         cli.main(["pack", str(shelf), "--out", str(shelf / "packed")])
     assert end.value.code == 1
@@ -299,19 +300,19 @@ def test_a_bucket_without_permission_is_told_in_words(monkeypatch: pytest.Monkey
     with HTTPServer(("127.0.0.1", 0), Forbidding) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        remote._opened.cache_clear()
-        for act in (lambda there: remote.local(there), lambda there: files.write_bytes(there, b"a")):
+        object_store._opened.cache_clear()
+        for act in (lambda there: object_store.local(there), lambda there: files.write_bytes(there, b"a")):
             with pytest.raises(DataError, match=r"s3://closed/a: cannot be reached .*your rights there"):
                 act(Remote("s3://closed/a"))
-        remote._opened.cache_clear()
+        object_store._opened.cache_clear()
         server.shutdown()
 
 
 def test_a_bucket_that_is_not_there_and_a_strange_place_are_told_in_words(bucket: Remote, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://nowhere/a.csv: cannot be reached \(AWS Error NO_SUCH_BUCKET"):
-        files.write_bytes(remote.place("s3://nowhere/a.csv"), b"a")
+        files.write_bytes(object_store.place("s3://nowhere/a.csv"), b"a")
     with pytest.raises(DataError, match="knows no such kind of place"):
-        remote.local(remote.place("ftp9://nowhere/a.csv"))
+        object_store.local(object_store.place("ftp9://nowhere/a.csv"))
 
 
 def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -> None:
@@ -321,7 +322,7 @@ def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -
     fits.PrimaryHDU(rng.poisson(20, (400, 400)).astype(np.float32)).writeto(tmp_path / "big.fits")
     (tmp_path / "at.csv").write_text("id,x,y\na,200,200\nb,9999,200\n")
     for name in ("big.fits", "at.csv"):
-        remote.send(tmp_path / name, shelf / name)
+        object_store.send(tmp_path / name, shelf / name)
     here = list(classify.predict(Query("lensnet", [tmp_path / "big.fits"], at=tmp_path / "at.csv")))
     there = list(classify.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "at.csv")))
     assert [row.prediction for row in there] == [row.prediction for row in here]
