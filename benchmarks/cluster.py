@@ -23,8 +23,9 @@ from typing import TypeVar
 import numpy as np
 from distributed.protocol import deserialize, serialize
 
-from sublens import classify, cluster, job
-from sublens.mapping import Mapper
+from sublens import classify, job
+from sublens.parallel import dask
+from sublens.parallel.mapper import Mapper
 from sublens.sim.presets import preset
 from sublens.sim.workers import slices
 
@@ -85,7 +86,7 @@ INSTANT = Instant()
 def warm_rate(where: str, n_skipped: int = 4, n: int = 28) -> float:
     """Images simulated a second, from the slice after the first few on."""
     survey = preset("common-test-1")
-    with cluster.opened(where) as mapper:
+    with dask.opened(where) as mapper:
         coming = slices(survey, 9, "train", 500 * (n_skipped + n), mapper)
         for _ in islice(coming, n_skipped):
             pass

@@ -8,7 +8,7 @@ from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublens.mapping import HERE, on_processes
+from sublens.parallel.mapper import HERE, on_processes
 from sublens.sim import camera, light, presets, render
 from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.presets import preset

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from sublens import bundle, catalog, cutout, mosaic, reading
 from sublens.bundle import Card, CardMap
-from sublens.cluster import opened
 from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
 from sublens.images import Wanted
-from sublens.mapping import HERE, Mapper
 from sublens.mosaic import Cuts
+from sublens.parallel.dask import opened
+from sublens.parallel.mapper import HERE, Mapper
 from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.reading import Asked

@@ -312,8 +312,8 @@ def train(
     """
     from sublens import job, run
     from sublens.errors import ConfigError
+    from sublens.parallel.torchrun import joined
     from sublens.progress import silent, visible
-    from sublens.ranks import joined
     from sublens.storage import files
 
     if force and resume:

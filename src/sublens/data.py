@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sublens import images, store
 from sublens.config import SplitConfig
 from sublens.errors import DataError, ImageError
-from sublens.mapping import HERE, Mapper
+from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 from sublens.storage import object_store

@@ -18,8 +18,8 @@ from sublens.config import InputConfig, SplitConfig, field_of_view
 from sublens.data import Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError, DataError
-from sublens.mapping import Mapper
 from sublens.models import Eager, Whole, device
+from sublens.parallel.mapper import Mapper
 from sublens.predict import BATCH as BATCH
 from sublens.predict import SLICE, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent

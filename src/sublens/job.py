@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sublens import bundle, data, evaluate, fits, images, reading, store
 from sublens.bundle import Card
-from sublens.cluster import opened
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import Wanted
-from sublens.mapping import HERE, Mapper, on_processes
+from sublens.parallel.dask import opened
+from sublens.parallel.mapper import HERE, Mapper, on_processes
 from sublens.predict import Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, is_measured, measure_run, settled, train_run

@@ -34,8 +34,8 @@ import numpy as np
 from sublens import images, mosaic
 from sublens.errors import DataError, ImageError
 from sublens.images import Image, Wanted
-from sublens.mapping import ONE_THREAD, in_order
 from sublens.mosaic import Cut, Positions
+from sublens.parallel.mapper import ONE_THREAD, in_order
 from sublens.storage import object_store
 from sublens.storage.files import remove
 from sublens.storage.object_store import FETCHES, Remote

@@ -35,11 +35,11 @@ from sublens.data import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluate import Lot
 from sublens.hints import Hints, Teacher
-from sublens.mapping import Mapper
 from sublens.models import TruthHead, device
+from sublens.parallel.mapper import Mapper
+from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
-from sublens.ranks import ALONE, Ranks
 from sublens.storage import files
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"

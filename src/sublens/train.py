@@ -17,7 +17,7 @@ from sublens.data import Dataset, Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.hints import Hints, Teacher, hint_loss
 from sublens.models import TruthHead, prepare
-from sublens.ranks import ALONE, Ranks
+from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 

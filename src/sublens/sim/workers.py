@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens.mapping import Mapper
+from sublens.parallel.mapper import Mapper
 from sublens.sim.population import Split, Truth
 from sublens.sim.render import Maps, maps, simulate
 from sublens.sim.survey import Survey

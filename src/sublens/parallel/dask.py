@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublens.errors import ConfigError, DataError, SublensError
-from sublens.mapping import AHEAD, ONE_THREAD, Mapper, in_order
+from sublens.parallel.mapper import AHEAD, ONE_THREAD, Mapper, in_order
 
 if TYPE_CHECKING:
     from distributed import Client, Future

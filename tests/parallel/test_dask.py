@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, classify, cluster, evaluate, job, run
+from sublens import bundle, classify, evaluate, job, run
 from sublens.classify import Query
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
+from sublens.parallel import dask
 from sublens.sim.survey import Survey
 from sublens.storage import object_store
 from sublens.storage.files import sha256
@@ -170,7 +171,7 @@ def test_slurm_jobs_give_the_same(
         (commands / name).chmod(0o755)
     settings = tmp_path / "jobs.toml"
     settings.write_text('jobs = 2\ncores = 1\nprocesses = 1\nmemory = "2GB"\nqueue = "normal"\n')
-    with pytest.raises(ConfigError, match="there is no sbatch here"), cluster.opened(f"slurm:{settings}"):
+    with pytest.raises(ConfigError, match="there is no sbatch here"), dask.opened(f"slurm:{settings}"):
         pass
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -218,7 +219,7 @@ def ended(one: int) -> int:
 
 
 def list_of(work: Callable[[int], int]) -> list[int]:
-    with cluster.opened("local:1") as mapper:
+    with dask.opened("local:1") as mapper:
         return list(mapper(work, range(1)))
 
 
@@ -228,7 +229,7 @@ def test_a_full_disk_names_its_worker() -> None:
 
 
 def test_work_that_ends_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cluster.SETTINGS, "distributed.scheduler.allowed-failures", 1)
+    monkeypatch.setitem(dask.SETTINGS, "distributed.scheduler.allowed-failures", 1)
     with pytest.raises(DataError, match="ended while they were at work; is memory short there"):
         list_of(ended)
 
@@ -246,7 +247,7 @@ def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: p
         return whole(**given)
 
     monkeypatch.setattr(distributed, "LocalCluster", fragile)
-    if n_lost < cluster.STARTS:
+    if n_lost < dask.STARTS:
         assert list_of(abs) == [0]
     else:
         with pytest.raises(DataError, match="ended as they were started, 3 times"):
@@ -254,14 +255,14 @@ def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: p
 
 
 def test_a_cluster_tells_how_it_goes() -> None:
-    with cluster.opened("local:2") as mapper:
+    with dask.opened("local:2") as mapper:
         assert list(mapper(abs, range(5))) == list(range(5))
         assert mapper.told() == "5 slices done, 0 under way on 2 workers"
 
 
 def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "version", lambda name: "99")
-    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), cluster.opened("local:1"):
+    monkeypatch.setattr(dask, "version", lambda name: "99")
+    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), dask.opened("local:1"):
         pass
 
 
@@ -277,8 +278,8 @@ def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_is_no_cluster_is_told_in_words(where: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    with pytest.raises(ConfigError, match=words), cluster.opened(where):
+    monkeypatch.setattr(dask, "CONNECT_SECONDS", 1)
+    with pytest.raises(ConfigError, match=words), dask.opened(where):
         pass
 
 

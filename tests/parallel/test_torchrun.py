@@ -14,8 +14,8 @@ import torch
 
 from sublens import bundle, checkpoint, run
 from sublens.errors import ConfigError
+from sublens.parallel.torchrun import ALONE, Ranks, joined
 from sublens.predict import Predictor
-from sublens.ranks import ALONE, Ranks, joined
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SETTINGS = ("--set", "train.epochs=6", "--set", "train.batch_size=16", "--set", "split.selection=0.25")
