@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import cutout, evaluate, metrics
+from sublens import evaluate, metrics
 from sublens.config import field_of_view
 from sublens.data import Part
-from sublens.images import Image
+from sublens.images import resample
+from sublens.images.formats import Image
 from sublens.predict import Predictor
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES
@@ -76,7 +77,7 @@ def scores(predictor: Predictor, counts: Counts, pixel_scale: float) -> metrics.
     if not np.isclose(pixel_scale, predictor.pixel_scale or 0):
         side, shape = field_of_view(predictor.input, predictor.image_shape), predictor.image_shape
         images = [Image(one.astype(float), pixel_scale=pixel_scale) for one in counts]
-        counts = np.stack([cutout.framed(one, shape, side, predictor.pixel_scale).counts() for one in images])
+        counts = np.stack([resample.framed(one, shape, side, predictor.pixel_scale).counts() for one in images])
     found = evaluate.predict_all(predictor, part(counts)).ood
     assert found is not None
     return found

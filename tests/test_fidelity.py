@@ -9,7 +9,7 @@ from conftest import changed
 from sublens import job
 from sublens.errors import DataError, ImageError
 from sublens.fidelity import compare, statistics, tell_apart
-from sublens.images import read_archive
+from sublens.images.formats import read_archive
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from astropy.io import fits as astropy_fits
 
-from sublens import data, images, job
+from sublens import data, job
 from sublens.config import SplitConfig
 from sublens.errors import ConfigError
+from sublens.images import formats
 from sublens.sim import render
 from sublens.sim.population import CLASSES
 from sublens.sim.survey import Survey
@@ -56,7 +57,7 @@ def test_the_folder_can_be_trained_on(folder: Path, small_survey: Survey) -> Non
     opened = data.open(folder, SplitConfig(selection=0.6, seed=1))
     assert (opened.classes, len(opened.train) + len(opened.selection), len(opened.test)) == (CLASSES, 12, 6)
     _, counts = render.simulate(small_survey, 3, "train", range(1))
-    assert np.array_equal(images.read_counts(folder / "train" / "no" / "0000000.fits"), counts[0])
+    assert np.array_equal(formats.read_counts(folder / "train" / "no" / "0000000.fits"), counts[0])
 
 
 def test_npy_folders_have_no_place_for_maps(tmp_path: Path, small_survey: Survey) -> None:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from sublens import models
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
-from sublens.images import QUANTISED_PEAK
+from sublens.images.formats import QUANTISED_PEAK
 from sublens.models import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
 from sublens.timm_import import import_timm
 

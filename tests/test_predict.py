@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import images
 from sublens.config import InputConfig
 from sublens.errors import ImageError
 from sublens.evaluate import eager
+from sublens.images import formats
 from sublens.models import build
 from sublens.predict import Predictor
 
@@ -73,7 +73,7 @@ def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_dat
     paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
     assert len(predictor.files(paths)) == len(paths) == 15
     for path in paths:
-        original = images.read(path).pixels
-        counts = images.counts_above_minimum(original)
+        original = formats.read(path).pixels
+        counts = formats.counts_above_minimum(original)
         assert np.array_equal(counts / counts.max(), original)
         assert 600 < counts.max() < 1050

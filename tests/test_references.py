@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sublens import bundle, config, metrics, models
-from sublens.images import read_archive
+from sublens.images.formats import read_archive
 from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
-from sublens import images, reading
-from sublens.images import Image
-from sublens.reading import Found, Reader, listed
+from sublens.images import formats, reader
+from sublens.images.formats import Image
+from sublens.images.reader import Found, Reader, listed
 
 ROOT = Path(__file__).parent.parent
 MAX_GROWTH = 50e6
@@ -298,21 +298,21 @@ def test_a_strange_file_is_what_the_table_says(child: Reader, tmp_path: Path, ca
 
 
 def test_the_table_tells_all_limits_and_cases() -> None:
-    said, ratio = tables(), images.MAX_RATIO
+    said, ratio = tables(), formats.MAX_RATIO
     limits = {
-        "pixels along a side": images.MAX_SIDE,
-        "images in a file": images.MAX_STACK,
-        "bytes of a `.npy`": 16 * images.MAX_SIDE**2,
+        "pixels along a side": formats.MAX_SIDE,
+        "images in a file": formats.MAX_STACK,
+        "bytes of a `.npy`": 16 * formats.MAX_SIDE**2,
         "bytes that an `.npz` array or a `.fits.gz` may unpack to, and a chunk of HDF5 or zarr": (
-            images.MAX_UNPACKED_BYTES
+            formats.MAX_UNPACKED_BYTES
         ),
-        f"times that compressed data may grow, beyond the first {images.FREE_BYTES:,} bytes": ratio,
-        "seconds for an image": reading.SECONDS,
-        "bytes of memory of the process that reads": reading.MEMORY_BYTES,
+        f"times that compressed data may grow, beyond the first {formats.FREE_BYTES:,} bytes": ratio,
+        "seconds for an image": reader.SECONDS,
+        "bytes of memory of the process that reads": reader.MEMORY_BYTES,
     }
     assert {name: said[name] for name in limits} == {name: f"{limit:,.0f}" for name, limit in limits.items()}
     endings = {ending for row in said for ending in re.findall(r"`(\.[a-z0-9.]+)`", row.split("bytes")[0])}
-    assert set(images.READERS) <= endings
+    assert set(formats.READERS) <= endings
     text = (ROOT / "docs" / "images.md").read_text().split("## What the row says")[1]
     assert set(re.findall(r"^\| (.+?) \|", text, re.MULTILINE)) - {"the file holds"} == set(CASES)
 

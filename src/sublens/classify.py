@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, catalog, cutout, mosaic, reading
+from sublens import bundle, catalog
 from sublens.bundle import Card, CardMap
 from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
-from sublens.images import Wanted
-from sublens.mosaic import Cuts
+from sublens.images import cutouts, reader, resample
+from sublens.images.cutouts import Cuts
+from sublens.images.formats import Wanted
+from sublens.images.reader import Asked
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
-from sublens.reading import Asked
 from sublens.storage import files
 
 Draw = Callable[[str, NDArray[np.float64]], None]
@@ -50,7 +51,7 @@ class Query:
         return {
             "bundle": _hashes(card),
             "inputs": list(map(str, self.inputs)),
-            "at": mosaic.checksum(self.at) if self.at else None,
+            "at": cutouts.checksum(self.at) if self.at else None,
             "wanted": self.wanted,
             "scale": self.pixel_scale,
             "engine": self.engine,
@@ -75,7 +76,7 @@ def predict(
     """
     with ExitStack() as stack:
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
-        paths = _cuts(predictor, query, query.at) if query.at else list(reading.listed(query.inputs))
+        paths = _cuts(predictor, query, query.at) if query.at else list(reader.listed(query.inputs))
         if maps and predictor.map is None:
             raise BundleError(NO_MAP)
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
@@ -86,7 +87,7 @@ def predict(
         if cluster:
             rows = _on_cluster(mapper, query, paths, start)
         else:
-            child = stack.enter_context(reading.Reader(query.wanted))
+            child = stack.enter_context(reader.Reader(query.wanted))
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
@@ -133,11 +134,11 @@ def _hashes(card: Card) -> tuple[str, str | None]:
 @lru_cache(maxsize=1)
 def _tools(
     network: str, judge: tuple[str, str | None], engine: EngineName | None, wanted: Wanted
-) -> tuple[Predictor, reading.Reader]:
+) -> tuple[Predictor, reader.Reader]:
     """A reader begins anew whatever child process it needs, and that ends with this one."""
     if _hashes(bundle.read_card(bundle.located(network))) != judge:
         raise BundleError(f"{network}: is another network there. Copy the same one to all machines.")
-    return Predictor.load(network, engine, _device(engine)), reading.Reader(wanted)
+    return Predictor.load(network, engine, _device(engine)), reader.Reader(wanted)
 
 
 def _cuts(predictor: Predictor, query: Query, at: Path) -> Cuts:
@@ -146,9 +147,9 @@ def _cuts(predictor: Predictor, query: Query, at: Path) -> Cuts:
         raise ConfigError(
             f"{at}: its positions can be those of one image only, not {len(query.inputs)}. Name one with --at."
         )
-    found = reading.surveyed(query.inputs[0], at, query.wanted)
+    found = reader.surveyed(query.inputs[0], at, query.wanted)
     scale = query.pixel_scale or found.pixel_scale
-    return found.cuts(query.inputs[0], cutout.needed(predictor.image_shape, predictor.pixel_scale, scale))
+    return found.cuts(query.inputs[0], resample.needed(predictor.image_shape, predictor.pixel_scale, scale))
 
 
 def tabulate(

@@ -235,7 +235,7 @@ def import_legacy(
 
     sublens import-legacy Model_I/train --out data/model-1
     """
-    from sublens import legacy
+    from sublens.images import legacy
     from sublens.progress import visible
 
     n_files, n_failed = legacy.convert(inputs, out, on_error=lambda err: _say(str(err)), force=force, bar=visible)
@@ -475,7 +475,7 @@ def predict(
     """
     from sublens import bundle, classify
     from sublens.errors import ImageError
-    from sublens.images import Wanted
+    from sublens.images.formats import Wanted
     from sublens.progress import visible
     from sublens.storage import files
 
@@ -591,7 +591,7 @@ def explain(
     sublens explain lensnet cutouts/*.fits --out explained
     """
     from sublens import job
-    from sublens.images import Wanted
+    from sublens.images.formats import Wanted
     from sublens.progress import visible
     from sublens.storage import files
 

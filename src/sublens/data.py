@@ -11,9 +11,10 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images, store
+from sublens import store
 from sublens.config import SplitConfig
 from sublens.errors import DataError, ImageError
+from sublens.images import formats
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
@@ -242,7 +243,7 @@ def _read(lot: _Lot) -> NDArray[np.uint16]:
 def _read_counts(path: Path) -> NDArray[np.uint16]:
     with object_store.copied(path) as copy:
         try:
-            return images.read_counts(copy)
+            return formats.read_counts(copy)
         except ImageError as err:
             raise ImageError(str(err).replace(str(copy), str(path))) from err
 
@@ -260,10 +261,10 @@ def _labelled(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     listed = []
     for label, name in enumerate(classes):
         folder = top / name
-        found = sorted(path for path in folder.iterdir() if images.is_image(path)) if folder.is_dir() else []
+        found = sorted(path for path in folder.iterdir() if formats.is_image(path)) if folder.is_dir() else []
         if not found:
             raise DataError(
-                f"{top / name}: holds no {', '.join(images.READERS)} images. Add some, or remove the folder."
+                f"{top / name}: holds no {', '.join(formats.READERS)} images. Add some, or remove the folder."
             )
         listed += [(path, label) for path in found]
     return listed

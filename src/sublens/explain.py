@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from sublens.config import InputConfig, field_of_view, zoom
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError
-from sublens.images import Image
+from sublens.images.formats import Image
+from sublens.images.reader import Found
 from sublens.metrics import LEVEL, Floats, Labels
 from sublens.models import CELL, Eager, nearest_tap, prepare
 from sublens.predict import BATCH, Predictor, Row
-from sublens.reading import Found
 from sublens.sim.population import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]

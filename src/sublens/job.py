@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, data, evaluate, fits, images, reading, store
+from sublens import bundle, data, evaluate, fits, store
 from sublens.bundle import Card
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.images import Wanted
+from sublens.images import formats, reader
+from sublens.images.formats import Wanted
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper, on_processes
 from sublens.predict import Predictor, Row
@@ -107,9 +108,9 @@ def fidelity(
     first = CLASSES.index(label)
     indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
     _, simulated = render.simulate(survey, seed, "train", indices)
-    if (real.max(axis=(1, 2)) == images.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
-        simulated = np.stack([images.stretched(one.astype(np.float64)) for one in simulated])
-        real = np.stack([images.stretched(one.astype(np.float64)) for one in real])
+    if (real.max(axis=(1, 2)) == formats.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
+        simulated = np.stack([formats.stretched(one.astype(np.float64)) for one in simulated])
+        real = np.stack([formats.stretched(one.astype(np.float64)) for one in real])
     return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
 
 
@@ -119,14 +120,14 @@ FEWEST = 50
 
 def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
     if path.suffix.lower() == ".npz":
-        return images.read_archive(path)
-    found = sorted(file for file in path.glob("*") if images.is_image(file))
+        return formats.read_archive(path)
+    found = sorted(file for file in path.glob("*") if formats.is_image(file))
     if not found:
-        raise DataError(f"{path}: holds no {', '.join(images.READERS)} images. Name a folder of images of one class.")
+        raise DataError(f"{path}: holds no {', '.join(formats.READERS)} images. Name a folder of images of one class.")
     with bar(f"reading {path}", len(found)) as advance:
         count, read = Count(advance), []
         for file in found:
-            read.append(images.read_counts(file))
+            read.append(formats.read_counts(file))
             count.add(1)
             if read[-1].shape != read[0].shape:
                 raise ImageError(
@@ -191,14 +192,14 @@ def explain(
     from sublens import explain  # captum and matplotlib, slow to import, are needed only here
     from sublens.models import device
 
-    predictor, paths = Predictor.load(name, "torch", device()), list(reading.listed(inputs))
+    predictor, paths = Predictor.load(name, "torch", device()), list(reader.listed(inputs))
     if label is not None and label not in predictor.classes:
         raise ConfigError(f"{name} knows no class {label!r}. {nearest(label, predictor.classes)}")
     records: list[dict[str, Any]] = []
     done = 0
     with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
         count = Count(advance)
-        with reading.Reader(wanted or Wanted()) as child:
+        with reader.Reader(wanted or Wanted()) as child:
             read = child.read(paths)
             found = explain.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):

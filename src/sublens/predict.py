@@ -8,14 +8,15 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublens import bundle, cutout, images
+from sublens import bundle
 from sublens.bundle import Card, CardMap
 from sublens.calibrate import Calibration, softmax
 from sublens.config import InputConfig, field_of_view
 from sublens.engine import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.errors import BundleError, ImageError
-from sublens.images import Image
-from sublens.reading import Found
+from sublens.images import formats, resample
+from sublens.images.formats import Image
+from sublens.images.reader import Found
 
 BATCH = 64
 SLICE = 256
@@ -141,7 +142,7 @@ class Predictor:
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Judge image files; `ImageError` names the first that cannot be used."""
-        counts = [(images.read_counts(Path(path)), str(path)) for path in paths]
+        counts = [(formats.read_counts(Path(path)), str(path)) for path in paths]
         for one, name in counts:
             self.check_size(one.shape, name)
         return self._judged([one for one, _ in counts])
@@ -176,7 +177,7 @@ class Predictor:
         if isinstance(image, ImageError):
             raise image
         side = field_of_view(self.input, self.image_shape)
-        return cutout.framed(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+        return resample.framed(image, self.image_shape, side, self.pixel_scale, pixel_scale)
 
     def _filled(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
         judged = iter(self._judged(counts))
@@ -218,7 +219,7 @@ class Predictor:
         """
         if pixels.ndim in (2, 3):
             self.check_size(pixels.shape[-2:], name)  # before it is looked at, which takes a while
-        return images.counts_above_minimum(images.usable(pixels, name))
+        return formats.counts_above_minimum(formats.usable(pixels, name))
 
     def check_size(self, shape: tuple[int, ...], name: str) -> None:
         """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""

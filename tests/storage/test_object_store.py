@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import bundle, catalog, classify, cli, data, job, reading
+from sublens import bundle, catalog, classify, cli, data, job
 from sublens.classify import Query
 from sublens.config import SplitConfig
 from sublens.errors import DataError
+from sublens.images import reader
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote
@@ -165,7 +166,7 @@ def test_a_store_that_was_half_sent_is_finished(
     assert not (shelf / "manifest.json").exists()
     for look in (
         object_store.local,
-        lambda there: list(reading.listed([there])),
+        lambda there: list(reader.listed([there])),
         lambda there: job.pack(there, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):

@@ -26,9 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-from sublens import images
 from sublens.config import Frozen
 from sublens.errors import ConfigError, ImageError, nearest
+from sublens.images import formats
 from sublens.storage.files import sha256
 
 Floats = NDArray[np.float64]
@@ -179,7 +179,7 @@ class ImageFile(Frozen):
             return self
         path = (info.context["folder"] / self.file).resolve()
         try:
-            pixels = images.read(path).pixels
+            pixels = formats.read(path).pixels
         except ImageError as err:
             raise ValueError(str(err)) from err
         if pixels.sum() <= 0 or pixels.min() < -0.01 * pixels.max():
@@ -196,7 +196,7 @@ class ImageFile(Frozen):
                 f"{self.file}: is missing, or not the file that this survey was made with. "
                 "Read the survey again from its TOML file."
             )
-        return images.read(self.file).pixels.clip(0)
+        return formats.read(self.file).pixels.clip(0)
 
     @field_serializer("file")
     def _name(self, path: Path) -> str:

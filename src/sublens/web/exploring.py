@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from sublens.engine import n_threads
 from sublens.errors import SublensError
-from sublens.images import Image
+from sublens.images.formats import Image
 from sublens.predict import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from sublens import catalog, images
+from sublens import catalog
 from sublens.errors import ImageError
-from sublens.images import Image, Wanted
-from sublens.reading import Extension, Found, Reader
+from sublens.images import formats
+from sublens.images.formats import Image, Wanted
+from sublens.images.reader import Extension, Found, Reader
 from sublens.web.problem import DOCUMENTED, Problem
 from sublens.web.served import Json, Network, Service, array, together, unless_gone
 
@@ -32,7 +33,7 @@ PARSERS = 2
 """Child processes that read files."""
 NOT_HERE = frozenset({".h5", ".hdf5", ".zarr"})
 """Formats that can point at other files of this machine."""
-FORMATS = tuple(suffix for suffix in images.READERS if suffix not in NOT_HERE)
+FORMATS = tuple(suffix for suffix in formats.READERS if suffix not in NOT_HERE)
 HDF5_MAGIC = b"\x89HDF"
 PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
 OBJECT_ARRAY = re.compile(rb"\x93NUMPY.{,128}\|O", re.DOTALL)

@@ -23,7 +23,7 @@ from sublens import bundle
 from sublens.bundle import Card
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
-from sublens.images import Image
+from sublens.images.formats import Image
 from sublens.predict import BATCH, Predictor
 from sublens.web.batching import Batcher, Judged
 from sublens.web.metrics import Metrics

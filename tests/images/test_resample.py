@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sublens.cutout import framed
 from sublens.errors import ImageError
-from sublens.images import Image
+from sublens.images.formats import Image
+from sublens.images.resample import framed
 
 
 def blob(side: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.float64]:

@@ -16,9 +16,10 @@ from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 from numpy.testing._private.utils import runstring
 from numpy.typing import NDArray
 
-from sublens import cli, images, legacy
+from sublens import cli
 from sublens.errors import DataError, ImageError
-from sublens.legacy import Opener
+from sublens.images import formats, legacy
+from sublens.images.legacy import Opener
 
 AXION_MASS = 3.7e-23
 HASH_BOMB = b"}" + b"K\x01" + b"2\x86" * 60 + b"K\x01s."  # {pair of a pair of a pair ...: 1}
@@ -302,7 +303,7 @@ def test_a_folder_is_converted_as_it_is(model: Path, tmp_path: Path, capsys: pyt
     assert sublens(model, "--out", tmp_path / "out") == 0
     left, came = ({str(path.relative_to(top)) for path in top.rglob("*.npy")} for top in (model, tmp_path / "out"))
     assert left - came == {"test/axion/1.npy"}
-    assert all(np.array_equal(images.read(tmp_path / "out" / name).pixels, counts() + int(name[-5])) for name in came)
+    assert all(np.array_equal(formats.read(tmp_path / "out" / name).pixels, counts() + int(name[-5])) for name in came)
     rows = (tmp_path / "out" / "legacy.csv").read_text().splitlines()
     assert sorted(rows) == [
         "path,value",
@@ -377,4 +378,4 @@ def test_the_result_does_not_overlap_its_source(model: Path, place: Callable[[Pa
 def test_what_is_refused_elsewhere_names_the_command(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", axion(), allow_pickle=True)
     with pytest.raises(ImageError, match="sublens import-legacy"):
-        images.read(tmp_path / "a.npy")
+        formats.read(tmp_path / "a.npy")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import MAX_SIDE, Image
+from sublens.images.formats import MAX_SIDE, Image
 
 SAME_SCALE = 0.01
 """Pixel scales that differ by less are taken as the same."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from sublens import images
 from sublens.errors import ImageError
+from sublens.images import formats
 
 
 def poisson(seed: int, side: int = 24, mean: float = 30) -> NDArray[np.int64]:
@@ -24,44 +24,44 @@ def test_counts_are_recovered_from_any_linear_scale(seed: int, mean: float, offs
     counts = poisson(seed, mean=mean)
     counts[0, :2] = 0, 1
     expected = counts - counts.min()
-    assert np.array_equal(images.counts_above_minimum(np.asarray(counts * gain + offset, np.float64)), expected)
+    assert np.array_equal(formats.counts_above_minimum(np.asarray(counts * gain + offset, np.float64)), expected)
 
 
 def test_counts_are_recovered_from_single_precision() -> None:
     counts = poisson(1, mean=300)
     counts -= counts.min()
     scaled = (counts / counts.max()).astype(np.float32).astype(np.float64)
-    assert np.array_equal(images.counts_above_minimum(scaled), counts)
+    assert np.array_equal(formats.counts_above_minimum(scaled), counts)
 
 
 def test_pixels_without_counts_are_scaled_to_16_bits() -> None:
     pixels = np.random.default_rng(0).random((20, 20))
-    counts = images.counts_above_minimum(pixels)
-    assert (counts.min(), counts.max()) == (0, images.QUANTISED_PEAK)
+    counts = formats.counts_above_minimum(pixels)
+    assert (counts.min(), counts.max()) == (0, formats.QUANTISED_PEAK)
     np.testing.assert_allclose(counts / 65535, (pixels - pixels.min()) / np.ptp(pixels), atol=1e-5)
 
 
 def test_two_grey_levels_are_two_counts() -> None:
-    assert images.counts_above_minimum(np.array([[0.0, 7.0], [7.0, 0.0]])).tolist() == [[0, 1], [1, 0]]
+    assert formats.counts_above_minimum(np.array([[0.0, 7.0], [7.0, 0.0]])).tolist() == [[0, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (1, 24, 24)])
 def test_npy_images_of_both_shapes_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "a.npy", poisson(0).reshape(shape) / 3)
-    assert np.array_equal(images.read(tmp_path / "a.npy").pixels, poisson(0) / 3)
+    assert np.array_equal(formats.read(tmp_path / "a.npy").pixels, poisson(0) / 3)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 40), ("a.JPEG", 40)])
 def test_pictures_are_read(tmp_path: Path, name: str, tolerance: int) -> None:
     grey = poisson(0, mean=100).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / name)
-    assert np.abs(images.read(tmp_path / name).pixels - grey).max() <= tolerance
+    assert np.abs(formats.read(tmp_path / name).pixels - grey).max() <= tolerance
 
 
 def test_sixteen_bit_png_keeps_its_depth(tmp_path: Path) -> None:
     deep = (poisson(0) * 1000).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    assert np.array_equal(images.read(tmp_path / "a.png").pixels, deep)
+    assert np.array_equal(formats.read(tmp_path / "a.png").pixels, deep)
 
 
 def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
 
     np.save(tmp_path / "a.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
     with pytest.raises(ImageError, match="object array"):
-        images.read(tmp_path / "a.npy")
+        formats.read(tmp_path / "a.npy")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -81,7 +81,7 @@ def test_a_truncated_npy_is_named(tmp_path: Path, size: int) -> None:
     whole = (tmp_path / "cut.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(whole[:size])
     with pytest.raises(ImageError, match=r"cut\.npy: truncated"):
-        images.read(tmp_path / "cut.npy")
+        formats.read(tmp_path / "cut.npy")
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
@@ -91,7 +91,7 @@ def test_a_truncated_picture_is_named(tmp_path: Path, name: str, share: float) -
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ImageError, match="cut.*truncated"):
-        images.read(tmp_path / name)
+        formats.read(tmp_path / name)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -99,7 +99,7 @@ def test_not_finite_pixels_are_counted(bad: float) -> None:
     pixels = poisson(0).astype(float)
     pixels[3, 4] = bad
     with pytest.raises(ImageError, match="x: 1 of 576 pixels are NaN or infinite"):
-        images.usable(pixels, "x")
+        formats.usable(pixels, "x")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_not_finite_pixels_are_counted(bad: float) -> None:
 )
 def test_unusable_images_say_why(pixels: NDArray[np.generic], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        images.usable(pixels, "x")
+        formats.usable(pixels, "x")
 
 
 def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:
@@ -125,27 +125,27 @@ def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:
         )
         file.truncate(100_000 * 100_000 * 8 + 128)
     with pytest.raises(ImageError, match="a side may have 4096 at most"):
-        images.read(tmp_path / "huge.npy")
+        formats.read(tmp_path / "huge.npy")
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.gz", "a"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ImageError, match="sublens reads"):
-        images.read(tmp_path / name)
+        formats.read(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.npy: no such file"):
-        images.read(tmp_path / "none.npy")
+        formats.read(tmp_path / "none.npy")
 
 
 def test_counts_of_all_real_images_are_recovered_exactly(real_data: Path) -> None:
     paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
     assert len(paths) == 15
     for path in paths:
-        pixels = images.read(path).pixels
-        counts = images.counts_above_minimum(pixels)
+        pixels = formats.read(path).pixels
+        counts = formats.counts_above_minimum(pixels)
         assert 653 <= counts.max() <= 998
         assert np.array_equal(counts / counts.max(), pixels)
 
@@ -153,7 +153,7 @@ def test_counts_of_all_real_images_are_recovered_exactly(real_data: Path) -> Non
 def test_an_eight_bit_picture_is_not_taken_for_photons(tmp_path: Path) -> None:
     grey = (poisson(3) * 4).clip(0, 255).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
-    assert images.read_counts(tmp_path / "a.png").max() == images.QUANTISED_PEAK
+    assert formats.read_counts(tmp_path / "a.png").max() == formats.QUANTISED_PEAK
 
 
 @given(st.integers(8, 127), st.integers(0, 255))
@@ -165,7 +165,7 @@ def test_a_damaged_header_is_an_image_error_or_still_an_image(place: int, byte: 
         data[place] = byte
         path.write_bytes(data)
         with suppress(ImageError):
-            assert images.read(path).pixels.ndim == 2
+            assert formats.read(path).pixels.ndim == 2
 
 
 def write_fits(path: Path, *arrays: np.ndarray) -> Path:
@@ -176,20 +176,20 @@ def write_fits(path: Path, *arrays: np.ndarray) -> Path:
 
 def test_the_first_image_of_a_fits_file_is_read(tmp_path: Path) -> None:
     pixels = np.arange(12, dtype=">f8").reshape(3, 4)
-    assert np.array_equal(images.read(write_fits(tmp_path / "a.fits", pixels, pixels + 1)).pixels, pixels)
+    assert np.array_equal(formats.read(write_fits(tmp_path / "a.fits", pixels, pixels + 1)).pixels, pixels)
 
 
 def test_a_real_hubble_image_is_read(real_data: Path) -> None:
     found = sorted((real_data / "slacs0946+1006").glob("*.fits"))
     assert found
-    assert all(images.read(path).pixels.shape[0] > 10 for path in found if "mask" not in path.name)
+    assert all(formats.read(path).pixels.shape[0] > 10 for path in found if "mask" not in path.name)
 
 
 def test_a_fits_file_without_an_image_says_so(tmp_path: Path) -> None:
     table = fits.BinTableHDU.from_columns([fits.Column("a", "D", array=np.zeros(3))])
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "a.fits")
     with pytest.raises(ImageError, match=r"a\.fits: holds no image"):
-        images.read(tmp_path / "a.fits")
+        formats.read(tmp_path / "a.fits")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 2880, 6000])
@@ -197,40 +197,40 @@ def test_a_truncated_fits_file_is_named(tmp_path: Path, keep: int) -> None:
     path = write_fits(tmp_path / "a.fits", np.random.default_rng(0).random((60, 60)))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ImageError, match=r"a\.fits"):
-        images.read(path)
+        formats.read(path)
 
 
 def test_a_huge_fits_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="2 x 5000"):
-        images.read(write_fits(tmp_path / "a.fits", np.zeros((5000, 2), np.uint8)))
+        formats.read(write_fits(tmp_path / "a.fits", np.zeros((5000, 2), np.uint8)))
 
 
 def test_a_packed_file_may_not_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fits(tmp_path / "a.fits.gz", np.random.default_rng(0).random((60, 60)))
-    monkeypatch.setattr(images, "MAX_UNPACKED_BYTES", 10_000)
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 10_000)
     with pytest.raises(ImageError, match="unpacks to over 10,000 bytes"):
-        images.read(tmp_path / "a.fits.gz")
+        formats.read(tmp_path / "a.fits.gz")
 
 
 def test_a_pixel_scale_of_nothing_is_unknown(tmp_path: Path) -> None:
     header = fits.Header({"CUNIT1": "arcsec", "CDELT1": 0.0})
     fits.PrimaryHDU(poisson(0), header).writeto(tmp_path / "a.fits")
-    assert images.read(tmp_path / "a.fits").pixel_scale is None
+    assert formats.read(tmp_path / "a.fits").pixel_scale is None
 
 
 def test_a_stack_is_the_same_however_it_is_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = np.random.default_rng(0).random((23, 8, 8))
-    monkeypatch.setattr(images, "BLOCK_BYTES", 5 * 8 * 8 * 8)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 5 * 8 * 8 * 8)
     for chunk in (1, 4, 23):
         with h5py.File(tmp_path / f"{chunk}.h5", "w") as file:
             file.create_dataset("a", data=stack, chunks=(chunk, 8, 8))
-        found = [one for one in images.read_all(tmp_path / f"{chunk}.h5") if isinstance(one, images.Image)]
+        found = [one for one in formats.read_all(tmp_path / f"{chunk}.h5") if isinstance(one, formats.Image)]
         assert [one.number for one in found] == list(range(23))
         assert np.array_equal([one.pixels for one in found], stack)
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", counts=np.zeros((10, 100, 100), np.uint16))
-    monkeypatch.setattr(images, "MAX_ARCHIVE_BYTES", 10_000)
+    monkeypatch.setattr(formats, "MAX_ARCHIVE_BYTES", 10_000)
     with pytest.raises(ImageError, match=r"unpacks to 200,\d+ bytes"):
-        images.read_archive(tmp_path / "a.npz")
+        formats.read_archive(tmp_path / "a.npz")

@@ -12,12 +12,13 @@ from astropy.table import MaskedColumn, Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from sublens import catalog, classify, cli, cutout, images, mosaic, predict
+from sublens import catalog, classify, cli, predict
 from sublens.classify import Query
 from sublens.errors import ConfigError, DataError, ImageError
-from sublens.images import Image, Wanted
-from sublens.mosaic import Cut
-from sublens.reading import Found, Reader, surveyed
+from sublens.images import cutouts, formats, resample
+from sublens.images.cutouts import Cut
+from sublens.images.formats import Image, Wanted
+from sublens.images.reader import Found, Reader, surveyed
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
 
@@ -183,7 +184,7 @@ def test_an_image_too_large_for_one_lens_is_cut(reader: Reader, tmp_path: Path) 
     pixels[5900:, 5900:] = np.random.default_rng(1).integers(0, 255, (100, 100))
     big = save(tmp_path / "big.fits", pixels)
     with pytest.raises(ImageError, match="6000 x 6000 pixels; a side may have 4096"):
-        images.read(big)
+        formats.read(big)
     (read,) = pixels_of(found_at(reader, big, on_sky(tmp_path / "a.csv", (6000, 6000), ((5949.5, 5949.5),))))
     assert np.array_equal(read, pixels[5938:5962, 5938:5962])
 
@@ -221,8 +222,8 @@ def test_a_tile_too_large_to_unpack_costs_a_row(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     big = save(tmp_path / "big.fits.fz", sky())
-    monkeypatch.setattr(images, "MAX_UNPACKED_BYTES", 25 * 300 * 8 - 1)
-    with mosaic.Mosaic(big, None) as one:
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 25 * 300 * 8 - 1)
+    with cutouts.Mosaic(big, None) as one:
         assert one.cut(0, XY[0], (23, 24)).pixels.shape == (23, 24)
         with pytest.raises(ImageError, match=r"has tiles of \(1, 300\) pixels"):
             one.cut(0, XY[0], SIZE)
@@ -230,9 +231,9 @@ def test_a_tile_too_large_to_unpack_costs_a_row(
 
 def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = save(tmp_path / "big.fits.gz", sky())
-    monkeypatch.setattr(images, "MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 100_000)
     with pytest.raises(ImageError, match="unpacks to over 100,000 bytes. Unpack it first"):
-        mosaic.Mosaic(big, None)
+        cutouts.Mosaic(big, None)
 
 
 def test_a_packed_file_in_disguise_is_not_unpacked(tmp_path: Path) -> None:
@@ -305,12 +306,12 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, name: str, content: bytes)
 
 def test_a_catalogue_may_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, at = save(tmp_path / "big.fits", sky()), positions(tmp_path / "a.csv")
-    monkeypatch.setattr(mosaic, "MAX_POSITIONS", 2)
+    monkeypatch.setattr(cutouts, "MAX_POSITIONS", 2)
     with pytest.raises(DataError, match="holds more than 2 positions. Split it"):
-        mosaic.survey(big, None, at)
-    monkeypatch.setattr(mosaic, "MAX_CATALOGUE_BYTES", 20)
+        cutouts.survey(big, None, at)
+    monkeypatch.setattr(cutouts, "MAX_CATALOGUE_BYTES", 20)
     with pytest.raises(DataError, match="20 are allowed"):
-        mosaic.survey(big, None, at)
+        cutouts.survey(big, None, at)
 
 
 def test_a_catalogue_whose_data_lie_elsewhere_is_not_followed(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_a_catalogue_whose_data_lie_elsewhere_is_not_followed(tmp_path: Path) ->
     )
     with pytest.raises(DataError, match=r"a\.vot"):
         surveyed(save(tmp_path / "big.fits", sky()), tmp_path / "a.vot", Wanted())
-    columns = mosaic.CATALOGUES[".vot"](tmp_path / "a.vot")  # outside the child, they are
+    columns = cutouts.CATALOGUES[".vot"](tmp_path / "a.vot")  # outside the child, they are
     assert columns["ra"].tolist() == [150.0]
 
 
@@ -341,14 +342,14 @@ def test_a_child_that_dies_costs_one_position(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [0.01, 0.03, 0.049, 0.0501, 0.07, 0.2, 3.0])
 @pytest.mark.parametrize("shape", [(150, 150), (151, 60)])
 def test_what_is_needed_fills_the_frame(scale: float, shape: tuple[int, int]) -> None:
-    size = cutout.needed(shape, 0.05, scale)
+    size = resample.needed(shape, 0.05, scale)
     image = Image(np.random.default_rng(0).normal(0, 1, size), pixel_scale=scale)
-    framed = cutout.framed(image, shape, min(shape), 0.05)
+    framed = resample.framed(image, shape, min(shape), 0.05)
     assert framed.pixels.shape == shape
     assert min(size) * scale < 1.2 * min(shape) * 0.05 + 6 * scale
-    assert cutout.needed(shape, None, scale) == cutout.needed(shape, 0.05, None) == shape
+    assert resample.needed(shape, None, scale) == resample.needed(shape, 0.05, None) == shape
     with pytest.raises(ImageError, match="Check the pixel scale"):
-        cutout.needed(shape, 0.05, 1e-4)
+        resample.needed(shape, 0.05, 1e-4)
 
 
 LENSES = ((95.5, 135.5), (424.5, 274.5), (220.5, 99.5))
@@ -395,7 +396,7 @@ def test_a_lens_is_judged_as_if_cut_out_before(field: Path, lenses: NDArray[np.f
 
 
 def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> None:
-    pixels, size = np.kron(fits.getdata(field), np.ones((2, 2))), cutout.needed((150, 150), 0.05, 0.025)
+    pixels, size = np.kron(fits.getdata(field), np.ones((2, 2))), resample.needed((150, 150), 0.05, 0.025)
     save(tmp_path / "fine.fits", pixels, scale=0.025)
     centres = tuple((2 * x + 0.5, 2 * y + 0.5) for x, y in LENSES)
     apart = [save(tmp_path / f"{xy}.fits", around(pixels, xy, size), scale=0.025) for xy in centres]

@@ -31,10 +31,10 @@ from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
-from sublens import images, mosaic
 from sublens.errors import DataError, ImageError
-from sublens.images import Image, Wanted
-from sublens.mosaic import Cut, Positions
+from sublens.images import cutouts, formats
+from sublens.images.cutouts import Cut, Positions
+from sublens.images.formats import Image, Wanted
 from sublens.parallel.mapper import ONE_THREAD, in_order
 from sublens.storage import object_store
 from sublens.storage.files import remove
@@ -104,7 +104,7 @@ def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
     Raises `DataError` where the one or the other cannot be used.
     """
     path_here, at_here = object_store.local(path), object_store.local(at)
-    child = Child("sublens.reading")
+    child = Child("sublens.images.reader")
     try:
         child.ask(path_here, {"wanted": wanted, "at": os.fsencode(at_here).hex()})
         frame = child.frame(START_SECONDS)
@@ -127,7 +127,7 @@ def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
     for given in inputs:
         if isinstance(given, Remote):
             yield from _on_store(given)
-        elif given.is_dir() and not images.is_image(given):
+        elif given.is_dir() and not formats.is_image(given):
             yield from _within(given)
         elif not given.exists() and any(sign in str(given) for sign in "*?["):
             matching = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - a Path globs below a folder
@@ -142,14 +142,14 @@ def _on_store(given: Remote) -> Iterator[Path | Found]:
     """The same on an object store, where * and ? are all that a pattern has."""
     plain = list(takewhile(lambda part: not any(sign in part for sign in "*?"), given.parts))
     is_pattern = len(plain) < len(given.parts)
-    if images.is_image(given) and not is_pattern:
+    if formats.is_image(given) and not is_pattern:
         yield given
         return
     top, pattern = Remote(*given.parts[: len(plain)]), re.compile(_expression(str(given)) if is_pattern else ".*", re.S)
     matching = [one for one in _images_on_store(top) if pattern.fullmatch(str(one))]
     yield from sorted(matching) if is_pattern else matching
     if not matching:
-        yield Found(given, ImageError(f"{given}: holds no {', '.join(images.READERS)} files. Check the name."))
+        yield Found(given, ImageError(f"{given}: holds no {', '.join(formats.READERS)} files. Check the name."))
 
 
 def _images_on_store(folder: Remote) -> list[Remote]:
@@ -158,7 +158,7 @@ def _images_on_store(folder: Remote) -> list[Remote]:
     found: dict[Remote, None] = {}
     for one in folder.files():
         stores = [parent for parent in reversed(one.parents) if parent.suffix == ".zarr"]
-        if stores or images.is_image(one):
+        if stores or formats.is_image(one):
             found[stores[0] if stores else one] = None
     return sorted(found, key=lambda one: [*((1, part) for part in one.parts[:-1]), (0, one.name)])
 
@@ -172,14 +172,14 @@ def _expression(pattern: str) -> str:
 def _within(folder: Path) -> Iterator[Path | Found]:
     real, n_found = folder.resolve(), 0
     for top, below, names in os.walk(folder):
-        stores = [name for name in below if images.is_image(Path(name))]
+        stores = [name for name in below if formats.is_image(Path(name))]
         below[:] = sorted(set(below) - set(stores))
-        for path in sorted(Path(top, name) for name in (*names, *stores) if images.is_image(Path(name))):
+        for path in sorted(Path(top, name) for name in (*names, *stores) if formats.is_image(Path(name))):
             n_found += 1
             is_inside = path.resolve().is_relative_to(real)
             yield path if is_inside else Found(path, ImageError(f"{path}: a link out of {folder}. Name it by itself."))
     if not n_found:
-        yield Found(folder, ImageError(f"{folder}: holds no {', '.join(images.READERS)} files. Check the folder."))
+        yield Found(folder, ImageError(f"{folder}: holds no {', '.join(formats.READERS)} files. Check the folder."))
 
 
 class SilentError(Exception):
@@ -224,7 +224,7 @@ class Reader(Keeper):
     """Where on this machine the big images are."""
 
     def __enter__(self) -> Self:
-        self._child = Child("sublens.reading")  # it loads its libraries while others load theirs
+        self._child = Child("sublens.images.reader")  # it loads its libraries while others load theirs
         return self
 
     def read(self, paths: Iterable[Asked], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
@@ -246,7 +246,7 @@ class Reader(Keeper):
         try:
             while True:
                 if self._child is None:
-                    self._child = Child("sublens.reading")
+                    self._child = Child("sublens.images.reader")
                     for waiting in asked:
                         self._ask(self._child, waiting)
                 while len(asked) < AHEAD and (path := next(coming, None)) is not None:
@@ -275,9 +275,9 @@ class Reader(Keeper):
 
     def extensions(self, path: Path) -> list[Extension]:
         """Those extensions of a FITS file that hold an image; none of any other file, or of one that cannot be read."""
-        if not images.is_fits(path):
+        if not formats.is_fits(path):
             return []
-        self._child = self._child or Child("sublens.reading")
+        self._child = self._child or Child("sublens.images.reader")
         try:
             self._child.ask(path, {"wanted": self.wanted, "extensions": True})
             frame, found = self._child.frame(START_SECONDS), []
@@ -464,15 +464,15 @@ def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
     wanted = Wanted(*request["wanted"])
     _load(path)
     if "at" in request:
-        _send_positions(out, mosaic.survey(path, wanted.hdu, _path(request["at"])))
+        _send_positions(out, cutouts.survey(path, wanted.hdu, _path(request["at"])))
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
-        send(out, {"kind": "extensions", "extensions": images.extensions(path)})
+        send(out, {"kind": "extensions", "extensions": formats.extensions(path)})
         return
-    big = mosaic.opened(path, wanted.hdu) if "cut" in request else None
+    big = cutouts.opened(path, wanted.hdu) if "cut" in request else None
     send(out, {"kind": "begin"})
-    found = iter([big.cut(*request["cut"])]) if big else images.read_all(path, wanted)
+    found = iter([big.cut(*request["cut"])]) if big else formats.read_all(path, wanted)
     for number, image in enumerate(found):
         if isinstance(image, Image):
             _send_image(out, image)
@@ -513,7 +513,7 @@ def confine(limits: Mapping[str, int] = LIMITS) -> None:
 
 def _load(path: Path) -> None:
     """Import what reads this format, before the clock starts."""
-    library = LIBRARIES.get(path.suffix.lower(), FITS_LIBRARY if images.is_fits(path) else None)
+    library = LIBRARIES.get(path.suffix.lower(), FITS_LIBRARY if formats.is_fits(path) else None)
     if library:
         importlib.import_module(library)
 

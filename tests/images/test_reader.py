@@ -13,10 +13,10 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-from sublens import images
 from sublens.errors import ImageError
-from sublens.images import Image, Wanted
-from sublens.reading import Found, Reader, listed
+from sublens.images import formats
+from sublens.images.formats import Image, Wanted
+from sublens.images.reader import Found, Reader, listed
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_nothing_in_a_zarr_store_is_unpickled(reader: Reader, tmp_path: Path) ->
             (store / ".zarray").write_text(json.dumps({**about, **codecs, "dtype": kind}))
             (store / "0.0").write_bytes(pickle.dumps(Bomb()))
             with pytest.raises(ImageError, match="truncated, or not a zarr store"):
-                images.read(store)
+                formats.read(store)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -206,11 +206,11 @@ def test_a_named_extension_is_read(tmp_path: Path) -> None:
     planes = [fits.ImageHDU(light() + number, name=name) for number, name in enumerate(("SCI", "ERR"))]
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "a.fits")
     for hdu, shift in (("ERR", 1), ("2", 1), (None, 0)):
-        (image,) = images.read_all(tmp_path / "a.fits", Wanted(hdu=hdu))
+        (image,) = formats.read_all(tmp_path / "a.fits", Wanted(hdu=hdu))
         assert isinstance(image, Image)
         assert np.array_equal(image.pixels, light() + shift)
     with pytest.raises(ImageError, match="has no extension MASK; it has 0: PRIMARY, 1: SCI, 2: ERR"):
-        list(images.read_all(tmp_path / "a.fits", Wanted(hdu="MASK")))
+        list(formats.read_all(tmp_path / "a.fits", Wanted(hdu="MASK")))
 
 
 def test_scaled_and_big_endian_integers_are_read(tmp_path: Path) -> None:
@@ -221,11 +221,11 @@ def test_scaled_and_big_endian_integers_are_read(tmp_path: Path) -> None:
     scaled = fits.PrimaryHDU(counts.astype(np.int16))
     scaled.header["BSCALE"], scaled.header["BZERO"] = 0.5, 7
     scaled.writeto(tmp_path / "c.fits")
-    read = [images.read(tmp_path / name).pixels for name in ("a.npy", "b.fits", "c.fits")]
+    read = [formats.read(tmp_path / name).pixels for name in ("a.npy", "b.fits", "c.fits")]
     assert all(np.array_equal(pixels - pixels[0, 0], (pixels[0, 1] - pixels[0, 0]) * counts) for pixels in read)
 
 
 def test_a_tile_compressed_image_is_read(tmp_path: Path) -> None:
     counts = np.arange(576, dtype=np.int32).reshape(24, 24)
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(counts)]).writeto(tmp_path / "a.fits.fz")
-    assert np.array_equal(images.read(tmp_path / "a.fits.fz").pixels, counts)
+    assert np.array_equal(formats.read(tmp_path / "a.fits.fz").pixels, counts)

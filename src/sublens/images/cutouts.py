@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images
 from sublens.errors import DataError, ImageError
-from sublens.images import Image, Raw
+from sublens.images import formats
+from sublens.images.formats import Image, Raw
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
@@ -102,27 +102,27 @@ class Mosaic:
 
         if not path.is_file():
             raise ImageError(f"{path}: no such file. Check the path.")
-        if not images.is_fits(path):
+        if not formats.is_fits(path):
             raise ImageError(f"{path}: is no FITS image, which alone can be cut at positions. Convert it.")
-        self.path, self._file = path, images.unpacked(path)
+        self.path, self._file = path, formats.unpacked(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what matters of it is checked below
-                if self._file.read(len(images.FITS_MAGIC)) != images.FITS_MAGIC:  # astropy would unpack it, unlimited
-                    raise images.damaged(path, "a FITS file")
+                if self._file.read(len(formats.FITS_MAGIC)) != formats.FITS_MAGIC:  # astropy would unpack it, unlimited
+                    raise formats.damaged(path, "a FITS file")
                 n_bytes = self._file.seek(0, 2)
                 self._file.seek(0)
-                self._hdu = images.chosen(path, fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
+                self._hdu = formats.chosen(path, fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
                 self.shape = tuple(map(int, self._hdu.shape))
                 self._tile = tuple(map(int, getattr(self._hdu, "tile_shape", ())))
                 self._check(n_bytes)
-                self.wcs = images.celestial(self._hdu.header)
-                self.pixel_scale = images.pixel_scale(self._hdu.header, self.wcs)
+                self.wcs = formats.celestial(self._hdu.header)
+                self.pixel_scale = formats.pixel_scale(self._hdu.header, self.wcs)
         except Exception as err:  # astropy raises of every kind for damaged files
             self._file.close()
             if isinstance(err, ImageError | MemoryError):
                 raise
-            raise images.damaged(path, "a FITS file") from err
+            raise formats.damaged(path, "a FITS file") from err
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +139,7 @@ class Mosaic:
         start, n_claimed = (self._hdu.fileinfo()[key] for key in ("datLoc", "datSpan"))
         n_least = prod(self._n_tiles(self.shape)) * DESCRIPTOR_BYTES if self._tile else 0
         if min(self.shape) < 1 or n_least > n_claimed or start + n_claimed >= n_bytes + FITS_BLOCK:
-            raise images.damaged(self.path, "a FITS file")
+            raise formats.damaged(self.path, "a FITS file")
 
     def _n_tiles(self, size: tuple[int, ...]) -> list[int]:
         return [ceil(pixels / tile) for pixels, tile in zip(size, self._tile, strict=True)]
@@ -150,7 +150,7 @@ class Mosaic:
             return
         touched = [(n + 1) * tile for n, tile in zip(self._n_tiles(size), self._tile, strict=True)]
         n_bytes = 8 * prod(min(pixels, side) for pixels, side in zip(touched, self.shape, strict=True))
-        if n_bytes > images.MAX_UNPACKED_BYTES:
+        if n_bytes > formats.MAX_UNPACKED_BYTES:
             raise ImageError(f"{self.path}: has tiles of {self._tile} pixels, too large to unpack. Unpack it first.")
 
     def cut(self, number: int, xy: tuple[float, float], size: tuple[int, int]) -> Image:
@@ -181,15 +181,15 @@ class Mosaic:
         except MemoryError:
             raise
         except Exception as err:  # astropy raises of every kind for damaged files
-            raise images.damaged(self.path, "a FITS file") from err
+            raise formats.damaged(self.path, "a FITS file") from err
         share = 1 - prod(part.stop - part.start for part in found.slices_cutout) / pixels.size
-        if share > images.MAX_MISSING:
+        if share > formats.MAX_MISSING:
             raise ImageError(
                 f"{name}: {share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image, of which "
-                f"{images.MAX_MISSING:.0%} may be. Leave it out."
+                f"{formats.MAX_MISSING:.0%} may be. Leave it out."
             )
         notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-        return images.mended(Raw(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+        return formats.mended(Raw(pixels, number, False, (self.pixel_scale, None, None), notes), name)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points [n, 2] of the sky (ICRS, degrees) lie in pixels [n, 2]; NaN for those that do not."""

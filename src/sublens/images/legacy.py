@@ -19,16 +19,16 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import images, reading
 from sublens.errors import ImageError
+from sublens.images import formats, reader
+from sublens.images.reader import Child, Found, Keeper, SilentError
 from sublens.progress import Bar, Count, silent
-from sublens.reading import Child, Found, Keeper, SilentError
 from sublens.storage import files
 
-MAX_FILE_BYTES = images.MAX_UNPACKED_BYTES
+MAX_FILE_BYTES = formats.MAX_UNPACKED_BYTES
 VALUES = "legacy.csv"
 """Table of the numbers that were found beside images: columns path and value."""
-LIMITS = {**reading.LIMITS, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0}
+LIMITS = {**reader.LIMITS, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0}
 """As for images; nor is there a file to open, or a process to start."""
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 OBJECTS = ("O", "O4", "O8")
@@ -86,7 +86,7 @@ def convert(
 def _planned(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path | Found]]:
     """The place of each file in the result, and where it lies."""
     for given in inputs:
-        for source in reading.listed([given]):
+        for source in reader.listed([given]):
             path = source.path if isinstance(source, Found) else source
             target = path.relative_to(given) if given.is_dir() else Path(path.name)
             is_below = given.is_dir() and len(inputs) > 1
@@ -120,15 +120,15 @@ def _save_values(path: Path, values: list[tuple[str, float]]) -> None:
 class Opener(Keeper):
     """Opens .npy files in a child process; use it in a `with` block."""
 
-    seconds: float = reading.SECONDS
+    seconds: float = reader.SECONDS
 
     def open(self, path: Path) -> Plain:
         """What the file holds; raises `ImageError` where that is not numbers alone."""
         data = _bytes(path)
         try:
             if self._child is None:
-                self._child = Child("sublens.legacy")
-                self._child.frame(reading.START_SECONDS)
+                self._child = Child("sublens.images.legacy")
+                self._child.frame(reader.START_SECONDS)
             self._child.ask(path, {"bytes": len(data)}, data)
             frame = self._child.frame(self.seconds)
             if frame["problem"]:
@@ -155,30 +155,30 @@ def _bytes(path: Path) -> bytes:
 
 def main() -> None:
     """Be the child: take files apart until there are no more."""
-    with reading.answers() as out:
-        reading.confine(LIMITS)
-        reading.send(out, {"kind": "begin"})
-        for path, request in reading.requests():
+    with reader.answers() as out:
+        reader.confine(LIMITS)
+        reader.send(out, {"kind": "begin"})
+        for path, request in reader.requests():
             try:
                 _send(out, _taken_apart(path, sys.stdin.buffer.read(request["bytes"])))
             except ImageError as err:
-                reading.send(out, {"problem": str(err)})
+                reader.send(out, {"problem": str(err)})
 
 
 def _send(out: IO[bytes], plain: Plain) -> None:
     data = plain.array.tobytes()
     about = {"dtype": plain.array.dtype.str, "shape": plain.array.shape, "value": plain.value}
-    reading.send(out, {"problem": "", "bytes": len(data), **about}, data)
+    reader.send(out, {"problem": "", "bytes": len(data), **about}, data)
 
 
 def _taken_apart(path: Path, data: bytes) -> Plain:
     """What the file `path`, which has these bytes, holds; raises `ImageError`."""
     file = io.BytesIO(data)
     try:
-        if images.npy_header(file)[-1].hasobject:
+        if formats.npy_header(file)[-1].hasobject:
             return _image(path, _Unpickler(file, path).load())
         file.seek(0)
-        array = images.npy_array(file, path, MAX_FILE_BYTES)
+        array = formats.npy_array(file, path, MAX_FILE_BYTES)
     except ImageError:
         raise
     except MemoryError as err:
@@ -195,11 +195,11 @@ def _image(path: Path, top: object) -> Plain:
     match top:
         case _Array(content=[_Array(content=np.ndarray() as pixels), (float() | int()) as value]):
             shape = pixels.shape[1:] if pixels.ndim == 3 and len(pixels) == 1 else pixels.shape
-            if len(shape) == 2 and min(shape) >= 2 and max(shape) <= images.MAX_SIDE:
+            if len(shape) == 2 and min(shape) >= 2 and max(shape) <= formats.MAX_SIDE:
                 return Plain(pixels.reshape(shape).astype(np.result_type(pixels, np.float32)), float(value))
             raise ImageError(
                 f"{path}: its image has shape {pixels.shape}; needs (height, width), "
-                f"a side of 2 to {images.MAX_SIDE} pixels. Cut out the lens."
+                f"a side of 2 to {formats.MAX_SIDE} pixels. Cut out the lens."
             )
     raise ImageError(
         f"{path}: an object array that is not one image and one number; needs these two, as DeepLenseSim writes "

@@ -1,0 +1,1 @@
+"""Untrusted image files -> pixels -> counts."""
