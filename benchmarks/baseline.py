@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sublens import bundle, evaluate, metrics, models
+from sublens import evaluate, metrics
 from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
+from sublens.models import bundle, networks
 from sublens.train import Feed
 
 INPUT = InputConfig(resize=224, channels=3, transform="minmax")
@@ -38,7 +39,7 @@ LOOKS = 4
 def original(name: str, dataset: Dataset, n_images: int) -> Iterator[tuple[int, float, float]]:
     """Train by the original's recipe; yields images seen, selection AUC and seconds of training so far."""
     torch.manual_seed(TRAIN.seed)
-    model = models.placed(models.build(name, len(dataset.classes), INPUT.channels), "cpu")
+    model = networks.placed(networks.build(name, len(dataset.classes), INPUT.channels), "cpu")
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     schedule = ReduceLROnPlateau(optimizer, factor=0.1, patience=1)
     feed = Feed(dataset.train, INPUT, TRAIN, "cpu")

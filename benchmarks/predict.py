@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle
 from sublens.engine import EngineName
+from sublens.models import bundle
 from sublens.predict import BATCH, open_engine
 
 PLAIN = "plain torch"
@@ -57,17 +57,17 @@ def plain(name: str) -> tuple[Callable[[Counts], object], float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sublens import models, weights
+    from sublens.models import networks, weights
 
     folder = bundle.located(name)
     card = bundle.read_card(folder)
     model = weights.load(folder, card)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(models.prepare(images(1), card.input))
+        model(networks.prepare(images(1), card.input))
 
     def run(counts: Counts) -> object:
         with torch.inference_mode():
-            return model(models.prepare(counts, card.input))
+            return model(networks.prepare(counts, card.input))
 
     return run, float(counter.get_total_flops())
 

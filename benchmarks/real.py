@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sublens import bundle
 from sublens.images.formats import read_archive
+from sublens.models import bundle
 from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset

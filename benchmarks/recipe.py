@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens import bundle, evaluate, metrics, models, run, train, weights
+from sublens import evaluate, metrics, run, train
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data import Dataset, Part
 from sublens.data import open as open_dataset
-from sublens.models import LensNet
+from sublens.models import bundle, networks, weights
+from sublens.models.networks import LensNet
 from sublens.predict import Predictor
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
@@ -73,9 +74,9 @@ def smoothed(batch: Batch) -> Batch:
 
 def taught(batch: Batch) -> Batch:
     """Labels of which half is what the shipped lensnet says. For networks that see single pixels by Anscombe's root."""
-    shift = 2 * (models.SKY + 0.375) ** 0.5
+    shift = 2 * (networks.SKY + 0.375) ** 0.5
     counts = ((10 * batch.images + shift) / 2) ** 2 - 0.375
-    binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * models.SKY + 0.375) ** 0.5
+    binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * networks.SKY + 0.375) ** 0.5
     with torch.inference_mode():
         probs = teacher()(binned / 20).softmax(1)
     return replace(batch, labels=(F.one_hot(batch.labels, 3) + probs.clone()) / 2)
@@ -202,13 +203,13 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
     seen = InputConfig.model_validate({**usual.input.model_dump(), **lever.input})
     config = TrainConfig.model_validate({**usual.train.model_dump(), **lever.train, "seed": seed})
     torch.manual_seed(seed)
-    model = lever.model() if lever.model else models.build(lever.network, 3)
+    model = lever.model() if lever.model else networks.build(lever.network, 3)
     if lever.tap:
         reduction, n_channels = {"stage1": (2, 32), "stage2": (4, 64), "stage3": (8, 128)}[lever.tap]
         model.feature_info = [{"module": lever.tap, "reduction": reduction, "num_chs": n_channels}]  # type: ignore[assignment]
     head, n_cells = train.truth_head(model, seen, dataset, config)
     for module in (model, head) if head else (model,):
-        models.placed(module, "cpu")
+        networks.placed(module, "cpu")
     part = dataset.train if lever.n_train is None else dataset.train.take(np.arange(lever.n_train))
     survey = dataset.survey if head else None
     n_steps = n_images // (config.batch_size or 1)
@@ -235,7 +236,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         share_done=lambda step: step / n_steps,
         on_step=on_step,
         on_epoch=lambda epoch: None,
-        has_bf16=models.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
+        has_bf16=networks.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
     )
     seconds = process_time() - start
     predictor = evaluate.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)

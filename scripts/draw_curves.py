@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from results import ORIGINALS
 
-from sublens import bundle
-from sublens.bundle import LABELS
+from sublens.models import bundle
+from sublens.models.bundle import LABELS
 
 COLOURS = {"lensnet": "#1b6ca8", "resnet18": "#d1495b", "mobilenetv3-small": "#2e8b57", "efficientnet-b5": "#8a5fbf"}
 

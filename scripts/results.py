@@ -6,9 +6,9 @@ python scripts/results.py
 import statistics
 from collections.abc import Iterator
 
-from sublens import bundle
-from sublens.bundle import Card, CardScores
-from sublens.models import NETWORKS
+from sublens.models import bundle
+from sublens.models.bundle import Card, CardScores
+from sublens.models.networks import NETWORKS
 
 ORIGINALS = {"efficientnet-b5": (0.9931, 0.9588), "resnet18": (0.9871, 0.9363), "mobilenetv3-small": (0.9741, 0.8867)}
 """Macro AUC and accuracy of the published originals, on their own images."""

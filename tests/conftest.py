@@ -11,12 +11,12 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import settings
 
-from sublens import bundle, weights
 from sublens.config import InputConfig, RunConfig, SplitConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.job import simulate
-from sublens.models import build
+from sublens.models import bundle, weights
+from sublens.models.networks import build
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.storage.object_store import Remote

@@ -10,7 +10,7 @@ from torch import nn
 from sublens import checkpoint, train
 from sublens.checkpoint import Checkpoint
 from sublens.config import TrainConfig
-from sublens.models import build, placed
+from sublens.models.networks import build, placed
 
 
 def made(optimizer: str = "muon") -> tuple[nn.Module, torch.optim.Optimizer]:

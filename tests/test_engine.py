@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, engine
+from sublens import engine
 from sublens.engine import OnnxRuntime
 from sublens.errors import BundleError, ConfigError
+from sublens.models import bundle
 from sublens.predict import Predictor
 
 

@@ -4,7 +4,7 @@ import torch
 from sublens import evaluate
 from sublens.config import InputConfig
 from sublens.data import Dataset
-from sublens.models import build
+from sublens.models.networks import build
 from sublens.predict import Predictor
 
 

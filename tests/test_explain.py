@@ -15,7 +15,7 @@ from sublens.engine import Sight
 from sublens.errors import BundleError
 from sublens.evaluate import eager
 from sublens.explain import METHOD, Method, score
-from sublens.models import build
+from sublens.models.networks import build
 from sublens.predict import Predictor
 from sublens.sim.population import Truth, draw
 from sublens.sim.presets import preset

@@ -8,13 +8,14 @@ import torch
 from test_run import QUICK, easy, rows, stopped_at, weights
 from torch import nn
 
-from sublens import bundle, models, run
-from sublens.bundle import CardMap, CardTeacher
+from sublens import run
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.hints import Hints, Teacher, hint_loss
+from sublens.models import bundle, networks
+from sublens.models.bundle import CardMap, CardTeacher
 from sublens.train import Feed
 
 __all__ = ["easy"]
@@ -91,7 +92,7 @@ def test_the_teacher_sees_the_pupils_images_mirrored_alike(easy: Dataset, teache
 def test_cells_of_alike_size_are_compared(
     easy: Dataset, teacher: Path, network: str, seen: InputConfig, expected: list[str]
 ) -> None:
-    model = models.build(network, 3)
+    model = networks.build(network, 3)
     heard: dict[str, torch.Size] = {}
     hints = Hints(model, seen, loaded(teacher, easy))
     for name in expected:
@@ -170,20 +171,20 @@ def test_a_teacher_of_other_data_is_welcome(easy_folder: Path, easy: Dataset, te
 def test_a_teacher_without_feature_maps_is_refused(
     easy: Dataset, teacher: Path, monkeypatch: pytest.MonkeyPatch, info: list[dict[str, Any]]
 ) -> None:
-    build = models.LensNet.__init__
+    build = networks.LensNet.__init__
 
-    def without(self: models.LensNet, n_classes: int, channels: int) -> None:
+    def without(self: networks.LensNet, n_classes: int, channels: int) -> None:
         build(self, n_classes, channels)
         self.feature_info = info
 
-    monkeypatch.setattr(models.LensNet, "__init__", without)
+    monkeypatch.setattr(networks.LensNet, "__init__", without)
     with pytest.raises(ConfigError, match="lensnet has no feature maps to imitate"):
         loaded(teacher, easy)
 
 
 @pytest.mark.parametrize("info", [[], [{"module": "classifier", "reduction": 8, "num_chs": 3}]])
 def test_a_pupil_without_feature_maps_is_refused(easy: Dataset, teacher: Path, info: list[dict[str, Any]]) -> None:
-    model = models.LensNet(3, 1)
+    model = networks.LensNet(3, 1)
     model.feature_info = info
     with pytest.raises(ConfigError, match="train.teacher: this network has no feature maps"):
         Hints(model, InputConfig(), loaded(teacher, easy))

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from sublens import bundle, data, job, run, store
+from sublens import data, job, run, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
+from sublens.models import bundle
 from sublens.progress import Advance
 from sublens.sim.population import Split
 from sublens.sim.survey import Survey

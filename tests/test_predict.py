@@ -8,7 +8,7 @@ from sublens.config import InputConfig
 from sublens.errors import ImageError
 from sublens.evaluate import eager
 from sublens.images import formats
-from sublens.models import build
+from sublens.models.networks import build
 from sublens.predict import Predictor
 
 

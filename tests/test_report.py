@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from sublens import bundle, catalog, metrics, models, report, weights
+from sublens import catalog, metrics, report
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
+from sublens.models import bundle, networks, weights
 from sublens.predict import Predictions
 from sublens.run import GALLERY, LOG, PREDICTIONS, SCORES
 
@@ -60,9 +61,9 @@ def make_run(
     folder.mkdir(parents=True)
     table = predictions(classes, skill, n, seed)
     config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes))
-    settings = models.resolved(config, (SIDE, SIDE))
+    settings = networks.resolved(config, (SIDE, SIDE))
     assert settings.input is not None
-    weights.save(folder, models.build("lensnet", len(classes)))
+    weights.save(folder, networks.build("lensnet", len(classes)))
     bundle.write_card(
         folder,
         network=network,

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import bundle, catalog, checkpoint, metrics, models, run, train
-from sublens.bundle import CardMap
+from sublens import catalog, checkpoint, metrics, run, train
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.data import open as open_dataset
 from sublens.errors import ConfigError, DataError
+from sublens.models import bundle, networks
+from sublens.models.bundle import CardMap
+from sublens.models.weights import load as load_weights
+from sublens.models.weights import save as save_weights
 from sublens.predict import Predictor
 from sublens.publish import publish
 from sublens.storage.files import taken
 from sublens.train import Batch, Feed
-from sublens.weights import load as load_weights
-from sublens.weights import save as save_weights
 
 QUICK = RunConfig(train=TrainConfig(epochs=8, batch_size=16))
 
@@ -245,7 +246,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(
 def test_a_network_with_random_layers_resumes_to_the_same_weights(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "build", lambda name, n, c, **options: Noisy(n))
+    monkeypatch.setattr(networks, "build", lambda name, n, c, **options: Noisy(n))
     config = RunConfig(train=TrainConfig(epochs=2, batch_size=32))
     run.train_run(small_dataset, config, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -256,7 +257,7 @@ def test_a_network_with_random_layers_resumes_to_the_same_weights(
     assert hashes[0] == hashes[1]
 
 
-class Noisy(models.LensNet):
+class Noisy(networks.LensNet):
     """A lensnet that forgets at random while it learns."""
 
     def __init__(self, n_classes: int) -> None:
@@ -295,15 +296,15 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(easy: Dataset, stopped:
 def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = models.LensNet.forward
+    whole = networks.LensNet.forward
 
-    def hungry(self: models.LensNet, x: torch.Tensor) -> torch.Tensor:
+    def hungry(self: networks.LensNet, x: torch.Tensor) -> torch.Tensor:
         if len(x) > 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
         return whole(self, x)
 
-    monkeypatch.setattr(models.LensNet, "forward", hungry)
-    monkeypatch.setattr(models, "try_out", lambda *arguments: None)
+    monkeypatch.setattr(networks.LensNet, "forward", hungry)
+    monkeypatch.setattr(networks, "try_out", lambda *arguments: None)
     with pytest.raises(
         DataError, match=r"batches of 16 images. A batch of 4 may fit: begin again with --set train.batch_size=4"
     ):
@@ -537,7 +538,7 @@ def test_a_best_epoch_that_its_checkpoint_does_not_know_is_judged_again(
 ) -> None:
     told = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
     told["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
-    save_weights(stopped, models.build("lensnet", 2))
+    save_weights(stopped, networks.build("lensnet", 2))
     bundle.write_card(stopped, **told)
     run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)
@@ -577,12 +578,12 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_weights(
 def test_a_checkpoint_of_another_version_is_refused_and_kept(
     easy: Dataset, stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Wider(models.LensNet):
+    class Wider(networks.LensNet):
         def __init__(self, n_classes: int, channels: int) -> None:
             super().__init__(n_classes, channels)
             self.more = torch.nn.Linear(2, 2)
 
-    monkeypatch.setattr(models, "LensNet", Wider)
+    monkeypatch.setattr(networks, "LensNet", Wider)
     with pytest.raises(DataError, match="written by another version of sublens"):
         run.train_run(easy, QUICK, stopped, resume=True)
     assert checkpoint.last_step(stopped) == 26

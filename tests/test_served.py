@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from sublens import bundle
 from sublens.errors import BundleError, ConfigError
+from sublens.models import bundle
 from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, refused
 from sublens.web.served import array, opened, together, unless_gone

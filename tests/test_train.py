@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sublens import train
 from sublens.config import InputConfig, TrainConfig
 from sublens.data import Dataset
-from sublens.models import LensNet, TruthHead, build, prepare
+from sublens.models.networks import LensNet, TruthHead, build, prepare
 from sublens.sim.population import mass_map
 from sublens.train import Batch, Feed, Step
 

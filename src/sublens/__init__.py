@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sublens.job import open_dataset as open_dataset
     from sublens.job import run_all as run_all
     from sublens.job import simulate as simulate
-    from sublens.models import build as build
+    from sublens.models.networks import build as build
     from sublens.predict import Prediction as Prediction
     from sublens.predict import Predictor as Predictor
     from sublens.run import measure_run as measure_run
@@ -28,7 +28,7 @@ _HOMES = {
     "Predictor": "predict",
     "RunConfig": "config",
     "SublensError": "errors",
-    "build": "models",
+    "build": "models.networks",
     "draw": "sim.population",
     "measure_run": "run",
     "open_dataset": "job",

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import bundle, catalog
-from sublens.bundle import Card, CardMap
+from sublens import catalog
 from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, reader, resample
 from sublens.images.cutouts import Cuts
 from sublens.images.formats import Wanted
 from sublens.images.reader import Asked
+from sublens.models import bundle
+from sublens.models.bundle import Card, CardMap
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.predict import NO_MAP, SLICE, Predictor, Row
@@ -185,6 +186,6 @@ def _drawing(folder: Path, drawn: CardMap, *, force: bool) -> AbstractContextMan
 def _device(engine: EngineName | None) -> str:
     if engine != "torch":
         return "cpu"
-    from sublens.models import device  # torch is slow to import
+    from sublens.models.networks import device  # torch is slow to import
 
     return device()

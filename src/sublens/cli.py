@@ -279,8 +279,8 @@ def networks() -> None:
 
     sublens networks
     """
-    from sublens import bundle
-    from sublens.models import NETWORKS, build
+    from sublens.models import bundle
+    from sublens.models.networks import NETWORKS, build
 
     for name, network in NETWORKS.items():
         parameters = sum(parameter.numel() for parameter in build(name, 3).parameters())
@@ -375,7 +375,8 @@ def evaluate(
 
     sublens evaluate runs/resnet18 data/ct1
     """
-    from sublens import bundle, job
+    from sublens import job
+    from sublens.models import bundle
     from sublens.progress import visible
 
     folder, data, scores = job.measure(network, dataset, out, cluster=cluster, force=force, bar=visible)
@@ -413,7 +414,8 @@ def publish_(
 
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
-    from sublens import bundle, job
+    from sublens import job
+    from sublens.models import bundle
     from sublens.progress import visible
     from sublens.publish import publish
     from sublens.storage import files
@@ -473,9 +475,10 @@ def predict(
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
-    from sublens import bundle, classify
+    from sublens import classify
     from sublens.errors import ImageError
     from sublens.images.formats import Wanted
+    from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
@@ -499,7 +502,7 @@ def predict(
 
 def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     """The network that the first argument names, ours if it names none, and the images."""
-    from sublens import bundle
+    from sublens.models import bundle
 
     first, *rest = arguments
     is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
@@ -552,7 +555,8 @@ def export_(
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
-    from sublens import bundle, export, job
+    from sublens import export, job
+    from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 

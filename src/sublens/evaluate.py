@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import bundle, calibrate, data, metrics
-from sublens.calibrate import Calibration
+from sublens import data, metrics
 from sublens.config import InputConfig, SplitConfig, field_of_view
 from sublens.data import Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError, DataError
-from sublens.models import Eager, Whole, device
+from sublens.models import bundle, calibration
+from sublens.models.calibration import Calibration
+from sublens.models.networks import Eager, Whole, device
 from sublens.parallel.mapper import Mapper
 from sublens.predict import BATCH as BATCH
 from sublens.predict import SLICE, Look, Predictions, Predictor
@@ -132,7 +133,7 @@ def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = sile
     with bar("calibrating", len(few) + len(part)) as advance:
         count = Count(advance)
         known, seen = (look_all(plain, one, count.add) for one in (few, part))
-    return calibrate.fit(seen.logits, part.labels, seen.moments, known.moments)
+    return calibration.fit(seen.logits, part.labels, seen.moments, known.moments)
 
 
 def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sublens.errors import BundleError
 from sublens.images.formats import Image
 from sublens.images.reader import Found
 from sublens.metrics import LEVEL, Floats, Labels
-from sublens.models import CELL, Eager, nearest_tap, prepare
+from sublens.models.networks import CELL, Eager, nearest_tap, prepare
 from sublens.predict import BATCH, Predictor, Row
 from sublens.sim.population import Truth
 

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, evaluate, metrics, models, weights
-from sublens.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
+from sublens import evaluate, metrics
 from sublens.config import InputConfig, zoom
 from sublens.data import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
-from sublens.models import Eager, Mirrored, Moments, TruthHead, Whole
+from sublens.models import bundle, networks, weights
+from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
+from sublens.models.networks import Eager, Mirrored, Moments, TruthHead, Whole
 from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
@@ -53,7 +54,7 @@ def _graph(
 
     Raises `BundleError` where torch cannot export it.
     """
-    model = models.build(network, n_classes, seen.channels)
+    model = networks.build(network, n_classes, seen.channels)
     head = TruthHead(model, zoom(seen, shape)) if has_map else None
     whole = (Mirrored if mirrors else Whole)(model, seen, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sublens import metrics, models, train
+from sublens import metrics, train
 from sublens.config import InputConfig, TrainConfig, side_seen
 from sublens.data import Part
+from sublens.models import networks
 from sublens.progress import Advance, Bar, silent
 
 CORNER = 8
@@ -133,7 +134,7 @@ def _part(real: Counts, simulated: Counts) -> Part:
 def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(feed.config.seed)
-        network = models.placed(models.build("lensnet", 2), feed.device)
+        network = networks.placed(networks.build("lensnet", 2), feed.device)
     n_steps = len(feed) * feed.config.epochs
     train.fit(
         network,
@@ -144,7 +145,7 @@ def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
         share_done=lambda step: step / n_steps,
         on_step=lambda step: None,
         on_epoch=on_epoch,
-        has_bf16=models.has_bf16_gain("lensnet", feed.device, side_seen(feed.seen, feed.part.shape)),
+        has_bf16=networks.has_bf16_gain("lensnet", feed.device, side_seen(feed.seen, feed.part.shape)),
     )
     return network.eval()
 
@@ -155,6 +156,6 @@ def _scores(network: nn.Module, part: Part, seen: InputConfig) -> NDArray[np.flo
     with torch.inference_mode():
         for start in range(0, len(part), 64):
             chosen = np.arange(start, min(start + 64, len(part)))
-            logits = network(models.prepare(part.counts(chosen), seen))
+            logits = network(networks.prepare(part.counts(chosen), seen))
             scores.append((logits[:, 1] - logits[:, 0]).double().numpy())
     return np.concatenate(scores)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens import bundle, weights
-from sublens.bundle import Card, CardTeacher
 from sublens.config import InputConfig, field_of_view, side_seen, zoom
 from sublens.data import Dataset
 from sublens.errors import ConfigError
-from sublens.models import Maps, nearest_tap, placed
+from sublens.models import bundle, weights
+from sublens.models.bundle import Card, CardTeacher
+from sublens.models.networks import Maps, nearest_tap, placed
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import bundle, data, evaluate, fits, store
-from sublens.bundle import Card
+from sublens import data, evaluate, fits, store
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import Dataset
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, reader
 from sublens.images.formats import Wanted
+from sublens.models import bundle
+from sublens.models.bundle import Card
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper, on_processes
 from sublens.predict import Predictor, Row
@@ -190,7 +191,7 @@ def explain(
     nothing to explain it by, and `ImageError` where no image could be explained.
     """
     from sublens import explain  # captum and matplotlib, slow to import, are needed only here
-    from sublens.models import device
+    from sublens.models.networks import device
 
     predictor, paths = Predictor.load(name, "torch", device()), list(reader.listed(inputs))
     if label is not None and label not in predictor.classes:

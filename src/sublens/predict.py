@@ -8,15 +8,15 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublens import bundle
-from sublens.bundle import Card, CardMap
-from sublens.calibrate import Calibration, softmax
 from sublens.config import InputConfig, field_of_view
 from sublens.engine import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.errors import BundleError, ImageError
 from sublens.images import formats, resample
 from sublens.images.formats import Image
 from sublens.images.reader import Found
+from sublens.models import bundle
+from sublens.models.bundle import Card, CardMap
+from sublens.models.calibration import Calibration, softmax
 
 BATCH = 64
 SLICE = 256
@@ -267,7 +267,10 @@ def open_engine(folder: Path, card: Card, name: EngineName | None = None, device
     if name != "torch":
         engine = OnnxRuntime if name == "onnxruntime" else OpenVino
         return engine(bundle.graph(folder, card))
-    from sublens import models, weights  # torch is slow to import
+    from sublens.models import (
+        networks,
+        weights,  # torch is slow to import
+    )
 
     model, head = weights.load(folder, card, device)
-    return models.Eager(models.Whole(model, card.input, head, models.Moments(model)), device)
+    return networks.Eager(networks.Whole(model, card.input, head, networks.Moments(model)), device)

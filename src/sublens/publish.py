@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublens import bundle, evaluate, export, weights
-from sublens.bundle import Card, CardScores
+from sublens import evaluate, export
 from sublens.data import Dataset, Part
 from sublens.errors import DataError
-from sublens.models import device
+from sublens.models import bundle, weights
+from sublens.models.bundle import Card, CardScores
+from sublens.models.networks import device
 from sublens.predict import Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, SCORES

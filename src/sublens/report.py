@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from sublens import bundle, catalog, models
-from sublens.bundle import Card
+from sublens import catalog
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
 from sublens.metrics import RESAMPLES
+from sublens.models import bundle, networks
+from sublens.models.bundle import Card
 from sublens.predict import Predictions
 from sublens.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
 from sublens.storage import files
@@ -392,7 +393,7 @@ def _each(values: Iterable[object]) -> str:
 def _settings(run: Run) -> str:
     """The settings that are not the network's defaults, in words, and whether training was cut short."""
     card = run.card
-    usual = models.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
+    usual = networks.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
     changed = [
         f"{section}.{key} = {value}"
         for section, values in card.settings.model_dump().items()

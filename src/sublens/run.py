@@ -27,15 +27,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import bundle, catalog, checkpoint, evaluate, export, metrics, models, train, weights
-from sublens.bundle import CardCalibration, CardGraph, CardMap
+from sublens import catalog, checkpoint, evaluate, export, metrics, train
 from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluate import Lot
 from sublens.hints import Hints, Teacher
-from sublens.models import TruthHead, device
+from sublens.models import bundle, networks, weights
+from sublens.models.bundle import CardCalibration, CardGraph, CardMap
+from sublens.models.networks import TruthHead, device
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.predict import Predictions, Predictor
@@ -56,7 +57,7 @@ EXAMPLES, MISTAKES = 4, 8
 
 def settled(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings that a run on this data set has: the network's own choices, and how the data were divided."""
-    filled = models.resolved(config, dataset.train.shape)
+    filled = networks.resolved(config, dataset.train.shape)
     return filled.model_copy(update={"split": dataset.split})
 
 
@@ -161,14 +162,14 @@ class _Pupil:
 def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
     assert config.input is not None
     name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
-    model = models.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
-    models.try_out(model, name, seen.channels, side)
+    model = networks.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
+    networks.try_out(model, name, seen.channels, side)
     head, n_cells = train.truth_head(model, seen, dataset, config.train)
     teacher, hints = None, None
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, seen, device())
         hints = Hints(model, seen, teacher)
-    modules = [models.placed(module, device()) for module in (model, head, hints) if module]
+    modules = [networks.placed(module, device()) for module in (model, head, hints) if module]
     survey = dataset.survey if head else None
     feed = train.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
     ranks.check(feed.size)
@@ -178,7 +179,7 @@ def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
         hints,
         train.make_optimizer(modules, config.train),
         feed,
-        models.has_bf16_gain(name, device(), side),
+        networks.has_bf16_gain(name, device(), side),
     )
 
 
@@ -629,7 +630,7 @@ def measure_run(
             predictions = evaluate.predict_on(*spread, predictor, dataset.test, Count(advance, spread[0].told).add)
         else:
             predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
-    assert isinstance(predictor.engine, models.Eager)
+    assert isinstance(predictor.engine, networks.Eager)
     scores = {
         **evaluate.score(predictor, predictions),
         "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),

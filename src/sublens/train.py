@@ -16,7 +16,7 @@ from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, z
 from sublens.data import Dataset, Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.hints import Hints, Teacher, hint_loss
-from sublens.models import TruthHead, prepare
+from sublens.models.networks import TruthHead, prepare
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
@@ -141,7 +141,7 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
         groups = [{"params": parameters, "lr": config.adamw_lr}]
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     else:
-        from sublens.timm_import import import_timm
+        from sublens.models.timm_import import import_timm
 
         import_timm()
         from timm.optim.muon import Muon

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, classify, evaluate, job, run
+from sublens import classify, evaluate, job, run
 from sublens.classify import Query
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
+from sublens.models import bundle
 from sublens.parallel import dask
 from sublens.sim.survey import Survey
 from sublens.storage import object_store

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import bundle, checkpoint, run
+from sublens import checkpoint, run
 from sublens.errors import ConfigError
+from sublens.models import bundle
 from sublens.parallel.torchrun import ALONE, Ranks, joined
 from sublens.predict import Predictor
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import bundle, catalog, classify, cli, data, job
+from sublens import catalog, classify, cli, data, job
 from sublens.classify import Query
 from sublens.config import SplitConfig
 from sublens.errors import DataError
 from sublens.images import reader
+from sublens.models import bundle
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote

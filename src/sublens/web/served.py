@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from sublens import bundle
-from sublens.bundle import Card
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images.formats import Image
+from sublens.models import bundle
+from sublens.models.bundle import Card
 from sublens.predict import BATCH, Predictor
 from sublens.web.batching import Batcher, Judged
 from sublens.web.metrics import Metrics

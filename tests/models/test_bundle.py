@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from sublens import bundle
 from sublens.errors import BundleError
+from sublens.models import bundle
 
 
 @pytest.fixture

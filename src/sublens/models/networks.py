@@ -246,7 +246,7 @@ def timm_name(name: str) -> str | None:
     """
     if name in NETWORKS:
         return NETWORKS[name].timm_name
-    from sublens.timm_import import import_timm
+    from sublens.models.timm_import import import_timm
 
     timm = import_timm()
     is_tagged = "." in name  # as in resnet18.a1_in1k; is_model looks at what comes before the tag
@@ -266,7 +266,7 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
         if pretrained:
             raise ConfigError(f"{name} has no ImageNet weights. Leave out model.pretrained.")
         return LensNet(n_classes, channels)
-    from sublens.timm_import import import_timm
+    from sublens.models.timm_import import import_timm
 
     create = import_timm().create_model
     try:

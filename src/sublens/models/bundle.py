@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sublens.calibrate import Calibration, Layer
 from sublens.config import Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
+from sublens.models.calibration import Calibration, Layer
 from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 

@@ -8,10 +8,10 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from sublens.bundle import CARD, WEIGHTS, Card, vouched
 from sublens.config import zoom
 from sublens.errors import BundleError
-from sublens.models import TruthHead, build, placed
+from sublens.models.bundle import CARD, WEIGHTS, Card, vouched
+from sublens.models.networks import TruthHead, build, placed
 from sublens.storage.files import whole_file
 
 HEAD = "truth_head."

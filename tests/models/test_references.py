@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import bundle, config, metrics, models
+from sublens import config, metrics
 from sublens.images.formats import read_archive
+from sublens.models import bundle, networks
 from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset
@@ -42,7 +43,7 @@ def test_its_card_holds_published_scores_on_images_it_was_not_chosen_by(name: st
 def test_its_settings_are_those_of_its_recipe(name: str) -> None:
     settings = bundle.read_card(bundle.located(name)).settings
     recipe = config.load(ROOT / "scripts" / "recipes" / f"{name}-simulator.toml", [f"train.seed={settings.train.seed}"])
-    assert models.resolved(recipe, (150, 150)) == settings
+    assert networks.resolved(recipe, (150, 150)) == settings
 
 
 @pytest.mark.parametrize("name", NAMES)

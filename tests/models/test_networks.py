@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sublens import models
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
 from sublens.images.formats import QUANTISED_PEAK
-from sublens.models import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
-from sublens.timm_import import import_timm
+from sublens.models import networks
+from sublens.models.networks import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
+from sublens.models.timm_import import import_timm
 
 
 def counts(
@@ -20,7 +20,7 @@ def counts(
     return np.random.default_rng(seed).poisson(mean, (n, side, side)).astype(np.uint16)
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize("name", networks.NETWORKS)
 @pytest.mark.parametrize(("n_classes", "channels"), [(3, 1), (2, 3)])
 def test_each_network_turns_images_into_logits(name: str, n_classes: int, channels: int) -> None:
     model = build(name, n_classes, channels).eval()
@@ -140,18 +140,18 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
 
 
 def test_small_images_shrink_the_usual_crop() -> None:
-    seen = models.resolved(RunConfig(), (49, 49)).input
+    seen = networks.resolved(RunConfig(), (49, 49)).input
     assert seen is not None
     assert side_seen(seen, (49, 49)) == 24
 
 
 def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
-    own = models.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
-    usual = models.NETWORKS["resnet18"]
+    own = networks.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
+    usual = networks.NETWORKS["resnet18"]
     assert (own.input, own.train.truth_weight, own.train.batch_size) == (usual.input, 10, 32)
     assert (own.train.lr, own.train.adamw_lr) == (usual.lr, usual.adamw_lr)
     told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0, batch_size=7, lr=1, adamw_lr=0.1))
-    assert models.resolved(told, (150, 150)) == told
+    assert networks.resolved(told, (150, 150)) == told
 
 
 def test_a_wide_network_starts_at_even_odds() -> None:
@@ -169,7 +169,7 @@ def test_the_truth_head_maps_cells_of_eight_pixels(name: str, side: int, zoom: f
 
 
 def test_the_truth_head_teaches_the_early_layers() -> None:
-    model = models.LensNet(3, 1)
+    model = networks.LensNet(3, 1)
     head = TruthHead(model, 0.5)
     model(torch.randn(2, 1, 56, 56))
     head().sum().backward()
@@ -178,13 +178,13 @@ def test_the_truth_head_teaches_the_early_layers() -> None:
 
 
 def test_small_maps_are_never_trained_in_bfloat16() -> None:
-    assert not models.has_bf16_gain("resnet18", "cpu", 32)
-    assert not models.has_bf16_gain("mobilenetv3-small", "cpu", 112)
+    assert not networks.has_bf16_gain("resnet18", "cpu", 32)
+    assert not networks.has_bf16_gain("mobilenetv3-small", "cpu", 112)
 
 
 @pytest.mark.parametrize(("side", "size"), [(24, 36), (24, 7), (24, 24), (150, 224), (2, 5)])
 def test_resampling_is_that_of_torch(side: int, size: int) -> None:
     images = torch.rand(2, 1, side, side, dtype=torch.float64)
     theirs = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    rows = torch.from_numpy(models._resampling(side, size))
+    rows = torch.from_numpy(networks._resampling(side, size))
     assert torch.allclose(rows @ images @ rows.T, theirs, atol=1e-12)

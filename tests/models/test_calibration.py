@@ -7,8 +7,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from sublens import calibrate, metrics
-from sublens.calibrate import Floats, Labels
+from sublens import metrics
+from sublens.models import calibration
+from sublens.models.calibration import Floats, Labels
 
 
 class Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -22,7 +23,7 @@ class Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return x
 
     def predict_proba(self, x: Floats) -> Floats:
-        return calibrate.softmax(x)
+        return calibration.softmax(x)
 
     def predict(self, x: Floats) -> Labels:
         return np.asarray(x.argmax(1))
@@ -32,7 +33,7 @@ def draw(n: int, seed: int = 0, overconfidence: float = 1.0, n_classes: int = 3)
     """Logits, too large by a factor, and labels drawn with the probabilities that they mean."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (n, n_classes))
-    probs = calibrate.softmax(logits)
+    probs = calibration.softmax(logits)
     labels = (rng.random((n, 1)) > probs.cumsum(1)).sum(1)
     return overconfidence * logits, labels
 
@@ -40,28 +41,28 @@ def draw(n: int, seed: int = 0, overconfidence: float = 1.0, n_classes: int = 3)
 @pytest.mark.parametrize("overconfidence", [0.4, 1.0, 3.0])
 def test_the_temperature_is_found(overconfidence: float) -> None:
     logits, labels = draw(20_000, overconfidence=overconfidence)
-    assert calibrate.fit_temperature(logits, labels) == pytest.approx(overconfidence, rel=0.03)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(overconfidence, rel=0.03)
 
 
 def test_the_temperature_is_that_of_scikit_learn() -> None:
     logits, labels = draw(5_000, 1, 2.5)
     theirs = CalibratedClassifierCV(FrozenEstimator(Given().fit(logits, labels)), method="temperature")
     theirs.fit(logits, labels)
-    ours = calibrate.softmax(logits / calibrate.fit_temperature(logits, labels))
+    ours = calibration.softmax(logits / calibration.fit_temperature(logits, labels))
     assert np.abs(ours - theirs.predict_proba(logits)).max() < 2e-3  # which has no doubt of any label
 
 
 def test_few_images_told_rightly_do_not_make_sure() -> None:
     logits, labels = 6 * np.eye(3)[np.arange(12) % 3], np.arange(12) % 3
-    probs = calibrate.softmax(logits / calibrate.fit_temperature(logits, labels))
+    probs = calibration.softmax(logits / calibration.fit_temperature(logits, labels))
     assert 0.7 < probs.max(axis=1).min() < 0.95
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 400), st.integers(0, 1000), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
 def test_the_cutoff_is_the_rank_that_the_theorem_asks_for(n: int, seed: int, coverage: float) -> None:
-    probs, labels = calibrate.softmax(draw(n, seed)[0]), draw(n, seed)[1]
-    cutoff = calibrate.fit_cutoff(probs, labels, coverage)
+    probs, labels = calibration.softmax(draw(n, seed)[0]), draw(n, seed)[1]
+    cutoff = calibration.fit_cutoff(probs, labels, coverage)
     held = (probs[np.arange(n), labels] >= cutoff).sum()
     assert held >= min(n, np.ceil((n + 1) * coverage - 1e-9))
     assert held - 1 < (n + 1) * coverage or cutoff == 0
@@ -72,17 +73,17 @@ def test_the_sets_are_those_of_mapie() -> None:
     fresh, _ = draw(500, 3)
     theirs = SplitConformalClassifier(Given().fit(logits, labels), confidence_level=0.9, conformity_score="lac")
     theirs.conformalize(logits, labels)
-    cutoff = calibrate.fit_cutoff(calibrate.softmax(logits), labels)
-    ours = calibrate.Calibration(1.0, cutoff).sets(calibrate.softmax(fresh))
+    cutoff = calibration.fit_cutoff(calibration.softmax(logits), labels)
+    ours = calibration.Calibration(1.0, cutoff).sets(calibration.softmax(fresh))
     assert np.array_equal(ours, theirs.predict_set(fresh)[1][:, :, 0])
 
 
 def test_sets_hold_the_truth_as_often_as_they_say() -> None:
     held = []
     for seed in range(200):
-        probs, labels = calibrate.softmax(draw(100, seed)[0]), draw(100, seed)[1]
-        fresh, truth = calibrate.softmax(draw(500, 1000 + seed)[0]), draw(500, 1000 + seed)[1]
-        sets = calibrate.Calibration(1.0, calibrate.fit_cutoff(probs, labels)).sets(fresh)
+        probs, labels = calibration.softmax(draw(100, seed)[0]), draw(100, seed)[1]
+        fresh, truth = calibration.softmax(draw(500, 1000 + seed)[0]), draw(500, 1000 + seed)[1]
+        sets = calibration.Calibration(1.0, calibration.fit_cutoff(probs, labels)).sets(fresh)
         held.append(metrics.coverage(sets, truth, ("a", "b", "c"))["all"])
     assert np.mean(held) == pytest.approx(0.9 + 0.5 / 101, abs=0.01)
 
@@ -92,7 +93,7 @@ def test_what_is_unlike_the_training_images_is_far() -> None:
     mixing = rng.normal(0, 1, (20, 20))
     train, selection, fresh = (rng.normal(0, 1, (n, 20)) @ mixing for n in (4000, 2000, 2000))
     logits, labels = draw(2000)
-    found = calibrate.fit(logits, labels, [selection, selection[:, :4]], [train, train[:, :4]])
+    found = calibration.fit(logits, labels, [selection, selection[:, :4]], [train, train[:, :4]])
     assert (found.ood([fresh, fresh[:, :4]]) > found.ood_threshold).mean() == pytest.approx(0.01, abs=0.006)
     moved = fresh + 10 * mixing[0]  # ten sigma in a direction of its own
     usual, far = (found.ood([one, one[:, :4]]) for one in (fresh, moved))
@@ -102,7 +103,7 @@ def test_what_is_unlike_the_training_images_is_far() -> None:
 def test_a_silent_channel_does_no_harm() -> None:
     moments = np.random.default_rng(0).normal(0, 1, (50, 5))
     moments[:, 2] = 0
-    layer = calibrate.fit_layer(moments)
+    layer = calibration.fit_layer(moments)
     assert np.isfinite(layer.distance(moments)).all()
     moments[0, 2] = 10
     assert layer.distance(moments)[0] > layer.distance(moments[1:]).max()
@@ -110,6 +111,6 @@ def test_a_silent_channel_does_no_harm() -> None:
 
 def test_without_feature_maps_nothing_is_strange() -> None:
     logits, labels = draw(100)
-    found = calibrate.fit(logits, labels, [], [])
+    found = calibration.fit(logits, labels, [], [])
     assert found.layers == ()
     assert found.ood_threshold == np.inf

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import write_card
 
-from sublens import bundle, weights
 from sublens.errors import BundleError
-from sublens.models import TruthHead, build
+from sublens.models import bundle, weights
+from sublens.models.networks import TruthHead, build
 
 
 def loaded(folder: Path) -> tuple[torch.nn.Module, TruthHead | None]:

@@ -1,0 +1,1 @@
+"""Networks, what they take in, and what a trained one is on disk."""
