@@ -27,7 +27,7 @@ from sublens import classify, job
 from sublens.parallel import dask
 from sublens.parallel.mapper import Mapper
 from sublens.sim.presets import preset
-from sublens.sim.workers import slices
+from sublens.sim.slices import slices
 
 A = TypeVar("A")
 R = TypeVar("R")

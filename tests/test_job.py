@@ -134,7 +134,7 @@ def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey,
 def test_a_continued_simulation_counts_what_was_done(
     tmp_path: Path, small_survey: Survey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 4 * 48**2)
+    monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 4 * 48**2)
     done: list[float] = []
 
     @contextmanager

@@ -155,9 +155,9 @@ def presets_(
         raise ConfigError(f"{show}: a contact sheet needs a name that ends in .png, .pdf or .svg.")
     surveys = [presets.preset(name) for name in names or presets.names()]
     if show:
-        from sublens import sheet
+        from sublens.sim import contact_sheet
 
-        sheet.write(show, surveys)
+        contact_sheet.write(show, surveys)
         print(show)
     elif names:
         print(presets.source(names[0]).read_text(encoding="utf-8"))

@@ -29,8 +29,8 @@ from sublens.run import LOG, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
+from sublens.sim.slices import slice_length, slices
 from sublens.sim.survey import Survey
-from sublens.sim.workers import slice_length, slices
 from sublens.storage import files, object_store
 from sublens.store import Chunk, Origin, Source
 

@@ -29,7 +29,7 @@ SIZES = {"train": 70, "test": 20}
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 8 * 48**2)
+    monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 8 * 48**2)
     monkeypatch.setattr("sublens.predict.SLICE", 8)
     monkeypatch.setattr("sublens.classify.SLICE", 8)
     monkeypatch.setattr("sublens.catalog.SLICE", 8)

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sublens import sheet
+from sublens.sim import contact_sheet
 from sublens.sim.presets import preset
 
 
 @pytest.mark.parametrize(("names", "across", "down"), [(["model-2"], 1, 1), (["model-2", "rubin", "euclid"], 2, 2)])
 def test_surveys_stand_side_by_side(tmp_path: Path, names: list[str], across: int, down: int) -> None:
-    sheet.write(tmp_path / "sheet.png", [preset(name) for name in names])
+    contact_sheet.write(tmp_path / "sheet.png", [preset(name) for name in names])
     with Image.open(tmp_path / "sheet.png") as picture:
-        expected = across * sheet.WIDTH / (down * sheet.HEIGHT)
+        expected = across * contact_sheet.WIDTH / (down * contact_sheet.HEIGHT)
         assert picture.size[0] / picture.size[1] == pytest.approx(expected, rel=0.02)
         assert np.asarray(picture.convert("L")).std() > 30
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
@@ -20,5 +20,5 @@ def test_surveys_stand_side_by_side(tmp_path: Path, names: list[str], across: in
 
 @pytest.mark.parametrize("ending", ["pdf", "svg"])
 def test_a_sheet_can_be_a_drawing(tmp_path: Path, ending: str) -> None:
-    sheet.write(tmp_path / f"sheet.{ending}", [preset("rubin")])
+    contact_sheet.write(tmp_path / f"sheet.{ending}", [preset("rubin")])
     assert (tmp_path / f"sheet.{ending}").read_bytes()[:5] in (b"%PDF-", b"<?xml")

@@ -12,8 +12,8 @@ from sublens.parallel.mapper import HERE, on_processes
 from sublens.sim import camera, light, presets, render
 from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.presets import preset
+from sublens.sim.slices import slices
 from sublens.sim.survey import Gaussian, PixelatedSource, Survey
-from sublens.sim.workers import slices
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_golden_images_do_not_change() -> None:
 
 
 def test_slices_do_not_depend_on_the_number_of_workers(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.sim.workers.SLICE_PIXELS", 4 * 48**2)
+    monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 4 * 48**2)
     alone = list(slices(small_survey, 9, "test", 10, HERE))
     with on_processes(2) as mapper:
         shared = list(slices(small_survey, 9, "test", 10, mapper))
