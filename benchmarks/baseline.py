@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sublens import evaluate, metrics
 from sublens.config import InputConfig, SplitConfig, TrainConfig
-from sublens.data import Dataset
-from sublens.data import open as open_dataset
+from sublens.data.dataset import Dataset
+from sublens.data.dataset import open as open_dataset
 from sublens.models import bundle, networks
 from sublens.train import Feed
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from sublens import evaluate, metrics, run, train
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
-from sublens.data import Dataset, Part
-from sublens.data import open as open_dataset
+from sublens.data.dataset import Dataset, Part
+from sublens.data.dataset import open as open_dataset
 from sublens.models import bundle, networks, weights
 from sublens.models.networks import LensNet
 from sublens.predict import Predictor

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sublens import evaluate, metrics
 from sublens.config import field_of_view
-from sublens.data import Part
+from sublens.data.dataset import Part
 from sublens.images import resample
 from sublens.images.formats import Image
 from sublens.predict import Predictor

@@ -12,15 +12,15 @@ from fastapi.testclient import TestClient
 from hypothesis import settings
 
 from sublens.config import InputConfig, RunConfig, SplitConfig
-from sublens.data import Dataset
-from sublens.data import open as open_dataset
+from sublens.data.dataset import Dataset
+from sublens.data.dataset import open as open_dataset
+from sublens.data.store import Chunk
 from sublens.job import simulate
 from sublens.models import bundle, weights
 from sublens.models.networks import build
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.storage.object_store import Remote
-from sublens.store import Chunk
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
 from sublens.web.metrics import Metrics

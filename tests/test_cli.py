@@ -12,7 +12,8 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from sublens import catalog, cli, predict, run, store
+from sublens import catalog, cli, predict, run
+from sublens.data import store
 from sublens.models import bundle
 from sublens.predict import Predictor
 from sublens.sim import presets

@@ -3,7 +3,7 @@ import torch
 
 from sublens import evaluate
 from sublens.config import InputConfig
-from sublens.data import Dataset
+from sublens.data.dataset import Dataset
 from sublens.models.networks import build
 from sublens.predict import Predictor
 

@@ -11,7 +11,7 @@ import sublens
 from sublens import export, run
 from sublens.classify import Query
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
-from sublens.data import Dataset
+from sublens.data.dataset import Dataset
 from sublens.errors import BundleError
 from sublens.models import bundle
 from sublens.predict import Predictor

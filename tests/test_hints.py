@@ -10,8 +10,8 @@ from torch import nn
 
 from sublens import run
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import Dataset
-from sublens.data import open as open_dataset
+from sublens.data.dataset import Dataset
+from sublens.data.dataset import open as open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.hints import Hints, Teacher, hint_loss
 from sublens.models import bundle, networks

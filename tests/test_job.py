@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from sublens import data, job, run, store
+from sublens import job, run
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import Dataset
+from sublens.data import dataset, store
+from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.models import bundle
 from sublens.progress import Advance
@@ -22,7 +23,7 @@ CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) 
 
 @pytest.fixture
 def easy(easy_folder: Path) -> Dataset:
-    return data.open(easy_folder, SplitConfig(selection=0.25))
+    return dataset.open(easy_folder, SplitConfig(selection=0.25))
 
 
 def modified(out: Path) -> dict[str, float]:
@@ -57,7 +58,7 @@ def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey:
     assert images[0] == images[1]
 
 
-def range_of(part: data.Part) -> Any:
+def range_of(part: dataset.Part) -> Any:
     return part.rows - part.rows[0]
 
 

@@ -16,8 +16,8 @@ import torch
 
 from sublens import catalog, checkpoint, metrics, run, train
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import Dataset
-from sublens.data import open as open_dataset
+from sublens.data.dataset import Dataset
+from sublens.data.dataset import open as open_dataset
 from sublens.errors import ConfigError, DataError
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap

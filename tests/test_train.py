@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sublens import train
 from sublens.config import InputConfig, TrainConfig
-from sublens.data import Dataset
+from sublens.data.dataset import Dataset
 from sublens.models.networks import LensNet, TruthHead, build, prepare
 from sublens.sim.population import mass_map
 from sublens.train import Batch, Feed, Step

@@ -178,9 +178,9 @@ def tabulate(
 
 
 def _drawing(folder: Path, drawn: CardMap, *, force: bool) -> AbstractContextManager[Draw]:
-    from sublens import fits  # slow to import
+    from sublens.data import fits_folder  # slow to import
 
-    return fits.maps(folder, drawn.cell_arcsec, force=force)
+    return fits_folder.maps(folder, drawn.cell_arcsec, force=force)
 
 
 def _device(engine: EngineName | None) -> str:

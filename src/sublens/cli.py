@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sublens.catalog import Cell
     from sublens.config import RunConfig
-    from sublens.data import Dataset
+    from sublens.data.dataset import Dataset
     from sublens.predict import Row
 
 app = typer.Typer(
@@ -252,7 +252,7 @@ def verify(
 
     sublens verify data/ct1
     """
-    from sublens import store
+    from sublens.data import store
     from sublens.errors import DataError
     from sublens.progress import visible
     from sublens.storage import object_store
@@ -735,7 +735,7 @@ def _config(settings: Path | None, overrides: list[str] | None, model: str | Non
 
 
 def _described(path: Path) -> str:
-    from sublens import store
+    from sublens.data import store
     from sublens.storage.files import sha256
 
     manifest = store.read_manifest(path)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import data, metrics
+from sublens import metrics
 from sublens.config import InputConfig, SplitConfig, field_of_view
-from sublens.data import Part
+from sublens.data import dataset
+from sublens.data.dataset import Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError, DataError
 from sublens.models import bundle, calibration
@@ -90,7 +91,7 @@ def _looked(lot: Lot) -> Look:
 @lru_cache(maxsize=1)
 def _opened(lot: Lot) -> tuple[Predictor, Part]:
     """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
-    folder, local = bundle.located(lot.bundle), data.open(object_store.local(lot.dataset), lot.split)
+    folder, local = bundle.located(lot.bundle), dataset.open(object_store.local(lot.dataset), lot.split)
     if bundle.read_card(folder).weights_sha256 != lot.weights_sha256:
         raise BundleError(f"{lot.bundle}: is another network there. Copy the same one to all machines.")
     if local.hash != lot.hash:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sublens import evaluate, metrics
 from sublens.config import InputConfig, zoom
-from sublens.data import Dataset, Part
+from sublens.data.dataset import Dataset, Part
 from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
 from sublens.models import bundle, networks, weights

@@ -12,7 +12,7 @@ from torch import nn
 
 from sublens import metrics, train
 from sublens.config import InputConfig, TrainConfig, side_seen
-from sublens.data import Part
+from sublens.data.dataset import Part
 from sublens.models import networks
 from sublens.progress import Advance, Bar, silent
 

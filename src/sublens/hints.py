@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, field_of_view, side_seen, zoom
-from sublens.data import Dataset
+from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardTeacher

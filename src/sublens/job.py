@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import data, evaluate, fits, store
+from sublens import evaluate
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import Dataset
+from sublens.data import dataset, fits_folder, store
+from sublens.data.dataset import Dataset
+from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, reader
@@ -32,7 +34,6 @@ from sublens.sim.presets import preset
 from sublens.sim.slices import slice_length, slices
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
-from sublens.store import Chunk, Origin, Source
 
 if TYPE_CHECKING:
     from sublens.explain import Method
@@ -75,9 +76,9 @@ def simulate(
             plan = json.dumps([sizes, save_maps, slice_length(survey)])
             store.write(out, CLASSES, origin, splits, plan=plan, force=force)
         elif form == "fits":
-            fits.write(out, CLASSES, origin, splits, force=force)
+            fits_folder.write(out, CLASSES, origin, splits, force=force)
         else:
-            data.write_folder(out, CLASSES, origin, splits, force=force)
+            dataset.write_folder(out, CLASSES, origin, splits, force=force)
 
 
 def _simulated(
@@ -142,9 +143,9 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
     """The data set at `path`; a folder is read with a progress bar, and what lies on an object store is fetched."""
     path = object_store.local(path, bar)
     if (path / store.MANIFEST).is_file():
-        return data.open(path, split)
-    with bar(f"reading {path}", data.Layout.of(path).n_images) as advance:
-        return data.open(path, split, Count(advance).add)
+        return dataset.open(path, split)
+    with bar(f"reading {path}", dataset.Layout.of(path).n_images) as advance:
+        return dataset.open(path, split, Count(advance).add)
 
 
 def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
@@ -167,8 +168,8 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)
     computed = opened(cluster) if cluster else nullcontext(HERE)
-    with computed as mapper, bar(f"packing {folder}", data.Layout.of(folder).n_images) as advance:
-        data.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)
+    with computed as mapper, bar(f"packing {folder}", dataset.Layout.of(folder).n_images) as advance:
+        dataset.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)
 
 
 def explain(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sublens import evaluate, export
-from sublens.data import Dataset, Part
+from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardScores

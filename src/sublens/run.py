@@ -30,7 +30,7 @@ from torch import nn
 from sublens import catalog, checkpoint, evaluate, export, metrics, train
 from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked, field_of_view, side_seen
-from sublens.data import Dataset, Part
+from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluate import Lot
 from sublens.hints import Hints, Teacher

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, zoom
-from sublens.data import Dataset, Part
+from sublens.data.dataset import Dataset, Part
 from sublens.engine import MASS_UNIT_MSUN
 from sublens.hints import Hints, Teacher, hint_loss
 from sublens.models.networks import TruthHead, prepare

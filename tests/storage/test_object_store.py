@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import catalog, classify, cli, data, job
+from sublens import catalog, classify, cli, job
 from sublens.classify import Query
 from sublens.config import SplitConfig
+from sublens.data import dataset
 from sublens.errors import DataError
 from sublens.images import reader
 from sublens.models import bundle
@@ -175,7 +176,7 @@ def test_a_store_that_was_half_sent_is_finished(
     job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert not (shelf / object_store.UNFINISHED).exists()
     assert not list(tmp_path.rglob("sublens/*"))
-    assert data.open(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
+    assert dataset.open(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
 
 
 def send_all(folder: Path, target: Remote) -> None:

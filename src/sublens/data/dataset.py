@@ -11,8 +11,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import store
 from sublens.config import SplitConfig
+from sublens.data import store
+from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
 from sublens.parallel.mapper import HERE, Mapper
@@ -21,7 +22,6 @@ from sublens.sim.survey import Survey
 from sublens.storage import object_store
 from sublens.storage.files import sha256, whole_folder
 from sublens.storage.object_store import FETCHES, Remote
-from sublens.store import Chunk, Origin, Source
 
 TRAIN, TEST = "train", "test"
 FOLDER_CHUNK = 500

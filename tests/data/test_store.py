@@ -11,13 +11,14 @@ from conftest import chunk
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sublens import job, store
+from sublens import job
+from sublens.data import store
+from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
-from sublens.store import MANIFEST, Chunk, Origin
 
 
 def write(out: Path) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sublens.data.store import Chunk, Origin, Source
 from sublens.sim.survey import Survey
 from sublens.storage.files import whole_folder
-from sublens.store import Chunk, Origin, Source
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header

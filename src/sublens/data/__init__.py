@@ -1,0 +1,1 @@
+"""Data sets: made, stored, opened and split."""
