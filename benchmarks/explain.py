@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from sublens import explain
 from sublens.config import field_of_view
-from sublens.engine import MASS_UNIT_MSUN
+from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats
-from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES, Truth
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate

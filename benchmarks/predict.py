@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.engine import EngineName
+from sublens.inference.engines import EngineName
+from sublens.inference.predictor import BATCH, open_engine
 from sublens.models import bundle
-from sublens.predict import BATCH, open_engine
 
 PLAIN = "plain torch"
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")

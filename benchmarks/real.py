@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sublens.images.formats import read_archive
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
-from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate

@@ -30,9 +30,9 @@ from sublens import evaluate, metrics, run, train
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.data.dataset import open as open_dataset
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.networks import LensNet
-from sublens.predict import Predictor
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
 from sublens.train import Batch, Feed

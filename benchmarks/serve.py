@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 
 SIDE = 150
 MIB = 2**20

@@ -22,7 +22,7 @@ from sublens.config import field_of_view
 from sublens.data.dataset import Part
 from sublens.images import resample
 from sublens.images.formats import Image
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from sublens.engine import MASS_UNIT_MSUN
-from sublens.predict import Predictor
+from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference.predictor import Predictor
 from sublens.sim.population import mass_map
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.web import batching
 from sublens.web.batching import Batcher
 from sublens.web.problem import Problem

@@ -12,10 +12,11 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from sublens import catalog, cli, predict, run
+from sublens import cli, run
 from sublens.data import store
+from sublens.inference import predictor, tables
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
-from sublens.predict import Predictor
 from sublens.sim import presets
 from sublens.sim.render import simulate
 from sublens.storage.files import sha256
@@ -384,19 +385,19 @@ def test_a_killed_table_goes_on_where_it_was(
     np.save(tmp_path / "one.npy", counts[20])
     inputs = (tmp_path / "one.npy", tmp_path / "none.npy", tmp_path / "many.npz", tmp_path / "one.npy")
     # what shares a batch may show in the last digit
-    monkeypatch.setattr(catalog, "BATCH", 4)
-    monkeypatch.setattr(predict, "BATCH", 4)
+    monkeypatch.setattr(tables, "BATCH", 4)
+    monkeypatch.setattr(predictor, "BATCH", 4)
     assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
-    add, seen = catalog.Journal.add, []
+    add, seen = tables.Journal.add, []
 
-    def killed(self: catalog.Journal, place: tuple[int, int], one: catalog.Record) -> None:
+    def killed(self: tables.Journal, place: tuple[int, int], one: tables.Record) -> None:
         if place == (2, 7):
             raise KeyboardInterrupt
         seen.append(place)
         add(self, place, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog.Journal, "add", killed)
+        patch.setattr(tables.Journal, "add", killed)
         assert sublens("predict", mapper, *inputs, "--out", tmp_path / "killed.csv") == 130
     assert seen[-1] == (2, 6)
     assert not (tmp_path / "killed.csv").exists()

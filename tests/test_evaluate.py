@@ -4,8 +4,8 @@ import torch
 from sublens import evaluate
 from sublens.config import InputConfig
 from sublens.data.dataset import Dataset
+from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
-from sublens.predict import Predictor
 
 
 def untrained() -> Predictor:

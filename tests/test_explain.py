@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sublens import explain
 from sublens.config import InputConfig
-from sublens.engine import Sight
 from sublens.errors import BundleError
 from sublens.evaluate import eager
 from sublens.explain import METHOD, Method, score
+from sublens.inference.engines import Sight
+from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
-from sublens.predict import Predictor
 from sublens.sim.population import Truth, draw
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate

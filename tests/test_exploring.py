@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.sim.scene import Scene
 

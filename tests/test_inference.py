@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.web import inference
 

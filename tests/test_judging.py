@@ -12,7 +12,7 @@ from astropy.table import Table
 from fastapi.testclient import TestClient
 from pyarrow import parquet
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.web import judging
 

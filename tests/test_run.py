@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import catalog, checkpoint, metrics, run, train
+from sublens import checkpoint, metrics, run, train
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
 from sublens.errors import ConfigError, DataError
+from sublens.inference import tables
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
-from sublens.predict import Predictor
 from sublens.publish import publish
 from sublens.storage.files import taken
 from sublens.train import Batch, Feed
@@ -86,7 +87,7 @@ def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
 
 
 def test_the_scores_are_those_of_the_prediction_table(done: Path) -> None:
-    table = catalog.read(done / run.PREDICTIONS)
+    table = tables.read(done / run.PREDICTIONS)
     again = metrics.score(table.probs, table.labels, table.classes)
     assert again["confusion"] == scores_of(done)["confusion"]
     assert again["auc_macro"] == pytest.approx(scores_of(done)["auc_macro"])

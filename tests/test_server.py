@@ -20,7 +20,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from tritonclient import http as triton
 
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 
 IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)

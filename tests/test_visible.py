@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.predict import Predictor
+from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.sim.scene import Scene, String
 from sublens.visible import N_NOISE, RESOLUTION_DEX, smallest_mass

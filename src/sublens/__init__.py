@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sublens.config import RunConfig as RunConfig
     from sublens.errors import SublensError as SublensError
+    from sublens.inference.predictor import Prediction as Prediction
+    from sublens.inference.predictor import Predictor as Predictor
     from sublens.job import open_dataset as open_dataset
     from sublens.job import run_all as run_all
     from sublens.job import simulate as simulate
     from sublens.models.networks import build as build
-    from sublens.predict import Prediction as Prediction
-    from sublens.predict import Predictor as Predictor
     from sublens.run import measure_run as measure_run
     from sublens.run import train_run as train_run
     from sublens.sim.population import draw as draw
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sublens.sim.render import render as render
 
 _HOMES = {
-    "Prediction": "predict",
-    "Predictor": "predict",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
     "RunConfig": "config",
     "SublensError": "errors",
     "build": "models.networks",

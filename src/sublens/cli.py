@@ -17,10 +17,10 @@ from sublens.storage.object_store import Remote, place
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sublens.catalog import Cell
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
-    from sublens.predict import Row
+    from sublens.inference.predictor import Row
+    from sublens.inference.tables import Cell
 
 app = typer.Typer(
     name="sublens",
@@ -475,24 +475,24 @@ def predict(
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
-    from sublens import classify
     from sublens.errors import ImageError
     from sublens.images.formats import Wanted
+    from sublens.inference import predict_files
     from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.located(name)).classes
-    query = classify.Query(name, inputs, at, Wanted(hdu, array), pixel_scale, engine)
+    query = predict_files.Query(name, inputs, at, Wanted(hdu, array), pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = classify.tabulate(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
+        n_images, n_failed = predict_files.tabulate(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
     else:
         n_images, n_failed = _shown(
-            classify.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
+            predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
         )
     if n_failed == n_images:
         raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
@@ -514,15 +514,15 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
 
 def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
     """Print rows as a table; returns how many there are, and how many of them failed."""
-    from sublens import catalog
+    from sublens.inference import tables
 
     n_images = n_failed = 0
-    names = [column.name for column in catalog.columns(classes) if column.name not in NOT_SHOWN]
+    names = [column.name for column in tables.columns(classes) if column.name not in NOT_SHOWN]
     for row in rows:
         if not n_images:  # nothing is printed before it is clear that images can be judged
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**catalog.record(row, classes, "", ""), "path": row.name}
+        record = {**tables.record(row, classes, "", ""), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 
@@ -555,14 +555,15 @@ def export_(
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
-    from sublens import export, job
+    from sublens import job
+    from sublens.inference import onnx_export
     from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
     data = job.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
-    told = export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
+    told = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
     print(out / bundle.GRAPH)
     reference = "the float32 graph" if int8 else "torch"
     print(f"  probabilities of {told.n:,} images differ from those of {reference} by {told.deviation:.1e} at most")

@@ -16,14 +16,14 @@ from sublens import metrics
 from sublens.config import InputConfig, SplitConfig, field_of_view
 from sublens.data import dataset
 from sublens.data.dataset import Part
-from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError, DataError
+from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference.predictor import BATCH as BATCH
+from sublens.inference.predictor import SLICE, Look, Predictions, Predictor
 from sublens.models import bundle, calibration
 from sublens.models.calibration import Calibration
 from sublens.models.networks import Eager, Whole, device
 from sublens.parallel.mapper import Mapper
-from sublens.predict import BATCH as BATCH
-from sublens.predict import SLICE, Look, Predictions, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey

@@ -23,13 +23,13 @@ from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, field_of_view, zoom
-from sublens.engine import MASS_UNIT_MSUN
 from sublens.errors import BundleError
 from sublens.images.formats import Image
 from sublens.images.reader import Found
+from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference.predictor import BATCH, Predictor, Row
 from sublens.metrics import LEVEL, Floats, Labels
 from sublens.models.networks import CELL, Eager, nearest_tap, prepare
-from sublens.predict import BATCH, Predictor, Row
 from sublens.sim.population import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]

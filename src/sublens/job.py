@@ -21,11 +21,11 @@ from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, reader
 from sublens.images.formats import Wanted
+from sublens.inference.predictor import Predictor, Row
 from sublens.models import bundle
 from sublens.models.bundle import Card
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper, on_processes
-from sublens.predict import Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, is_measured, measure_run, settled, train_run
 from sublens.sim import render

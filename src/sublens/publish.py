@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublens import evaluate, export
+from sublens import evaluate
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
+from sublens.inference import onnx_export
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardScores
 from sublens.models.networks import device
-from sublens.predict import Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.run import LOG, SCORES
 from sublens.storage import files
@@ -53,7 +54,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
         weights.save(folder, model, head, torch.float16)
         bundle.write_card(folder, **told)
         rounded, part = Predictor.load(folder, "torch", device()), dataset.selection
-        told["graph"] = export.add_graph(folder, bundle.read_card(folder), part, bar)
+        told["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
         told["calibration"] = bundle.save_calibration(
             folder, evaluate.calibrated(rounded, dataset.train, part, bar), len(part)
         )

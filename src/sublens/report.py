@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from sublens import catalog
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
+from sublens.inference import tables
+from sublens.inference.predictor import Predictions
 from sublens.metrics import RESAMPLES
 from sublens.models import bundle, networks
 from sublens.models.bundle import Card
-from sublens.predict import Predictions
 from sublens.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
 from sublens.storage import files
 
@@ -186,7 +186,7 @@ def _read(folder: Path) -> Run:
             f"{folder}: is trained but not measured (no {SCORES}). Measure it with `sublens evaluate {folder} DATASET`."
         )
     scores = _read_scores(folder / SCORES)
-    predictions = catalog.read(folder / PREDICTIONS)
+    predictions = tables.read(folder / PREDICTIONS)
     n, c = scores.n, len(card.classes)
     has_classes = tuple(scores.auc) == predictions.classes == card.classes
     has_shapes = predictions.probs.shape == (n, c) and np.shape(scores.confusion) == (c, c)

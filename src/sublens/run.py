@@ -27,19 +27,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import catalog, checkpoint, evaluate, export, metrics, train
+from sublens import checkpoint, evaluate, metrics, train
 from sublens.checkpoint import Checkpoint
 from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluate import Lot
 from sublens.hints import Hints, Teacher
+from sublens.inference import onnx_export, tables
+from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import CardCalibration, CardGraph, CardMap
 from sublens.models.networks import TruthHead, device
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.torchrun import ALONE, Ranks
-from sublens.predict import Predictions, Predictor
 from sublens.progress import Advance, Bar, Count, silent
 from sublens.storage import files
 
@@ -499,7 +500,7 @@ class _Diary:
         part, graph = self.dataset.selection, None
         found = evaluate.calibrated(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
-            graph = export.add_graph(self.out, bundle.read_card(self.out), part, bar)
+            graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
         except BundleError as err:
             warnings.warn(str(err), stacklevel=2)
         calibration = bundle.save_calibration(self.out, found, len(part))
@@ -644,7 +645,7 @@ def measure_run(
     }
     with files.explained(folder):
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
-    catalog.write(predictions, folder / PREDICTIONS)
+    tables.write(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
     return scores

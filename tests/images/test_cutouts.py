@@ -12,13 +12,14 @@ from astropy.table import MaskedColumn, Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from sublens import catalog, classify, cli, predict
-from sublens.classify import Query
+from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images import cutouts, formats, resample
 from sublens.images.cutouts import Cut
 from sublens.images.formats import Image, Wanted
 from sublens.images.reader import Found, Reader, surveyed
+from sublens.inference import predict_files, predictor, tables
+from sublens.inference.predict_files import Query
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
 
@@ -372,7 +373,7 @@ def field(tmp_path: Path, lenses: NDArray[np.float64]) -> Path:
 
 
 def judged(inputs: list[Path], out: Path, **options: Path) -> list[dict[str, Any]]:
-    classify.tabulate(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
+    predict_files.tabulate(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -410,28 +411,28 @@ def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> N
 
 def test_a_scale_that_is_unknown_is_told_or_given(field: Path, tmp_path: Path) -> None:
     at, bare = positions(tmp_path / "a.csv", LENSES), save(tmp_path / "bare.fits", fits.getdata(field), has_sky=False)
-    (first, *_) = classify.predict(Query("lensnet", [bare], at=at))
+    (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at))
     assert (first.notes, first.ra) == (("pixel scale unknown, taken as 0.05",), None)
-    (first, *_) = classify.predict(Query("lensnet", [bare], at=at, pixel_scale=0.1))
+    (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at, pixel_scale=0.1))
     assert first.notes[0] == "resampled from 0.1 to 0.05 arcsec a pixel"
 
 
 def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "BATCH", 4)
-    monkeypatch.setattr(predict, "BATCH", 4)
+    monkeypatch.setattr(tables, "BATCH", 4)
+    monkeypatch.setattr(predictor, "BATCH", 4)
     at = positions(tmp_path / "a.csv", (*LENSES, (-9.0, 9.0), *LENSES, *LENSES), name=list("abcdefghij"))
     whole = judged([field], tmp_path / "whole.jsonl", at=at)
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]
-    add, seen = catalog.Journal.add, []
+    add, seen = tables.Journal.add, []
 
-    def killed(self: catalog.Journal, place: tuple[int, int], one: catalog.Record) -> None:
+    def killed(self: tables.Journal, place: tuple[int, int], one: tables.Record) -> None:
         if place == (6, 0) and place not in seen:
             seen.append(place)
             raise KeyboardInterrupt
         seen.append(place)
         add(self, place, one)
 
-    monkeypatch.setattr(catalog.Journal, "add", killed)
+    monkeypatch.setattr(tables.Journal, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         judged([field], tmp_path / "a.jsonl", at=at)
     assert judged([field], tmp_path / "a.jsonl", at=at) == whole
@@ -442,10 +443,10 @@ def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatc
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog, "BATCH", 1)
+    monkeypatch.setattr(tables, "BATCH", 1)
     at = positions(tmp_path / "a.csv", LENSES)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(catalog.Journal, "finish", killed)
+        patch.setattr(tables.Journal, "finish", killed)
         judged([field], tmp_path / "a.jsonl", at=at)
     rows = judged([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))
     assert [row["label"] for row in rows] == ["vort", "sphere", "no"]
@@ -464,4 +465,4 @@ def test_the_command_takes_one_image_and_a_catalogue(
     assert [row[1] for row in rows] == ["no", "sphere", "vort", ""]
     assert "1 of 4 images could not be judged" in told.err
     with pytest.raises(ConfigError, match="one image only"):
-        list(classify.predict(Query("lensnet", [field, field], at=at)))
+        list(predict_files.predict(Query("lensnet", [field, field], at=at)))

@@ -7,8 +7,8 @@ import pytest
 
 from sublens import config, metrics
 from sublens.images.formats import read_archive
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle, networks
-from sublens.predict import BATCH, Predictor
 from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate

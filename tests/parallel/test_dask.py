@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import classify, evaluate, job, run
-from sublens.classify import Query
+from sublens import evaluate, job, run
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
+from sublens.inference import predict_files
+from sublens.inference.predict_files import Query
 from sublens.models import bundle
 from sublens.parallel import dask
 from sublens.sim.survey import Survey
@@ -30,9 +31,9 @@ SIZES = {"train": 70, "test": 20}
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 8 * 48**2)
-    monkeypatch.setattr("sublens.predict.SLICE", 8)
-    monkeypatch.setattr("sublens.classify.SLICE", 8)
-    monkeypatch.setattr("sublens.catalog.SLICE", 8)
+    monkeypatch.setattr("sublens.inference.predictor.SLICE", 8)
+    monkeypatch.setattr("sublens.inference.predict_files.SLICE", 8)
+    monkeypatch.setattr("sublens.inference.tables.SLICE", 8)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +54,15 @@ def test_a_store_is_the_same(tmp_path: Path, small_survey: Survey, small_slices:
 
 def test_a_table_is_the_same(folder: Path, tmp_path: Path, small_slices: None) -> None:
     query = Query("lensnet", [folder])
-    alone = classify.tabulate(query, tmp_path / "alone.csv")
-    assert alone == classify.tabulate(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
+    alone = predict_files.tabulate(query, tmp_path / "alone.csv")
+    assert alone == predict_files.tabulate(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
     assert (tmp_path / "cluster.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
 def test_a_table_goes_on_where_it_was(folder: Path, small_slices: None) -> None:
     query = Query("lensnet", [folder])
-    whole = list(classify.predict(query))
-    assert list(classify.predict(query, start=(21, 0), cluster="local:1")) == whole[21:]
+    whole = list(predict_files.predict(query))
+    assert list(predict_files.predict(query, start=(21, 0), cluster="local:1")) == whole[21:]
 
 
 @pytest.mark.slow
@@ -130,10 +131,10 @@ def test_a_cluster_that_stands_already_gives_the_same(
 ) -> None:
     plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
-    alone = list(classify.predict(Query("lensnet", [folder])))
+    alone = list(predict_files.predict(Query("lensnet", [folder])))
     with standing(tmp_path, plain) as address:
         job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster=address)  # type: ignore[arg-type]
-        assert list(classify.predict(Query("lensnet", [folder]), cluster=address)) == alone
+        assert list(predict_files.predict(Query("lensnet", [folder]), cluster=address)) == alone
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
 
 
@@ -143,12 +144,12 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
     there = Remote(bucket, "shared")
     object_store.send_folder(folder, Remote(there, "images"), "")
     job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
-    alone = list(classify.predict(Query("lensnet", [folder])))
+    alone = list(predict_files.predict(Query("lensnet", [folder])))
     plain = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("AWS_")}
     with standing(tmp_path, {**plain, "HOME": str(tmp_path)}) as address:
         job.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
         query = Query("lensnet", [there / "images"])
-        assert classify.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
+        assert predict_files.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
     assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
     rows = [json.loads(line) for line in object_store.local(there / "table.jsonl").read_text().splitlines()]
     assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import catalog, classify, cli, job
-from sublens.classify import Query
+from sublens import cli, job
 from sublens.config import SplitConfig
 from sublens.data import dataset
 from sublens.errors import DataError
 from sublens.images import reader
+from sublens.inference import predict_files, tables
+from sublens.inference.predict_files import Query
 from sublens.models import bundle
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
@@ -183,9 +184,11 @@ def send_all(folder: Path, target: Remote) -> None:
     object_store.send_folder(folder, target, "")
 
 
-def told(inputs: list[Path], root: Path) -> list[dict[str, catalog.Cell]]:
+def told(inputs: list[Path], root: Path) -> list[dict[str, tables.Cell]]:
     """Rows of what was judged, with paths below the root."""
-    rows = [catalog.record(row, ("no", "sphere", "vort"), "", "") for row in classify.predict(Query("lensnet", inputs))]
+    rows = [
+        tables.record(row, ("no", "sphere", "vort"), "", "") for row in predict_files.predict(Query("lensnet", inputs))
+    ]
     return [{**row, "path": str(row["path"]).removeprefix(str(root))} for row in rows]
 
 
@@ -232,16 +235,16 @@ def test_a_table_is_written_there_and_goes_on(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     send_all(cutouts, shelf / "images")
     query = Query("lensnet", [shelf / "images"])
-    classify.tabulate(query, tmp_path / "here.csv")
+    predict_files.tabulate(query, tmp_path / "here.csv")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(catalog.Journal, "finish", stop)
-        classify.tabulate(query, shelf / "there.csv")
+        patch.setattr(tables.Journal, "finish", stop)
+        predict_files.tabulate(query, shelf / "there.csv")
     assert not (shelf / "there.csv").exists()
-    assert classify.tabulate(query, shelf / "there.csv") == (12, 1)
+    assert predict_files.tabulate(query, shelf / "there.csv") == (12, 1)
     assert not list(tmp_path.rglob("sublens/*"))
     assert object_store.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
     with pytest.raises(DataError, match="exists already"):
-        classify.tabulate(query, shelf / "there.csv")
+        predict_files.tabulate(query, shelf / "there.csv")
 
 
 def stop(*arguments: object) -> None:
@@ -326,13 +329,13 @@ def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -
     (tmp_path / "at.csv").write_text("id,x,y\na,200,200\nb,9999,200\n")
     for name in ("big.fits", "at.csv"):
         object_store.send(tmp_path / name, shelf / name)
-    here = list(classify.predict(Query("lensnet", [tmp_path / "big.fits"], at=tmp_path / "at.csv")))
-    there = list(classify.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "at.csv")))
+    here = list(predict_files.predict(Query("lensnet", [tmp_path / "big.fits"], at=tmp_path / "at.csv")))
+    there = list(predict_files.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "at.csv")))
     assert [row.prediction for row in there] == [row.prediction for row in here]
     assert [str(row.path) for row in there] == [f"{shelf}/big.fits"] * 2
     assert there[1].error == here[1].error.replace(str(tmp_path), str(shelf))
     with pytest.raises(DataError, match=rf"{shelf}/none.csv: no such file"):
-        list(classify.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "none.csv")))
+        list(predict_files.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "none.csv")))
 
 
 def test_the_journal_says_what_was_asked_for(shelf: Remote) -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, RunConfig, field_of_view, side_seen
-from sublens.engine import Sight
 from sublens.errors import ConfigError, nearest
 from sublens.images.formats import QUANTISED_PEAK
+from sublens.inference.engines import Sight
 
 NOMINAL_PEAK = 801.0
 """Counts given to the peak of an image whose photon counts are unknown: the median of common-test-1."""

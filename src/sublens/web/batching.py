@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.predict import BATCH, Predictor
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.web.problem import overloaded
 
 QUEUE_IMAGES = 512

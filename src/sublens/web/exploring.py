@@ -12,10 +12,10 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 
-from sublens.engine import n_threads
 from sublens.errors import SublensError
 from sublens.images.formats import Image
-from sublens.predict import BATCH
+from sublens.inference.engines import n_threads
+from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
 from sublens.visible import N_NOISE, Step, smallest_mass

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from sublens.predict import BATCH
+from sublens.inference.predictor import BATCH
 from sublens.web.batching import Judged
 from sublens.web.problem import DOCUMENTED, Problem
 from sublens.web.served import Network, Service, unless_gone

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from sublens import catalog
 from sublens.errors import ImageError
 from sublens.images import formats
 from sublens.images.formats import Image, Wanted
 from sublens.images.reader import Extension, Found, Reader
+from sublens.inference import tables
 from sublens.web.problem import DOCUMENTED, Problem
 from sublens.web.served import Json, Network, Service, array, together, unless_gone
 
@@ -268,22 +268,22 @@ def _explain(service: Service, image: Json, counts: Sequence[Any]) -> None:
 
 
 EXTRA = (
-    catalog.Column("correction", "text", "Class that a person sees in it", "meta.code.class"),
-    catalog.Column("comment", "text", "What a person says of it", "meta.note"),
+    tables.Column("correction", "text", "Class that a person sees in it", "meta.code.class"),
+    tables.Column("comment", "text", "What a person says of it", "meta.note"),
 )
 
 
 def _table(network: Network, rows: Sequence[Row], form: str) -> bytes:
     """The bytes of a table in that format."""
-    known = [*catalog.columns(network.card.classes), *EXTRA]
+    known = [*tables.columns(network.card.classes), *EXTRA]
     records = [_record(network, row) for row in rows]
     with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
         path = Path(folder, f"table.{form}")
-        catalog.WRITERS[path.suffix](path, known, lambda: iter(records))
+        tables.WRITERS[path.suffix](path, known, lambda: iter(records))
         return path.read_bytes()
 
 
-def _record(network: Network, row: Row) -> catalog.Record:
+def _record(network: Network, row: Row) -> tables.Record:
     held = row.prediction_set
     plain = row.model_dump(exclude={"probs", "prediction_set", "notes"})
     return {

@@ -22,9 +22,9 @@ from starlette.requests import ClientDisconnect, Request
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images.formats import Image
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card
-from sublens.predict import BATCH, Predictor
 from sublens.web.batching import Batcher, Judged
 from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, overloaded

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublens.config import InputConfig, field_of_view
-from sublens.engine import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.errors import BundleError, ImageError
 from sublens.images import formats, resample
 from sublens.images.formats import Image
 from sublens.images.reader import Found
+from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax

@@ -10,9 +10,9 @@ import pytest
 from astropy.table import Table
 from pyarrow import parquet
 
-from sublens import catalog
 from sublens.errors import ConfigError, DataError
-from sublens.predict import Prediction, Predictions, Row
+from sublens.inference import tables
+from sublens.inference.predictor import Prediction, Predictions, Row
 
 
 def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> Predictions:
@@ -21,8 +21,8 @@ def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> Predictions:
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
-    catalog.write(table(), tmp_path / "p.csv")
-    back = catalog.read(tmp_path / "p.csv")
+    tables.write(table(), tmp_path / "p.csv")
+    back = tables.read(tmp_path / "p.csv")
     assert back.ids.tolist() == table().ids.tolist()
     assert back.labels.tolist() == table().labels.tolist()
     assert back.classes == table().classes
@@ -30,7 +30,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_columns_are_named_after_the_classes(tmp_path: Path) -> None:
-    catalog.write(table(("no", "vort")), tmp_path / "p.csv")
+    tables.write(table(("no", "vort")), tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text(encoding="utf-8").startswith("id,label,p_no,p_vort\n")
 
 
@@ -40,12 +40,12 @@ def test_the_columns_are_named_after_the_classes(tmp_path: Path) -> None:
 def test_a_damaged_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(DataError, match="is damaged"):
-        catalog.read(tmp_path / "p.csv")
+        tables.read(tmp_path / "p.csv")
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"p\.csv: cannot be read"):
-        catalog.read(tmp_path / "p.csv")
+        tables.read(tmp_path / "p.csv")
 
 
 CLASSES = ("no", "sphere")
@@ -62,9 +62,9 @@ def failed(place: int) -> Row:
 
 
 def written(path: Path, rows: list[Row]) -> Path:
-    with catalog.Journal(path, {}) as journal:
+    with tables.Journal(path, {}) as journal:
         for row in rows:
-            journal.add(row.place, catalog.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         assert journal.finish(CLASSES) == (len(rows), sum(bool(row.error) for row in rows))
     return path
 
@@ -86,9 +86,9 @@ def read_back(path: Path) -> list[dict[str, Any]]:
             return [dict(zip(table.colnames, map(str, row), strict=True)) for row in table.iterrows()]
 
 
-@pytest.mark.parametrize("suffix", list(catalog.WRITERS))
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
 def test_every_format_says_the_same(tmp_path: Path, suffix: str) -> None:
-    names = [column.name for column in catalog.columns(CLASSES)]
+    names = [column.name for column in tables.columns(CLASSES)]
     first, second = read_back(written(tmp_path / f"a{suffix}", [judged(1, AWKWARD), failed(2)]))
     assert list(first) == list(second) == names
     assert (first["id"], first["label"], first["prediction_set"], second["id"]) == ("1", "no", "no", "many#3")
@@ -105,7 +105,7 @@ def test_every_format_says_the_same(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".fits", ".parquet", ".vot"])
 def test_a_table_is_written_in_blocks(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "BLOCK", 3)
+    monkeypatch.setattr(tables, "BLOCK", 3)
     rows = read_back(written(tmp_path / f"a{suffix}", [judged(number) for number in range(10)]))
     assert [row["id"] for row in rows] == [str(number) for number in range(10)]
 
@@ -120,18 +120,18 @@ def test_stilts_finds_nothing_wrong_with_a_votable(tmp_path: Path) -> None:
 def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "BATCH", 2)
+    monkeypatch.setattr(tables, "BATCH", 2)
     rows, path = [judged(number) for number in range(6)], tmp_path / "a.csv"
     whole = written(tmp_path / "whole.csv", rows).read_text()
-    with catalog.Journal(path, {"inputs": "these"}) as journal:
+    with tables.Journal(path, {"inputs": "these"}) as journal:
         for row in rows[:4]:
-            journal.add(row.place, catalog.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
     partial = tmp_path / ".a.csv.journal"
     partial.write_bytes(partial.read_bytes()[:-20])  # killed within the fourth row
-    with catalog.Journal(path, {"inputs": "these"}) as journal:
+    with tables.Journal(path, {"inputs": "these"}) as journal:
         assert journal.place == (1, 1)
         for row in rows[2:]:
-            journal.add(row.place, catalog.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         journal.finish(CLASSES)
     assert path.read_text() == whole
     assert not partial.exists()
@@ -139,12 +139,12 @@ def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
 
 def test_a_journal_of_something_else_is_begun_anew(tmp_path: Path) -> None:
     for inputs in ("these", "those"):
-        with catalog.Journal(tmp_path / "a.csv", {"inputs": inputs}) as journal:
+        with tables.Journal(tmp_path / "a.csv", {"inputs": inputs}) as journal:
             assert journal.place == (0, 0)
-            journal.add((0, 0), catalog.record(judged(0), CLASSES, "", ""))
+            journal.add((0, 0), tables.record(judged(0), CLASSES, "", ""))
             assert len(list(journal.records())) <= 1
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"writes tables as \.csv, \.jsonl"):
-        catalog.Journal(tmp_path / "a.txt", {})
+        tables.Journal(tmp_path / "a.txt", {})

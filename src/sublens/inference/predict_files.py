@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import catalog
-from sublens.engine import EngineName
 from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, reader, resample
 from sublens.images.cutouts import Cuts
 from sublens.images.formats import Wanted
 from sublens.images.reader import Asked
+from sublens.inference import tables
+from sublens.inference.engines import EngineName
+from sublens.inference.predictor import NO_MAP, SLICE, Predictor, Row
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper
-from sublens.predict import NO_MAP, SLICE, Predictor, Row
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 
@@ -169,11 +169,11 @@ def tabulate(
     """
     files.refuse_existing_file(out, force=force)
     card, ours = bundle.read_card(bundle.located(query.network)), version("sublens")
-    with catalog.Journal(out, query.plan(card)) as journal:
+    with tables.Journal(out, query.plan(card)) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
         for row in predict(query, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
-            journal.add(row.place, catalog.record(row, card.classes, card.judge, ours))
+            journal.add(row.place, tables.record(row, card.classes, card.judge, ours))
         return journal.finish(card.classes)
 
 

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from sublens.errors import ConfigError, DataError
-from sublens.predict import BATCH, SLICE, Predictions, Row
+from sublens.inference.predictor import BATCH, SLICE, Predictions, Row
 from sublens.storage import object_store
 from sublens.storage.files import explained, tidy, whole_file, write_bytes
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from sublens import evaluate, metrics
 from sublens.config import InputConfig, zoom
 from sublens.data.dataset import Dataset, Part
-from sublens.engine import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.errors import BundleError
+from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
+from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
 from sublens.models.networks import Eager, Mirrored, Moments, TruthHead, Whole
-from sublens.predict import BATCH, Predictor
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 

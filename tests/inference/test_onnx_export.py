@@ -8,13 +8,14 @@ import onnxruntime
 import pytest
 
 import sublens
-from sublens import export, run
-from sublens.classify import Query
+from sublens import run
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError
+from sublens.inference import onnx_export
+from sublens.inference.predict_files import Query
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
-from sublens.predict import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,11 @@ def test_a_graph_that_sees_something_else_is_not_left(
     trained: Path, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = bundle.read_card(trained)
-    monkeypatch.setattr(export, "MAX_DEVIATION", -1.0)
+    monkeypatch.setattr(onnx_export, "MAX_DEVIATION", -1.0)
     before = (trained / bundle.GRAPH).read_bytes()
     try:
         with pytest.raises(BundleError, match="gives other probabilities than torch, by up to"):
-            export.add_graph(trained, card, small_dataset.selection)
+            onnx_export.add_graph(trained, card, small_dataset.selection)
         assert not (trained / bundle.GRAPH).exists()
     finally:
         (trained / bundle.GRAPH).write_bytes(before)
@@ -73,7 +74,7 @@ def test_a_graph_that_sees_something_else_is_not_left(
 def test_an_exported_network_needs_nothing_but_its_one_file(
     trained: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    told = export.export(trained, small_dataset, tmp_path / "alone")
+    told = onnx_export.export(trained, small_dataset, tmp_path / "alone")
     counts = small_dataset.test.counts(np.arange(5))
     (given,) = onnxruntime.InferenceSession(tmp_path / "alone" / bundle.GRAPH).run(
         ["logits"], {"counts": counts.astype(np.float32)}
@@ -84,7 +85,7 @@ def test_an_exported_network_needs_nothing_but_its_one_file(
 
 
 def test_an_exported_network_is_judged_with_as_before(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    export.export(trained, small_dataset, tmp_path / "alone")
+    onnx_export.export(trained, small_dataset, tmp_path / "alone")
     counts = small_dataset.test.counts(np.arange(5))
     before, after = (Predictor.load(folder).look(counts) for folder in (trained, tmp_path / "alone"))
     assert np.allclose(before.probs, after.probs, atol=1e-6)
@@ -95,8 +96,8 @@ def test_an_exported_network_is_judged_with_as_before(trained: Path, small_datas
 def test_eight_bits_are_smaller_and_calibrated_anew(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "MAX_AUC_CHANGE", 1.0)  # of two dozen images the AUC is coarse
-    told = export.export(trained, small_dataset, tmp_path / "small", int8=True)
+    monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", 1.0)  # of two dozen images the AUC is coarse
+    told = onnx_export.export(trained, small_dataset, tmp_path / "small", int8=True)
     card, whole = bundle.read_card(tmp_path / "small"), bundle.read_card(trained)
     assert (told.precision, told) == ("int8", card.graph)
     assert (tmp_path / "small" / bundle.GRAPH).stat().st_size < 0.4 * (trained / bundle.WEIGHTS).stat().st_size
@@ -108,8 +109,8 @@ def test_eight_bits_are_smaller_and_calibrated_anew(
 def test_a_graph_tells_others_the_temperature_that_it_was_given(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
 ) -> None:
-    monkeypatch.setattr(export, "MAX_AUC_CHANGE", 1.0)
-    export.export(trained, small_dataset, tmp_path / "alone", **how)  # type: ignore[arg-type]
+    monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", 1.0)
+    onnx_export.export(trained, small_dataset, tmp_path / "alone", **how)  # type: ignore[arg-type]
     notes = {one.key: one.value for one in onnx.load(tmp_path / "alone" / bundle.GRAPH).metadata_props}
     calibration = bundle.read_card(tmp_path / "alone").calibration
     assert calibration is not None
@@ -119,9 +120,9 @@ def test_a_graph_tells_others_the_temperature_that_it_was_given(
 def test_eight_bits_that_do_harm_are_refused(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "MAX_AUC_CHANGE", -1.0)
+    monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", -1.0)
     with pytest.raises(BundleError, match="In 8 bits this lensnet has a macro AUC that differs by"):
-        export.export(trained, small_dataset, tmp_path / "small", int8=True)
+        onnx_export.export(trained, small_dataset, tmp_path / "small", int8=True)
     assert not (tmp_path / "small").exists()
 
 
@@ -136,7 +137,7 @@ def test_any_way_to_look_at_images_can_be_exported(small_dataset: Dataset, tmp_p
 
 
 def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    told = export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    told = onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     assert told.mirror_gain is not None
     assert told.mirror_gain[1] <= told.mirror_gain[0] <= told.mirror_gain[2]
     counts = small_dataset.test.counts(np.arange(5))
@@ -150,7 +151,7 @@ def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_p
 
 
 def test_the_map_of_a_mean_is_that_of_the_image(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     mean, counts = Predictor.load(tmp_path / "mean"), small_dataset.test.counts(np.arange(5))
     turned = mean.look(np.ascontiguousarray(counts[:, :, ::-1])).masses
     np.testing.assert_allclose(turned[:, :, ::-1], mean.look(counts).masses, rtol=1e-3)  # type: ignore[index,arg-type]
@@ -159,16 +160,16 @@ def test_the_map_of_a_mean_is_that_of_the_image(trained: Path, small_dataset: Da
 def test_mirror_images_that_do_harm_are_refused(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "MAX_AUC_CHANGE", -1.0)
+    monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", -1.0)
     with pytest.raises(BundleError, match="mean over mirror images lowers the macro AUC of this lensnet"):
-        export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+        onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     assert not (tmp_path / "mean").exists()
 
 
 def test_a_table_tells_who_judged_and_how(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     plain = bundle.read_card(trained)
     assert plain.judge == f"lensnet {plain.weights_sha256[:12]}"
-    export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     mean = bundle.read_card(tmp_path / "mean")
     assert mean.judge == f"{plain.judge} mean of mirror images"
     query = Query("any", [])

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import engine
-from sublens.engine import OnnxRuntime
 from sublens.errors import BundleError, ConfigError
+from sublens.inference import engines
+from sublens.inference.engines import OnnxRuntime
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
-from sublens.predict import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_missing_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigError, match="pip install openvino"):
-        engine.OpenVino(tmp_path / "graph.onnx")
+        engines.OpenVino(tmp_path / "graph.onnx")
 
 
 @pytest.mark.parametrize(("told", "n"), [("3", 3), ("", None), ("many", None)])
 def test_threads_are_as_many_as_asked_for(told: str, n: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", told)
-    assert engine.n_threads() == n if n else engine.n_threads() >= 1
+    assert engines.n_threads() == n if n else engines.n_threads() >= 1
 
 
 def test_predicting_imports_no_torch(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from sublens.config import InputConfig
 from sublens.errors import ImageError
 from sublens.evaluate import eager
 from sublens.images import formats
+from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
-from sublens.predict import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Trained networks at work: images -> predictions -> tables and maps."""
