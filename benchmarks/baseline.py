@@ -25,7 +25,7 @@ from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
 from sublens.models import bundle, networks
-from sublens.train import Feed
+from sublens.training.loop import Feed
 
 INPUT = InputConfig(resize=224, channels=3, transform="minmax")
 TRAIN = TrainConfig(batch_size=64, flips=False, truth_weight=0)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens import evaluate, metrics, run, train
+from sublens import evaluate, metrics
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.data.dataset import open as open_dataset
@@ -35,7 +35,8 @@ from sublens.models import bundle, networks, weights
 from sublens.models.networks import LensNet
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
-from sublens.train import Batch, Feed
+from sublens.training import loop, run
+from sublens.training.loop import Batch, Feed
 
 SELECTION = 6_000
 """Images that levers are judged on."""
@@ -207,7 +208,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
     if lever.tap:
         reduction, n_channels = {"stage1": (2, 32), "stage2": (4, 64), "stage3": (8, 128)}[lever.tap]
         model.feature_info = [{"module": lever.tap, "reduction": reduction, "num_chs": n_channels}]  # type: ignore[assignment]
-    head, n_cells = train.truth_head(model, seen, dataset, config)
+    head, n_cells = loop.truth_head(model, seen, dataset, config)
     for module in (model, head) if head else (model,):
         networks.placed(module, "cpu")
     part = dataset.train if lever.n_train is None else dataset.train.take(np.arange(lever.n_train))
@@ -220,17 +221,17 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         batches = mixed(batches, endless(Feed(easy, seen, config, "cpu", survey, n_cells)), n_steps)
     averaged = copy.deepcopy(model)
 
-    def on_step(step: train.Step) -> None:
+    def on_step(step: loop.Step) -> None:
         if lever.ema:
             pace = min(lever.ema, step.number / (step.number + 10))
             for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
                 mean.copy_(pace * mean + (1 - pace) * value if mean.is_floating_point() else value)
 
     start = process_time()
-    train.fit(
+    loop.fit(
         model,
         head,
-        train.make_optimizer([model, head] if head else [model], config),
+        loop.make_optimizer([model, head] if head else [model], config),
         [map(lever.batch, batches)],
         config=config,
         share_done=lambda step: step / n_steps,

@@ -18,12 +18,12 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from sublens.run import processor
 from sublens.sim import camera, light
 from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.presets import preset
 from sublens.sim.render import render, simulate
 from sublens.sim.survey import Survey
+from sublens.training.run import processor
 
 BEADS = 100
 """Points that stand for a string in the other codes."""

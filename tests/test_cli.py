@@ -12,7 +12,7 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from sublens import cli, run
+from sublens import cli
 from sublens.data import store
 from sublens.inference import predictor, tables
 from sublens.inference.predictor import Predictor
@@ -20,7 +20,8 @@ from sublens.models import bundle
 from sublens.sim import presets
 from sublens.sim.render import simulate
 from sublens.storage.files import sha256
-from sublens.train import Step
+from sublens.training import run
+from sublens.training.loop import Step
 
 COMMANDS = (
     "simulate",
@@ -294,7 +295,7 @@ def test_ctrl_c_keeps_the_run_and_says_so(
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sublens.train.fit", stopped)
+    monkeypatch.setattr("sublens.training.loop.fit", stopped)
     assert sublens("train", easy_folder, "--out", tmp_path / "run") == 130
     assert "best weights so far were kept" in capsys.readouterr().err
     assert bundle.read_card(tmp_path / "run").training.interrupted

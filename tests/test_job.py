@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sublens import job, run
+from sublens import job
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import dataset, store
 from sublens.data.dataset import Dataset
@@ -17,6 +17,7 @@ from sublens.progress import Advance
 from sublens.sim.population import Split
 from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
+from sublens.training import run
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
 

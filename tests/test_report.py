@@ -21,7 +21,7 @@ from sublens.errors import DataError
 from sublens.inference import tables
 from sublens.inference.predictor import Predictions
 from sublens.models import bundle, networks, weights
-from sublens.run import GALLERY, LOG, PREDICTIONS, SCORES
+from sublens.training.run import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
 HOSTILE = ("<script>alert(1)</script>", 'a|b "$x^2$" & _c')

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sublens.job import run_all as run_all
     from sublens.job import simulate as simulate
     from sublens.models.networks import build as build
-    from sublens.run import measure_run as measure_run
-    from sublens.run import train_run as train_run
     from sublens.sim.population import draw as draw
     from sublens.sim.presets import preset as preset
     from sublens.sim.render import render as render
+    from sublens.training.run import measure_run as measure_run
+    from sublens.training.run import train_run as train_run
 
 _HOMES = {
     "Prediction": "inference.predictor",
@@ -30,13 +30,13 @@ _HOMES = {
     "SublensError": "errors",
     "build": "models.networks",
     "draw": "sim.population",
-    "measure_run": "run",
+    "measure_run": "training.run",
     "open_dataset": "job",
     "preset": "sim.presets",
     "render": "sim.render",
     "run_all": "job",
     "simulate": "job",
-    "train_run": "run",
+    "train_run": "training.run",
 }
 
 __all__ = sorted(_HOMES)

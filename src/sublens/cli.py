@@ -310,11 +310,12 @@ def train(
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
-    from sublens import job, run
+    from sublens import job
     from sublens.errors import ConfigError
     from sublens.parallel.torchrun import joined
     from sublens.progress import silent, visible
     from sublens.storage import files
+    from sublens.training import run
 
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on. Give one of them.")

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sublens import metrics, train
+from sublens import metrics
 from sublens.config import InputConfig, TrainConfig, side_seen
 from sublens.data.dataset import Part
 from sublens.models import networks
 from sublens.progress import Advance, Bar, silent
+from sublens.training import loop
 
 CORNER = 8
 """Side of the squares in the four corners, pixels, where there is sky alone."""
@@ -112,7 +113,7 @@ def tell_apart(real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = 
             config = TrainConfig(
                 epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
             )
-            feed = train.Feed(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
+            feed = loop.Feed(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
             network = _trained(feed, partial(_tell, advance, number * epochs))
             others = part.take(np.flatnonzero(~is_learnt))
             weights = np.vstack([np.ones(len(others)), metrics.resamples(len(others), seed)])
@@ -131,15 +132,15 @@ def _part(real: Counts, simulated: Counts) -> Part:
     return Part((counts,), np.arange(n), labels, np.arange(n).astype(str), None)
 
 
-def _trained(feed: train.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
+def _trained(feed: loop.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(feed.config.seed)
         network = networks.placed(networks.build("lensnet", 2), feed.device)
     n_steps = len(feed) * feed.config.epochs
-    train.fit(
+    loop.fit(
         network,
         None,
-        train.make_optimizer([network], feed.config),
+        loop.make_optimizer([network], feed.config),
         feed.epochs(),
         config=feed.config,
         share_done=lambda step: step / n_steps,

@@ -27,13 +27,13 @@ from sublens.models.bundle import Card
 from sublens.parallel.dask import opened
 from sublens.parallel.mapper import HERE, Mapper, on_processes
 from sublens.progress import Bar, Count, silent
-from sublens.run import LOG, is_measured, measure_run, settled, train_run
 from sublens.sim import render
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.presets import preset
 from sublens.sim.slices import slice_length, slices
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
+from sublens.training.run import LOG, is_measured, measure_run, settled, train_run
 
 if TYPE_CHECKING:
     from sublens.explain import Method

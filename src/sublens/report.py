@@ -38,8 +38,8 @@ from sublens.inference.predictor import Predictions
 from sublens.metrics import RESAMPLES
 from sublens.models import bundle, networks
 from sublens.models.bundle import Card
-from sublens.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
 from sublens.storage import files
+from sublens.training.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
 
 HTML, MARKDOWN = "report.html", "report.md"
 FULL_RUN = 600_000

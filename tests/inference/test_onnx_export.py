@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 
 import sublens
-from sublens import run
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError
@@ -16,6 +15,7 @@ from sublens.inference import onnx_export
 from sublens.inference.predict_files import Query
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
+from sublens.training import run
 
 
 @pytest.fixture(scope="module")

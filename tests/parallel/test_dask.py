@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import evaluate, job, run
+from sublens import evaluate, job
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
 from sublens.inference import predict_files
@@ -24,6 +24,7 @@ from sublens.sim.survey import Survey
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
+from sublens.training import run
 
 SIZES = {"train": 70, "test": 20}
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import checkpoint, run
 from sublens.errors import ConfigError
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.parallel.torchrun import ALONE, Ranks, joined
+from sublens.training import checkpoint, run
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SETTINGS = ("--set", "train.epochs=6", "--set", "train.batch_size=16", "--set", "split.selection=0.25")

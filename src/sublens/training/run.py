@@ -27,13 +27,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import checkpoint, evaluate, metrics, train
-from sublens.checkpoint import Checkpoint
+from sublens import evaluate, metrics
 from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluate import Lot
-from sublens.hints import Hints, Teacher
 from sublens.inference import onnx_export, tables
 from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle, networks, weights
@@ -43,6 +41,9 @@ from sublens.parallel.mapper import Mapper
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Advance, Bar, Count, silent
 from sublens.storage import files
+from sublens.training import checkpoint, loop
+from sublens.training.checkpoint import Checkpoint
+from sublens.training.distillation import Hints, Teacher
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -143,7 +144,7 @@ class _Pupil:
     head: TruthHead | None
     hints: Hints | None
     optimizer: torch.optim.Optimizer
-    feed: train.Feed
+    feed: loop.Feed
     has_bf16: bool
 
     def drawn(self, dataset: Dataset) -> CardMap | None:
@@ -165,20 +166,20 @@ def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
     name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
     model = networks.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
     networks.try_out(model, name, seen.channels, side)
-    head, n_cells = train.truth_head(model, seen, dataset, config.train)
+    head, n_cells = loop.truth_head(model, seen, dataset, config.train)
     teacher, hints = None, None
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, seen, device())
         hints = Hints(model, seen, teacher)
     modules = [networks.placed(module, device()) for module in (model, head, hints) if module]
     survey = dataset.survey if head else None
-    feed = train.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
+    feed = loop.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
     ranks.check(feed.size)
     return _Pupil(
         model,
         head,
         hints,
-        train.make_optimizer(modules, config.train),
+        loop.make_optimizer(modules, config.train),
         feed,
         networks.has_bf16_gain(name, device(), side),
     )
@@ -188,7 +189,7 @@ def _fit(diary: "_Diary") -> None:
     """Train; where memory runs out, say which batch would have fitted."""
     pupil, config, (epoch, n_done) = diary.pupil, diary.config.train, diary.place
     try:
-        train.fit(
+        loop.fit(
             pupil.model,
             pupil.head,
             pupil.optimizer,
@@ -204,9 +205,9 @@ def _fit(diary: "_Diary") -> None:
         )
         return
     except (MemoryError, RuntimeError) as err:
-        if not train.is_out_of_memory(err):
+        if not loop.is_out_of_memory(err):
             raise
-    fitting = train.fitting_batch(pupil.model, pupil.feed, has_bf16=pupil.has_bf16)  # now that the error holds none
+    fitting = loop.fitting_batch(pupil.model, pupil.feed, has_bf16=pupil.has_bf16)  # now that the error holds none
     advice = (
         f"A batch of {fitting} may fit: begin again with --set train.batch_size={fitting}."
         if fitting
@@ -426,7 +427,7 @@ class _Diary:
         """Forget what comes after so many bytes."""
         self.log.truncate(min(n_bytes, self.log.tell()))
 
-    def on_step(self, step: train.Step) -> None:
+    def on_step(self, step: loop.Step) -> None:
         self.steps, self.images = step.number, self.images + step.n_images
         self.losses.append(step.loss)
         rate = self.images / self.seconds

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sublens import checkpoint, metrics, run, train
+from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
@@ -27,7 +27,8 @@ from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
 from sublens.publish import publish
 from sublens.storage.files import taken
-from sublens.train import Batch, Feed
+from sublens.training import checkpoint, loop, run
+from sublens.training.loop import Batch, Feed
 
 QUICK = RunConfig(train=TrainConfig(epochs=8, batch_size=16))
 
@@ -218,7 +219,7 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ask for an end after that step, as Ctrl-C does."""
     whole = run._Diary.on_step
 
-    def on_step(self: Any, done: train.Step) -> None:
+    def on_step(self: Any, done: loop.Step) -> None:
         if done.number == step:
             signal.raise_signal(signal.SIGINT)
         whole(self, done)
@@ -483,7 +484,7 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
 ) -> None:
     whole, kept, keep = run._Diary.on_step, list[int](), run._Diary.keep
 
-    def on_step(self: Any, step: train.Step) -> None:
+    def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
             signal.raise_signal(signal.SIGUSR1)
         whole(self, step)
@@ -505,7 +506,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(
 ) -> None:
     whole = run._Diary.on_step
 
-    def on_step(self: Any, step: train.Step) -> None:
+    def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 signal.raise_signal(number)

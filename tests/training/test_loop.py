@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens import train
 from sublens.config import InputConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.models.networks import LensNet, TruthHead, build, prepare
 from sublens.sim.population import mass_map
-from sublens.train import Batch, Feed, Step
+from sublens.training import loop
+from sublens.training.loop import Batch, Feed, Step
 
 SEEN = InputConfig(crop=48, binning=2)
 RATED = TrainConfig(lr=0.02, adamw_lr=3e-3)
@@ -30,10 +30,10 @@ def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None,
     steps: list[Step] = []
     config = TrainConfig.model_validate({**RATED.model_dump(), "truth_weight": 3, **settings})
     torch.manual_seed(0)
-    train.fit(
+    loop.fit(
         model,
         head,
-        train.make_optimizer([model, head] if head else [model], config),
+        loop.make_optimizer([model, head] if head else [model], config),
         [batches],
         config=config,
         share_done=lambda n: n / len(batches),
@@ -74,10 +74,10 @@ def test_training_stops_where_the_share_reaches_one() -> None:
     epochs = (iter(batches) for _ in itertools.count())
     ends: list[int] = []
     model = build("lensnet", 2)
-    train.fit(
+    loop.fit(
         model,
         None,
-        train.make_optimizer([model], config),
+        loop.make_optimizer([model], config),
         epochs,
         config=config,
         share_done=lambda n: n / 6,
@@ -101,11 +101,11 @@ def test_the_same_seed_gives_the_same_weights(small_dataset: Dataset) -> None:
 
 @given(st.floats(0, 1), st.floats(0, 0.9))
 def test_the_rate_stays_between_zero_and_its_peak(done: float, warmup: float) -> None:
-    assert -1e-9 <= train.rate_at(done, warmup) <= 1 + 1e-9
+    assert -1e-9 <= loop.rate_at(done, warmup) <= 1 + 1e-9
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
-    rates = [train.rate_at(done, 0.1) for done in np.linspace(0, 1, 101)]
+    rates = [loop.rate_at(done, 0.1) for done in np.linspace(0, 1, 101)]
     assert np.argmax(rates) == 10
     assert (np.diff(rates[:11]) > 0).all()
     assert (np.diff(rates[10:]) < 0).all()
@@ -114,22 +114,22 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 def test_every_parameter_is_trained_once() -> None:
     model = build("mobilenetv3-small", 3)
-    optimizer = train.make_optimizer([model, TruthHead(model, 1)], RATED)
+    optimizer = loop.make_optimizer([model, TruthHead(model, 1)], RATED)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == len({id(parameter) for parameter in held}) == len(list(model.parameters())) + 2
 
 
 def test_the_classifier_is_left_to_adamw() -> None:
     model = LensNet(3, 1)
-    filters, rest = train.make_optimizer([model], RATED).param_groups
+    filters, rest = loop.make_optimizer([model], RATED).param_groups
     assert id(model.classifier.weight) in map(id, rest["params"])
     assert id(next(model.stem.parameters())) in map(id, filters["params"])
     assert (filters["lr"], rest["lr"]) == (RATED.lr, RATED.adamw_lr)
 
 
 def test_set_rate_scales_every_group() -> None:
-    optimizer = train.make_optimizer([build("lensnet", 3)], TrainConfig(lr=0.1, adamw_lr=0.01))
-    train.set_rate(optimizer, 0.5)
+    optimizer = loop.make_optimizer([build("lensnet", 3)], TrainConfig(lr=0.1, adamw_lr=0.01))
+    loop.set_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.005]
 
 
@@ -182,7 +182,7 @@ def test_flips_show_every_mirror_image(small_dataset: Dataset) -> None:
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5))
 def test_mirroring_twice_is_the_identity(flips: list[tuple[bool, bool]]) -> None:
     planes, mask = torch.randn(len(flips), 2, 5, 4), np.array(flips)
-    assert torch.equal(train.mirrored(train.mirrored(planes, mask), mask), planes)
+    assert torch.equal(loop.mirrored(loop.mirrored(planes, mask), mask), planes)
 
 
 def test_the_truth_map_is_mirrored_with_its_image(small_dataset: Dataset) -> None:
@@ -217,12 +217,12 @@ def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> N
 
 def test_there_is_no_truth_head_without_truth_or_weight(small_dataset: Dataset) -> None:
     model = build("lensnet", 3)
-    assert train.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=3))[1] == 6
-    assert train.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
+    assert loop.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=3))[1] == 6
+    assert loop.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
 
 
 def test_depthwise_filters_are_left_to_adamw() -> None:
     model = build("mobilenetv3-small", 3)
-    filters = train.make_optimizer([model], RATED).param_groups[0]["params"]
+    filters = loop.make_optimizer([model], RATED).param_groups[0]["params"]
     assert not any(parameter.shape[1] == 1 for parameter in filters[1:])
     assert len(filters) > 20

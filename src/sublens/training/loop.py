@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, zoom
 from sublens.data.dataset import Dataset, Part
-from sublens.hints import Hints, Teacher, hint_loss
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.networks import TruthHead, prepare
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
+from sublens.training.distillation import Hints, Teacher, hint_loss
 
 
 @dataclass(frozen=True)

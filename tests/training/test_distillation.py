@@ -8,15 +8,15 @@ import torch
 from test_run import QUICK, easy, rows, stopped_at, weights
 from torch import nn
 
-from sublens import run
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
-from sublens.hints import Hints, Teacher, hint_loss
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap, CardTeacher
-from sublens.train import Feed
+from sublens.training import run
+from sublens.training.distillation import Hints, Teacher, hint_loss
+from sublens.training.loop import Feed
 
 __all__ = ["easy"]
 

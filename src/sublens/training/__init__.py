@@ -1,0 +1,1 @@
+"""One network trained, from the first step to its bundle."""
