@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sublens import evaluate, metrics
+from sublens import metrics
 from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
+from sublens.evaluation import evaluate
 from sublens.models import bundle, networks
 from sublens.training.loop import Feed
 

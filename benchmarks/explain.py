@@ -15,8 +15,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import explain
 from sublens.config import field_of_view
+from sublens.evaluation import explain
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats

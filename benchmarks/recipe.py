@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens import evaluate, metrics
+from sublens import metrics
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.data.dataset import open as open_dataset
+from sublens.evaluation import evaluate
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.networks import LensNet

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens import evaluate, metrics
+from sublens import metrics
 from sublens.config import field_of_view
 from sublens.data.dataset import Part
+from sublens.evaluation import evaluate
 from sublens.images import resample
 from sublens.images.formats import Image
 from sublens.inference.predictor import Predictor

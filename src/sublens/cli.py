@@ -416,9 +416,9 @@ def publish_(
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
     from sublens import job
+    from sublens.evaluation.publish import publish
     from sublens.models import bundle
     from sublens.progress import visible
-    from sublens.publish import publish
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import evaluate
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import dataset, fits_folder, store
 from sublens.data.dataset import Dataset
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
-from sublens.fidelity import Comparison, Telling, compare, tell_apart
+from sublens.evaluation import evaluate
+from sublens.evaluation.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, reader
 from sublens.images.formats import Wanted
 from sublens.inference.predictor import Predictor, Row
@@ -36,7 +36,7 @@ from sublens.storage import files, object_store
 from sublens.training.run import LOG, is_measured, measure_run, settled, train_run
 
 if TYPE_CHECKING:
-    from sublens.explain import Method
+    from sublens.evaluation.explain import Method
 
 Form = Literal["store", "folder", "fits"]
 
@@ -191,7 +191,7 @@ def explain(
     image. Raises `ConfigError` where the network knows no such class, `BundleError` where it has
     nothing to explain it by, and `ImageError` where no image could be explained.
     """
-    from sublens import explain  # captum and matplotlib, slow to import, are needed only here
+    from sublens.evaluation import explain  # captum and matplotlib, slow to import, are needed only here
     from sublens.models.networks import device
 
     predictor, paths = Predictor.load(name, "torch", device()), list(reader.listed(inputs))

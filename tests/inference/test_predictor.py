@@ -6,7 +6,7 @@ import torch
 
 from sublens.config import InputConfig
 from sublens.errors import ImageError
-from sublens.evaluate import eager
+from sublens.evaluation.evaluate import eager
 from sublens.images import formats
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import evaluate, job
+from sublens import job
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
+from sublens.evaluation import evaluate
 from sublens.inference import predict_files
 from sublens.inference.predict_files import Query
 from sublens.models import bundle
@@ -193,8 +194,8 @@ def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypa
 
 
 def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.evaluate.SLICE", 16)
-    monkeypatch.setattr("sublens.evaluate.BATCH", 16)
+    monkeypatch.setattr("sublens.evaluation.evaluate.SLICE", 16)
+    monkeypatch.setattr("sublens.evaluation.evaluate.BATCH", 16)
     dataset, trained = job.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
     run.train_run(dataset, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=dataset.split), trained)
     for name, where in (("alone", None), ("cluster", "local:2")):

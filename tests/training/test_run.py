@@ -19,13 +19,13 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
 from sublens.errors import ConfigError, DataError
+from sublens.evaluation.publish import publish
 from sublens.inference import tables
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
-from sublens.publish import publish
 from sublens.storage.files import taken
 from sublens.training import checkpoint, loop, run
 from sublens.training.loop import Batch, Feed

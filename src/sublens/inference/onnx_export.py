@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sublens import evaluate, metrics
+from sublens import metrics
 from sublens.config import InputConfig, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError
+from sublens.evaluation import evaluate
 from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle, networks, weights

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens import evaluate, metrics
+from sublens import metrics
 from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
-from sublens.evaluate import Lot
+from sublens.evaluation import evaluate
+from sublens.evaluation.evaluate import Lot
 from sublens.inference import onnx_export, tables
 from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle, networks, weights

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 
 from sublens.errors import SublensError
+from sublens.evaluation.detection_limit import N_NOISE, Step, smallest_mass
 from sublens.images.formats import Image
 from sublens.inference.engines import n_threads
 from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
-from sublens.visible import N_NOISE, Step, smallest_mass
 from sublens.web.problem import DOCUMENTED, Problem, overloaded
 from sublens.web.served import Network, Service, array, together, unless_gone
 

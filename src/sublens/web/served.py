@@ -178,7 +178,7 @@ class Service:
 
     def saliency(self, network: Network, counts: Counts, label: str) -> Json:
         """What in one image [h, w] speaks for a class; slow the first time, when torch is loaded."""
-        from sublens import explain
+        from sublens.evaluation import explain
 
         with self._explaining:
             if network.name not in self._explainers:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublens import evaluate
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
+from sublens.evaluation import evaluate
 from sublens.inference import onnx_export
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights

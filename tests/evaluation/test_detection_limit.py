@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
+from sublens.evaluation.detection_limit import N_NOISE, RESOLUTION_DEX, smallest_mass
 from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.sim.scene import Scene, String
-from sublens.visible import N_NOISE, RESOLUTION_DEX, smallest_mass
 
 LENS = scene.drawn("common-test-1", "no", 7)
 

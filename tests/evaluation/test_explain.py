@@ -9,11 +9,11 @@ from PIL import Image
 from test_cli import refused, sublens
 from torch import Tensor, nn
 
-from sublens import explain
 from sublens.config import InputConfig
 from sublens.errors import BundleError
-from sublens.evaluate import eager
-from sublens.explain import METHOD, Method, score
+from sublens.evaluation import explain
+from sublens.evaluation.evaluate import eager
+from sublens.evaluation.explain import METHOD, Method, score
 from sublens.inference.engines import Sight
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from sublens import evaluate
 from sublens.config import InputConfig
 from sublens.data.dataset import Dataset
+from sublens.evaluation import evaluate
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 

@@ -8,7 +8,7 @@ from conftest import changed
 
 from sublens import job
 from sublens.errors import DataError, ImageError
-from sublens.fidelity import compare, statistics, tell_apart
+from sublens.evaluation.fidelity import compare, statistics, tell_apart
 from sublens.images.formats import read_archive
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
