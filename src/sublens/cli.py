@@ -637,9 +637,9 @@ def compare(
 
     sublens compare runs/resnet18 runs/lensnet --out comparison
     """
-    from sublens import report
+    from sublens.report import page
 
-    print(report.write(runs, out, force=force))
+    print(page.write(runs, out, force=force))
 
 
 @app.command("run")

@@ -296,9 +296,9 @@ def _reported(folders: Sequence[Path], dataset: Dataset, out: Path, bar: Bar) ->
     for folder in folders:
         if not is_measured(folder, dataset):
             measure_run(folder, dataset, force=True, bar=bar)
-    from sublens import report  # matplotlib, slow to import, is needed only here
+    from sublens.report import page  # matplotlib, slow to import, is needed only here
 
-    return report.write(folders, out / "report", force=True)
+    return page.write(folders, out / "report", force=True)
 
 
 DEMO_TRAIN, DEMO_TEST = 20_000, 3_000

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from sublens import metrics, report
+from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
 from sublens.inference import tables
 from sublens.inference.predictor import Predictions
 from sublens.models import bundle, networks, weights
+from sublens.report import page
 from sublens.training.run import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
@@ -104,7 +105,7 @@ def lenses(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def lenses_page(lenses: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write(lenses, tmp_path_factory.mktemp("pages") / "lenses")
+    return page.write(lenses, tmp_path_factory.mktemp("pages") / "lenses")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stranger_page(stranger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write([stranger], tmp_path_factory.mktemp("pages") / "stranger")
+    return page.write([stranger], tmp_path_factory.mktemp("pages") / "stranger")
 
 
 class Elements(HTMLParser):
@@ -248,7 +249,7 @@ def test_two_classes_and_one_network_are_enough(stranger: Path, stranger_page: P
 
 
 def test_the_same_runs_give_the_same_bytes(stranger: Path, stranger_page: Path, tmp_path: Path) -> None:
-    again = report.write([stranger], tmp_path / "again")
+    again = page.write([stranger], tmp_path / "again")
     assert again.read_bytes() == stranger_page.read_bytes()
     assert markdown(again) == markdown(stranger_page)
 
@@ -317,7 +318,7 @@ def test_a_log_that_was_cut_while_being_written_is_read(stranger: Path, stranger
     run = shutil.copytree(stranger, tmp_path / "run")
     with (run / LOG).open("a") as log:
         log.write('{"kind": "step", "lo')
-    html = report.write([run], tmp_path / "report")
+    html = page.write([run], tmp_path / "report")
     assert html.read_bytes() == stranger_page.read_bytes()
 
 
@@ -326,30 +327,30 @@ def test_what_is_there_is_kept_without_force(stranger: Path, tmp_path: Path) -> 
     out.mkdir()
     (out / "mine.txt").write_text("precious")
     with pytest.raises(DataError, match="--force"):
-        report.write([stranger], out)
+        page.write([stranger], out)
     with pytest.raises(DataError, match="not written by sublens"):
-        report.write([stranger], out, force=True)
+        page.write([stranger], out, force=True)
     assert (out / "mine.txt").read_text() == "precious"
 
 
 def test_an_older_report_is_replaced_with_force(stranger: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    report.write([stranger], out)
+    page.write([stranger], out)
     (out / "old.txt").touch()
-    report.write([stranger], out, force=True)
+    page.write([stranger], out, force=True)
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md"]
 
 
 def test_a_report_never_replaces_a_run_it_reads(stranger: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stranger, tmp_path / "out" / "run")
     with pytest.raises(DataError, match="overlaps .*run, which is read"):
-        report.write([run], tmp_path / "out", force=True)
+        page.write([run], tmp_path / "out", force=True)
     assert (run / SCORES).is_file()
 
 
 def test_runs_of_one_network_go_by_their_folder_and_a_stopped_one_is_told(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"seed-{seed}", seed=seed, n=30, interrupted=seed == 1) for seed in (1, 2)]
-    html = report.write(runs, tmp_path / "report")
+    html = page.write(runs, tmp_path / "report")
     lines = section(markdown(html), "Scores")
     assert "seed-1" in lines
     assert "seed-2" in lines
@@ -385,7 +386,7 @@ def test_a_run_that_cannot_be_read_is_an_error_that_says_what_to_do(
     run = shutil.copytree(lenses[0], tmp_path / "run")
     spoil(run)
     with pytest.raises(DataError, match=message):
-        report.write([run], tmp_path / "report")
+        page.write([run], tmp_path / "report")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -402,19 +403,19 @@ def test_runs_that_cannot_be_compared_are_an_error(tmp_path: Path, other: dict[s
     first = make_run(tmp_path / "a" / "twin")
     second = make_run(tmp_path / "b" / "twin", **{"network": "resnet18", **other})
     with pytest.raises(DataError, match=message):
-        report.write([first, second], tmp_path / "report")
+        page.write([first, second], tmp_path / "report")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_no_runs_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="sublens evaluate"):
-        report.write([], tmp_path / "report")
+        page.write([], tmp_path / "report")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("heights", [[0.5], [0.5, 0.5, 0.5], [0.0, 1.0, 0.99, 0.98], [0.01, 0.0, 0.02]])
 def test_names_beside_points_never_overlap(heights: list[float]) -> None:
-    moved = sorted(report._apart(heights, 0.1))
+    moved = sorted(page._apart(heights, 0.1))
     assert all(above - below > 0.0999 for below, above in pairwise(moved))
     assert moved[-1] <= 1
     assert moved[0] >= 0
@@ -424,9 +425,9 @@ def test_names_beside_points_never_overlap(heights: list[float]) -> None:
     ("value", "text"), [(0.034127, "0.0341"), (1.2, "1.20"), (35.16, "35.2"), (1234.4, "1,234"), (0, "0")]
 )
 def test_numbers_keep_three_digits(value: float, text: str) -> None:
-    assert report._digits(value) == text
+    assert page._digits(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(52, "52 s"), (231, "3.85 min"), (9_000, "2.50 h"), (4e5, "4.63 days")])
 def test_durations_are_in_the_unit_a_person_would_use(seconds: float, text: str) -> None:
-    assert report._duration(seconds) == text
+    assert page._duration(seconds) == text

@@ -1,0 +1,1 @@
+"""Measured runs compared on one page."""
