@@ -23,8 +23,8 @@ from sublens.sim.survey import Survey
 from sublens.storage.object_store import Remote
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
-from sublens.web.metrics import Metrics
-from sublens.web.served import Service, opened
+from sublens.web.prometheus import Metrics
+from sublens.web.service import Service, opened
 
 settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")

@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sublens.errors import SublensError
-from sublens.web import exploring, inference, judging, metrics, problem
+from sublens.web import oip, predict_api, problem, prometheus, simulator_api
 from sublens.web.guard import GONE
 from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.served import Service
+from sublens.web.service import Service
 
 STATIC = Path(__file__).parent / "static"
 REPORT_POLICY = (
@@ -29,11 +29,11 @@ REPORT_POLICY = (
 
 def create_app(service: Service) -> FastAPI:
     """The application around these networks; it closes the service when it ends."""
-    parsers = judging.Parsers()
+    parsers = predict_api.Parsers()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.pool.run(exploring.warm_up)
+        await service.pool.run(simulator_api.warm_up)
         yield
         parsers.close()
         service.close()
@@ -47,9 +47,9 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     _add_pages(app, service)
-    app.include_router(inference.routes(service))
-    app.include_router(judging.routes(service, parsers))
-    app.include_router(exploring.routes(service))
+    app.include_router(oip.routes(service))
+    app.include_router(predict_api.routes(service, parsers))
+    app.include_router(simulator_api.routes(service))
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(SublensError, _refused)
@@ -76,14 +76,14 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", tags=["Operation"], responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def counted() -> Response:
         """Counts, as Prometheus reads them."""
-        return Response(service.metrics.text(), media_type=metrics.MEDIA_TYPE)
+        return Response(service.metrics.text(), media_type=prometheus.MEDIA_TYPE)
 
     @app.get("/v1/networks", tags=["Images"], responses=DOCUMENTED)
     async def networks() -> dict[str, Any]:
         """The networks that are served, and all that their cards tell."""
         return {
             "networks": [network.described() for network in service.networks.values()],
-            "formats": judging.FORMATS,
+            "formats": predict_api.FORMATS,
             "report": service.report is not None,
             "version": version("sublens"),
         }

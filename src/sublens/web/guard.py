@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sublens.web import keys, problem
-from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, overloaded
+from sublens.web.prometheus import Metrics
 
 MAX_BODY_BYTES = 2**26
 """Of one request."""

@@ -14,8 +14,8 @@ from sublens.errors import ConfigError
 from sublens.web import keys
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
-from sublens.web.metrics import Metrics
-from sublens.web.served import Service, opened
+from sublens.web.prometheus import Metrics
+from sublens.web.service import Service, opened
 
 HEADER_SECONDS = 10.0
 """In which the first line and the headers of a request must have come."""

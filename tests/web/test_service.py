@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from sublens.errors import BundleError, ConfigError
 from sublens.models import bundle
-from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, refused
-from sublens.web.served import array, opened, together, unless_gone
+from sublens.web.prometheus import Metrics
+from sublens.web.service import array, opened, together, unless_gone
 
 
 def asked(*, leaves_after: float) -> Request:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from sublens.inference.predictor import Predictor
 from sublens.sim import scene
-from sublens.web import judging
+from sublens.web import predict_api
 
 IMAGE = scene.observed(scene.drawn("common-test-1", "sphere", 4))[0]
 
@@ -41,7 +41,7 @@ def test_a_file_is_judged_as_the_predictor_does(client: TestClient) -> None:
 
 
 def test_a_stack_is_judged_image_by_image_up_to_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "MAX_IMAGES", 3)
+    monkeypatch.setattr(predict_api, "MAX_IMAGES", 3)
     stack = np.stack([IMAGE] * 2 + [np.zeros_like(IMAGE)] + [IMAGE] * 2)
     told = asked(client, packed(np.savez, stack), "a.npz", network="lensnet").json()
     assert [one["id"] for one in told["images"]] == ["a.npz#0", "a.npz#1", "a.npz#2"]

@@ -26,8 +26,8 @@ from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card
 from sublens.web.batching import Batcher, Judged
-from sublens.web.metrics import Metrics
 from sublens.web.problem import Problem, overloaded
+from sublens.web.prometheus import Metrics
 
 DEADLINE_SECONDS = 10.0
 """In which a request is answered, time in queues included, unless it asks for less."""

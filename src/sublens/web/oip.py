@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from sublens.inference.predictor import BATCH
 from sublens.web.batching import Judged
 from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.served import Network, Service, unless_gone
+from sublens.web.service import Network, Service, unless_gone
 
 DTYPES = {
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from sublens.inference.predictor import Predictor
 from sublens.sim import scene
-from sublens.web import inference
+from sublens.web import oip
 
 IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
 URL = "/v2/models/lensnet/infer"
@@ -121,7 +121,7 @@ def test_an_image_of_another_size_is_refused_before_it_waits(client: TestClient)
 
 
 def test_much_json_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(oip, "MAX_JSON_BYTES", 100)
     answer = client.post(URL, json={"inputs": [tensor()]})
     assert answer.status_code == 413
     assert "behind the JSON" in answer.json()["next"]

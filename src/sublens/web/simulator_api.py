@@ -20,7 +20,7 @@ from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
 from sublens.web.problem import DOCUMENTED, Problem, overloaded
-from sublens.web.served import Network, Service, array, together, unless_gone
+from sublens.web.service import Network, Service, array, together, unless_gone
 
 BENCHMARK_SECONDS = 0.5
 """Of each of the two rates."""

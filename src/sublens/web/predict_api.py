@@ -21,7 +21,7 @@ from sublens.images.formats import Image, Wanted
 from sublens.images.reader import Extension, Found, Reader
 from sublens.inference import tables
 from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.served import Json, Network, Service, array, together, unless_gone
+from sublens.web.service import Json, Network, Service, array, together, unless_gone
 
 MAX_IMAGES = 200
 """Of one file; a request is no place for a survey."""

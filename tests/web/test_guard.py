@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from sublens.errors import ConfigError
 from sublens.web import guard, keys
 from sublens.web.guard import Guard
-from sublens.web.metrics import Metrics
+from sublens.web.prometheus import Metrics
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
