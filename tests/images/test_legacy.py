@@ -139,7 +139,7 @@ def test_what_would_run_elsewhere_is_refused_and_does_not_run(opener: Opener, tm
         (b"cnumpy._core.multiarray\nfromfile\n.", "'numpy._core.multiarray.fromfile'"),
         (b"c_codecs\nlookup\n.", "'_codecs.lookup'"),
         (b"cbuiltins\ngetattr\n.", "'builtins.getattr'"),
-        (b"csublens.legacy\n_Array\n.", "'sublens.legacy._Array'"),
+        (b"csublens.images.legacy\n_Array\n.", "'sublens.images.legacy._Array'"),
         (b"ca\nb\x1b[31m" + b"c" * 200 + b"\n.", r"'a.b\x1b[31mccc"),
     ],
 )
@@ -264,9 +264,9 @@ def test_a_large_file_is_refused_unread(opener: Opener, tmp_path: Path, monkeypa
 )
 def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
     before = (
-        f"import os, socket; from sublens import legacy, reading; {deed}; os.path.exists('ran') and os.remove('ran')"
+        f"import os, socket; from sublens.images import legacy, reader; {deed}; os.path.exists('ran') and os.remove('ran')"
     )
-    script = f"{before}; reading.confine(legacy.LIMITS); print('shut', flush=True); {deed}"
+    script = f"{before}; reader.confine(legacy.LIMITS); print('shut', flush=True); {deed}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert ended.stdout == "shut\n"
     assert "Too many open files" in ended.stderr
@@ -274,7 +274,7 @@ def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
 
 
 def test_the_child_can_start_no_process(tmp_path: Path) -> None:
-    script = "import os; from sublens import legacy, reading; reading.confine(legacy.LIMITS); os.system('touch ran')"
+    script = "import os; from sublens.images import legacy, reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True)
     assert not (tmp_path / "ran").exists()
 

@@ -13,7 +13,7 @@ from sublens.sim.population import CLASSES
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.parent.name for path in (ROOT / "bundles").glob(f"*/{bundle.CARD}"))
 MOST_BYTES = 90e6
 

@@ -317,7 +317,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from sublens import checkpoint, data, run
+from sublens.data import dataset
+from sublens.training import checkpoint, run
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 torch.set_num_threads(1)
 run.CHECKPOINT_SECONDS = 0.1
@@ -332,7 +333,7 @@ if len(sys.argv) > 3:  # to end in the middle of the eighth checkpoint that is w
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, data)
     checkpoint.write_bytes = half
-easy = data.open(Path(sys.argv[1]), SplitConfig(selection=0.25))
+easy = dataset.open(Path(sys.argv[1]), SplitConfig(selection=0.25))
 config = RunConfig(train=TrainConfig(epochs=300, batch_size=16))
 run.train_run(easy, config, Path(sys.argv[2]), resume=True)
 """

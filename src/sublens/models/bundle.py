@@ -23,7 +23,7 @@ from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
-SHELVES = (Path(__file__).parent / "bundles", Path(__file__).parents[2] / "bundles")
+SHELVES = tuple(Path(__file__).parents[levels] / "bundles" for levels in (1, 3))
 """Where the trained networks that come with sublens lie, in an installation and in a source tree."""
 
 

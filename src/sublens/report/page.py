@@ -490,7 +490,7 @@ def _confusion_table(run: Run) -> str:
 
 def _template(name: str) -> jinja2.Template:
     shared: dict[str, Any] = {
-        "loader": jinja2.PackageLoader("sublens"),
+        "loader": jinja2.PackageLoader("sublens.report"),
         "undefined": jinja2.StrictUndefined,
         "trim_blocks": True,
         "lstrip_blocks": True,

@@ -588,7 +588,7 @@ def versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the source tree that this code runs from, if it is one; + marks local changes."""
     here = Path(__file__).parent
-    if not (here.parents[1] / ".git").exists():
+    if not (here.parents[2] / ".git").exists():
         return None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:

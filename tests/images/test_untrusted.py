@@ -27,7 +27,7 @@ from sublens.images import formats, reader
 from sublens.images.formats import Image
 from sublens.images.reader import Found, Reader, listed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MAX_GROWTH = 50e6
 LIGHT = np.random.default_rng(0).normal(30, 5, (24, 24))
 Make = Callable[[Path], object]
