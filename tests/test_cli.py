@@ -471,15 +471,15 @@ def test_a_stopped_training_is_resumed_without_its_settings_being_named_again(
     tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, quick = tmp_path / "run", ("--set", "train.epochs=4", "--set", "train.batch_size=16")
-    whole = run._Diary.on_step
+    whole = run.TrainingRecorder.on_step
 
-    def on_step(self: run._Diary, step: Step) -> None:
+    def on_step(self: run.TrainingRecorder, step: Step) -> None:
         if step.number == 3:
             signal.raise_signal(signal.SIGTERM)
         whole(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run._Diary, "on_step", on_step)
+        patch.setattr(run.TrainingRecorder, "on_step", on_step)
         assert sublens("train", easy_folder, "--out", out, *quick) == 130
     told = capsys.readouterr().err
     assert f"To go on: sublens train {easy_folder} --out {out} --resume" in told

@@ -604,7 +604,7 @@ def explain(
     name, inputs = _network_and_images(arguments)
     files.refuse_existing(out, force=force)
     n_images = n_failed = 0
-    for record in job.explain(
+    for record in job.explain_images(
         name,
         inputs,
         out,

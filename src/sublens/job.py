@@ -167,12 +167,15 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)
+    layout = dataset.Layout.of(folder)
     computed = opened(cluster) if cluster else nullcontext(HERE)
-    with computed as mapper, bar(f"packing {folder}", dataset.Layout.of(folder).n_images) as advance:
-        dataset.pack(folder, out, force=force, on_progress=Count(advance, mapper.told).add, mapper=mapper)
+    with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
+        count = Count(advance, mapper.told)
+        splits = {name: partial(layout.chunks, name, count.add, mapper=mapper) for name in layout.files}
+        store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
 
 
-def explain(
+def explain_images(
     name: str,
     inputs: Iterable[Path],
     out: Path,
@@ -191,7 +194,6 @@ def explain(
     image. Raises `ConfigError` where the network knows no such class, `BundleError` where it has
     nothing to explain it by, and `ImageError` where no image could be explained.
     """
-    from sublens.evaluation import explain  # captum and matplotlib, slow to import, are needed only here
     from sublens.models.networks import device
 
     predictor, paths = Predictor.load(name, "torch", device()), list(reader.listed(inputs))
@@ -203,15 +205,15 @@ def explain(
         count = Count(advance)
         with reader.Reader(wanted or Wanted()) as child:
             read = child.read(paths)
-            found = explain.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
+            found = explain_images.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):
                 row, picture = one if isinstance(one, Row) else one.row, ""
                 if not isinstance(one, Row):
                     picture = f"{number:0{len(str(len(paths)))}}-{row.path.stem}.png"
-                    explain.save(one, method, folder / picture)
+                    explain_images.save(one, method, folder / picture)
                 count.add(row.place[0] - done)
                 done = row.place[0]
-                records.append(explain.record(one, picture))
+                records.append(explain_images.record(one, picture))
                 yield records[-1]
         count.add(len(paths) - done)
         if not any("picture" in one for one in records):

@@ -263,9 +263,7 @@ def test_a_large_file_is_refused_unread(opener: Opener, tmp_path: Path, monkeypa
     "deed", ["open('ran', 'w')", "open('/dev/null')", "os.pipe()", "socket.socket()", "os.listdir('.')"]
 )
 def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
-    before = (
-        f"import os, socket; from sublens.images import legacy, reader; {deed}; os.path.exists('ran') and os.remove('ran')"
-    )
+    before = f"import os, socket; from sublens.images import legacy, reader; {deed}; os.path.exists('ran') and os.remove('ran')"
     script = f"{before}; reader.confine(legacy.LIMITS); print('shut', flush=True); {deed}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert ended.stdout == "shut\n"
@@ -274,7 +272,9 @@ def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
 
 
 def test_the_child_can_start_no_process(tmp_path: Path) -> None:
-    script = "import os; from sublens.images import legacy, reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
+    script = (
+        "import os; from sublens.images import legacy, reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True)
     assert not (tmp_path / "ran").exists()
 

@@ -88,7 +88,7 @@ def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
 
 
 def test_the_scores_are_those_of_the_prediction_table(done: Path) -> None:
-    table = tables.read(done / run.PREDICTIONS)
+    table = tables.read_predictions(done / run.PREDICTIONS)
     again = metrics.score(table.probs, table.labels, table.classes)
     assert again["confusion"] == scores_of(done)["confusion"]
     assert again["auc_macro"] == pytest.approx(scores_of(done)["auc_macro"])
@@ -217,14 +217,14 @@ def test_a_data_set_with_other_classes_is_refused(done: Path, small_dataset: Dat
 
 def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ask for an end after that step, as Ctrl-C does."""
-    whole = run._Diary.on_step
+    whole = run.TrainingRecorder.on_step
 
     def on_step(self: Any, done: loop.Step) -> None:
         if done.number == step:
             signal.raise_signal(signal.SIGINT)
         whole(self, done)
 
-    monkeypatch.setattr(run._Diary, "on_step", on_step)
+    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 23])
@@ -422,11 +422,11 @@ def test_a_second_ctrl_c_loses_no_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stopped_at(patch, 2)
-        patch.setattr(run._Diary, "judge", impatient)
+        patch.setattr(run.TrainingRecorder, "judge", impatient)
         run.train_run(easy, QUICK, tmp_path / "run")
     assert checkpoint.last_step(tmp_path / "run") == 2
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(run, "_pupil", broken)  # an error while it is taken up again
+        patch.setattr(run, "build_state", broken)  # an error while it is taken up again
         run.train_run(easy, QUICK, tmp_path / "run", resume=True)
     assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(done)
@@ -483,7 +483,7 @@ def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Ran
 def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
     easy: Dataset, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, kept, keep = run._Diary.on_step, list[int](), run._Diary.keep
+    whole, kept, keep = run.TrainingRecorder.on_step, list[int](), run.TrainingRecorder.keep
 
     def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
@@ -494,8 +494,8 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
         kept.append(self.steps)
         keep(self, epoch)
 
-    monkeypatch.setattr(run._Diary, "on_step", on_step)
-    monkeypatch.setattr(run._Diary, "keep", noted)
+    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
+    monkeypatch.setattr(run.TrainingRecorder, "keep", noted)
     assert run.train_run(easy, QUICK, tmp_path / "run")
     assert kept.count(9) == 1
     assert 10 not in kept
@@ -505,7 +505,7 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
 def test_a_signal_that_comes_twice_at_once_is_one(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run._Diary.on_step
+    whole = run.TrainingRecorder.on_step
 
     def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
@@ -513,7 +513,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(
                 signal.raise_signal(number)
         whole(self, step)
 
-    monkeypatch.setattr(run._Diary, "on_step", on_step)
+    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
     assert not run.train_run(easy, QUICK, tmp_path / "run")
     assert checkpoint.last_step(tmp_path / "run") == 9
 

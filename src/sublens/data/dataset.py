@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -276,13 +275,6 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
         digest.update("\n".join(chunk.ids).encode())
         digest.update(np.ascontiguousarray(chunk.counts).tobytes())
     return digest.hexdigest()
-
-
-def pack(folder: Path, out: Path, *, force: bool, on_progress: Progress, mapper: Mapper = HERE) -> str:
-    """Convert a folder of class folders into a store; returns the store's hash. mapper: where it is read."""
-    layout = Layout.of(folder)
-    splits = {name: partial(layout.chunks, name, on_progress, mapper=mapper) for name in layout.files}
-    return store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
 
 
 def write_folder(

@@ -46,9 +46,6 @@ PLACES = 32
 """Places along each side of the field at which a peak is tried that lies anywhere."""
 
 
-# --- saliency ---------------------------------------------------------------------------------
-
-
 def saliency(predictor: Predictor, counts: NDArray[np.uint16], labels: Labels, method: Method = METHOD) -> Floats:
     """What in each image speaks for a class, [b, h, w]: 1 at the peak, 0 where nothing does.
 
@@ -117,9 +114,6 @@ def enlarged(cells: Floats, seen: InputConfig, shape: tuple[int, int]) -> Floats
     return whole
 
 
-# --- the score --------------------------------------------------------------------------------
-
-
 def peaks(maps: Floats, pixel_scale: float) -> Floats:
     """Where each map [n, h, w] is greatest, [n, 2], arcsec; the corner where it is nowhere above 0."""
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
@@ -182,9 +176,6 @@ def _distance(places: Floats, lines: _Lines) -> Floats:
     length2 = (lines.along**2).sum(axis=1)
     share = np.clip((off * lines.along).sum(axis=2) / np.maximum(length2, 1e-300), 0, 1)
     return np.asarray(np.linalg.norm(off - share[:, :, None] * lines.along, axis=2).min(axis=1, initial=np.inf))
-
-
-# --- one image, explained ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -441,7 +441,7 @@ def main() -> None:
         confine()
         _fetch_nothing()
         for path, request in requests():
-            problem, named = None, _path(request["at"]) if "at" in request else path
+            problem, named = None, path_from_hex(request["at"]) if "at" in request else path
             try:
                 _answer(out, path, request)
             except (DataError, ImageError) as err:
@@ -455,7 +455,7 @@ def main() -> None:
             send(out, {"kind": "end", "problem": problem})
 
 
-def _path(name: str) -> Path:
+def path_from_hex(name: str) -> Path:
     return Path(os.fsdecode(bytes.fromhex(name)))
 
 
@@ -464,7 +464,7 @@ def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
     wanted = Wanted(*request["wanted"])
     _load(path)
     if "at" in request:
-        _send_positions(out, cutouts.survey(path, wanted.hdu, _path(request["at"])))
+        _send_positions(out, cutouts.survey(path, wanted.hdu, path_from_hex(request["at"])))
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
@@ -492,7 +492,7 @@ def requests() -> Iterator[tuple[Path, Frame]]:
     """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        yield _path(request.pop("path")), request
+        yield path_from_hex(request.pop("path")), request
 
 
 def _fetch_nothing() -> None:

@@ -34,7 +34,7 @@ VOTABLE_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-def write(predictions: Predictions, path: Path) -> None:
+def write_predictions(predictions: Predictions, path: Path) -> None:
     """Columns id, label (the true class) and p_<class>, one row an image."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -44,8 +44,8 @@ def write(predictions: Predictions, path: Path) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def read(path: Path) -> Predictions:
-    """The table that `write` left at `path`; `DataError` where it is missing or damaged."""
+def read_predictions(path: Path) -> Predictions:
+    """The table that `write_predictions` left at `path`; `DataError` where it is missing or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = list(csv.reader(file))
@@ -84,7 +84,7 @@ def columns(classes: Sequence[str]) -> list[Column]:
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
         ),
-        Column("path", "text", "File that it was read from", "meta.ref.url"),
+        Column("path", "text", "File that it was read_predictions from", "meta.ref.url"),
         Column("label", "text", "Most probable class", "meta.code.class"),
         *(Column(f"p_{name}", "number", f"Calibrated probability of {name}", "stat.probability") for name in classes),
         Column("prediction_set", "text", "Classes that together hold the truth nine times in ten", "meta.code.class"),

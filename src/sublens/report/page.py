@@ -84,9 +84,6 @@ def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
     return out / HTML
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 class Interval(Frozen):
     """A score and its 95 % interval."""
 
@@ -186,7 +183,7 @@ def _read(folder: Path) -> Run:
             f"{folder}: is trained but not measured (no {SCORES}). Measure it with `sublens evaluate {folder} DATASET`."
         )
     scores = _read_scores(folder / SCORES)
-    predictions = tables.read(folder / PREDICTIONS)
+    predictions = tables.read_predictions(folder / PREDICTIONS)
     n, c = scores.n, len(card.classes)
     has_classes = tuple(scores.auc) == predictions.classes == card.classes
     has_shapes = predictions.probs.shape == (n, c) and np.shape(scores.confusion) == (c, c)
@@ -282,9 +279,6 @@ def _named(runs: Sequence[Run]) -> list[Run]:
             "Name each run once, or rename a folder."
         )
     return named
-
-
-# --- words -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -511,9 +505,6 @@ def _template(name: str) -> jinja2.Template:
         confusion_table=_confusion_table,
     )
     return jinja.get_template(f"{name}.j2")
-
-
-# --- photos ----------------------------------------------------------------------------------
 
 
 def _examples(run: Run) -> list[tuple[str, list[Photo]]]:

@@ -88,21 +88,23 @@ def train_run(
             checkpoint.discard(out)  # may be left of a kill at the very end
         return True
     before = _unfinished(out, config, dataset) if resume else None
-    if before is None and not (resume and _is_unborn(out)):
+    if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, force=force)
     ranks.wait()  # until all have seen what is there
     with torch.random.fork_rng(), files.explained(out):
         torch.manual_seed(config.train.seed)
-        pupil = _pupil(dataset, config, ranks)
-        with _log(out, is_new=before is None) if ranks.is_first else _no_log() as log:
+        pupil = build_state(dataset, config, ranks)
+        with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
             with bar(f"training {config.model.name}", 1) as advance:
-                diary = (_Diary if ranks.is_first else _Silent)(dataset, config, pupil, out, log, advance, ranks)
+                diary = (TrainingRecorder if ranks.is_first else NullRecorder)(
+                    dataset, config, pupil, out, log, advance, ranks
+                )
                 if before:
                     diary.continue_from(before)
                 else:
                     diary.keep(0)
                 try:
-                    with _patient() as diary.asked:
+                    with graceful_stop() as diary.asked:
                         _fit(diary)
                 except KeyboardInterrupt:
                     diary.close()
@@ -112,7 +114,7 @@ def train_run(
 
 
 @contextmanager
-def _log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
+def open_log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
     """The log of a run, in a folder emptied for a new one; removed where there was nothing to keep in the end."""
     with files.taken(out):
         for leftover in out.iterdir() if is_new else ():
@@ -121,24 +123,24 @@ def _log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
             with (out / LOG).open("a", encoding="utf-8") as log:
                 yield log
         finally:
-            if _is_unborn(out):
+            if has_no_steps(out):
                 files.remove(out)
 
 
 @contextmanager
-def _no_log() -> Iterator[TextIO]:
+def open_no_log() -> Iterator[TextIO]:
     with Path(os.devnull).open("w", encoding="utf-8") as log:
         yield log
 
 
-def _is_unborn(out: Path) -> bool:
+def has_no_steps(out: Path) -> bool:
     """Whether a training was begun in `out`, or about to be, but has not taken a step."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     return names <= {LOG, checkpoint.FOLDER} and checkpoint.last_step(out) == 0
 
 
 @dataclass(frozen=True)
-class _Pupil:
+class TrainState:
     """A network about to be trained, and what trains it."""
 
     model: nn.Module
@@ -162,7 +164,7 @@ class _Pupil:
         return {name: module for name, module in named.items() if module}
 
 
-def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
+def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:
     assert config.input is not None
     name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
     model = networks.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
@@ -176,7 +178,7 @@ def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
     survey = dataset.survey if head else None
     feed = loop.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
     ranks.check(feed.size)
-    return _Pupil(
+    return TrainState(
         model,
         head,
         hints,
@@ -186,7 +188,7 @@ def _pupil(dataset: Dataset, config: RunConfig, ranks: Ranks) -> _Pupil:
     )
 
 
-def _fit(diary: "_Diary") -> None:
+def _fit(diary: "TrainingRecorder") -> None:
     """Train; where memory runs out, say which batch would have fitted."""
     pupil, config, (epoch, n_done) = diary.pupil, diary.config.train, diary.place
     try:
@@ -281,7 +283,7 @@ def is_trained(folder: Path, config: RunConfig, dataset: Dataset) -> bool:
 
 
 @dataclass
-class _Asked:
+class Requests:
     """What signals have asked of a training."""
 
     to_end: bool = False
@@ -290,12 +292,12 @@ class _Asked:
 
 
 @contextmanager
-def _patient() -> Iterator[_Asked]:
+def graceful_stop() -> Iterator[Requests]:
     """Ctrl-C and SIGTERM wait until a checkpoint can be written; the second one does not. SIGUSR1 asks for one.
 
     A signal that is ignored, as in a script's background, stays so.
     """
-    asked, came = _Asked(), dict[int, float]()
+    asked, came = Requests(), dict[int, float]()
 
     def note(number: int, frame: object) -> None:
         if monotonic() - came.setdefault(number, monotonic()) > ECHO_SECONDS and number in ENDING:
@@ -320,12 +322,12 @@ def _patient() -> Iterator[_Asked]:
 
 
 @dataclass
-class _Diary:
+class TrainingRecorder:
     """Follows one training: keeps its log, judges each epoch, saves the best."""
 
     dataset: Dataset
     config: RunConfig
-    pupil: _Pupil
+    pupil: TrainState
     out: Path
     log: TextIO
     advance: Advance
@@ -340,7 +342,7 @@ class _Diary:
     losses: list[float] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     """Epoch and scores on the selection part of the weights that are kept."""
-    asked: _Asked = field(default_factory=_Asked)
+    asked: Requests = field(default_factory=Requests)
     is_ending: bool = False
     """Whether one of the processes was asked to end, and all know."""
     versions: dict[str, str] = field(default_factory=lambda: versions())
@@ -560,7 +562,7 @@ class _Diary:
         self.log.flush()
 
 
-class _Silent(_Diary):
+class NullRecorder(TrainingRecorder):
     """That of a process which is not the first: it keeps pace, and leaves the rest to that one."""
 
     def keep(self, epoch: int) -> None:
@@ -647,7 +649,7 @@ def measure_run(
     }
     with files.explained(folder):
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
-    tables.write(predictions, folder / PREDICTIONS)
+    tables.write_predictions(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
     return scores
