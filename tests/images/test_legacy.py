@@ -263,7 +263,8 @@ def test_a_large_file_is_refused_unread(opener: Opener, tmp_path: Path, monkeypa
     "deed", ["open('ran', 'w')", "open('/dev/null')", "os.pipe()", "socket.socket()", "os.listdir('.')"]
 )
 def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
-    before = f"import os, socket; from sublens.images import legacy, reader; {deed}; os.path.exists('ran') and os.remove('ran')"
+    before = f"import os, socket; from sublens.images import legacy, reader; {deed}"
+    before += "; os.path.exists('ran') and os.remove('ran')"
     script = f"{before}; reader.confine(legacy.LIMITS); print('shut', flush=True); {deed}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert ended.stdout == "shut\n"

@@ -20,31 +20,31 @@ def predictor() -> Predictor:
     return eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (24, 20), seen)
 
 
-def pixels(n: int = 3) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def images_of(n: int = 3) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return np.random.default_rng(0).poisson(30, (n, 24, 20))
 
 
 def test_probabilities_sum_to_one_and_name_the_label(predictor: Predictor) -> None:
-    for prediction in predictor(list(pixels())):
+    for prediction in predictor(list(images_of())):
         assert sum(prediction.probs.values()) == pytest.approx(1)
         assert prediction.probs[prediction.label] == max(prediction.probs.values())
 
 
 def test_the_scale_an_image_was_saved_in_does_not_matter(predictor: Predictor) -> None:
-    image = pixels(1)[0]
+    image = images_of(1)[0]
     scaled = (image - image.min()) / (image.max() - image.min())
     assert predictor([image]) == predictor([scaled]) == predictor([scaled[None].astype(np.float32) * 7 - 3])
 
 
 def test_many_images_are_judged_like_one(predictor: Predictor) -> None:
-    together = predictor(list(pixels(70)))
-    for image, prediction in zip(pixels(70)[60:], together[60:], strict=True):
+    together = predictor(list(images_of(70)))
+    for image, prediction in zip(images_of(70)[60:], together[60:], strict=True):
         assert predictor([image])[0].probs == pytest.approx(prediction.probs, abs=1e-6)
 
 
 def test_files_are_judged_like_arrays(predictor: Predictor, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", pixels(1).astype(float))
-    assert predictor.files([tmp_path / "a.npy"]) == predictor([pixels(1)[0]])
+    np.save(tmp_path / "a.npy", images_of(1).astype(float))
+    assert predictor.files([tmp_path / "a.npy"]) == predictor([images_of(1)[0]])
 
 
 def test_nothing_gives_nothing(predictor: Predictor) -> None:
@@ -63,7 +63,7 @@ def test_nothing_gives_nothing(predictor: Predictor) -> None:
 )
 def test_an_image_that_cannot_be_judged_is_named(predictor: Predictor, bad: object, words: str) -> None:
     with pytest.raises(ImageError, match=words):
-        predictor([pixels(1)[0], bad])  # type: ignore[list-item]
+        predictor([images_of(1)[0], bad])  # type: ignore[list-item]
 
 
 def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_data: Path) -> None:

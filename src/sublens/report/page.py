@@ -549,8 +549,6 @@ def _uri(counts: NDArray[np.uint16]) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-# --- figures ---------------------------------------------------------------------------------
-
 WIDTH = 3.5
 """Inches; as wide as a phone, so that the letters keep their size there."""
 LINE = 0.17
