@@ -47,7 +47,8 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from zarr.codecs import BloscCodec
 
-from sublens.images.formats import Image, Wanted
+from sublens.images.formats import Wanted
+from sublens.images.pixels import Image
 from sublens.images.reader import SECONDS, Reader
 
 BATCH = 200

@@ -22,7 +22,7 @@ from sublens.config import field_of_view
 from sublens.data.dataset import Part
 from sublens.evaluation import evaluate
 from sublens.images import resample
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.inference.predictor import Predictor
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES

@@ -19,7 +19,7 @@ from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.evaluation import evaluate
 from sublens.evaluation.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.images import formats, reader
+from sublens.images import formats, pixels, reader
 from sublens.images.formats import Wanted
 from sublens.inference.predictor import Predictor, Row
 from sublens.models import bundle
@@ -110,9 +110,9 @@ def fidelity(
     first = CLASSES.index(label)
     indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
     _, simulated = render.simulate(survey, seed, "train", indices)
-    if (real.max(axis=(1, 2)) == formats.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
-        simulated = np.stack([formats.stretched(one.astype(np.float64)) for one in simulated])
-        real = np.stack([formats.stretched(one.astype(np.float64)) for one in real])
+    if (real.max(axis=(1, 2)) == pixels.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
+        simulated = np.stack([pixels.stretched(one.astype(np.float64)) for one in simulated])
+        real = np.stack([pixels.stretched(one.astype(np.float64)) for one in real])
     return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
 
 

@@ -16,7 +16,8 @@ from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images import cutouts, formats, resample
 from sublens.images.cutouts import Cut
-from sublens.images.formats import Image, Wanted
+from sublens.images.formats import Wanted
+from sublens.images.pixels import Image
 from sublens.images.reader import Found, Reader, surveyed
 from sublens.inference import predict_files, predictor, tables
 from sublens.inference.predict_files import Query

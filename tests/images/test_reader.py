@@ -15,7 +15,8 @@ from PIL import Image as Picture
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.formats import Image, Wanted
+from sublens.images.formats import Wanted
+from sublens.images.pixels import Image
 from sublens.images.reader import Found, Reader, listed
 
 

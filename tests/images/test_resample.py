@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.images.resample import framed
 
 

@@ -24,7 +24,7 @@ from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
 from sublens.images import formats, reader
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.images.reader import Found, Reader, listed
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import torch
 from sublens.config import InputConfig
 from sublens.errors import ImageError
 from sublens.evaluation.evaluate import eager
-from sublens.images import formats
+from sublens.images import formats, pixels
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 
@@ -74,6 +74,6 @@ def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_dat
     assert len(predictor.files(paths)) == len(paths) == 15
     for path in paths:
         original = formats.read(path).pixels
-        counts = formats.counts_above_minimum(original)
+        counts = pixels.counts_above_minimum(original)
         assert np.array_equal(counts / counts.max(), original)
         assert 600 < counts.max() < 1050

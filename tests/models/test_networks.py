@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
-from sublens.images.formats import QUANTISED_PEAK
+from sublens.images.pixels import QUANTISED_PEAK
 from sublens.models import networks
 from sublens.models.networks import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
 from sublens.models.timm_import import import_timm

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig, field_of_view, zoom
 from sublens.errors import BundleError
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.images.reader import Found
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor, Row

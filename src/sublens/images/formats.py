@@ -1,7 +1,7 @@
-"""One image file of any format, read safely -> images, and pixels -> counts.
+"""One image file of any format, read within limits -> images.
 
 What is read is bounded while it is read: bytes unpacked, and pixels before they are decoded. Limits
-on time and memory are those of the child process in `reading`.
+on time and memory are those of the child process in `sandbox`.
 """
 
 import gzip
@@ -11,9 +11,8 @@ import os
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from sublens.errors import ImageError
+from sublens.images.pixels import QUANTISED_PEAK, Image, Raw, mended
 
 MAX_SIDE = 4096
 """Pixels; larger images are refused before they are decoded."""
@@ -36,51 +36,9 @@ BLOCK_BYTES = 2**26
 """Of a stack's images that are read at once, where chunks hold many."""
 MAX_STACK = 10_000_000
 """Images in one file."""
-MAX_MISSING = 0.1
-"""Share of NaN pixels that is filled in; with more an image is refused."""
-QUANTISED_PEAK = 65535
-"""Peak of an image whose photon counts are unknown and which was scaled to 16 bits instead."""
-MAX_PEAK = 20000
-"""Photon counts are looked for up to this many above the minimum."""
-INTEGER_TOLERANCE = 1e-3
 FITS_MAGIC = b"SIMPLE  ="
 PICTURES = ("PNG", "JPEG", "TIFF")
 ARCSEC_A_DEGREE = 3600.0
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image as its file has it."""
-
-    pixels: NDArray[np.float64]
-    """[h, w], finite and not constant."""
-    is_coarse: bool = False
-    """Whether the values are the levels of an 8-bit picture, too coarse to be photons."""
-    pixel_scale: float | None = None
-    """Arcsec along the side of a pixel, where the file tells."""
-    ra: float | None = None
-    """Right ascension of the centre, degrees, where the file tells."""
-    dec: float | None = None
-    """Declination of the centre, degrees."""
-    number: int | None = None
-    """Place in a file that holds many."""
-    notes: Sequence[str] = ()
-    """What was done to the pixels."""
-
-    def counts(self) -> NDArray[np.uint16]:
-        """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
-        return stretched(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
-
-
-class Raw(NamedTuple):
-    """One image before it is looked at."""
-
-    pixels: NDArray[np.generic]
-    number: int | None = None
-    is_picture: bool = False
-    place: tuple[float | None, float | None, float | None] = (None, None, None)
-    """Pixel scale, right ascension and declination."""
-    notes: tuple[str, ...] = ()
 
 
 class Wanted(NamedTuple):
@@ -153,68 +111,6 @@ def read_archive(path: Path) -> NDArray[np.uint16]:
             f"{path}: an image has {counts.max():,} counts above its minimum, or none; needs 1 to {QUANTISED_PEAK:,}."
         )
     return np.asarray(counts, dtype=np.uint16)
-
-
-def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
-    """`pixels` as float64 [h, w], or an `ImageError` that says what is wrong with the image `name`."""
-    if pixels.ndim == 3 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    if pixels.ndim != 2 or min(pixels.shape) < 2:
-        raise ImageError(
-            f"{name}: has shape {pixels.shape}; needs (height, width) or (1, height, width). Save one image a file."
-        )
-    if pixels.dtype.kind not in "fiub":
-        raise ImageError(f"{name}: holds {pixels.dtype} values; needs real numbers. Save it as float or integer.")
-    values = pixels.astype(np.float64)
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
-        raise ImageError(
-            f"{name}: {bad} of {values.size} pixels are NaN or infinite; needs finite pixels. Fill or cut them out."
-        )
-    low, high = values.min(), values.max()
-    if low == high:
-        raise ImageError(f"{name}: every pixel is {low:g}; there is nothing to see. Leave this image out.")
-    if high / 2 - low / 2 > np.finfo(np.float64).max / 4:
-        raise ImageError(f"{name}: pixels span {low:g} to {high:g}, too far to compute with. Rescale the image.")
-    return values
-
-
-def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Photon counts above the minimum behind `pixels` [h, w], whatever linear scale they were saved in.
-
-    Simulated images are min-max scaled counts, so every pixel is a whole multiple of a smallest
-    step; dividing by it gives the counts back exactly. Where there is no such step up to
-    `MAX_PEAK`, the image is scaled to 0..`QUANTISED_PEAK` instead.
-    """
-    scaled = _minmax(pixels)
-    gaps = np.diff(np.unique(scaled))
-    step = gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0)
-    for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
-        counts = scaled * round(divisor / step)
-        if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
-            return np.asarray(counts.round(), dtype=np.uint16)
-    return stretched(pixels)
-
-
-def stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """`pixels` scaled to 0..`QUANTISED_PEAK`: for images whose photon counts are unknown."""
-    return np.asarray((_minmax(pixels) * QUANTISED_PEAK).round(), dtype=np.uint16)
-
-
-def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
-
-
-def mended(image: Raw, name: str) -> Image:
-    """The image `name`, its few NaN pixels filled in; raises `ImageError` where it cannot be used."""
-    pixels, notes = image.pixels, image.notes
-    if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
-        share = float(missing.mean())
-        if share <= MAX_MISSING:
-            pixels = np.where(missing, np.median(pixels[~missing]), pixels)
-            notes = (*notes, f"{share:.1%} of the pixels were NaN")
-    is_coarse = image.is_picture and image.pixels.dtype == np.uint8
-    return Image(usable(pixels, name), is_coarse, *image.place, image.number, notes)
 
 
 def _suffix(path: Path) -> str:

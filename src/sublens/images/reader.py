@@ -34,7 +34,8 @@ import numpy as np
 from sublens.errors import DataError, ImageError
 from sublens.images import cutouts, formats
 from sublens.images.cutouts import Cut, Positions
-from sublens.images.formats import Image, Wanted
+from sublens.images.formats import Wanted
+from sublens.images.pixels import Image
 from sublens.parallel.mapper import ONE_THREAD, in_order
 from sublens.storage import object_store
 from sublens.storage.files import remove

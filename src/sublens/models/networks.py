@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig, RunConfig, field_of_view, side_seen
 from sublens.errors import ConfigError, nearest
-from sublens.images.formats import QUANTISED_PEAK
+from sublens.images.pixels import QUANTISED_PEAK
 from sublens.inference.engines import Sight
 
 NOMINAL_PEAK = 801.0

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.formats import Image, Wanted
+from sublens.images.formats import Wanted
+from sublens.images.pixels import Image
 from sublens.images.reader import Extension, Found, Reader
 from sublens.inference import tables
 from sublens.web.problem import DOCUMENTED, Problem

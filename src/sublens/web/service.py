@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card

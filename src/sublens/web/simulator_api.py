@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from sublens.errors import SublensError
 from sublens.evaluation.detection_limit import N_NOISE, Step, smallest_mass
-from sublens.images.formats import Image
+from sublens.images.pixels import Image
 from sublens.inference.engines import n_threads
 from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
