@@ -19,7 +19,7 @@ from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.evaluation import evaluate
 from sublens.evaluation.fidelity import Comparison, Telling, compare, tell_apart
-from sublens.images import formats, pixels, reader
+from sublens.images import formats, listing, pixels, reader
 from sublens.images.formats import Wanted
 from sublens.inference.predictor import Predictor, Row
 from sublens.models import bundle
@@ -196,7 +196,7 @@ def explain_images(
     """
     from sublens.models.networks import device
 
-    predictor, paths = Predictor.load(name, "torch", device()), list(reader.listed(inputs))
+    predictor, paths = Predictor.load(name, "torch", device()), list(listing.listed(inputs))
     if label is not None and label not in predictor.classes:
         raise ConfigError(f"{name} knows no class {label!r}. {nearest(label, predictor.classes)}")
     records: list[dict[str, Any]] = []

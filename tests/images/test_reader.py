@@ -16,8 +16,9 @@ from PIL import Image as Picture
 from sublens.errors import ImageError
 from sublens.images import formats
 from sublens.images.formats import Wanted
+from sublens.images.listing import listed
 from sublens.images.pixels import Image
-from sublens.images.reader import Found, Reader, listed
+from sublens.images.reader import Found, Reader
 
 
 @pytest.fixture(scope="module")

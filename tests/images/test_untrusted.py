@@ -23,9 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
-from sublens.images import formats, reader
+from sublens.images import formats, reader, sandbox
+from sublens.images.listing import listed
 from sublens.images.pixels import Image
-from sublens.images.reader import Found, Reader, listed
+from sublens.images.reader import Found, Reader
 
 ROOT = Path(__file__).parents[2]
 MAX_GROWTH = 50e6
@@ -308,7 +309,7 @@ def test_the_table_tells_all_limits_and_cases() -> None:
         ),
         f"times that compressed data may grow, beyond the first {formats.FREE_BYTES:,} bytes": ratio,
         "seconds for an image": reader.SECONDS,
-        "bytes of memory of the process that reads": reader.MEMORY_BYTES,
+        "bytes of memory of the process that reads": sandbox.MEMORY_BYTES,
     }
     assert {name: said[name] for name in limits} == {name: f"{limit:,.0f}" for name, limit in limits.items()}
     endings = {ending for row in said for ending in re.findall(r"`(\.[a-z0-9.]+)`", row.split("bytes")[0])}

@@ -14,7 +14,7 @@ from sublens import cli, job
 from sublens.config import SplitConfig
 from sublens.data import dataset
 from sublens.errors import DataError
-from sublens.images import reader
+from sublens.images import listing
 from sublens.inference import predict_files, tables
 from sublens.inference.predict_files import Query
 from sublens.models import bundle
@@ -169,7 +169,7 @@ def test_a_store_that_was_half_sent_is_finished(
     assert not (shelf / "manifest.json").exists()
     for look in (
         object_store.local,
-        lambda there: list(reader.listed([there])),
+        lambda there: list(listing.listed([there])),
         lambda there: job.pack(there, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):

@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import formats, reader
-from sublens.images.reader import Child, Found, Keeper, SilentError
+from sublens.images import formats, listing, reader, sandbox
+from sublens.images.reader import Found
+from sublens.images.sandbox import Child, Keeper, SilentError
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 
 MAX_FILE_BYTES = formats.MAX_UNPACKED_BYTES
 VALUES = "legacy.csv"
 """Table of the numbers that were found beside images: columns path and value."""
-LIMITS = {**reader.LIMITS, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0}
+LIMITS = {**sandbox.LIMITS, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0}
 """As for images; nor is there a file to open, or a process to start."""
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 OBJECTS = ("O", "O4", "O8")
@@ -86,7 +87,7 @@ def convert(
 def _planned(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path | Found]]:
     """The place of each file in the result, and where it lies."""
     for given in inputs:
-        for source in reader.listed([given]):
+        for source in listing.listed([given]):
             path = source.path if isinstance(source, Found) else source
             target = path.relative_to(given) if given.is_dir() else Path(path.name)
             is_below = given.is_dir() and len(inputs) > 1
@@ -128,7 +129,7 @@ class Opener(Keeper):
         try:
             if self._child is None:
                 self._child = Child("sublens.images.legacy")
-                self._child.frame(reader.START_SECONDS)
+                self._child.frame(sandbox.START_SECONDS)
             self._child.ask(path, {"bytes": len(data)}, data)
             frame = self._child.frame(self.seconds)
             if frame["problem"]:
@@ -155,20 +156,20 @@ def _bytes(path: Path) -> bytes:
 
 def main() -> None:
     """Be the child: take files apart until there are no more."""
-    with reader.answers() as out:
-        reader.confine(LIMITS)
-        reader.send(out, {"kind": "begin"})
-        for path, request in reader.requests():
+    with sandbox.answers() as out:
+        sandbox.confine(LIMITS)
+        sandbox.send(out, {"kind": "begin"})
+        for path, request in sandbox.requests():
             try:
                 _send(out, _taken_apart(path, sys.stdin.buffer.read(request["bytes"])))
             except ImageError as err:
-                reader.send(out, {"problem": str(err)})
+                sandbox.send(out, {"problem": str(err)})
 
 
 def _send(out: IO[bytes], plain: Plain) -> None:
     data = plain.array.tobytes()
     about = {"dtype": plain.array.dtype.str, "shape": plain.array.shape, "value": plain.value}
-    reader.send(out, {"problem": "", "bytes": len(data), **about}, data)
+    sandbox.send(out, {"problem": "", "bytes": len(data), **about}, data)
 
 
 def _taken_apart(path: Path, data: bytes) -> Plain:

@@ -1,32 +1,20 @@
-"""Image files that nobody vouches for, read in a child process that may not grow, write or hang.
+"""Untrusted image files, read in a child process.
 
-Parent and child speak in frames: a line of JSON, then as many bytes as it announces. The parent sends
-what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
+The parent sends what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
 A file that makes the child end is tried once more in a new one, since a file before it may have damaged
 the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. So
 does a cutout of a big image; the catalogue that tells where to cut is read by a child of its own.
-
-`Child`, `answers`, `confine` and `send` serve any module of ours that runs as such a child.
 """
 
-import glob
 import importlib
-import json
 import os
-import re
-import selectors
-import subprocess
-import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
@@ -36,7 +24,7 @@ from sublens.images import cutouts, formats
 from sublens.images.cutouts import Cut, Positions
 from sublens.images.formats import Wanted
 from sublens.images.pixels import Image
-from sublens.parallel.mapper import ONE_THREAD, in_order
+from sublens.parallel.mapper import in_order
 from sublens.storage import object_store
 from sublens.storage.files import remove
 from sublens.storage.object_store import FETCHES, Remote
@@ -45,23 +33,29 @@ try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
+from sublens.images.sandbox import (
+    START_SECONDS,
+    Child,
+    EndedError,
+    Frame,
+    Keeper,
+    SilentError,
+    answers,
+    confine,
+    fetch_nothing,
+    path_from_hex,
+    requests,
+    send,
+)
 
 SECONDS = 5.0
 """That one image may take."""
-START_SECONDS = 120.0
-"""That the child may take to load a library, which a busy disk makes slow, or to read a catalogue."""
-MEMORY_BYTES = 2 * 2**30
-"""That the child may address; libraries take a quarter of it before they read anything."""
-LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
-"""No more memory than an image needs, no file to write, no core dump."""
 AHEAD = 8
 """Files that the child is asked for before they are needed."""
 MAX_FETCHED_BYTES = 2**32
 """Of one file on an object store, unless cutouts are to be made of it."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
 FITS_LIBRARY = "astropy.io.fits"
-
-Frame = dict[str, Any]
 
 
 class Found(NamedTuple):
@@ -118,97 +112,6 @@ def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
     finally:
         child.end()
     return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), frame["pixel_scale"])
-
-
-def listed(inputs: Iterable[Path]) -> Iterator[Path | Found]:
-    """The files behind files, folders and patterns, sorted, in the order given.
-
-    Of a folder, all images in and below it, but no link that leads out of it: a `Found` says so.
-    """
-    for given in inputs:
-        if isinstance(given, Remote):
-            yield from _on_store(given)
-        elif given.is_dir() and not formats.is_image(given):
-            yield from _within(given)
-        elif not given.exists() and any(sign in str(given) for sign in "*?["):
-            matching = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - a Path globs below a folder
-            yield from map(Path, matching)
-            if not matching:
-                yield Found(given, ImageError(f"{given}: no file has such a name. Check the pattern."))
-        else:
-            yield given
-
-
-def _on_store(given: Remote) -> Iterator[Path | Found]:
-    """The same on an object store, where * and ? are all that a pattern has."""
-    plain = list(takewhile(lambda part: not any(sign in part for sign in "*?"), given.parts))
-    is_pattern = len(plain) < len(given.parts)
-    if formats.is_image(given) and not is_pattern:
-        yield given
-        return
-    top, pattern = Remote(*given.parts[: len(plain)]), re.compile(_expression(str(given)) if is_pattern else ".*", re.S)
-    matching = [one for one in _images_on_store(top) if pattern.fullmatch(str(one))]
-    yield from sorted(matching) if is_pattern else matching
-    if not matching:
-        yield Found(given, ImageError(f"{given}: holds no {', '.join(formats.READERS)} files. Check the name."))
-
-
-def _images_on_store(folder: Remote) -> list[Remote]:
-    """All images in a folder and below it, in the order of `_within`; a zarr store is one."""
-    object_store.refuse_unfinished(folder)
-    found: dict[Remote, None] = {}
-    for one in folder.files():
-        stores = [parent for parent in reversed(one.parents) if parent.suffix == ".zarr"]
-        if stores or formats.is_image(one):
-            found[stores[0] if stores else one] = None
-    return sorted(found, key=lambda one: [*((1, part) for part in one.parts[:-1]), (0, one.name)])
-
-
-def _expression(pattern: str) -> str:
-    """As a regular expression: ** and a slash stand for any folders, * and ? for what is no slash."""
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(signs.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
-
-
-def _within(folder: Path) -> Iterator[Path | Found]:
-    real, n_found = folder.resolve(), 0
-    for top, below, names in os.walk(folder):
-        stores = [name for name in below if formats.is_image(Path(name))]
-        below[:] = sorted(set(below) - set(stores))
-        for path in sorted(Path(top, name) for name in (*names, *stores) if formats.is_image(Path(name))):
-            n_found += 1
-            is_inside = path.resolve().is_relative_to(real)
-            yield path if is_inside else Found(path, ImageError(f"{path}: a link out of {folder}. Name it by itself."))
-    if not n_found:
-        yield Found(folder, ImageError(f"{folder}: holds no {', '.join(formats.READERS)} files. Check the folder."))
-
-
-class SilentError(Exception):
-    """The child ended, or takes too long; the text says which."""
-
-
-class EndedError(SilentError):
-    """The child ended."""
-
-
-@dataclass
-class Keeper:
-    """Keeps a child process, which may be replaced, no longer than a `with` block lasts."""
-
-    _child: "Child | None" = field(default=None, init=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
 
 
 @dataclass
@@ -374,73 +277,11 @@ def _placed(asked: Asked, found: Found) -> Found:
     return found._replace(image=image, number=asked.number, id=asked.id, ra=asked.ra, dec=asked.dec)
 
 
-class Child:
-    """A process that runs a module of ours and speaks in frames, seen from its parent."""
-
-    def __init__(self, module: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],  # -P: import nothing from the working folder
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **ONE_THREAD},
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
-        self._waiting = selectors.DefaultSelector()
-        self._waiting.register(self._output, selectors.EVENT_READ)
-        self._buffer = bytearray()
-
-    @property
-    def _output(self) -> int:
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
-
-    def ask(self, path: Path, request: Frame, data: bytes = b"") -> None:
-        """Have a file dealt with; the child may have ended, which shows when it does not answer."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            send(self._process.stdin, {"path": os.fsencode(path).hex(), **request}, data)
-
-    def frame(self, seconds: float) -> Frame:
-        """The next frame's first line, waited for so long."""
-        deadline = time.monotonic() + seconds
-        while (end := self._buffer.find(b"\n")) < 0:
-            self._fill(deadline)
-        line = self._taken(end + 1)
-        frame: Frame = json.loads(line)
-        return frame
-
-    def data(self, n_bytes: int, seconds: float) -> bytearray:
-        """The bytes that a frame announced."""
-        deadline = time.monotonic() + seconds
-        while len(self._buffer) < n_bytes:
-            self._fill(deadline)
-        return self._taken(n_bytes)
-
-    def end(self) -> None:
-        """Stop it, whatever it does."""
-        self._waiting.close()
-        self._process.kill()
-        self._process.communicate()
-
-    def _fill(self, deadline: float) -> None:
-        if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise SilentError("took too long to read.")
-        block = os.read(self._output, 2**20)
-        if not block:
-            raise EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
-        self._buffer += block
-
-    def _taken(self, n_bytes: int) -> bytearray:
-        taken, self._buffer = self._buffer[:n_bytes], self._buffer[n_bytes:]
-        return taken
-
-
 def main() -> None:
     """Be the child: answer until there are no more requests."""
     with answers() as out:
         confine()
-        _fetch_nothing()
+        fetch_nothing()
         for path, request in requests():
             problem, named = None, path_from_hex(request["at"]) if "at" in request else path
             try:
@@ -454,10 +295,6 @@ def main() -> None:
                     f"{err.filename or named}: cannot be read ({err.strerror or err}). Check it and its permissions."
                 )
             send(out, {"kind": "end", "problem": problem})
-
-
-def path_from_hex(name: str) -> Path:
-    return Path(os.fsdecode(bytes.fromhex(name)))
 
 
 def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
@@ -481,49 +318,11 @@ def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
             send(out, {"kind": "bad", "number": number, "problem": str(image)})
 
 
-@contextmanager
-def answers() -> Iterator[IO[bytes]]:
-    """Where a child writes its frames; what libraries print does not get between them."""
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)
-        yield out
-
-
-def requests() -> Iterator[tuple[Path, Frame]]:
-    """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        yield path_from_hex(request.pop("path")), request
-
-
-def _fetch_nothing() -> None:
-    """Have no library open an address."""
-    from urllib import request
-
-    request.install_opener(request.OpenerDirector())  # that knows no protocol, not even of files
-
-
-def confine(limits: Mapping[str, int] = LIMITS) -> None:
-    """Limit this process for good, as far as its system can."""
-    if resource is None:
-        return
-    for limit, value in limits.items():
-        with suppress(ValueError, OSError):  # macOS knows no limit of addresses
-            resource.setrlimit(getattr(resource, limit), (value, value))
-
-
 def _load(path: Path) -> None:
     """Import what reads this format, before the clock starts."""
     library = LIBRARIES.get(path.suffix.lower(), FITS_LIBRARY if formats.is_fits(path) else None)
     if library:
         importlib.import_module(library)
-
-
-def send(out: IO[bytes], frame: Frame, data: bytes | memoryview = b"") -> None:
-    """Write a frame, and the bytes that it announces."""
-    out.write(json.dumps(frame).encode() + b"\n")
-    out.write(data)
-    out.flush()
 
 
 def _send_image(out: IO[bytes], image: Image) -> None:

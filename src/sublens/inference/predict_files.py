@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import BundleError, ConfigError
-from sublens.images import cutouts, reader, resample
+from sublens.images import cutouts, listing, reader, resample
 from sublens.images.cutouts import Cuts
 from sublens.images.formats import Wanted
 from sublens.images.reader import Asked
@@ -77,7 +77,7 @@ def predict(
     """
     with ExitStack() as stack:
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
-        paths = _cuts(predictor, query, query.at) if query.at else list(reader.listed(query.inputs))
+        paths = _cuts(predictor, query, query.at) if query.at else list(listing.listed(query.inputs))
         if maps and predictor.map is None:
             raise BundleError(NO_MAP)
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
