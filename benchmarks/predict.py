@@ -57,17 +57,17 @@ def plain(name: str) -> tuple[Callable[[Counts], object], float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sublens.models import networks, weights
+    from sublens.models import inputs, weights
 
     folder = bundle.located(name)
     card = bundle.read_card(folder)
     model = weights.load(folder, card)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(networks.prepare(images(1), card.input))
+        model(inputs.prepare(images(1), card.input))
 
     def run(counts: Counts) -> object:
         with torch.inference_mode():
-            return model(networks.prepare(counts, card.input))
+            return model(inputs.prepare(counts, card.input))
 
     return run, float(counter.get_total_flops())
 

@@ -32,7 +32,7 @@ from sublens.data.dataset import Dataset, Part
 from sublens.data.dataset import open as open_dataset
 from sublens.evaluation import evaluate
 from sublens.inference.predictor import Predictor
-from sublens.models import bundle, networks, weights
+from sublens.models import bundle, inputs, networks, weights
 from sublens.models.networks import LensNet
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
@@ -76,9 +76,9 @@ def smoothed(batch: Batch) -> Batch:
 
 def taught(batch: Batch) -> Batch:
     """Labels of which half is what the shipped lensnet says. For networks that see single pixels by Anscombe's root."""
-    shift = 2 * (networks.SKY + 0.375) ** 0.5
+    shift = 2 * (inputs.SKY + 0.375) ** 0.5
     counts = ((10 * batch.images + shift) / 2) ** 2 - 0.375
-    binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * networks.SKY + 0.375) ** 0.5
+    binned = 2 * torch.sqrt(4 * F.avg_pool2d(counts, 2) + 0.375) - 2 * (4 * inputs.SKY + 0.375) ** 0.5
     with torch.inference_mode():
         probs = teacher()(binned / 20).softmax(1)
     return replace(batch, labels=(F.one_hot(batch.labels, 3) + probs.clone()) / 2)

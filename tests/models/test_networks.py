@@ -9,8 +9,10 @@ from scipy import ndimage
 from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
 from sublens.errors import ConfigError
 from sublens.images.pixels import QUANTISED_PEAK
-from sublens.models import networks
-from sublens.models.networks import DETAIL_GAIN, NOMINAL_PEAK, SKY, TruthHead, build, prepare
+from sublens.models import inputs, networks
+from sublens.models.heads import TruthHead
+from sublens.models.inputs import DETAIL_GAIN, NOMINAL_PEAK, SKY, prepare
+from sublens.models.networks import build
 from sublens.models.timm_import import import_timm
 
 
@@ -186,5 +188,5 @@ def test_small_maps_are_never_trained_in_bfloat16() -> None:
 def test_resampling_is_that_of_torch(side: int, size: int) -> None:
     images = torch.rand(2, 1, side, side, dtype=torch.float64)
     theirs = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    rows = torch.from_numpy(networks._resampling(side, size))
+    rows = torch.from_numpy(inputs._resampling(side, size))
     assert torch.allclose(rows @ images @ rows.T, theirs, atol=1e-12)

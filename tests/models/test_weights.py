@@ -7,7 +7,8 @@ from conftest import write_card
 
 from sublens.errors import BundleError
 from sublens.models import bundle, weights
-from sublens.models.networks import TruthHead, build
+from sublens.models.heads import TruthHead
+from sublens.models.networks import build
 
 
 def loaded(folder: Path) -> tuple[torch.nn.Module, TruthHead | None]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig
 from sublens.data.dataset import Dataset
-from sublens.models.networks import LensNet, TruthHead, build, prepare
+from sublens.models.heads import TruthHead
+from sublens.models.inputs import prepare
+from sublens.models.networks import LensNet, build
 from sublens.sim.population import mass_map
 from sublens.training import loop
 from sublens.training.loop import Batch, Feed, Step

@@ -20,9 +20,10 @@ from sublens.errors import BundleError, DataError
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, Look, Predictions, Predictor
+from sublens.inference.torch_engine import Eager, Whole
 from sublens.models import bundle, calibration
 from sublens.models.calibration import Calibration
-from sublens.models.networks import Eager, Whole, device
+from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map

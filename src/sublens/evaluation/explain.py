@@ -28,8 +28,10 @@ from sublens.images.pixels import Image
 from sublens.images.reader import Found
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor, Row
+from sublens.inference.torch_engine import Eager
 from sublens.metrics import LEVEL, Floats, Labels
-from sublens.models.networks import CELL, Eager, nearest_tap, prepare
+from sublens.models.heads import CELL, nearest_tap
+from sublens.models.inputs import prepare
 from sublens.sim.population import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]

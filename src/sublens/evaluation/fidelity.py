@@ -13,7 +13,7 @@ from torch import nn
 from sublens import metrics
 from sublens.config import InputConfig, TrainConfig, side_seen
 from sublens.data.dataset import Part
-from sublens.models import networks
+from sublens.models import inputs, networks
 from sublens.progress import Advance, Bar, silent
 from sublens.training import loop
 
@@ -157,6 +157,6 @@ def _scores(network: nn.Module, part: Part, seen: InputConfig) -> NDArray[np.flo
     with torch.inference_mode():
         for start in range(0, len(part), 64):
             chosen = np.arange(start, min(start + 64, len(part)))
-            logits = network(networks.prepare(part.counts(chosen), seen))
+            logits = network(inputs.prepare(part.counts(chosen), seen))
             scores.append((logits[:, 1] - logits[:, 0]).double().numpy())
     return np.concatenate(scores)

@@ -25,9 +25,10 @@ from sublens.errors import BundleError
 from sublens.evaluation import evaluate
 from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
+from sublens.inference.torch_engine import Eager, Mirrored, Whole
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
-from sublens.models.networks import Eager, Mirrored, Moments, TruthHead, Whole
+from sublens.models.heads import Moments, TruthHead
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 

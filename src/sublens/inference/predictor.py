@@ -267,10 +267,8 @@ def open_engine(folder: Path, card: Card, name: EngineName | None = None, device
     if name != "torch":
         engine = OnnxRuntime if name == "onnxruntime" else OpenVino
         return engine(bundle.graph(folder, card))
-    from sublens.models import (
-        networks,
-        weights,  # torch is slow to import
-    )
+    from sublens.inference import torch_engine
+    from sublens.models import heads, weights
 
     model, head = weights.load(folder, card, device)
-    return networks.Eager(networks.Whole(model, card.input, head, networks.Moments(model)), device)
+    return torch_engine.Eager(torch_engine.Whole(model, card.input, head, heads.Moments(model)), device)

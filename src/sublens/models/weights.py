@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sublens.config import zoom
 from sublens.errors import BundleError
 from sublens.models.bundle import CARD, WEIGHTS, Card, vouched
-from sublens.models.networks import TruthHead, build, placed
+from sublens.models.heads import TruthHead
+from sublens.models.networks import build, placed
 from sublens.storage.files import whole_file
 
 HEAD = "truth_head."

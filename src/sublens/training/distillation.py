@@ -16,7 +16,8 @@ from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardTeacher
-from sublens.models.networks import Maps, nearest_tap, placed
+from sublens.models.heads import Maps, nearest_tap
+from sublens.models.networks import placed
 
 
 @dataclass(frozen=True)

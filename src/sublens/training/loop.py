@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.inference.engines import MASS_UNIT_MSUN
-from sublens.models.networks import TruthHead, prepare
+from sublens.models.heads import TruthHead
+from sublens.models.inputs import prepare
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey

@@ -33,11 +33,12 @@ from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
 from sublens.evaluation.evaluate import Lot
-from sublens.inference import onnx_export, tables
+from sublens.inference import onnx_export, tables, torch_engine
 from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import CardCalibration, CardGraph, CardMap
-from sublens.models.networks import TruthHead, device
+from sublens.models.heads import TruthHead
+from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Advance, Bar, Count, silent
@@ -635,7 +636,7 @@ def measure_run(
             predictions = evaluate.predict_on(*spread, predictor, dataset.test, Count(advance, spread[0].told).add)
         else:
             predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
-    assert isinstance(predictor.engine, networks.Eager)
+    assert isinstance(predictor.engine, torch_engine.Eager)
     scores = {
         **evaluate.score(predictor, predictions),
         "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
