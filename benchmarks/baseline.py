@@ -24,7 +24,7 @@ from sublens import metrics
 from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
-from sublens.evaluation import evaluate
+from sublens.inference import predict_dataset
 from sublens.models import bundle, networks
 from sublens.training.loop import Feed
 
@@ -53,8 +53,8 @@ def original(name: str, dataset: Dataset, n_images: int) -> Iterator[tuple[int, 
         optimizer.step()
         seen, seconds = seen + len(batch.labels), seconds + perf_counter() - start
         if seen >= min(next_look, next_epoch):
-            predictor = evaluate.eager(model.eval(), dataset.classes, dataset.train.shape, INPUT)
-            probs, labels = evaluate.predict_all(predictor, dataset.selection).probs, dataset.selection.labels
+            predictor = predict_dataset.eager(model.eval(), dataset.classes, dataset.train.shape, INPUT)
+            probs, labels = predict_dataset.predict_all(predictor, dataset.selection).probs, dataset.selection.labels
             if seen >= next_epoch:
                 schedule.step(float(metrics.losses(probs, labels).mean()))
                 next_epoch += EPOCH_IMAGES

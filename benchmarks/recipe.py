@@ -30,7 +30,7 @@ from sublens import metrics
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.data.dataset import open as open_dataset
-from sublens.evaluation import evaluate
+from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, inputs, networks, weights
 from sublens.models.networks import LensNet
@@ -241,7 +241,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         has_bf16=networks.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
     )
     seconds = process_time() - start
-    predictor = evaluate.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
+    predictor = predict_dataset.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
     probs, labels = judged(predictor, dataset.selection, lever), dataset.selection.labels
     return {
         "auc": metrics.macro_auc(probs, labels),
@@ -254,11 +254,11 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
 def judged(predictor: Predictor, part: Part, lever: Lever) -> metrics.Floats:
     """Probabilities of the part's images, [n, c]."""
     if not lever.has_flipped_votes:
-        return evaluate.predict_all(predictor, part).probs
+        return predict_dataset.predict_all(predictor, part).probs
     counts = part.counts(np.arange(len(part)))
     views = [counts, counts[:, ::-1], counts[:, :, ::-1], counts[:, ::-1, ::-1]]
     flipped = [replace(part, shards=(np.ascontiguousarray(view),), rows=np.arange(len(part))) for view in views]
-    return np.asarray(np.mean([evaluate.predict_all(predictor, one).probs for one in flipped], axis=0))
+    return np.asarray(np.mean([predict_dataset.predict_all(predictor, one).probs for one in flipped], axis=0))
 
 
 def claimed(out: Path, wanted: list[Claim]) -> Iterator[Claim]:

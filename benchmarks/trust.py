@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from sublens import metrics
 from sublens.config import field_of_view
 from sublens.data.dataset import Part
-from sublens.evaluation import evaluate
 from sublens.images import resample
 from sublens.images.pixels import Image
+from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES
@@ -79,7 +79,7 @@ def scores(predictor: Predictor, counts: Counts, pixel_scale: float) -> metrics.
         side, shape = field_of_view(predictor.input, predictor.image_shape), predictor.image_shape
         images = [Image(one.astype(float), pixel_scale=pixel_scale) for one in counts]
         counts = np.stack([resample.framed(one, shape, side, predictor.pixel_scale).counts() for one in images])
-    found = evaluate.predict_all(predictor, part(counts)).ood
+    found = predict_dataset.predict_all(predictor, part(counts)).ood
     assert found is not None
     return found
 
@@ -100,8 +100,8 @@ def main() -> None:
     for name in options.bundles:
         predictor = Predictor.load(name)
         assert predictor.calibration is not None
-        raw = evaluate.predict_all(replace(predictor, calibration=None), part(counts, labels))
-        told = evaluate.predict_all(predictor, part(counts, labels))
+        raw = predict_dataset.predict_all(replace(predictor, calibration=None), part(counts, labels))
+        told = predict_dataset.predict_all(predictor, part(counts, labels))
         sets = predictor.calibration.sets(told.probs)
         errors = [metrics.calibration_error(one.probs, labels) for one in (raw, told)]
         print(f"{name}: temperature {predictor.calibration.temperature:.3f}")
@@ -118,7 +118,7 @@ def main() -> None:
             is_strange = np.arange(len(usual) + len(found)) >= len(usual)
             area = metrics.auc(np.concatenate([usual, found]), is_strange, np.ones((1, len(is_strange))))[0]
             print(f"    {kind:12} {(found > threshold).mean():6.1%}   AUROC {area:.4f}")
-        narrow = evaluate.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
+        narrow = predict_dataset.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
         change = metrics.auc_change(told.probs, narrow, labels)
         print("  in OpenVINO the AUC changes by {value:+.5f} [{low:+.5f}, {high:+.5f}]".format(**change))
 

@@ -21,6 +21,7 @@ from sublens.evaluation import evaluate
 from sublens.evaluation.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, listing, pixels, reader
 from sublens.images.formats import Wanted
+from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor, Row
 from sublens.models import bundle
 from sublens.models.bundle import Card
@@ -264,7 +265,9 @@ def measure(
     if not cluster:
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads = torch.get_num_threads()
-    lot = evaluate.Lot(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, evaluate.BATCH)
+    lot = predict_dataset.Lot(
+        network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, evaluate.BATCH
+    )
     with opened(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)
 

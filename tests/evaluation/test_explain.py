@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from sublens.config import InputConfig
 from sublens.errors import BundleError
 from sublens.evaluation import explain
-from sublens.evaluation.evaluate import eager
 from sublens.evaluation.explain import METHOD, Method, score
 from sublens.inference.engines import Sight
+from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 from sublens.sim.population import Truth, draw

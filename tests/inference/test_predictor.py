@@ -6,8 +6,8 @@ import torch
 
 from sublens.config import InputConfig
 from sublens.errors import ImageError
-from sublens.evaluation.evaluate import eager
 from sublens.images import formats, pixels
+from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 

@@ -16,8 +16,7 @@ import pytest
 from sublens import job
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
-from sublens.evaluation import evaluate
-from sublens.inference import predict_files
+from sublens.inference import predict_dataset, predict_files
 from sublens.inference.predict_files import Query
 from sublens.models import bundle
 from sublens.parallel import dask
@@ -206,12 +205,12 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
 
 def test_a_worker_that_finds_something_else_says_so(easy_folder: Path) -> None:
     split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
-    lot = evaluate.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
+    lot = predict_dataset.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
-        evaluate._opened(lot)
+        predict_dataset._opened(lot)
     digest = bundle.read_card(bundle.located(lensnet)).weights_sha256
     with pytest.raises(DataError, match="easy: is another data set there"):
-        evaluate._opened(lot._replace(weights_sha256=digest))
+        predict_dataset._opened(lot._replace(weights_sha256=digest))
 
 
 def full(one: int) -> int:

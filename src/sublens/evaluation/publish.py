@@ -11,8 +11,7 @@ import torch
 
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
-from sublens.evaluation import evaluate
-from sublens.inference import onnx_export
+from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardScores
@@ -56,7 +55,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
         rounded, part = Predictor.load(folder, "torch", device()), dataset.selection
         told["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
         told["calibration"] = bundle.save_calibration(
-            folder, evaluate.calibrated(rounded, dataset.train, part, bar), len(part)
+            folder, predict_dataset.calibrated(rounded, dataset.train, part, bar), len(part)
         )
         if card.rounding is None:  # else it is rounded and thinned already
             log = list(_thinned(log))
@@ -71,7 +70,9 @@ def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
     with bar(f"comparing with 16 bits: {run.name}", 2 * len(part)) as advance:
         count = Count(advance)
         whole = replace(Predictor.load(run, "torch", device()), calibration=None)
-        before, after = (evaluate.predict_all(predictor, part, count.add).probs for predictor in (whole, rounded))
+        before, after = (
+            predict_dataset.predict_all(predictor, part, count.add).probs for predictor in (whole, rounded)
+        )
     return float(np.abs(before - after).max())
 
 

@@ -22,7 +22,7 @@ from sublens import metrics
 from sublens.config import InputConfig, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError
-from sublens.evaluation import evaluate
+from sublens.inference import predict_dataset
 from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.inference.torch_engine import Eager, Mirrored, Whole
@@ -198,9 +198,9 @@ def _compared(folder: Path, card: Card, part: Part, bar: Bar, *, mirrors: bool) 
     exact = replace(judge, engine=Eager((Mirrored if mirrors else Whole)(model, card.input)))
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
-        reference = evaluate.predict_all(exact, few, count.add).probs
+        reference = predict_dataset.predict_all(exact, few, count.add).probs
         for size in BATCHES:
-            probs.append(evaluate.predict_all(judge, few, count.add, size).probs)
+            probs.append(predict_dataset.predict_all(judge, few, count.add, size).probs)
     deviation = float(np.abs(np.stack(probs) - reference).max())
     if not deviation <= MAX_DEVIATION:
         raise BundleError(
@@ -248,7 +248,7 @@ def export(
             _quantise(folder / GRAPH, part, place, bar)
             told = told.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
         if int8 or mirrors:
-            found = evaluate.calibrated(_judge(folder / GRAPH, card), dataset.train, part, bar)
+            found = predict_dataset.calibrated(_judge(folder / GRAPH, card), dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, found, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)
@@ -349,5 +349,5 @@ def _probs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     with bar(what, 2 * len(part)) as advance:
         count = Count(advance)
-        before, after = (evaluate.predict_all(_judge(graph, card), part, count.add).probs for graph in graphs)
+        before, after = (predict_dataset.predict_all(_judge(graph, card), part, count.add).probs for graph in graphs)
     return before, after

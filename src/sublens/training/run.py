@@ -32,8 +32,8 @@ from sublens.config import RunConfig, checked, field_of_view, side_seen
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
-from sublens.evaluation.evaluate import Lot
-from sublens.inference import onnx_export, tables, torch_engine
+from sublens.inference import onnx_export, predict_dataset, tables, torch_engine
+from sublens.inference.predict_dataset import Lot
 from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import CardCalibration, CardGraph, CardMap
@@ -471,7 +471,7 @@ class TrainingRecorder:
         Returns whether it was.
         """
         part = self.dataset.selection
-        probs = evaluate.predict_all(self._predictor(), part).probs
+        probs = predict_dataset.predict_all(self._predictor(), part).probs
         scored = {
             "selection_loss": float(metrics.losses(probs, part.labels).mean()),
             "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
@@ -503,7 +503,7 @@ class TrainingRecorder:
         """Calibrate the best weights on the selection part, make a graph of them, and complete the card."""
         self.close()
         part, graph = self.dataset.selection, None
-        found = evaluate.calibrated(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
+        found = predict_dataset.calibrated(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
             graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
         except BundleError as err:
@@ -554,7 +554,7 @@ class TrainingRecorder:
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
         model, shape = self.pupil.model.eval(), self.dataset.train.shape
-        return evaluate.eager(model, self.dataset.classes, shape, self.config.input, device())
+        return predict_dataset.eager(model, self.dataset.classes, shape, self.config.input, device())
 
     def _write(self, kind: str, **entry: object) -> None:
         self.log.write(
@@ -633,9 +633,11 @@ def measure_run(
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
         if spread:
-            predictions = evaluate.predict_on(*spread, predictor, dataset.test, Count(advance, spread[0].told).add)
+            predictions = predict_dataset.predict_on(
+                *spread, predictor, dataset.test, Count(advance, spread[0].told).add
+            )
         else:
-            predictions = evaluate.predict_all(predictor, dataset.test, Count(advance).add)
+            predictions = predict_dataset.predict_all(predictor, dataset.test, Count(advance).add)
     assert isinstance(predictor.engine, torch_engine.Eager)
     scores = {
         **evaluate.score(predictor, predictions),
