@@ -23,7 +23,7 @@ from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.presets import preset
 from sublens.sim.render import render, simulate
 from sublens.sim.survey import Survey
-from sublens.training.run import processor
+from sublens.training.recorder import processor
 
 BEADS = 100
 """Points that stand for a string in the other codes."""

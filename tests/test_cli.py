@@ -20,7 +20,7 @@ from sublens.models import bundle
 from sublens.sim import presets
 from sublens.sim.render import simulate
 from sublens.storage.files import sha256
-from sublens.training import run
+from sublens.training import recorder
 from sublens.training.loop import Step
 
 COMMANDS = (
@@ -225,7 +225,7 @@ def test_a_tampered_bundle_is_refused(tmp_path: Path, easy_folder: Path, capsys:
     with (tmp_path / "run" / bundle.WEIGHTS).open("ab") as file:
         file.write(b"x")
     assert "not what its card was written for" in refused(capsys, "evaluate", tmp_path / "run", easy_folder)
-    assert not (tmp_path / "run" / run.SCORES).exists()
+    assert not (tmp_path / "run" / recorder.SCORES).exists()
 
 
 def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_a_folder_that_is_no_bundle_is_not_predicted_with(
 
 
 def test_evaluate_scores_maps_against_the_truth(mapper: Path, small_store: Path) -> None:
-    scores = json.loads((mapper / run.SCORES).read_text())["map"]
+    scores = json.loads((mapper / recorder.SCORES).read_text())["map"]
     assert set(scores) == {"sphere", "vort"}
     assert all(0 < drawn["share"] < 1 for drawn in scores.values())
 
@@ -471,15 +471,15 @@ def test_a_stopped_training_is_resumed_without_its_settings_being_named_again(
     tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, quick = tmp_path / "run", ("--set", "train.epochs=4", "--set", "train.batch_size=16")
-    whole = run.TrainingRecorder.on_step
+    whole = recorder.TrainingRecorder.on_step
 
-    def on_step(self: run.TrainingRecorder, step: Step) -> None:
+    def on_step(self: recorder.TrainingRecorder, step: Step) -> None:
         if step.number == 3:
             signal.raise_signal(signal.SIGTERM)
         whole(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.TrainingRecorder, "on_step", on_step)
+        patch.setattr(recorder.TrainingRecorder, "on_step", on_step)
         assert sublens("train", easy_folder, "--out", out, *quick) == 130
     told = capsys.readouterr().err
     assert f"To go on: sublens train {easy_folder} --out {out} --resume" in told

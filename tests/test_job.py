@@ -12,12 +12,13 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import dataset, store
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
+from sublens.evaluation import evaluate
 from sublens.models import bundle
 from sublens.progress import Advance
 from sublens.sim.population import Split
 from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
-from sublens.training import run
+from sublens.training import recorder, run
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]
 
@@ -67,7 +68,7 @@ def test_the_whole_job_leaves_runs_and_a_report(easy: Dataset, tmp_path: Path) -
     html = job.run_all(easy, CONFIGS, tmp_path / "out")
     assert html.is_file()
     for name in ("lensnet", "resnet10t"):
-        assert json.loads((tmp_path / "out" / "runs" / name / run.SCORES).read_text())["n"] == 40
+        assert json.loads((tmp_path / "out" / "runs" / name / recorder.SCORES).read_text())["n"] == 40
         assert name in html.read_text()
 
 
@@ -114,8 +115,8 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     with pytest.raises(BundleError, match="not a trained model"):
         job.adopted(tmp_path, tmp_path.parent / "copy")
     copy = job.adopted(Path("ours"), tmp_path / "copy")
-    assert run.measure_run(copy, easy)["n"] == 40
-    assert not (tmp_path / "shelf" / "ours" / run.SCORES).exists()
+    assert evaluate.measure_run(copy, easy)["n"] == 40
+    assert not (tmp_path / "shelf" / "ours" / recorder.SCORES).exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sublens.config import RunConfig as RunConfig
     from sublens.errors import SublensError as SublensError
+    from sublens.evaluation.evaluate import measure_run as measure_run
     from sublens.inference.predictor import Prediction as Prediction
     from sublens.inference.predictor import Predictor as Predictor
     from sublens.job import open_dataset as open_dataset
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sublens.sim.population import draw as draw
     from sublens.sim.presets import preset as preset
     from sublens.sim.render import render as render
-    from sublens.training.run import measure_run as measure_run
     from sublens.training.run import train_run as train_run
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "SublensError": "errors",
     "build": "models.networks",
     "draw": "sim.population",
-    "measure_run": "training.run",
+    "measure_run": "evaluation.evaluate",
     "open_dataset": "job",
     "preset": "sim.presets",
     "render": "sim.render",

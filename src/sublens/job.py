@@ -18,6 +18,7 @@ from sublens.data.dataset import Dataset
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
 from sublens.evaluation import evaluate
+from sublens.evaluation.evaluate import is_measured, measure_run
 from sublens.evaluation.fidelity import Comparison, Telling, compare, tell_apart
 from sublens.images import formats, listing, pixels, reader
 from sublens.images.formats import Wanted
@@ -34,7 +35,8 @@ from sublens.sim.presets import preset
 from sublens.sim.slices import slice_length, slices
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
-from sublens.training.run import LOG, is_measured, measure_run, settled, train_run
+from sublens.training.recorder import LOG
+from sublens.training.run import settled, train_run
 
 if TYPE_CHECKING:
     from sublens.evaluation.explain import Method

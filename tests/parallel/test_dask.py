@@ -24,7 +24,7 @@ from sublens.sim.survey import Survey
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
-from sublens.training import run
+from sublens.training import recorder, run
 
 SIZES = {"train": 70, "test": 20}
 
@@ -199,7 +199,7 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=easy.split), trained)
     for name, where in (("alone", None), ("cluster", "local:2")):
         job.measure(trained, easy_folder, tmp_path / name, cluster=where)
-    tables = [(tmp_path / name / run.PREDICTIONS).read_bytes() for name in ("alone", "cluster")]
+    tables = [(tmp_path / name / recorder.PREDICTIONS).read_bytes() for name in ("alone", "cluster")]
     assert tables[0] == tables[1]
 
 

@@ -16,7 +16,7 @@ from sublens.errors import ConfigError
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.parallel.torchrun import ALONE, Ranks, joined
-from sublens.training import checkpoint, run
+from sublens.training import checkpoint, recorder
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SETTINGS = ("--set", "train.epochs=6", "--set", "train.batch_size=16", "--set", "split.selection=0.25")
@@ -40,7 +40,7 @@ def trained(*arguments: object, n: int = 2) -> str:
 
 
 def losses(out: Path) -> list[float]:
-    rows = map(json.loads, (out / run.LOG).read_text().splitlines())
+    rows = map(json.loads, (out / recorder.LOG).read_text().splitlines())
     return [row["loss"] for row in rows if row["kind"] == "step"]
 
 

@@ -22,7 +22,7 @@ from sublens.inference import tables
 from sublens.inference.predictor import Predictions
 from sublens.models import bundle, networks, weights
 from sublens.report import page
-from sublens.training.run import GALLERY, LOG, PREDICTIONS, SCORES
+from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
 HOSTILE = ("<script>alert(1)</script>", 'a|b "$x^2$" & _c')

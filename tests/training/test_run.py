@@ -19,6 +19,7 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
 from sublens.errors import ConfigError, DataError
+from sublens.evaluation import evaluate
 from sublens.evaluation.publish import publish
 from sublens.inference import tables
 from sublens.inference.predictor import Predictor
@@ -27,7 +28,7 @@ from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
 from sublens.storage.files import taken
-from sublens.training import checkpoint, loop, run
+from sublens.training import checkpoint, loop, recorder, run
 from sublens.training.loop import Batch, Feed
 
 QUICK = RunConfig(train=TrainConfig(epochs=8, batch_size=16))
@@ -43,17 +44,17 @@ def done(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lensnet trained and measured on the easy folder."""
     out = tmp_path_factory.mktemp("runs") / "lensnet"
     assert run.train_run(easy, QUICK, out)
-    run.measure_run(out, easy)
+    evaluate.measure_run(out, easy)
     return out
 
 
 def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / run.LOG).read_text().splitlines()
+    lines = (folder / recorder.LOG).read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def scores_of(folder: Path) -> dict[str, Any]:
-    scores: dict[str, Any] = json.loads((folder / run.SCORES).read_text())
+    scores: dict[str, Any] = json.loads((folder / recorder.SCORES).read_text())
     return scores
 
 
@@ -88,16 +89,16 @@ def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
 
 
 def test_the_scores_are_those_of_the_prediction_table(done: Path) -> None:
-    table = tables.read_predictions(done / run.PREDICTIONS)
+    table = tables.read_predictions(done / recorder.PREDICTIONS)
     again = metrics.score(table.probs, table.labels, table.classes)
     assert again["confusion"] == scores_of(done)["confusion"]
     assert again["auc_macro"] == pytest.approx(scores_of(done)["auc_macro"])
 
 
 def test_the_gallery_holds_examples_of_each_class(done: Path) -> None:
-    with np.load(done / run.GALLERY) as gallery:
+    with np.load(done / recorder.GALLERY) as gallery:
         assert gallery["counts"].shape[1:] == (16, 16)
-        assert (np.bincount(gallery["labels"]) >= run.EXAMPLES).all()
+        assert (np.bincount(gallery["labels"]) >= evaluate.EXAMPLES).all()
         assert gallery["ids"][0].startswith("test/")
 
 
@@ -128,7 +129,7 @@ def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: 
     card = bundle.read_card(tmp_path / "run")
     assert card.training.interrupted
     assert card.training.best_epoch == 0
-    assert run.measure_run(tmp_path / "run", easy)["n"] == 40
+    assert evaluate.measure_run(tmp_path / "run", easy)["n"] == 40
 
 
 def test_ctrl_c_before_the_first_epoch_ends_leaves_a_usable_run(
@@ -173,12 +174,12 @@ def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: P
 
 def test_a_measured_run_is_not_measured_again_without_force(done: Path, easy: Dataset) -> None:
     with pytest.raises(DataError, match="is measured already"):
-        run.measure_run(done, easy)
+        evaluate.measure_run(done, easy)
 
 
 def test_scores_of_other_data_do_not_count_as_measured(done: Path, easy: Dataset, small_dataset: Dataset) -> None:
-    assert run.is_measured(done, easy)
-    assert not run.is_measured(done, small_dataset)
+    assert evaluate.is_measured(done, easy)
+    assert not evaluate.is_measured(done, small_dataset)
 
 
 def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path) -> None:
@@ -212,19 +213,19 @@ def test_an_unknown_network_leaves_nothing_behind(easy: Dataset, tmp_path: Path)
 
 def test_a_data_set_with_other_classes_is_refused(done: Path, small_dataset: Dataset) -> None:
     with pytest.raises(DataError, match="was trained on the classes empty, square"):
-        run.measure_run(done, small_dataset, force=True)
+        evaluate.measure_run(done, small_dataset, force=True)
 
 
 def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ask for an end after that step, as Ctrl-C does."""
-    whole = run.TrainingRecorder.on_step
+    whole = recorder.TrainingRecorder.on_step
 
     def on_step(self: Any, done: loop.Step) -> None:
         if done.number == step:
             signal.raise_signal(signal.SIGINT)
         whole(self, done)
 
-    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
+    monkeypatch.setattr(recorder.TrainingRecorder, "on_step", on_step)
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 23])
@@ -347,7 +348,7 @@ def test_a_run_killed_at_twenty_points_ends_with_the_same_weights(easy_folder: P
         return subprocess.Popen([sys.executable, "-c", KILLED, easy_folder, tmp_path / out, *more])
 
     assert begin("whole").wait() == 0
-    rng, log = random.Random(0), tmp_path / "killed" / run.LOG
+    rng, log = random.Random(0), tmp_path / "killed" / recorder.LOG
     for number in range(20):
         child = begin("killed", *([str(number // 4 / 4)] if number % 4 == 3 else []))
         n_lines = log.read_bytes().count(b"\n") if log.is_file() else 0
@@ -368,7 +369,7 @@ def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
 ) -> None:
     other = tmp_path / "other"
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
-    run.measure_run(other, easy)
+    evaluate.measure_run(other, easy)
     out = publish([other, done], easy, tmp_path / "bundle")
     card = bundle.read_card(out)
     assert card.scores[0].auc == scores_of(done)["auc_macro"]["value"]
@@ -383,15 +384,15 @@ def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
 
 def test_a_published_bundle_takes_in_the_scores_of_more_runs(done: Path, easy: Dataset, tmp_path: Path) -> None:
     out, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
-    before, log = bundle.read_card(out), (out / run.LOG).read_bytes()
+    before, log = bundle.read_card(out), (out / recorder.LOG).read_bytes()
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
-    run.measure_run(other, easy)
+    evaluate.measure_run(other, easy)
     publish([out, other], easy, out, force=True)
     after = bundle.read_card(out)
     assert after.scores[:1] == before.scores
     assert after.scores[1].auc == scores_of(other)["auc_macro"]["value"]
     assert (after.weights_sha256, after.rounding) == (before.weights_sha256, before.rounding)
-    assert (out / run.LOG).read_bytes() == log
+    assert (out / recorder.LOG).read_bytes() == log
 
 
 def test_a_run_that_is_not_measured_is_not_published(easy: Dataset, tmp_path: Path) -> None:
@@ -422,7 +423,7 @@ def test_a_second_ctrl_c_loses_no_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stopped_at(patch, 2)
-        patch.setattr(run.TrainingRecorder, "judge", impatient)
+        patch.setattr(recorder.TrainingRecorder, "judge", impatient)
         run.train_run(easy, QUICK, tmp_path / "run")
     assert checkpoint.last_step(tmp_path / "run") == 2
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
@@ -445,7 +446,7 @@ def test_what_a_disk_refuses_costs_no_checkpoint(
     rng, out = random.Random(number), tmp_path / "run"
     for _ in range(10):
         with monkeypatch.context() as patch:
-            patch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+            patch.setattr(recorder, "CHECKPOINT_SECONDS", 0.0)
             fail_while_saving(patch, OSError(number, os.strerror(number)), rng)
             with pytest.raises(DataError, match=os.strerror(number)):
                 run.train_run(easy, QUICK, out, resume=True)
@@ -483,7 +484,7 @@ def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Ran
 def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
     easy: Dataset, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, kept, keep = run.TrainingRecorder.on_step, list[int](), run.TrainingRecorder.keep
+    whole, kept, keep = recorder.TrainingRecorder.on_step, list[int](), recorder.TrainingRecorder.keep
 
     def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
@@ -494,8 +495,8 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
         kept.append(self.steps)
         keep(self, epoch)
 
-    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
-    monkeypatch.setattr(run.TrainingRecorder, "keep", noted)
+    monkeypatch.setattr(recorder.TrainingRecorder, "on_step", on_step)
+    monkeypatch.setattr(recorder.TrainingRecorder, "keep", noted)
     assert run.train_run(easy, QUICK, tmp_path / "run")
     assert kept.count(9) == 1
     assert 10 not in kept
@@ -505,7 +506,7 @@ def test_sigusr1_asks_for_a_checkpoint_and_training_goes_on(
 def test_a_signal_that_comes_twice_at_once_is_one(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run.TrainingRecorder.on_step
+    whole = recorder.TrainingRecorder.on_step
 
     def on_step(self: Any, step: loop.Step) -> None:
         if step.number == 9:
@@ -513,25 +514,25 @@ def test_a_signal_that_comes_twice_at_once_is_one(
                 signal.raise_signal(number)
         whole(self, step)
 
-    monkeypatch.setattr(run.TrainingRecorder, "on_step", on_step)
+    monkeypatch.setattr(recorder.TrainingRecorder, "on_step", on_step)
     assert not run.train_run(easy, QUICK, tmp_path / "run")
     assert checkpoint.last_step(tmp_path / "run") == 9
 
 
 def test_scores_of_an_unfinished_run_do_not_outlive_it(easy: Dataset, stopped: Path) -> None:
-    run.measure_run(stopped, easy)
-    assert run.is_measured(stopped, easy)
+    evaluate.measure_run(stopped, easy)
+    assert evaluate.is_measured(stopped, easy)
     run.train_run(easy, QUICK, stopped, resume=True)
-    assert not run.is_measured(stopped, easy)
-    assert not (stopped / run.SCORES).exists()
+    assert not evaluate.is_measured(stopped, easy)
+    assert not (stopped / recorder.SCORES).exists()
 
 
 def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> None:
-    run.measure_run(stopped, easy)
-    scores = (stopped / run.SCORES).read_bytes()
+    evaluate.measure_run(stopped, easy)
+    scores = (stopped / recorder.SCORES).read_bytes()
     run.train_run(easy, QUICK, stopped, resume=True)
-    (stopped / run.SCORES).write_bytes(scores)
-    assert not run.is_measured(stopped, easy)
+    (stopped / recorder.SCORES).write_bytes(scores)
+    assert not evaluate.is_measured(stopped, easy)
     with pytest.raises(DataError, match="is not measured with the weights it has"):
         publish([stopped], easy, stopped.parent / "bundle")
 
@@ -550,7 +551,7 @@ def test_a_best_epoch_that_its_checkpoint_does_not_know_is_judged_again(
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(easy: Dataset, done: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / run.LOG).write_text("")
+    (tmp_path / "run" / recorder.LOG).write_text("")
     assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(done)
 
@@ -558,12 +559,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(easy: Dataset, do
 def test_a_complete_run_is_left_alone_whatever_checkpoints_it_has(easy: Dataset, stopped: Path, tmp_path: Path) -> None:
     left = {path.name: path.read_bytes() for path in (stopped / checkpoint.FOLDER).iterdir()}
     run.train_run(easy, QUICK, stopped, resume=True)
-    run.measure_run(stopped, easy)
+    evaluate.measure_run(stopped, easy)
     (stopped / checkpoint.FOLDER).mkdir()
     for name, data in left.items():
         (stopped / checkpoint.FOLDER / name).write_bytes(data[:-1])
     assert run.train_run(easy, QUICK, stopped, resume=True)
-    assert run.is_measured(stopped, easy)
+    assert evaluate.is_measured(stopped, easy)
     assert not (stopped / checkpoint.FOLDER).exists()
 
 
@@ -624,13 +625,13 @@ def test_signals_find_their_handlers_again(easy: Dataset, tmp_path: Path, monkey
 
 def test_two_trainings_cannot_share_a_folder(easy: Dataset, tmp_path: Path) -> None:
     with taken(tmp_path / "run"), pytest.raises(DataError, match="another process is writing there"):
-        (tmp_path / "run" / run.LOG).touch()  # as of one that was begun a moment ago
+        (tmp_path / "run" / recorder.LOG).touch()  # as of one that was begun a moment ago
         files_before = sorted((tmp_path / "run").iterdir())
         run.train_run(easy, QUICK, tmp_path / "run", resume=True)
     assert sorted((tmp_path / "run").iterdir()) == files_before
 
 
 def test_an_unfinished_run_is_not_published(easy: Dataset, stopped: Path, tmp_path: Path) -> None:
-    run.measure_run(stopped, easy)
+    evaluate.measure_run(stopped, easy)
     with pytest.raises(DataError, match="is not complete"):
         publish([stopped], easy, tmp_path / "bundle")

@@ -1,20 +1,34 @@
 """A trained network measured on the test part: scores.json, predictions.csv, gallery.npz."""
 
+import io
+import json
 import statistics
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from sublens import metrics
 from sublens.config import field_of_view
-from sublens.data.dataset import Part
+from sublens.data.dataset import Dataset, Part
+from sublens.errors import DataError
+from sublens.evaluation import evaluate
+from sublens.inference import predict_dataset, tables, torch_engine
 from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference.predict_dataset import Lot
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import Predictions, Predictor
+from sublens.models import bundle
 from sublens.models.calibration import Calibration
+from sublens.models.networks import device
+from sublens.parallel.mapper import Mapper
+from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
+from sublens.storage import files
+from sublens.training.recorder import GALLERY, PREDICTIONS, SCORES, processor
 
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
@@ -78,3 +92,81 @@ def latency_ms(predictor: Predictor, batch_size: int) -> float:
         predictor.probs(counts)
         times.append(perf_counter() - start)
     return 1e3 * statistics.median(times)
+
+
+EXAMPLES, MISTAKES = 4, 8
+"""Test images kept in the gallery: of each class, and of the most confident mistakes."""
+
+
+def measure_run(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    spread: tuple[Mapper, Lot] | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> dict[str, Any]:
+    """Measure a trained run on the test part; leaves its scores, predictions and gallery in `folder`.
+
+    The test part is used here and nowhere else. spread: where its images are judged, if not in this
+    process, and what workers find there.
+    """
+    if (folder / SCORES).is_file() and not force:
+        raise DataError(f"{folder}: is measured already ({SCORES}). Add --force to measure it again.")
+    predictor = Predictor.load(folder, "torch", device())
+    if predictor.classes != dataset.classes:
+        raise DataError(
+            f"{folder}: was trained on the classes {', '.join(predictor.classes)}, {dataset.name} has "
+            f"{', '.join(dataset.classes)}. Name a data set with the same classes."
+        )
+    if predictor.image_shape != dataset.test.shape:
+        raise DataError(
+            f"{folder}: was trained on images of {predictor.image_shape} pixels, {dataset.name} has "
+            f"{dataset.test.shape}. Name a data set with images of the same size."
+        )
+    with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
+        if spread:
+            predictions = predict_dataset.predict_on(
+                *spread, predictor, dataset.test, Count(advance, spread[0].told).add
+            )
+        else:
+            predictions = predict_dataset.predict_all(predictor, dataset.test, Count(advance).add)
+    assert isinstance(predictor.engine, torch_engine.Eager)
+    scores = {
+        **evaluate.score(predictor, predictions),
+        "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
+        "threads": torch.get_num_threads(),
+        "device": predictor.engine.device,
+        "map": evaluate.score_maps(predictor, predictions, dataset.test, dataset.survey),
+        "weights_sha256": bundle.read_card(folder).weights_sha256,
+        "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
+        "processor": processor(),
+        "data": {"name": dataset.name, "hash": dataset.hash},
+    }
+    with files.explained(folder):
+        (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
+    tables.write_predictions(predictions, folder / PREDICTIONS)
+    files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
+    files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
+    return scores
+
+
+def is_measured(folder: Path, dataset: Dataset) -> bool:
+    """Whether the run in `folder` has been measured on this very data set, with the weights it has."""
+    try:
+        scores = json.loads((folder / SCORES).read_bytes())
+        is_same = scores["weights_sha256"] == bundle.read_card(folder).weights_sha256
+        return bool(is_same and scores["data"]["hash"] == dataset.hash)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _gallery(test: Part, predictions: Predictions) -> bytes:
+    """Examples of each class and the most confident mistakes, as an .npz."""
+    examples = [np.flatnonzero(test.labels == label)[:EXAMPLES] for label in range(len(predictions.classes))]
+    wrong = np.flatnonzero(predictions.probs.argmax(axis=1) != test.labels)
+    surest = wrong[np.argsort(-predictions.probs[wrong].max(axis=1), kind="stable")][:MISTAKES]
+    chosen = np.unique(np.concatenate([*examples, surest]))
+    archive = io.BytesIO()
+    np.savez_compressed(archive, counts=test.counts(chosen), ids=test.ids[chosen], labels=test.labels[chosen])
+    return archive.getvalue()

@@ -18,7 +18,7 @@ from sublens.models.bundle import Card, CardScores
 from sublens.models.networks import device
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
-from sublens.training.run import LOG, SCORES
+from sublens.training.recorder import LOG, SCORES
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""

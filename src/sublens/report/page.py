@@ -33,13 +33,14 @@ from pydantic import ValidationError
 
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
+from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
 from sublens.inference import tables
 from sublens.inference.predictor import Predictions
 from sublens.metrics import RESAMPLES
 from sublens.models import bundle, networks
 from sublens.models.bundle import Card
 from sublens.storage import files
-from sublens.training.run import EXAMPLES, GALLERY, LOG, MISTAKES, PREDICTIONS, SCORES
+from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 HTML, MARKDOWN = "report.html", "report.md"
 FULL_RUN = 600_000
