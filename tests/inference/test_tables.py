@@ -11,6 +11,7 @@ from astropy.table import Table
 from pyarrow import parquet
 
 from sublens.errors import ConfigError, DataError
+from sublens.evaluation import evaluate
 from sublens.inference import tables
 from sublens.inference.predictor import Prediction, Predictions, Row
 
@@ -21,8 +22,8 @@ def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> Predictions:
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
-    tables.write_predictions(table(), tmp_path / "p.csv")
-    back = tables.read_predictions(tmp_path / "p.csv")
+    evaluate.write_predictions(table(), tmp_path / "p.csv")
+    back = evaluate.read_predictions(tmp_path / "p.csv")
     assert back.ids.tolist() == table().ids.tolist()
     assert back.labels.tolist() == table().labels.tolist()
     assert back.classes == table().classes
@@ -30,7 +31,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_columns_are_named_after_the_classes(tmp_path: Path) -> None:
-    tables.write_predictions(table(("no", "vort")), tmp_path / "p.csv")
+    evaluate.write_predictions(table(("no", "vort")), tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text(encoding="utf-8").startswith("id,label,p_no,p_vort\n")
 
 
@@ -40,12 +41,12 @@ def test_the_columns_are_named_after_the_classes(tmp_path: Path) -> None:
 def test_a_damaged_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(DataError, match="is damaged"):
-        tables.read_predictions(tmp_path / "p.csv")
+        evaluate.read_predictions(tmp_path / "p.csv")
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"p\.csv: cannot be read"):
-        tables.read_predictions(tmp_path / "p.csv")
+        evaluate.read_predictions(tmp_path / "p.csv")
 
 
 CLASSES = ("no", "sphere")

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
-from sublens.inference import tables
+from sublens.evaluation import evaluate
 from sublens.inference.predictor import Predictions
 from sublens.models import bundle, networks, weights
 from sublens.report import page
@@ -84,7 +84,7 @@ def make_run(
         "data": {"name": data, "hash": digest},
         **{"parameters": 310_243, "threads": 1, "device": "cpu", "weights_bytes": 7, "processor": "a processor"},
     }
-    tables.write_predictions(table, folder / PREDICTIONS)
+    evaluate.write_predictions(table, folder / PREDICTIONS)
     (folder / SCORES).write_text(json.dumps(scores))
     (folder / LOG).write_text(log_lines())
     counts = np.random.default_rng(9).poisson(20, (n, SIDE, SIDE)).astype(np.uint16)
@@ -226,7 +226,7 @@ def test_the_auc_beside_a_roc_curve_is_that_of_the_scores_and_of_scikit_learn(
 ) -> None:
     text = text_of(lenses_page)
     for folder in lenses:
-        table = tables.read_predictions(folder / PREDICTIONS)
+        table = evaluate.read_predictions(folder / PREDICTIONS)
         for label, name in enumerate(LENSES):
             auc = scores_in(folder)["auc"][name]["value"]
             assert f"{auc:.4f} {folder.name}" in text
@@ -282,7 +282,7 @@ def test_a_network_at_chance_is_called_so_and_no_other(lenses_page: Path, strang
 
 
 def test_mistakes_are_real_and_the_surest_come_first(lenses: list[Path], lenses_page: Path) -> None:
-    table = tables.read_predictions(lenses[1] / PREDICTIONS)
+    table = evaluate.read_predictions(lenses[1] / PREDICTIONS)
     said = re.findall(r"is (\w+) taken for (\w+) ?, ([\d.]+) %", text_of(lenses_page))
     wrong = [row for row in range(90) if table.probs[row].argmax() != table.labels[row]]
     surest = sorted(wrong, key=lambda row: -table.probs[row].max())[:8]

@@ -21,7 +21,6 @@ from sublens.data.dataset import open as open_dataset
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.evaluation.publish import publish
-from sublens.inference import tables
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
@@ -89,7 +88,7 @@ def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
 
 
 def test_the_scores_are_those_of_the_prediction_table(done: Path) -> None:
-    table = tables.read_predictions(done / recorder.PREDICTIONS)
+    table = evaluate.read_predictions(done / recorder.PREDICTIONS)
     again = metrics.score(table.probs, table.labels, table.classes)
     assert again["confusion"] == scores_of(done)["confusion"]
     assert again["auc_macro"] == pytest.approx(scores_of(done)["auc_macro"])

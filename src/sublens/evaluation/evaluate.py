@@ -1,5 +1,6 @@
 """A trained network measured on the test part: scores.json, predictions.csv, gallery.npz."""
 
+import csv
 import io
 import json
 import statistics
@@ -15,7 +16,7 @@ from sublens.config import field_of_view
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
 from sublens.evaluation import evaluate
-from sublens.inference import predict_dataset, tables, torch_engine
+from sublens.inference import predict_dataset, torch_engine
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predict_dataset import Lot
 from sublens.inference.predictor import BATCH as BATCH
@@ -28,6 +29,7 @@ from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 from sublens.storage import files
+from sublens.storage.files import write_bytes
 from sublens.training.recorder import GALLERY, PREDICTIONS, SCORES, processor
 
 LATENCY_RUNS = 12
@@ -145,7 +147,7 @@ def measure_run(
     }
     with files.explained(folder):
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
-    tables.write_predictions(predictions, folder / PREDICTIONS)
+    evaluate.write_predictions(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
     return scores
@@ -170,3 +172,33 @@ def _gallery(test: Part, predictions: Predictions) -> bytes:
     archive = io.BytesIO()
     np.savez_compressed(archive, counts=test.counts(chosen), ids=test.ids[chosen], labels=test.labels[chosen])
     return archive.getvalue()
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Columns id, label (the true class) and p_<class>, one row an image."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", "label", *(f"p_{name}" for name in predictions.classes)])
+    for name, label, probs in zip(predictions.ids, predictions.labels, predictions.probs, strict=True):
+        table.writerow([name, predictions.classes[label], *(f"{prob:.9g}" for prob in probs)])
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The table that `write_predictions` left at `path`; `DataError` where it is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file))
+        classes = tuple(name.removeprefix("p_") for name in header[2:])
+        return Predictions(
+            ids=np.array([row[0] for row in rows]),
+            labels=np.array([classes.index(row[1]) for row in rows]),
+            probs=np.array([[float(value) for value in row[2:]] for row in rows]),
+            classes=classes,
+        )
+    except OSError as err:
+        raise DataError(
+            f"{path}: cannot be read ({err.strerror}). Measure the run again with `sublens evaluate`."
+        ) from err
+    except (ValueError, IndexError) as err:
+        raise DataError(f"{path}: is damaged. Measure the run again with `sublens evaluate`.") from err

@@ -1,7 +1,6 @@
-"""Prediction tables on disk: of measured test images, and of images that were judged.
+"""Tables of predictions: CSV, JSON lines, Parquet, FITS, ECSV or VOTable, by the end of the name.
 
-The latter are CSV, JSON lines, Parquet, FITS, ECSV or VOTable, by the end of the name, and are
-written row by row, so that a million images need no more memory than one.
+They are written row by row, so that a million images need no more memory than one.
 """
 
 import csv
@@ -17,10 +16,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from sublens.errors import ConfigError, DataError
-from sublens.inference.predictor import BATCH, SLICE, Predictions, Row
+from sublens.errors import ConfigError
+from sublens.inference.predictor import BATCH, SLICE, Row
 from sublens.storage import object_store
-from sublens.storage.files import explained, tidy, whole_file, write_bytes
+from sublens.storage.files import explained, tidy, whole_file
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""
@@ -32,36 +31,6 @@ VOTABLE_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <TABLE name="predictions">
 <DESCRIPTION>Dark-matter substructure in images of strong lenses, as sublens sees it</DESCRIPTION>
 """
-
-
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Columns id, label (the true class) and p_<class>, one row an image."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", "label", *(f"p_{name}" for name in predictions.classes)])
-    for name, label, probs in zip(predictions.ids, predictions.labels, predictions.probs, strict=True):
-        table.writerow([name, predictions.classes[label], *(f"{prob:.9g}" for prob in probs)])
-    write_bytes(path, text.getvalue().encode())
-
-
-def read_predictions(path: Path) -> Predictions:
-    """The table that `write_predictions` left at `path`; `DataError` where it is missing or damaged."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file))
-        classes = tuple(name.removeprefix("p_") for name in header[2:])
-        return Predictions(
-            ids=np.array([row[0] for row in rows]),
-            labels=np.array([classes.index(row[1]) for row in rows]),
-            probs=np.array([[float(value) for value in row[2:]] for row in rows]),
-            classes=classes,
-        )
-    except OSError as err:
-        raise DataError(
-            f"{path}: cannot be read ({err.strerror}). Measure the run again with `sublens evaluate`."
-        ) from err
-    except (ValueError, IndexError) as err:
-        raise DataError(f"{path}: is damaged. Measure the run again with `sublens evaluate`.") from err
 
 
 class Column(NamedTuple):

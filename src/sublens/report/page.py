@@ -33,8 +33,8 @@ from pydantic import ValidationError
 
 from sublens.config import Frozen, ModelConfig, RunConfig
 from sublens.errors import BundleError, DataError
+from sublens.evaluation import evaluate
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
-from sublens.inference import tables
 from sublens.inference.predictor import Predictions
 from sublens.metrics import RESAMPLES
 from sublens.models import bundle, networks
@@ -184,7 +184,7 @@ def _read(folder: Path) -> Run:
             f"{folder}: is trained but not measured (no {SCORES}). Measure it with `sublens evaluate {folder} DATASET`."
         )
     scores = _read_scores(folder / SCORES)
-    predictions = tables.read_predictions(folder / PREDICTIONS)
+    predictions = evaluate.read_predictions(folder / PREDICTIONS)
     n, c = scores.n, len(card.classes)
     has_classes = tuple(scores.auc) == predictions.classes == card.classes
     has_shapes = predictions.probs.shape == (n, c) and np.shape(scores.confusion) == (c, c)
