@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.config import field_of_view
-from sublens.evaluation import explain
+from sublens.evaluation import saliency
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats
@@ -33,10 +33,10 @@ def peaks(predictor: Predictor, method: str, counts: NDArray[np.uint16], label: 
     """Where the maps of these images peak, [n, 2], arcsec."""
     if method == TRUTH_HEAD:
         logs = np.log1p(predictor.masses(counts) / MASS_UNIT_MSUN)
-        maps = explain.enlarged(logs, predictor.input, predictor.image_shape)
+        maps = saliency.enlarged(logs, predictor.input, predictor.image_shape)
     else:
-        maps = explain.saliency(predictor, counts, np.full(len(counts), label), method)  # type: ignore[arg-type]
-    return explain.peaks(maps, pixel_scale)
+        maps = saliency.saliency(predictor, counts, np.full(len(counts), label), method)  # type: ignore[arg-type]
+    return saliency.peaks(maps, pixel_scale)
 
 
 def measure(predictor: Predictor, name: str, method: str, truth: Truth, counts: NDArray[np.uint16]) -> None:
@@ -49,9 +49,9 @@ def measure(predictor: Predictor, name: str, method: str, truth: Truth, counts: 
         parts = [rows[first : first + BATCH] for first in range(0, len(rows), BATCH)]
         at = np.concatenate([peaks(predictor, method, counts[part], label, scale) for part in parts])
         seconds = (perf_counter() - start) / len(rows)
-        kinds = [("> 1e9", explain.LEAST_MSUN), ("any", 0.0)] if CLASSES[label] == "sphere" else [("string", 0.0)]
+        kinds = [("> 1e9", saliency.LEAST_MSUN), ("any", 0.0)] if CLASSES[label] == "sphere" else [("string", 0.0)]
         for kind, least in kinds:
-            told = explain.score(at, truth.take(rows), field, least_msun=least)
+            told = saliency.score(at, truth.take(rows), field, least_msun=least)
             share = f"{told['share']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"
             chance, uniform = f"{told['chance']:.3f}", f"{told['uniform']:.3f}"
             row = (name, method, CLASSES[label], kind, told["n"], share, chance, uniform, f"{seconds:.3f}")
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--images", type=int, default=300, help="of each class")
-    parser.add_argument("--methods", nargs="+", default=[TRUTH_HEAD, *get_args(explain.Method)])
+    parser.add_argument("--methods", nargs="+", default=[TRUTH_HEAD, *get_args(saliency.Method)])
     options = parser.parse_args()
     truth, counts = simulate(preset("common-test-1"), SEED, "test", range(options.images * len(CLASSES)))
     print(ROW.format("network", "map", "class", "Msun", "n", "peak on it [95 %]", "chance", "anywhere", "s/image"))

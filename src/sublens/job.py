@@ -39,7 +39,7 @@ from sublens.training.recorder import LOG
 from sublens.training.run import settled, train_run
 
 if TYPE_CHECKING:
-    from sublens.evaluation.explain import Method
+    from sublens.evaluation.saliency import Method
 
 Form = Literal["store", "folder", "fits"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sublens.config import InputConfig
 from sublens.errors import BundleError
-from sublens.evaluation import explain
-from sublens.evaluation.explain import METHOD, Method, score
+from sublens.evaluation import saliency
+from sublens.evaluation.saliency import METHOD, Method, score
 from sublens.inference.engines import Sight
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
@@ -66,7 +66,7 @@ SIGHTS = (
 def test_saliency_peaks_where_the_network_looks(method: Method, sight: tuple[InputConfig, int, slice, slice]) -> None:
     seen, side, row, column = sight
     shape, middle = ((48, 48), (4, 36)) if seen.crop is None else ((40, 56), (8, 40))
-    maps = explain.saliency(glancing(seen, shape, side, row, column), speckled(shape), np.array([1, 1]), method)
+    maps = saliency.saliency(glancing(seen, shape, side, row, column), speckled(shape), np.array([1, 1]), method)
     assert maps.shape == (2, *shape)
     for one in maps:
         assert np.hypot(*(np.array(np.unravel_index(one.argmax(), shape)) + 0.5 - middle)) < 6
@@ -77,7 +77,7 @@ def test_saliency_peaks_where_the_network_looks(method: Method, sight: tuple[Inp
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_speaks_for_the_other_class(method: Method) -> None:
     predictor = glancing(InputConfig(), (48, 48), 48, slice(0, 8), slice(32, 40))
-    assert (explain.saliency(predictor, speckled((48, 48)), np.array([0, 1]), method).max((1, 2)) == [0, 1]).all()
+    assert (saliency.saliency(predictor, speckled((48, 48)), np.array([0, 1]), method).max((1, 2)) == [0, 1]).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,7 +85,7 @@ def test_outside_of_what_the_network_sees_saliency_is_zero(method: Method) -> No
     torch.manual_seed(0)
     seen = InputConfig(crop=32, binning=2)
     predictor = eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (40, 56), seen)
-    maps = explain.saliency(predictor, speckled((40, 56)), np.array([0, 2]), method)
+    maps = saliency.saliency(predictor, speckled((40, 56)), np.array([0, 2]), method)
     assert maps[:, 4:36, 12:44].any()
     maps[:, 4:36, 12:44] = 0
     assert not maps.any()
@@ -97,8 +97,8 @@ def test_images_are_explained_alike_alone_and_together(method: Method) -> None:
     model = build("mobilenetv3-small", 3).eval()
     predictor = eager(model, ("no", "sphere", "vort"), (48, 48), InputConfig())
     images, labels = speckled((48, 48), 3), np.array([0, 1, 2])
-    together = explain.saliency(predictor, images, labels, method)
-    alone = explain.saliency(predictor, images[2:], labels[2:], method)
+    together = saliency.saliency(predictor, images, labels, method)
+    alone = saliency.saliency(predictor, images[2:], labels[2:], method)
     assert np.allclose(together[2:], alone, atol=1e-3)
 
 
@@ -107,7 +107,7 @@ def test_the_feature_map_is_the_one_with_cells_of_eight_pixels() -> None:
     model = build("lensnet", 3).eval()
     model.get_submodule("stage2").register_forward_hook(lambda module, given, told: heard.append(told.shape))
     predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=2))
-    explain.saliency(predictor, speckled((48, 48)), np.array([0, 1]))
+    saliency.saliency(predictor, speckled((48, 48)), np.array([0, 1]))
     assert heard[0][2:] == (6, 6)
 
 
@@ -115,8 +115,8 @@ def test_a_network_without_feature_maps_can_only_be_occluded() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
     predictor = eager(model, ("a", "b"), (16, 16), InputConfig())
     with pytest.raises(BundleError, match="no feature map, which grad-cam needs. Use the method occlusion"):
-        explain.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "grad-cam")
-    assert explain.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "occlusion").any()
+        saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "grad-cam")
+    assert saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "occlusion").any()
 
 
 def test_other_engines_have_no_gradients() -> None:
@@ -124,13 +124,13 @@ def test_other_engines_have_no_gradients() -> None:
         return Sight(np.zeros((len(counts), 2)), None, [])
 
     with pytest.raises(BundleError, match="engine='torch'"):
-        explain.saliency(Predictor(engine, ("a", "b"), (16, 16), InputConfig()), speckled((16, 16)), np.array([0, 1]))
+        saliency.saliency(Predictor(engine, ("a", "b"), (16, 16), InputConfig()), speckled((16, 16)), np.array([0, 1]))
 
 
 def test_a_peak_is_told_in_arcsec_from_the_centre() -> None:
     maps = np.zeros((2, 5, 9))
     maps[0, 0, 8] = maps[1, 2, 4] = 1
-    assert explain.peaks(maps, 0.5).tolist() == [[2, -1], [0, 0]]
+    assert saliency.peaks(maps, 0.5).tolist() == [[2, -1], [0, 0]]
 
 
 # --- the score --------------------------------------------------------------------------------

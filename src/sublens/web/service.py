@@ -178,14 +178,14 @@ class Service:
 
     def saliency(self, network: Network, counts: Counts, label: str) -> Json:
         """What in one image [h, w] speaks for a class; slow the first time, when torch is loaded."""
-        from sublens.evaluation import explain
+        from sublens.evaluation import saliency
 
         with self._explaining:
             if network.name not in self._explainers:
                 self._explainers[network.name] = Predictor.load(network.folder, "torch")
             predictor = self._explainers[network.name]
             labels = np.array([predictor.classes.index(label)])
-            return array(explain.saliency(predictor, counts[None], labels)[0].astype(np.float32))
+            return array(saliency.saliency(predictor, counts[None], labels)[0].astype(np.float32))
 
     def close(self) -> None:
         """End all threads."""
