@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import dataset, fits_folder, store
+from sublens.data import dataset, fits_folder, folders, store
 from sublens.data.dataset import Dataset
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError, DataError, ImageError, nearest
@@ -81,7 +81,7 @@ def simulate(
         elif form == "fits":
             fits_folder.write(out, CLASSES, origin, splits, force=force)
         else:
-            dataset.write_folder(out, CLASSES, origin, splits, force=force)
+            folders.write_folder(out, CLASSES, origin, splits, force=force)
 
 
 def _simulated(
@@ -147,7 +147,7 @@ def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
     path = object_store.local(path, bar)
     if (path / store.MANIFEST).is_file():
         return dataset.open(path, split)
-    with bar(f"reading {path}", dataset.Layout.of(path).n_images) as advance:
+    with bar(f"reading {path}", folders.Layout.of(path).n_images) as advance:
         return dataset.open(path, split, Count(advance).add)
 
 
@@ -170,7 +170,7 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)
-    layout = dataset.Layout.of(folder)
+    layout = folders.Layout.of(folder)
     computed = opened(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
         count = Count(advance, mapper.told)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sublens import job
 from sublens.config import SplitConfig
-from sublens.data import dataset, store
+from sublens.data import dataset, folders, store
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError, ImageError
 
@@ -111,7 +111,7 @@ def test_a_folder_packed_into_a_store_is_the_same_data_set(image_folder: Path, t
 def test_writing_a_folder_and_reading_it_keeps_every_count(small_store: Path, tmp_path: Path) -> None:
     manifest = store.read_manifest(small_store)
     chunks = store.read_split(small_store, manifest, "train")
-    dataset.write_folder(
+    folders.write_folder(
         tmp_path / "f", manifest.classes, manifest.origin, {"train": lambda n_done: chunks}, force=False
     )
     opened = dataset.open(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
@@ -124,7 +124,7 @@ def test_a_written_folder_has_the_layout_of_the_original(small_store: Path, tmp_
     manifest = store.read_manifest(small_store)
     read = {name: store.read_split(small_store, manifest, name) for name in ("train", "test")}
     splits = {name: (lambda n_done, chunks=chunks: chunks) for name, chunks in read.items()}
-    dataset.write_folder(tmp_path / "f", manifest.classes, manifest.origin, splits, force=False)
+    folders.write_folder(tmp_path / "f", manifest.classes, manifest.origin, splits, force=False)
     assert len(list((tmp_path / "f" / "train" / "sphere").glob("*.npy"))) == 40
     pixels = np.load(tmp_path / "f" / "test" / "vort" / "1.npy")
     assert (pixels.shape, pixels.dtype, pixels.min(), pixels.max()) == ((1, 48, 48), np.float64, 0, 1)

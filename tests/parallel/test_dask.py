@@ -186,7 +186,7 @@ def test_slurm_jobs_give_the_same(
 
 
 def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.data.dataset.FOLDER_CHUNK", 20)
+    monkeypatch.setattr("sublens.data.folders.FOLDER_CHUNK", 20)
     job.pack(easy_folder, tmp_path / "alone")
     job.pack(easy_folder, tmp_path / "cluster", cluster="local:2")
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
