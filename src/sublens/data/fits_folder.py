@@ -6,14 +6,11 @@ SPLIT/CLASS/0000012.fits   SCI        counts above the minimum, the truth in its
 simulation.json            survey and seed
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sublens.data.store import Chunk, Origin, Source
 from sublens.sim.survey import Survey
@@ -22,7 +19,7 @@ from sublens.storage.files import whole_folder
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header
 
-MAPS = "maps.json"
+
 EXTENSIONS = {"convergence": "KAPPA", "noiseless": "NOISELES"}
 """Name of the extension that holds a map."""
 
@@ -74,23 +71,3 @@ def centred(n_pixels: int, pixel_scale: float) -> "Header":
         header[f"CRPIX{axis}"], header[f"CRVAL{axis}"] = (n_pixels + 1) / 2, 0.0
         header[f"CDELT{axis}"] = (pixel_scale, "arcsec a pixel")
     return header
-
-
-@contextmanager
-def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[[str, NDArray[np.float64]], None]]:
-    """Open a new folder for maps of substructure mass; yields what writes one.
-
-    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits. `maps.json`
-    tells a folder of ours.
-    """
-    from astropy.io import fits
-
-    with whole_folder(folder, force=force) as partial:
-        (partial / MAPS).write_text(json.dumps({"cell_arcsec": cell_arcsec}) + "\n", encoding="utf-8")
-
-        def draw(name: str, masses: NDArray[np.float64]) -> None:
-            header = centred(len(masses), cell_arcsec)
-            header["BUNIT"] = ("solMass", "substructure, as a network sees it")
-            fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
-
-        yield draw

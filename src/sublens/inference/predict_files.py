@@ -178,9 +178,9 @@ def tabulate(
 
 
 def _drawing(folder: Path, drawn: CardMap, *, force: bool) -> AbstractContextManager[Draw]:
-    from sublens.data import fits_folder  # slow to import
+    from sublens.inference import mass_maps  # slow to import
 
-    return fits_folder.maps(folder, drawn.cell_arcsec, force=force)
+    return mass_maps.maps(folder, drawn.cell_arcsec, force=force)
 
 
 def _device(engine: EngineName | None) -> str:

@@ -1,0 +1,38 @@
+"""Predicted maps of substructure mass as FITS files, one an image."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.storage.files import whole_folder
+
+if TYPE_CHECKING:
+    pass
+from sublens.data.fits_folder import centred
+
+MAPS = "maps.json"
+
+
+@contextmanager
+def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[[str, NDArray[np.float64]], None]]:
+    """Open a new folder for maps of substructure mass; yields what writes one.
+
+    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits. `maps.json`
+    tells a folder of ours.
+    """
+    from astropy.io import fits
+
+    with whole_folder(folder, force=force) as partial:
+        (partial / MAPS).write_text(json.dumps({"cell_arcsec": cell_arcsec}) + "\n", encoding="utf-8")
+
+        def draw(name: str, masses: NDArray[np.float64]) -> None:
+            header = centred(len(masses), cell_arcsec)
+            header["BUNIT"] = ("solMass", "substructure, as a network sees it")
+            fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
+
+        yield draw
