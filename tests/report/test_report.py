@@ -21,7 +21,7 @@ from sublens.errors import DataError
 from sublens.evaluation import evaluate
 from sublens.inference.predictor import Predictions
 from sublens.models import bundle, networks, weights
-from sublens.report import page
+from sublens.report import figures, page
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
@@ -415,7 +415,7 @@ def test_no_runs_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heights", [[0.5], [0.5, 0.5, 0.5], [0.0, 1.0, 0.99, 0.98], [0.01, 0.0, 0.02]])
 def test_names_beside_points_never_overlap(heights: list[float]) -> None:
-    moved = sorted(page._apart(heights, 0.1))
+    moved = sorted(figures._apart(heights, 0.1))
     assert all(above - below > 0.0999 for below, above in pairwise(moved))
     assert moved[-1] <= 1
     assert moved[0] >= 0
@@ -425,7 +425,7 @@ def test_names_beside_points_never_overlap(heights: list[float]) -> None:
     ("value", "text"), [(0.034127, "0.0341"), (1.2, "1.20"), (35.16, "35.2"), (1234.4, "1,234"), (0, "0")]
 )
 def test_numbers_keep_three_digits(value: float, text: str) -> None:
-    assert page._digits(value) == text
+    assert figures._digits(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(52, "52 s"), (231, "3.85 min"), (9_000, "2.50 h"), (4e5, "4.63 days")])
