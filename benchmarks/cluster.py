@@ -23,7 +23,8 @@ from typing import TypeVar
 import numpy as np
 from distributed.protocol import deserialize, serialize
 
-from sublens import job
+from sublens import workflows
+from sublens.data import generate
 from sublens.inference import predict_files
 from sublens.parallel import dask
 from sublens.parallel.mapper import Mapper
@@ -97,8 +98,8 @@ def warm_rate(where: str, n_skipped: int = 4, n: int = 28) -> float:
 
 def taken(folder: Path, images: Path) -> None:
     """Print what the command itself can take."""
-    job.opened = predict_files.opened = instant  # type: ignore[attr-defined]
-    job.simulate(preset("common-test-1"), {"train": 20_000}, folder / "taken", seed=9, cluster="instant")
+    workflows.opened = predict_files.opened = instant  # type: ignore[attr-defined]
+    generate.simulate(preset("common-test-1"), {"train": 20_000}, folder / "taken", seed=9, cluster="instant")
     print(f"simulate takes {20_000 / (perf_counter() - INSTANT.start):,.0f} images/s")
     predict_files.tabulate(predict_files.Query("lensnet", [images]), folder / "taken.csv", cluster="instant")
     print(f"predict takes {N_JUDGED / (perf_counter() - INSTANT.start):,.0f} images/s")

@@ -14,8 +14,8 @@ from hypothesis import settings
 from sublens.config import InputConfig, RunConfig, SplitConfig
 from sublens.data.dataset import Dataset
 from sublens.data.dataset import open as open_dataset
+from sublens.data.generate import simulate
 from sublens.data.store import Chunk
-from sublens.job import simulate
 from sublens.models import bundle, weights
 from sublens.models.networks import build
 from sublens.sim.presets import preset

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sublens import job
+from sublens import workflows
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data import dataset, store
+from sublens.data import dataset, generate, store
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
@@ -34,27 +34,27 @@ def modified(out: Path) -> dict[str, float]:
 
 def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_survey: Survey) -> None:
     for workers in (1, 2):
-        job.simulate(small_survey, {"train": 70, "test": 20}, tmp_path / str(workers), seed=3, workers=workers)
+        generate.simulate(small_survey, {"train": 70, "test": 20}, tmp_path / str(workers), seed=3, workers=workers)
     assert sha256(tmp_path / "1" / store.MANIFEST) == sha256(tmp_path / "2" / store.MANIFEST)
 
 
 def test_another_seed_gives_other_images(tmp_path: Path, small_survey: Survey) -> None:
     for seed in (1, 2):
-        job.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
+        generate.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
     one, two = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
     assert one != two
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: Survey) -> None:
     for n in (6, 12):
-        job.simulate(small_survey, {"train": n}, tmp_path / str(n), seed=1)
+        generate.simulate(small_survey, {"train": n}, tmp_path / str(n), seed=1)
     few, many = (store.read_split(tmp_path / n, store.read_manifest(tmp_path / n), "train")[0] for n in ("6", "12"))
     assert (many.counts[:6] == few.counts).all()
 
 
 def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey: Survey, small_store: Path) -> None:
-    job.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, form="folder")
-    folder, packed = (job.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
+    generate.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, form="folder")
+    folder, packed = (dataset.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
     assert folder.classes == packed.classes
     images = [{row.tobytes() for row in one.test.counts(range_of(one.test))} for one in (folder, packed)]
     assert images[0] == images[1]
@@ -65,7 +65,7 @@ def range_of(part: dataset.Part) -> Any:
 
 
 def test_the_whole_job_leaves_runs_and_a_report(easy: Dataset, tmp_path: Path) -> None:
-    html = job.run_all(easy, CONFIGS, tmp_path / "out")
+    html = workflows.run_all(easy, CONFIGS, tmp_path / "out")
     assert html.is_file()
     for name in ("lensnet", "resnet10t"):
         assert json.loads((tmp_path / "out" / "runs" / name / recorder.SCORES).read_text())["n"] == 40
@@ -73,33 +73,33 @@ def test_the_whole_job_leaves_runs_and_a_report(easy: Dataset, tmp_path: Path) -
 
 
 def test_a_second_call_trains_nothing_again(easy: Dataset, tmp_path: Path) -> None:
-    job.run_all(easy, CONFIGS[:1], tmp_path)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path)
     before = modified(tmp_path)
-    job.run_all(easy, CONFIGS, tmp_path)
+    workflows.run_all(easy, CONFIGS, tmp_path)
     assert modified(tmp_path).items() > before.items()
 
 
 def test_force_trains_everything_again(easy: Dataset, tmp_path: Path) -> None:
-    job.run_all(easy, CONFIGS[:1], tmp_path)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path)
     before = modified(tmp_path)
-    job.run_all(easy, CONFIGS[:1], tmp_path, force=True)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path, force=True)
     assert modified(tmp_path) != before
 
 
 def test_an_interrupted_network_is_trained_again(easy: Dataset, tmp_path: Path) -> None:
-    job.run_all(easy, CONFIGS[:1], tmp_path)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path)
     card = bundle.read_card(tmp_path / "runs" / "lensnet")
     stopped = card.model_copy(update={"training": card.training.model_copy(update={"interrupted": True})})
     (tmp_path / "runs" / "lensnet" / bundle.CARD).write_text(stopped.model_dump_json())
-    job.run_all(easy, CONFIGS[:1], tmp_path)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path)
     assert not bundle.read_card(tmp_path / "runs" / "lensnet").training.interrupted
 
 
 def test_other_settings_are_not_mixed_into_a_finished_job(easy: Dataset, tmp_path: Path) -> None:
-    job.run_all(easy, CONFIGS[:1], tmp_path)
+    workflows.run_all(easy, CONFIGS[:1], tmp_path)
     other = [CONFIGS[0].model_copy(update={"train": TrainConfig(epochs=2)})]
     with pytest.raises(DataError, match=r"(?s)holds a run with other settings.*train.epochs: 1 before, 2 now.*--force"):
-        job.run_all(easy, other, tmp_path)
+        workflows.run_all(easy, other, tmp_path)
 
 
 def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
@@ -108,28 +108,28 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
     monkeypatch.setattr(bundle, "SHELVES", (tmp_path / "shelf",))
     with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
-        job.adopted(Path("ours"), None)
+        evaluate.adopted(Path("ours"), None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="comes with sublens"):
-        job.adopted(Path("shelf/ours"), None)
+        evaluate.adopted(Path("shelf/ours"), None)
     with pytest.raises(BundleError, match="not a trained model"):
-        job.adopted(tmp_path, tmp_path.parent / "copy")
-    copy = job.adopted(Path("ours"), tmp_path / "copy")
+        evaluate.adopted(tmp_path, tmp_path.parent / "copy")
+    copy = evaluate.adopted(Path("ours"), tmp_path / "copy")
     assert evaluate.measure_run(copy, easy)["n"] == 40
     assert not (tmp_path / "shelf" / "ours" / recorder.SCORES).exists()
 
 
 @pytest.mark.slow
 def test_a_hurried_demo_compares_what_is_shipped_with_what_it_trained(tmp_path: Path) -> None:
-    html = job.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
+    html = workflows.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
     text = html.read_text()
     assert all(name in text for name in [*bundle.references(), "lensnet-live"])
 
 
 @pytest.mark.parametrize("form", ["folder", "fits", "store"])
-def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey, form: job.Form) -> None:
+def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey, form: generate.Form) -> None:
     for seed in (1, 2):
-        job.simulate(small_survey, {"train": 3}, tmp_path / "s", seed=seed, form=form, force=True)
+        generate.simulate(small_survey, {"train": 3}, tmp_path / "s", seed=seed, form=form, force=True)
     said = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
     assert said.get("origin", said)["seed"] == 2
 
@@ -151,7 +151,7 @@ def test_a_continued_simulation_counts_what_was_done(
 
     sizes: dict[Split, int] = {"train": 8, "test": 12}
     with suppress(KeyboardInterrupt):
-        job.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
+        generate.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
     assert done == [0, 4, 8, 8, 12]
-    job.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
+    generate.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
     assert done[5:] == [8, 12, 16, 20]

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sublens.config import RunConfig as RunConfig
+    from sublens.data.dataset import open_dataset as open_dataset
+    from sublens.data.generate import simulate as simulate
     from sublens.errors import SublensError as SublensError
     from sublens.evaluation.evaluate import measure_run as measure_run
     from sublens.inference.predictor import Prediction as Prediction
     from sublens.inference.predictor import Predictor as Predictor
-    from sublens.job import open_dataset as open_dataset
-    from sublens.job import run_all as run_all
-    from sublens.job import simulate as simulate
     from sublens.models.networks import build as build
     from sublens.sim.population import draw as draw
     from sublens.sim.presets import preset as preset
     from sublens.sim.render import render as render
     from sublens.training.run import train_run as train_run
+    from sublens.workflows import run_all as run_all
 
 _HOMES = {
     "Prediction": "inference.predictor",
@@ -31,11 +31,11 @@ _HOMES = {
     "build": "models.networks",
     "draw": "sim.population",
     "measure_run": "evaluation.evaluate",
-    "open_dataset": "job",
+    "open_dataset": "data.dataset",
     "preset": "sim.presets",
     "render": "sim.render",
-    "run_all": "job",
-    "simulate": "job",
+    "run_all": "workflows",
+    "simulate": "data.generate",
     "train_run": "training.run",
 }
 

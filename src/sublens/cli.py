@@ -109,7 +109,7 @@ def simulate(
 
     sublens simulate common-test-1 --train 30000 --test 7500 --seed 1 --workers 2 --out data/ct1
     """
-    from sublens import job
+    from sublens.data import generate
     from sublens.progress import visible
     from sublens.sim import presets
     from sublens.storage import files
@@ -124,7 +124,7 @@ def simulate(
         "force": force,
     }
     try:
-        job.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
+        generate.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SublensError):
         kept = files.partial_folder(out)
         if kept.is_dir():
@@ -182,11 +182,11 @@ def fidelity(
 
     sublens fidelity common-test-1 common_test_1/train/no --class no
     """
-    from sublens import job
+    from sublens.evaluation import fidelity
     from sublens.progress import visible
     from sublens.sim import presets
 
-    rows, told = job.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    rows, told = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
         values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
@@ -212,10 +212,10 @@ def pack(
 
     sublens pack common_test_1 --out data/ct1
     """
-    from sublens import job
+    from sublens.data import dataset
     from sublens.progress import visible
 
-    job.pack(folder, out, cluster=cluster, force=force, bar=visible)
+    dataset.pack(folder, out, cluster=cluster, force=force, bar=visible)
     print(_described(out))
 
 
@@ -310,7 +310,7 @@ def train(
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
-    from sublens import job
+    from sublens.data import dataset
     from sublens.errors import ConfigError
     from sublens.parallel.torchrun import joined
     from sublens.progress import silent, visible
@@ -326,7 +326,7 @@ def train(
     config = begun or _config(settings, set_, model)
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
-        data = job.open_dataset(dataset, config.split, bar)
+        data = dataset.open_dataset(dataset, config.split, bar)
         if ranks.is_first:
             _say(_parts(data))
         is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar)
@@ -376,11 +376,12 @@ def evaluate(
 
     sublens evaluate runs/resnet18 data/ct1
     """
-    from sublens import job
+    from sublens.data import dataset
+    from sublens.evaluation import evaluate
     from sublens.models import bundle
     from sublens.progress import visible
 
-    folder, data, scores = job.measure(network, dataset, out, cluster=cluster, force=force, bar=visible)
+    folder, data, scores = evaluate.measure(network, dataset, out, cluster=cluster, force=force, bar=visible)
     if data.hash != bundle.read_card(folder).data.hash:
         _say(f"{folder} was trained on other data than {dataset}.")
     print(f"{folder}: on {scores['n']:,} test images")
@@ -415,14 +416,15 @@ def publish_(
 
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
-    from sublens import job
+    from sublens.data import dataset
     from sublens.evaluation.publish import publish
+    from sublens.inference import predict_dataset
     from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
-    data = job.open_unlearned(dataset, bundle.read_card(runs[0]), visible)
+    data = predict_dataset.open_unlearned(dataset, bundle.read_card(runs[0]), visible)
     print(publish(runs, data, out, force=force, bar=visible))
 
 
@@ -556,14 +558,14 @@ def export_(
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
-    from sublens import job
-    from sublens.inference import onnx_export
+    from sublens.data import dataset
+    from sublens.inference import onnx_export, predict_dataset
     from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
-    data = job.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
+    data = predict_dataset.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
     told = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
     print(out / bundle.GRAPH)
     reference = "the float32 graph" if int8 else "torch"
@@ -596,7 +598,7 @@ def explain(
 
     sublens explain lensnet cutouts/*.fits --out explained
     """
-    from sublens import job
+    from sublens.evaluation import explain
     from sublens.images.formats import Wanted
     from sublens.progress import visible
     from sublens.storage import files
@@ -604,7 +606,7 @@ def explain(
     name, inputs = _network_and_images(arguments)
     files.refuse_existing(out, force=force)
     n_images = n_failed = 0
-    for record in job.explain_images(
+    for record in explain.explain_images(
         name,
         inputs,
         out,
@@ -657,14 +659,15 @@ def run_(
 
     sublens run common_test_1 --models lensnet,resnet18 --out results
     """
-    from sublens import job
+    from sublens import workflows
+    from sublens.data import dataset
     from sublens.progress import visible
     from sublens.storage import files
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
-    data = job.open_dataset(dataset, configs[0].split, visible)
-    _finish(job.run_all(data, configs, out, force=force, bar=visible))
+    data = dataset.open_dataset(dataset, configs[0].split, visible)
+    _finish(workflows.run_all(data, configs, out, force=force, bar=visible))
 
 
 @app.command()
@@ -723,10 +726,10 @@ def demo(
 
     sublens demo --minutes 10 --out demo
     """
-    from sublens import job
+    from sublens import workflows
     from sublens.progress import visible
 
-    _finish(job.demo(out, minutes, seed=seed, workers=workers, force=force, bar=visible))
+    _finish(workflows.demo(out, minutes, seed=seed, workers=workers, force=force, bar=visible))
 
 
 def _config(settings: Path | None, overrides: list[str] | None, model: str | None) -> "RunConfig":

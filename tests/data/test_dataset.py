@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sublens import job
 from sublens.config import SplitConfig
 from sublens.data import dataset, folders, store
 from sublens.data.dataset import Dataset, Part
@@ -100,7 +99,7 @@ def test_truth_stays_with_its_image(small_dataset: Dataset) -> None:
 
 
 def test_a_folder_packed_into_a_store_is_the_same_data_set(image_folder: Path, tmp_path: Path) -> None:
-    job.pack(image_folder, tmp_path / "store")
+    dataset.pack(image_folder, tmp_path / "store")
     folder, packed = (dataset.open(path, EVERY_PART) for path in (image_folder, tmp_path / "store"))
     for name in ("train", "selection", "test"):
         one, other = getattr(folder, name), getattr(packed, name)
@@ -202,5 +201,5 @@ def test_a_part_without_a_class_is_refused(image_folder: Path) -> None:
 def test_a_bad_image_leaves_no_store_behind(image_folder: Path, tmp_path: Path) -> None:
     np.save(image_folder / "test" / "ring" / "3.npy", np.full((1, 16, 16), np.nan))
     with pytest.raises(ImageError, match=r"3\.npy: 256 of 256 pixels are NaN"):
-        job.pack(image_folder, tmp_path / "store")
+        dataset.pack(image_folder, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from astropy.io import fits as astropy_fits
 
-from sublens import job
 from sublens.config import SplitConfig
-from sublens.data import dataset
+from sublens.data import dataset, generate
 from sublens.errors import ConfigError
 from sublens.images import formats
 from sublens.sim import render
@@ -17,7 +16,7 @@ from sublens.sim.survey import Survey
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, small_survey: Survey) -> Path:
     out = tmp_path_factory.mktemp("fits") / "f"
-    job.simulate(small_survey, {"train": 12, "test": 6}, out, seed=3, form="fits", save_maps=True)
+    generate.simulate(small_survey, {"train": 12, "test": 6}, out, seed=3, form="fits", save_maps=True)
     return out
 
 
@@ -63,5 +62,5 @@ def test_the_folder_can_be_trained_on(folder: Path, small_survey: Survey) -> Non
 
 def test_npy_folders_have_no_place_for_maps(tmp_path: Path, small_survey: Survey) -> None:
     with pytest.raises(ConfigError, match="no place for maps"):
-        job.simulate(small_survey, {"train": 3}, tmp_path / "f", seed=1, form="folder", save_maps=True)
+        generate.simulate(small_survey, {"train": 3}, tmp_path / "f", seed=1, form="folder", save_maps=True)
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,7 @@ from conftest import chunk
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sublens import job
-from sublens.data import store
+from sublens.data import generate, store
 from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
@@ -199,7 +198,7 @@ def test_another_plan_starts_from_nothing_if_forced(tmp_path: Path) -> None:
 
 
 def test_maps_are_read_back(tmp_path: Path, small_survey: Survey) -> None:
-    job.simulate(small_survey, {"train": 9}, tmp_path / "s", seed=2, save_maps=True)
+    generate.simulate(small_survey, {"train": 9}, tmp_path / "s", seed=2, save_maps=True)
     manifest = store.read_manifest(tmp_path / "s")
     (chunk,) = store.read_split(tmp_path / "s", manifest, "train")
     assert chunk.truth is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import changed
 
-from sublens import job
 from sublens.errors import DataError, ImageError
+from sublens.evaluation import fidelity
 from sublens.evaluation.fidelity import compare, statistics, tell_apart
 from sublens.images.formats import read_archive
 from sublens.sim.presets import preset
@@ -29,7 +29,7 @@ def test_smooth_lenses_are_distributed_like_the_real_ones(real_data: Path) -> No
 
 @pytest.mark.slow
 def test_a_network_cannot_tell_real_from_simulated(real_data: Path) -> None:
-    rows, told = job.fidelity(preset("common-test-1"), real_data / "common_test_1_no_1000.npz", "no")
+    rows, told = fidelity.fidelity(preset("common-test-1"), real_data / "common_test_1_no_1000.npz", "no")
     assert told.low < 0.5 < told.high
     assert len(rows) == 12
 
@@ -61,19 +61,19 @@ def test_a_folder_of_images_is_compared(tmp_path: Path, small_survey: Survey) ->
     (tmp_path / "real").mkdir()
     for number, counts in enumerate(smooth(small_survey, 60, seed=4)):
         np.save(tmp_path / "real" / f"{number}.npy", counts / counts.max())
-    rows, told = job.fidelity(small_survey, tmp_path / "real", "no")
+    rows, told = fidelity.fidelity(small_survey, tmp_path / "real", "no")
     assert min(row.p for row in rows) > 1e-4
     assert told.low < 0.5 < told.high
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path, small_survey: Survey) -> None:
     with pytest.raises(DataError, match=r"holds no \.npy"):
-        job.fidelity(small_survey, tmp_path, "no")
+        fidelity.fidelity(small_survey, tmp_path, "no")
     np.savez(tmp_path / "few.npz", counts=smooth(small_survey, 3))
     with pytest.raises(DataError, match="at least 50"):
-        job.fidelity(small_survey, tmp_path / "few.npz", "no")
+        fidelity.fidelity(small_survey, tmp_path / "few.npz", "no")
     with pytest.raises(ImageError, match="48 x 48 pixels but hst makes 80 x 80"):
-        job.fidelity(preset("hst"), tmp_path / "few.npz", "no")
+        fidelity.fidelity(preset("hst"), tmp_path / "few.npz", "no")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     with pytest.raises(ImageError, match="has no array .counts.; name one"):
-        job.fidelity(small_survey, tmp_path / "other.npz", "no")
+        fidelity.fidelity(small_survey, tmp_path / "other.npz", "no")

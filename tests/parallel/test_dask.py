@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens import job
 from sublens.config import RunConfig, SplitConfig, TrainConfig
+from sublens.data import dataset, generate
 from sublens.errors import BundleError, ConfigError, DataError, SublensError
+from sublens.evaluation import evaluate
 from sublens.inference import predict_dataset, predict_files
 from sublens.inference.predict_files import Query
 from sublens.models import bundle
@@ -48,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_store_is_the_same(tmp_path: Path, small_survey: Survey, small_slices: None) -> None:
-    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
-    job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster="local:2")  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster="local:2")  # type: ignore[arg-type]
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
 
 
@@ -131,10 +132,10 @@ def test_a_cluster_that_stands_already_gives_the_same(
     folder: Path, tmp_path: Path, small_survey: Survey, small_slices: None
 ) -> None:
     plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
     alone = list(predict_files.predict(Query("lensnet", [folder])))
     with standing(tmp_path, plain) as address:
-        job.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster=address)  # type: ignore[arg-type]
+        generate.simulate(small_survey, SIZES, tmp_path / "cluster", seed=3, cluster=address)  # type: ignore[arg-type]
         assert list(predict_files.predict(Query("lensnet", [folder]), cluster=address)) == alone
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
 
@@ -144,11 +145,11 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
 ) -> None:
     there = Remote(bucket, "shared")
     object_store.send_folder(folder, Remote(there, "images"), "")
-    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
     alone = list(predict_files.predict(Query("lensnet", [folder])))
     plain = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("AWS_")}
     with standing(tmp_path, {**plain, "HOME": str(tmp_path)}) as address:
-        job.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
+        generate.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
         query = Query("lensnet", [there / "images"])
         assert predict_files.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
     assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
@@ -178,8 +179,8 @@ def test_slurm_jobs_give_the_same(
         pass
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    job.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
-    job.simulate(small_survey, SIZES, tmp_path / "slurm", seed=3, cluster=f"slurm:{settings}")  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "alone", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "slurm", seed=3, cluster=f"slurm:{settings}")  # type: ignore[arg-type]
     assert sha256(tmp_path / "slurm" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
     (first, *_) = commands.glob("sbatch.job.*")
     assert "#SBATCH -p normal" in first.read_text()
@@ -187,18 +188,18 @@ def test_slurm_jobs_give_the_same(
 
 def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.data.folders.FOLDER_CHUNK", 20)
-    job.pack(easy_folder, tmp_path / "alone")
-    job.pack(easy_folder, tmp_path / "cluster", cluster="local:2")
+    dataset.pack(easy_folder, tmp_path / "alone")
+    dataset.pack(easy_folder, tmp_path / "cluster", cluster="local:2")
     assert sha256(tmp_path / "cluster" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
 
 
 def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.evaluation.evaluate.SLICE", 16)
     monkeypatch.setattr("sublens.evaluation.evaluate.BATCH", 16)
-    easy, trained = job.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
+    easy, trained = dataset.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=easy.split), trained)
     for name, where in (("alone", None), ("cluster", "local:2")):
-        job.measure(trained, easy_folder, tmp_path / name, cluster=where)
+        evaluate.measure(trained, easy_folder, tmp_path / name, cluster=where)
     tables = [(tmp_path / name / recorder.PREDICTIONS).read_bytes() for name in ("alone", "cluster")]
     assert tables[0] == tables[1]
 
@@ -291,4 +292,4 @@ def test_an_error_on_a_worker_is_ours_to_tell(small_survey: Survey, tmp_path: Pa
         update={"halo": small_survey.halo.model_copy(update={"mass_msun": small_survey.subhaloes.mass_msun})}
     )
     with pytest.raises(SublensError, match="outweighs its halo"):
-        job.simulate(heavy, {"train": 30}, tmp_path / "store", seed=3, cluster="local:1")
+        generate.simulate(heavy, {"train": 30}, tmp_path / "store", seed=3, cluster="local:1")

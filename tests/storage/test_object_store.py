@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from distributed.protocol import deserialize, serialize
 
-from sublens import cli, job
+from sublens import cli, workflows
 from sublens.config import SplitConfig
-from sublens.data import dataset
+from sublens.data import dataset, generate
 from sublens.errors import DataError
 from sublens.images import listing
 from sublens.inference import predict_files, tables
@@ -122,7 +122,7 @@ def test_folders_that_became_empty_are_gone(shelf: Remote, tmp_path: Path) -> No
 
 def test_work_is_not_begun_where_its_result_could_not_be_sent(bucket: Remote, small_survey: Survey) -> None:
     with pytest.raises(DataError, match=r"s3://nowhere/store: cannot be reached"):
-        job.simulate(small_survey, {"train": 10**9}, Remote("s3://nowhere/store"), seed=1)
+        generate.simulate(small_survey, {"train": 10**9}, Remote("s3://nowhere/store"), seed=1)
 
 
 def test_defaults_are_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,21 +132,21 @@ def test_defaults_are_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
         given.append(out)
         raise DataError("enough")
 
-    monkeypatch.setattr(job, "demo", demo)
+    monkeypatch.setattr(workflows, "demo", demo)
     with pytest.raises(SystemExit):
         cli.main(["demo"])
     assert given == [Path("demo")]
 
 
 def test_a_simulated_store_is_the_same(shelf: Remote, tmp_path: Path, small_survey: Survey) -> None:
-    job.simulate(small_survey, SIZES, tmp_path / "here", seed=3)  # type: ignore[arg-type]
-    job.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, tmp_path / "here", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
     names = {path.relative_to(tmp_path / "here").as_posix(): path for path in (tmp_path / "here").rglob("*.*")}
     assert {path.relative_to(shelf / "there").as_posix() for path in (shelf / "there").files()} == names.keys()
     assert all(files.sha256(shelf / "there" / name) == files.sha256(path) for name, path in names.items())
     with pytest.raises(DataError, match=r"s3://.*/there: exists already"):
-        job.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
-    job.simulate(small_survey, {"train": 30}, shelf / "there", seed=3, force=True)
+        generate.simulate(small_survey, SIZES, shelf / "there", seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, {"train": 30}, shelf / "there", seed=3, force=True)
     assert not (shelf / "there" / "test" / "labels.npy").exists()
 
 
@@ -164,17 +164,17 @@ def test_a_store_that_was_half_sent_is_finished(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(object_store, "_put", stopped)
-        job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
+        generate.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert (shelf / object_store.UNFINISHED).is_file()
     assert not (shelf / "manifest.json").exists()
     for look in (
         object_store.local,
         lambda there: list(listing.listed([there])),
-        lambda there: job.pack(there, tmp_path / "a"),
+        lambda there: dataset.pack(there, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):
             look(shelf)
-    job.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
+    generate.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert not (shelf / object_store.UNFINISHED).exists()
     assert not list(tmp_path.rglob("sublens/*"))
     assert dataset.open(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
@@ -253,8 +253,8 @@ def stop(*arguments: object) -> None:
 
 def test_folders_are_packed_the_same(shelf: Remote, easy_folder: Path, tmp_path: Path) -> None:
     send_all(easy_folder, shelf / "easy")
-    job.pack(easy_folder, tmp_path / "here")
-    job.pack(shelf / "easy", shelf / "packed")
+    dataset.pack(easy_folder, tmp_path / "here")
+    dataset.pack(shelf / "easy", shelf / "packed")
     assert files.sha256(shelf / "packed" / "manifest.json") == files.sha256(tmp_path / "here" / "manifest.json")
 
 

@@ -2,21 +2,30 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens.config import SplitConfig
-from sublens.data import store
+from sublens.data import dataset, folders, store
 from sublens.data.folders import TEST, TRAIN, Layout, Progress
-from sublens.data.store import Chunk
+from sublens.data.store import Chunk, Origin
 from sublens.errors import DataError
+from sublens.parallel.dask import opened
+from sublens.parallel.mapper import HERE
+from sublens.progress import Bar, Count, silent
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
+from sublens.storage import files, object_store
 from sublens.storage.files import sha256
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -161,3 +170,25 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
         digest.update("\n".join(chunk.ids).encode())
         digest.update(np.ascontiguousarray(chunk.counts).tobytes())
     return digest.hexdigest()
+
+
+def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
+    """The data set at `path`; a folder is read with a progress bar, and what lies on an object store is fetched."""
+    path = object_store.local(path, bar)
+    if (path / store.MANIFEST).is_file():
+        return dataset.open(path, split)
+    with bar(f"reading {path}", folders.Layout.of(path).n_images) as advance:
+        return dataset.open(path, split, Count(advance).add)
+
+
+def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = False, bar: Bar = silent) -> None:
+    """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.cluster.opened`."""
+    files.refuse_overlap(out, folder)
+    files.refuse_existing(out, force=force)
+    object_store.refuse_unfinished(folder)
+    layout = folders.Layout.of(folder)
+    computed = opened(cluster) if cluster else nullcontext(HERE)
+    with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
+        count = Count(advance, mapper.told)
+        splits = {name: partial(layout.chunks, name, count.add, mapper=mapper) for name in layout.files}
+        store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)

@@ -3,10 +3,11 @@
 import csv
 import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from sublens import metrics
 from sublens.config import field_of_view
 from sublens.data.dataset import Dataset, Part
-from sublens.errors import DataError
+from sublens.errors import ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.inference import predict_dataset, torch_engine
 from sublens.inference.engines import MASS_UNIT_MSUN
@@ -24,13 +25,18 @@ from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
+from sublens.parallel.dask import opened
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
-from sublens.storage import files
+from sublens.storage import files, object_store
 from sublens.storage.files import write_bytes
-from sublens.training.recorder import GALLERY, PREDICTIONS, SCORES, processor
+from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
+
+if TYPE_CHECKING:
+    pass
+from sublens.data.dataset import open_dataset
 
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
@@ -202,3 +208,52 @@ def read_predictions(path: Path) -> Predictions:
         ) from err
     except (ValueError, IndexError) as err:
         raise DataError(f"{path}: is damaged. Measure the run again with `sublens evaluate`.") from err
+
+
+def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
+    """The run folder to measure: `out`, a copy of the trained network, or that network's own folder.
+
+    Raises `ConfigError` where it comes with sublens, whose folder is not ours to write to, and
+    there is no `out`.
+    """
+    source = bundle.located(network)
+    if out is None:
+        if isinstance(network, object_store.Remote):
+            raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
+        if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
+            raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
+        return source
+    files.refuse_overlap(out, source)
+    bundle.read_card(source)
+    with files.whole_folder(out, force=force) as folder:
+        for name in (bundle.WEIGHTS, bundle.CALIBRATION, bundle.CARD, LOG):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    return out
+
+
+def measure(
+    network: Path,
+    path: Path,
+    out: Path | None = None,
+    *,
+    cluster: str | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> tuple[Path, Dataset, dict[str, Any]]:
+    """Measure a trained network on the test part of the data set at `path`, in `adopted`'s folder.
+
+    cluster: where its images are judged, if not in this process, see `sublens.cluster.opened`; network and
+    data set must have the same names there. Returns the folder, the data set, and the scores.
+    """
+    folder = adopted(network, out, force=force)
+    card = bundle.read_card(folder)
+    dataset = open_dataset(path, card.settings.split, bar)
+    if not cluster:
+        return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
+    threads = torch.get_num_threads()
+    lot = predict_dataset.Lot(
+        network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, evaluate.BATCH
+    )
+    with opened(cluster) as mapper:
+        return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)

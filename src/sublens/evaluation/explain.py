@@ -1,10 +1,11 @@
 """Image files -> pictures of what in each speaks for a class."""
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,13 +15,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sublens.config import field_of_view
+from sublens.errors import ConfigError, ImageError, nearest
 from sublens.evaluation.saliency import METHOD, Method, peaks, saliency
+from sublens.images import listing, reader
+from sublens.images.formats import Wanted
 from sublens.images.pixels import Image
 from sublens.images.reader import Found
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import Predictor, Row
 from sublens.metrics import Floats
 from sublens.models.heads import CELL
+from sublens.progress import Bar, Count, silent
+from sublens.storage import files
+
+if TYPE_CHECKING:
+    from sublens.evaluation.saliency import Method
 
 
 @dataclass(frozen=True)
@@ -155,3 +164,50 @@ def _panel(axes: Axes, values: Floats, frame: Any, title: str, words: str, **loo
     picture = axes.imshow(values, origin="lower", extent=tuple(frame), **look)
     axes.set_title(title, fontsize=10, parse_math=False)
     return axes.figure.colorbar(picture, ax=axes, location="bottom", label=words, shrink=0.85)
+
+
+def explain_images(
+    name: str,
+    inputs: Iterable[Path],
+    out: Path,
+    *,
+    method: "Method",
+    label: str | None = None,
+    wanted: Wanted | None = None,
+    pixel_scale: float | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> Iterator[dict[str, Any]]:
+    """Draw what in image files speaks for a class: pictures NUMBER-NAME.png, and their list in `explain.json`.
+
+    name: that of a network that comes with sublens, or a folder. inputs: files, folders and patterns.
+    label: the class; of each image the most probable one if none. Yields `explain.record` of each
+    image. Raises `ConfigError` where the network knows no such class, `BundleError` where it has
+    nothing to explain it by, and `ImageError` where no image could be explained.
+    """
+    from sublens.models.networks import device
+
+    predictor, paths = Predictor.load(name, "torch", device()), list(listing.listed(inputs))
+    if label is not None and label not in predictor.classes:
+        raise ConfigError(f"{name} knows no class {label!r}. {nearest(label, predictor.classes)}")
+    records: list[dict[str, Any]] = []
+    done = 0
+    with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
+        count = Count(advance)
+        with reader.Reader(wanted or Wanted()) as child:
+            read = child.read(paths)
+            found = explain_images.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
+            for number, one in enumerate(found, start=1):
+                row, picture = one if isinstance(one, Row) else one.row, ""
+                if not isinstance(one, Row):
+                    picture = f"{number:0{len(str(len(paths)))}}-{row.path.stem}.png"
+                    explain_images.save(one, method, folder / picture)
+                count.add(row.place[0] - done)
+                done = row.place[0]
+                records.append(explain_images.record(one, picture))
+                yield records[-1]
+        count.add(len(paths) - done)
+        if not any("picture" in one for one in records):
+            raise ImageError(f"None of {len(records)} images could be explained; the lines above say why.")
+        about = {"bundle": name, "method": method, "images": records}
+        (folder / "explain.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

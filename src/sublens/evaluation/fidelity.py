@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,17 @@ from torch import nn
 from sublens import metrics
 from sublens.config import InputConfig, TrainConfig, side_seen
 from sublens.data.dataset import Part
+from sublens.errors import DataError, ImageError
+from sublens.images import formats, pixels
 from sublens.models import inputs, networks
-from sublens.progress import Advance, Bar, silent
+from sublens.progress import Advance, Bar, Count, silent
+from sublens.sim import render
+from sublens.sim.population import CLASSES
+from sublens.sim.survey import Survey
 from sublens.training import loop
+
+if TYPE_CHECKING:
+    pass
 
 CORNER = 8
 """Side of the squares in the four corners, pixels, where there is sky alone."""
@@ -160,3 +169,51 @@ def _scores(network: nn.Module, part: Part, seen: InputConfig) -> NDArray[np.flo
             logits = network(inputs.prepare(part.counts(chosen), seen))
             scores.append((logits[:, 1] - logits[:, 0]).double().numpy())
     return np.concatenate(scores)
+
+
+def fidelity(
+    survey: Survey, path: Path, label: str, *, seed: int = 1, bar: Bar = silent
+) -> tuple[list[Comparison], Telling]:
+    """Compare real images of one class with as many simulated ones: statistics, and a network's attempt.
+
+    path: a folder of images, or an .npz file whose array `counts` [n, h, w] holds counts.
+    """
+    real = _real_images(path, bar)
+    side = survey.camera.n_pixels
+    if real.shape[1:] != (side, side):
+        raise ImageError(
+            f"{path}: its images are {real.shape[1]} x {real.shape[2]} pixels but {survey.name} makes {side} x {side}. "
+            "Crop them, or edit camera.n_pixels in a copy of the preset."
+        )
+    if len(real) < FEWEST:
+        raise DataError(f"{path}: holds {len(real)} images; a comparison needs at least {FEWEST}.")
+    first = CLASSES.index(label)
+    indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
+    _, simulated = render.simulate(survey, seed, "train", indices)
+    if (real.max(axis=(1, 2)) == pixels.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
+        simulated = np.stack([pixels.stretched(one.astype(np.float64)) for one in simulated])
+        real = np.stack([pixels.stretched(one.astype(np.float64)) for one in real])
+    return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
+
+
+FEWEST = 50
+"""Images without which a comparison says nothing."""
+
+
+def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
+    if path.suffix.lower() == ".npz":
+        return formats.read_archive(path)
+    found = sorted(file for file in path.glob("*") if formats.is_image(file))
+    if not found:
+        raise DataError(f"{path}: holds no {', '.join(formats.READERS)} images. Name a folder of images of one class.")
+    with bar(f"reading {path}", len(found)) as advance:
+        count, read = Count(advance), []
+        for file in found:
+            read.append(formats.read_counts(file))
+            count.add(1)
+            if read[-1].shape != read[0].shape:
+                raise ImageError(
+                    f"{file}: is {read[-1].shape[0]} x {read[-1].shape[1]} pixels, {found[0]} is not. "
+                    "Crop them to one size."
+                )
+    return np.stack(read)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +12,22 @@ from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
 from sublens.data import dataset
-from sublens.data.dataset import Part
+from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError, DataError
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, Look, Predictions, Predictor
 from sublens.inference.torch_engine import Eager, Whole
 from sublens.models import bundle, calibration
+from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.storage import object_store
+
+if TYPE_CHECKING:
+    pass
+from sublens.data.dataset import open_dataset
 
 FAMILIAR = 4_000
 """Training images that tell what is usual."""
@@ -127,3 +132,17 @@ def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = sile
         count = Count(advance)
         known, seen = (look_all(plain, one, count.add) for one in (few, part))
     return calibration.fit(seen.logits, part.labels, seen.moments, known.moments)
+
+
+def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
+    """The data set at `path`, split so that the network of that card learned nothing from its selection part.
+
+    That is half of the training images where it learned from none of them: the more there are, the closer
+    sets come to the coverage that they promise.
+    """
+    dataset = open_dataset(path, SplitConfig(selection=UNLEARNED), bar)
+    return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
+
+
+UNLEARNED = 0.5
+"""Share of the training images in the selection part of data that a network did not learn from."""
