@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,70 +19,53 @@ from sublens import cli, config
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
-LAYERS = (
-    *(
-        "errors",
-        "progress",
-        "remote",
-        "files",
-        "config",
-        "mapping",
-        "cluster",
-        "images",
-        "mosaic",
-        "reading",
-        "legacy",
-        "cutout",
-        "engine",
-    ),
-    *("sim.survey", "sim.presets", "sim.cosmology", "sim.compiled", "sim.mass", "sim.light", "sim.camera"),
-    *("sim.population", "sim.render", "sim.workers", "sim.scene"),
-    *(
-        "store",
-        "fits",
-        "data",
-        "timm_import",
-        "models",
-        "metrics",
-        "calibrate",
-        "bundle",
-        "weights",
-        "checkpoint",
-        "hints",
-        "ranks",
-        "train",
-        "fidelity",
-        "sheet",
-    ),
-    *("predict", "evaluate", "explain", "catalog", "classify", "export", "run", "publish", "report", "job", "visible"),
-    *("web.problem", "web.keys", "web.batching", "web.metrics", "web.guard", "web.served"),
-    *("web.inference", "web.judging", "web.exploring", "web.app", "web.server", "cli"),
+FLOORS = (
+    *("errors", "progress", "config", "metrics"),
+    *("storage", "parallel", "images", "models", "sim", "data", "inference", "training", "evaluation", "report"),
+    *("web", "workflows", "cli"),
 )
-"""A file imports only from those before it."""
+"""Packages and files of sublens; each imports only from those before it."""
+MODULES = sorted(
+    path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".")
+    for path in SOURCE.rglob("*.py")
+    if path.name != "__init__.py"
+)
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of sublens that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(name: str) -> set[str]:
+    """The modules of sublens that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse((SOURCE / (name.replace(".", "/") + ".py")).read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    own = {name.removeprefix("sublens.") for name in found if name.startswith("sublens.")}
-    return {name for name in own if name in LAYERS}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name.removeprefix("sublens.") for name in names} & set(MODULES)
 
 
-def test_every_file_has_its_layer() -> None:
-    modules = {path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in SOURCE.rglob("*.py")}
-    assert modules - {"__init__", "sim.__init__", "web.__init__"} == set(LAYERS)
+def floor(name: str) -> str:
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_file_imports_only_from_layers_below(name: str) -> None:
-    path = SOURCE / (name.replace(".", "/") + ".py")
-    above = [other for other in imports(path) if LAYERS.index(other) >= LAYERS.index(name)]
+def test_every_module_has_its_floor() -> None:
+    assert {floor(name) for name in MODULES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_floors_below_and_its_own(name: str) -> None:
+    above = [other for other in imports(name) if FLOORS.index(floor(other)) > FLOORS.index(floor(name))]
     assert above == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({name: imports(name) for name in MODULES}).prepare()  # raises CycleError
+
+
+def test_no_package_is_crowded_and_no_file_long() -> None:
+    packages = Counter(floor(name) for name in MODULES if "." in name)
+    lines = {name: len((SOURCE / (name.replace(".", "/") + ".py")).read_text().splitlines()) for name in MODULES}
+    assert max(packages.values()) <= 13
+    assert [name for name, n in lines.items() if n > 450 and name not in ("cli", "sim.survey")] == []
 
 
 @pytest.mark.parametrize("name", sublens.__all__)
@@ -100,7 +85,7 @@ def test_nothing_unpickles_but_legacy_in_its_child() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    names = [name for name in LAYERS if not importlib.import_module(f"sublens.{name}").__doc__]
+    names = [name for name in MODULES if not importlib.import_module(f"sublens.{name}").__doc__]
     assert names == []
 
 

@@ -310,7 +310,7 @@ def train(
 
     sublens train data/ct1 --model resnet18 --out runs/resnet18 --set train.epochs=10
     """
-    from sublens.data import dataset
+    from sublens.data.dataset import open_dataset
     from sublens.errors import ConfigError
     from sublens.parallel.torchrun import joined
     from sublens.progress import silent, visible
@@ -326,7 +326,7 @@ def train(
     config = begun or _config(settings, set_, model)
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
-        data = dataset.open_dataset(dataset, config.split, bar)
+        data = open_dataset(dataset, config.split, bar)
         if ranks.is_first:
             _say(_parts(data))
         is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar)
@@ -376,7 +376,6 @@ def evaluate(
 
     sublens evaluate runs/resnet18 data/ct1
     """
-    from sublens.data import dataset
     from sublens.evaluation import evaluate
     from sublens.models import bundle
     from sublens.progress import visible
@@ -416,7 +415,6 @@ def publish_(
 
     sublens publish data/ct1 runs/lensnet-0 runs/lensnet-1 runs/lensnet-2 --out bundles/lensnet
     """
-    from sublens.data import dataset
     from sublens.evaluation.publish import publish
     from sublens.inference import predict_dataset
     from sublens.models import bundle
@@ -558,7 +556,6 @@ def export_(
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
-    from sublens.data import dataset
     from sublens.inference import onnx_export, predict_dataset
     from sublens.models import bundle
     from sublens.progress import visible
@@ -660,13 +657,13 @@ def run_(
     sublens run common_test_1 --models lensnet,resnet18 --out results
     """
     from sublens import workflows
-    from sublens.data import dataset
+    from sublens.data.dataset import open_dataset
     from sublens.progress import visible
     from sublens.storage import files
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
-    data = dataset.open_dataset(dataset, configs[0].split, visible)
+    data = open_dataset(dataset, configs[0].split, visible)
     _finish(workflows.run_all(data, configs, out, force=force, bar=visible))
 
 

@@ -2,24 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import store
-from sublens.data.dataset import Dataset
+from sublens.data.dataset import Dataset, open_dataset
+from sublens.data.generate import simulate
 from sublens.errors import ConfigError, DataError
-from sublens.evaluation.evaluate import is_measured, measure_run
+from sublens.evaluation.evaluate import adopted, is_measured, measure_run
 from sublens.models import bundle
 from sublens.progress import Bar, silent
 from sublens.sim.population import Split
 from sublens.sim.presets import preset
 from sublens.training.run import settled, train_run
-
-if TYPE_CHECKING:
-    pass
-from sublens.data.dataset import open_dataset
-from sublens.data.generate import simulate
-from sublens.evaluation.evaluate import adopted
 
 
 def run_all(

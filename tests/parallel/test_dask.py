@@ -194,8 +194,8 @@ def test_a_folder_is_packed_the_same(easy_folder: Path, tmp_path: Path, monkeypa
 
 
 def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sublens.evaluation.evaluate.SLICE", 16)
-    monkeypatch.setattr("sublens.evaluation.evaluate.BATCH", 16)
+    monkeypatch.setattr("sublens.inference.predict_dataset.SLICE", 16)
+    monkeypatch.setattr("sublens.inference.predict_dataset.BATCH", 16)
     easy, trained = dataset.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=easy.split), trained)
     for name, where in (("alone", None), ("cluster", "local:2")):

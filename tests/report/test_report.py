@@ -424,8 +424,8 @@ def test_names_beside_points_never_overlap(heights: list[float]) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(0.034127, "0.0341"), (1.2, "1.20"), (35.16, "35.2"), (1234.4, "1,234"), (0, "0")]
 )
-def test_numbers_keep_three_digits(value: float, text: str) -> None:
-    assert figures._digits(value) == text
+def test_numbers_keep_threedigits(value: float, text: str) -> None:
+    assert figures.digits(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(52, "52 s"), (231, "3.85 min"), (9_000, "2.50 h"), (4e5, "4.63 days")])

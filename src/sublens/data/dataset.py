@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,10 +18,6 @@ from sublens.sim.population import CLASSES, Split
 from sublens.sim.slices import slice_length, slices
 from sublens.sim.survey import Survey
 from sublens.storage import files
-
-if TYPE_CHECKING:
-    pass
-
 
 Form = Literal["store", "folder", "fits"]
 

@@ -7,20 +7,18 @@ import shutil
 import statistics
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from sublens import metrics
 from sublens.config import field_of_view
-from sublens.data.dataset import Dataset, Part
+from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import ConfigError, DataError
-from sublens.evaluation import evaluate
 from sublens.inference import predict_dataset, torch_engine
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predict_dataset import Lot
-from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import Predictions, Predictor
 from sublens.models import bundle
 from sublens.models.calibration import Calibration
@@ -33,10 +31,6 @@ from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.files import write_bytes
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
-
-if TYPE_CHECKING:
-    pass
-from sublens.data.dataset import open_dataset
 
 LATENCY_RUNS = 12
 LATENCY_SECONDS = 2.0
@@ -141,11 +135,11 @@ def measure_run(
             predictions = predict_dataset.predict_all(predictor, dataset.test, Count(advance).add)
     assert isinstance(predictor.engine, torch_engine.Eager)
     scores = {
-        **evaluate.score(predictor, predictions),
+        **score(predictor, predictions),
         "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
         "threads": torch.get_num_threads(),
         "device": predictor.engine.device,
-        "map": evaluate.score_maps(predictor, predictions, dataset.test, dataset.survey),
+        "map": score_maps(predictor, predictions, dataset.test, dataset.survey),
         "weights_sha256": bundle.read_card(folder).weights_sha256,
         "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
         "processor": processor(),
@@ -153,7 +147,7 @@ def measure_run(
     }
     with files.explained(folder):
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
-    evaluate.write_predictions(predictions, folder / PREDICTIONS)
+    write_predictions(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
     files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
     return scores
@@ -253,7 +247,7 @@ def measure(
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads = torch.get_num_threads()
     lot = predict_dataset.Lot(
-        network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, evaluate.BATCH
+        network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, predict_dataset.BATCH
     )
     with opened(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)

@@ -196,15 +196,15 @@ def explain_images(
         count = Count(advance)
         with reader.Reader(wanted or Wanted()) as child:
             read = child.read(paths)
-            found = explain_images.explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
+            found = explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):
                 row, picture = one if isinstance(one, Row) else one.row, ""
                 if not isinstance(one, Row):
                     picture = f"{number:0{len(str(len(paths)))}}-{row.path.stem}.png"
-                    explain_images.save(one, method, folder / picture)
+                    save(one, method, folder / picture)
                 count.add(row.place[0] - done)
                 done = row.place[0]
-                records.append(explain_images.record(one, picture))
+                records.append(record(one, picture))
                 yield records[-1]
         count.add(len(paths) - done)
         if not any("picture" in one for one in records):

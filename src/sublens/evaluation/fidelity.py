@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from sublens.sim import render
 from sublens.sim.population import CLASSES
 from sublens.sim.survey import Survey
 from sublens.training import loop
-
-if TYPE_CHECKING:
-    pass
 
 CORNER = 8
 """Side of the squares in the four corners, pixels, where there is sky alone."""

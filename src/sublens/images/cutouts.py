@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
-from sublens.images.pixels import Image, Raw
+from sublens.images.pixels import MAX_MISSING, Image, Raw, mended
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
@@ -183,13 +183,13 @@ class Mosaic:
         except Exception as err:  # astropy raises of every kind for damaged files
             raise formats.damaged(self.path, "a FITS file") from err
         share = 1 - prod(part.stop - part.start for part in found.slices_cutout) / pixels.size
-        if share > pixels.MAX_MISSING:
+        if share > MAX_MISSING:
             raise ImageError(
                 f"{name}: {share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image, of which "
-                f"{pixels.MAX_MISSING:.0%} may be. Leave it out."
+                f"{MAX_MISSING:.0%} may be. Leave it out."
             )
         notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-        return pixels.mended(Raw(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+        return mended(Raw(pixels, number, False, (self.pixel_scale, None, None), notes), name)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points [n, 2] of the sky (ICRS, degrees) lie in pixels [n, 2]; NaN for those that do not."""

@@ -4,16 +4,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.storage.files import whole_folder
-
-if TYPE_CHECKING:
-    pass
 from sublens.data.fits_folder import centred
+from sublens.storage.files import whole_folder
 
 MAPS = "maps.json"
 

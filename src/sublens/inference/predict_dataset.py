@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
 from sublens.data import dataset
-from sublens.data.dataset import Dataset, Part
+from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import BundleError, DataError
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, Look, Predictions, Predictor
@@ -24,10 +24,6 @@ from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.storage import object_store
-
-if TYPE_CHECKING:
-    pass
-from sublens.data.dataset import open_dataset
 
 FAMILIAR = 4_000
 """Training images that tell what is usual."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sublens.config import InputConfig, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import formats, resample
-from sublens.images.pixels import Image
+from sublens.images.pixels import Image, counts_above_minimum, usable
 from sublens.images.reader import Found
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
@@ -219,7 +219,7 @@ class Predictor:
         """
         if pixels.ndim in (2, 3):
             self.check_size(pixels.shape[-2:], name)  # before it is looked at, which takes a while
-        return pixels.counts_above_minimum(pixels.usable(pixels, name))
+        return counts_above_minimum(usable(pixels, name))
 
     def check_size(self, shape: tuple[int, ...], name: str) -> None:
         """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""

@@ -102,7 +102,7 @@ def roc_words(runs: Sequence[Run], label: int) -> str:
     return f"ROC curves of class {name} against all others. AUC: {aucs}."
 
 
-def roc(runs: Sequence[Run], label: int) -> Figure:
+def roc_figure(runs: Sequence[Run], label: int) -> Figure:
     from sklearn.metrics import roc_curve
 
     name = runs[0].card.classes[label]
@@ -214,7 +214,7 @@ def cost_words(runs: Sequence[Run], cost: Cost) -> str:
     return f"Accuracy against {cost.unit}. {cost.title}: {points}."
 
 
-def cost(runs: Sequence[Run], cost: Cost) -> Figure:
+def cost_figure(runs: Sequence[Run], cost: Cost) -> Figure:
     height = max(2.9, 0.9 + NAME_LINE * len(runs))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()

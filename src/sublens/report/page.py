@@ -22,7 +22,18 @@ from sublens.config import ModelConfig, RunConfig
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
 from sublens.metrics import RESAMPLES
 from sublens.models import networks
-from sublens.report.figures import COSTS, auc_curves, cost_words, cut, digits, loss_curves, roc, roc_words, svg
+from sublens.report.figures import (
+    COSTS,
+    auc_curves,
+    cost_figure,
+    cost_words,
+    cut,
+    digits,
+    loss_curves,
+    roc_figure,
+    roc_words,
+    svg,
+)
 from sublens.report.runs import Run, comparable
 from sublens.storage import files
 
@@ -105,14 +116,15 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "budgets": [_budget(run) for run in runs if run.card.settings.train.minutes],
         "full_run": FULL_RUN,
         "roc": [
-            svg(f"roc-{label}", roc_words(runs, label), partial(roc, runs, label)) for label in range(len(classes))
+            svg(f"roc-{label}", roc_words(runs, label), partial(roc_figure, runs, label))
+            for label in range(len(classes))
         ],
         "learning": [
             svg("loss", "Training loss against images seen.", partial(loss_curves, runs)),
             svg("seen", "AUC on the selection images against images seen.", partial(auc_curves, runs, False)),
             svg("clock", "AUC on the selection images against minutes.", partial(auc_curves, runs, True)),
         ],
-        "costs": [svg(cost.key, cost_words(runs, cost), partial(cost, runs, cost)) for cost in COSTS],
+        "costs": [svg(cost.key, cost_words(runs, cost), partial(cost_figure, runs, cost)) for cost in COSTS],
         "examples": _examples(best),
         "mistakes": _mistakes(best),
         "facts": _facts(runs),
