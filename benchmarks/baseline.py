@@ -22,11 +22,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sublens import metrics
 from sublens.config import InputConfig, SplitConfig, TrainConfig
-from sublens.data.dataset import Dataset
-from sublens.data.dataset import open as open_dataset
+from sublens.data.dataset import Dataset, open_dataset
 from sublens.inference import predict_dataset
 from sublens.models import bundle, networks
-from sublens.training.loop import Feed
+from sublens.training.loop import BatchSource
 
 INPUT = InputConfig(resize=224, channels=3, transform="minmax")
 TRAIN = TrainConfig(batch_size=64, flips=False, truth_weight=0)
@@ -40,10 +39,10 @@ LOOKS = 4
 def original(name: str, dataset: Dataset, n_images: int) -> Iterator[tuple[int, float, float]]:
     """Train by the original's recipe; yields images seen, selection AUC and seconds of training so far."""
     torch.manual_seed(TRAIN.seed)
-    model = networks.placed(networks.build(name, len(dataset.classes), INPUT.channels), "cpu")
+    model = networks.to_device(networks.build(name, len(dataset.classes), INPUT.channels), "cpu")
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     schedule = ReduceLROnPlateau(optimizer, factor=0.1, patience=1)
-    feed = Feed(dataset.train, INPUT, TRAIN, "cpu")
+    feed = BatchSource(dataset.train, INPUT, TRAIN, "cpu")
     seen, seconds, next_look, next_epoch = 0, 0.0, n_images / LOOKS, EPOCH_IMAGES
     for batch in (batch for epoch in feed.epochs() for batch in epoch):
         start = perf_counter()

@@ -88,7 +88,7 @@ INSTANT = Instant()
 def warm_rate(where: str, n_skipped: int = 4, n: int = 28) -> float:
     """Images simulated a second, from the slice after the first few on."""
     survey = preset("common-test-1")
-    with dask.opened(where) as mapper:
+    with dask.open_cluster(where) as mapper:
         coming = slices(survey, 9, "train", 500 * (n_skipped + n), mapper)
         for _ in islice(coming, n_skipped):
             pass
@@ -101,7 +101,7 @@ def taken(folder: Path, images: Path) -> None:
     workflows.opened = predict_files.opened = instant  # type: ignore[attr-defined]
     generate.simulate(preset("common-test-1"), {"train": 20_000}, folder / "taken", seed=9, cluster="instant")
     print(f"simulate takes {20_000 / (perf_counter() - INSTANT.start):,.0f} images/s")
-    predict_files.tabulate(predict_files.Query("lensnet", [images]), folder / "taken.csv", cluster="instant")
+    predict_files.predict_to_table(predict_files.Query("lensnet", [images]), folder / "taken.csv", cluster="instant")
     print(f"predict takes {N_JUDGED / (perf_counter() - INSTANT.start):,.0f} images/s")
 
 

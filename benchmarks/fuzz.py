@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from zarr.codecs import BloscCodec
 
-from sublens.images.formats import Wanted
+from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
 from sublens.images.reader import SECONDS, Reader
 
@@ -354,7 +354,7 @@ def judged(reader: Reader, paths: Sequence[Path]) -> Verdicts:
 
 def reason(path: Path) -> str:
     """Why a child ends that reads the file: the last line that it prints, or the signal."""
-    request = json.dumps({"path": os.fsencode(path).hex(), "wanted": Wanted()}).encode() + b"\n"
+    request = json.dumps({"path": os.fsencode(path).hex(), "wanted": ImageSelector()}).encode() + b"\n"
     command = [sys.executable, "-m", "sublens.images.reader"]
     try:
         child = subprocess.run(command, input=request, capture_output=True, timeout=10 * SECONDS, check=False)

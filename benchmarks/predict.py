@@ -59,15 +59,15 @@ def plain(name: str) -> tuple[Callable[[Counts], object], float]:
 
     from sublens.models import inputs, weights
 
-    folder = bundle.located(name)
+    folder = bundle.locate(name)
     card = bundle.read_card(folder)
     model = weights.load(folder, card)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(inputs.prepare(images(1), card.input))
+        model(inputs.counts_to_input(images(1), card.input))
 
     def run(counts: Counts) -> object:
         with torch.inference_mode():
-            return model(inputs.prepare(counts, card.input))
+            return model(inputs.counts_to_input(counts, card.input))
 
     return run, float(counter.get_total_flops())
 
@@ -91,7 +91,7 @@ def measured(name: str, engine: str, seconds: float) -> dict[str, float]:
     if engine == PLAIN:
         run, flops = plain(name)
         return {"one": rate(run, 1, seconds), "many": rate(run, BATCH, seconds), "flops": flops}
-    folder = bundle.located(name)
+    folder = bundle.locate(name)
     opened = open_engine(folder, bundle.read_card(folder), engine)  # type: ignore[arg-type]
     return {"one": rate(opened, 1, seconds), "many": rate(opened, BATCH, seconds)}
 
@@ -121,7 +121,7 @@ def cold_start(name: str, engine: str) -> float:
 
 def cells(name: str, seconds: float) -> dict[str, dict[str, Any]]:
     """What each engine reaches with that bundle."""
-    folder = bundle.located(name)
+    folder = bundle.locate(name)
     told = bundle.read_card(folder).graph
     if told and told.is_alone:
         return {f"onnxruntime, {told.precision}": {**apart(name, "onnxruntime", seconds), "engine": "onnxruntime"}}
@@ -144,7 +144,7 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|")
     plains: dict[str, dict[str, float]] = {}
     for name in options.bundles:
-        network = bundle.read_card(bundle.located(name)).network
+        network = bundle.read_card(bundle.locate(name)).network
         for label, cell in cells(name, options.seconds).items():
             if label == PLAIN:
                 plains[network] = cell

@@ -34,7 +34,7 @@ def main() -> None:
     """Print a row for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("bundles", nargs="*", default=list(bundle.references()), help="default: all that are shipped")
+    parser.add_argument("bundles", nargs="*", default=list(bundle.shipped()), help="default: all that are shipped")
     options = parser.parse_args()
     labelled = sorted((options.folder / "common_test_1").glob("*/*.npy"))
     real = read_archive(options.folder / "common_test_1_no_1000.npz")

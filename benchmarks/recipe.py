@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from sublens import metrics
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
-from sublens.data.dataset import Dataset, Part
-from sublens.data.dataset import open as open_dataset
+from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, inputs, networks, weights
@@ -37,7 +36,7 @@ from sublens.models.networks import LensNet
 from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
 from sublens.training import loop, run
-from sublens.training.loop import Batch, Feed
+from sublens.training.loop import Batch, BatchSource
 
 SELECTION = 6_000
 """Images that levers are judged on."""
@@ -87,7 +86,7 @@ def taught(batch: Batch) -> Batch:
 @cache
 def teacher() -> nn.Module:
     """The network that others learn from."""
-    folder = bundle.located("lensnet")
+    folder = bundle.locate("lensnet")
     return weights.load(folder, bundle.read_card(folder))[0]
 
 
@@ -193,14 +192,14 @@ def mixed(hard: Iterator[Batch], easy: Iterator[Batch], n_steps: int) -> Iterato
         yield next(easy if rng.random() > 3 * step / n_steps else hard)
 
 
-def endless(feed: Feed) -> Iterator[Batch]:
+def endless(feed: BatchSource) -> Iterator[Batch]:
     """The batches of all epochs."""
     return (batch for epoch in feed.epochs() for batch in epoch)
 
 
 def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str, Any]:
     """Train with that lever; returns scores on the selection part and the cost."""
-    usual = run.settled(RunConfig(model=ModelConfig(name=lever.network)), dataset)
+    usual = run.resolve_settings(RunConfig(model=ModelConfig(name=lever.network)), dataset)
     assert usual.input is not None
     seen = InputConfig.model_validate({**usual.input.model_dump(), **lever.input})
     config = TrainConfig.model_validate({**usual.train.model_dump(), **lever.train, "seed": seed})
@@ -211,15 +210,15 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         model.feature_info = [{"module": lever.tap, "reduction": reduction, "num_chs": n_channels}]  # type: ignore[assignment]
     head, n_cells = loop.truth_head(model, seen, dataset, config)
     for module in (model, head) if head else (model,):
-        networks.placed(module, "cpu")
+        networks.to_device(module, "cpu")
     part = dataset.train if lever.n_train is None else dataset.train.take(np.arange(lever.n_train))
     survey = dataset.survey if head else None
     n_steps = n_images // (config.batch_size or 1)
-    batches = endless(Feed(part, seen, config, "cpu", survey, n_cells))
+    batches = endless(BatchSource(part, seen, config, "cpu", survey, n_cells))
     if lever.curriculum:
         assert dataset.survey is not None
         easy = easy_part(dataset.survey, lever.curriculum)
-        batches = mixed(batches, endless(Feed(easy, seen, config, "cpu", survey, n_cells)), n_steps)
+        batches = mixed(batches, endless(BatchSource(easy, seen, config, "cpu", survey, n_cells)), n_steps)
     averaged = copy.deepcopy(model)
 
     def on_step(step: loop.Step) -> None:

@@ -78,7 +78,7 @@ def scores(predictor: Predictor, counts: Counts, pixel_scale: float) -> metrics.
     if not np.isclose(pixel_scale, predictor.pixel_scale or 0):
         side, shape = field_of_view(predictor.input, predictor.image_shape), predictor.image_shape
         images = [Image(one.astype(float), pixel_scale=pixel_scale) for one in counts]
-        counts = np.stack([resample.framed(one, shape, side, predictor.pixel_scale).counts() for one in images])
+        counts = np.stack([resample.resample_image(one, shape, side, predictor.pixel_scale).counts() for one in images])
     found = predict_dataset.predict_all(predictor, part(counts)).ood
     assert found is not None
     return found
@@ -115,8 +115,8 @@ def main() -> None:
         for kind, images in strange.items():
             scale = preset("model-2" if kind == "Model II" else "common-test-1").camera.pixel_scale
             found = scores(predictor, images, scale)
-            is_strange = np.arange(len(usual) + len(found)) >= len(usual)
-            area = metrics.auc(np.concatenate([usual, found]), is_strange, np.ones((1, len(is_strange))))[0]
+            is_ood = np.arange(len(usual) + len(found)) >= len(usual)
+            area = metrics.auc(np.concatenate([usual, found]), is_ood, np.ones((1, len(is_ood))))[0]
             print(f"    {kind:12} {(found > threshold).mean():6.1%}   AUROC {area:.4f}")
         narrow = predict_dataset.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
         change = metrics.auc_change(told.probs, narrow, labels)

@@ -12,8 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import settings
 
 from sublens.config import InputConfig, RunConfig, SplitConfig
-from sublens.data.dataset import Dataset
-from sublens.data.dataset import open as open_dataset
+from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.data.store import Chunk
 from sublens.models import bundle, weights
@@ -24,7 +23,7 @@ from sublens.storage.object_store import Remote
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
 from sublens.web.prometheus import Metrics
-from sublens.web.service import Service, opened
+from sublens.web.service import Service, load_networks
 
 settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
@@ -58,7 +57,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, small_survey: Survey) 
 
 @pytest.fixture(scope="session")
 def small_dataset(small_store: Path) -> Dataset:
-    """The small store, opened."""
+    """The small store, load_networks."""
     return open_dataset(small_store, SplitConfig(selection=0.2))
 
 
@@ -162,7 +161,7 @@ def write_card(folder: Path, classes: tuple[str, ...] = ("no", "sphere", "vort")
 def client() -> Iterator[TestClient]:
     """The service with lensnet and mobilenetv3-small, behind its guard, without a socket."""
     metrics = Metrics()
-    service = Service(opened(["lensnet", "mobilenetv3-small"], metrics), metrics)
+    service = Service(load_networks(["lensnet", "mobilenetv3-small"], metrics), metrics)
     guard = Guard(create_app(service), metrics, log=lambda entry: None)
     with TestClient(guard, base_url="http://localhost", raise_server_exceptions=False) as opened_:
         yield opened_

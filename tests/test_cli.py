@@ -127,7 +127,7 @@ def test_networks_lists_ours_and_what_is_shipped(capsys: pytest.CaptureFixture[s
     rows = capsys.readouterr().out.splitlines()
     untrained, trained = ([row.split()[0] for row in rows if (" trained," in row) == is_it] for is_it in (False, True))
     assert untrained == ["mobilenetv3-small", "resnet18", "efficientnet-b5", "lensnet"]
-    assert trained == list(bundle.references())
+    assert trained == list(bundle.shipped())
 
 
 def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from sublens.errors import SublensError
-from sublens.storage.object_store import Remote, place
+from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,8 +45,8 @@ IMBALANCED = 1.5
 
 
 def _here(given: str | Path) -> Path:
-    """A place on this machine."""
-    if isinstance(place(given), Remote):
+    """A parse_path on this machine."""
+    if isinstance(parse_path(given), Remote):
         raise typer.BadParameter(f"{given} is no place on this machine, which is needed here.")
     return Path(given)
 
@@ -54,10 +54,12 @@ def _here(given: str | Path) -> Path:
 Out = Annotated[Path, typer.Option("--out", parser=_here, metavar="PATH", help="Where to leave the result.")]
 AnyOut = Annotated[
     Path,
-    typer.Option("--out", parser=place, metavar="PATH", help="Where to leave the result; may be s3://BUCKET/NAME."),
+    typer.Option(
+        "--out", parser=parse_path, metavar="PATH", help="Where to leave the result; may be s3://BUCKET/NAME."
+    ),
 ]
 Data = Annotated[
-    Path, typer.Argument(metavar="DATASET", parser=place, help="Store, or folder of class folders; may be s3://.")
+    Path, typer.Argument(metavar="DATASET", parser=parse_path, help="Store, or folder of class folders; may be s3://.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
@@ -72,7 +74,7 @@ Arguments = Annotated[
     list[Path],
     typer.Argument(
         metavar="[BUNDLE] IMAGE...",
-        parser=place,
+        parser=parse_path,
         help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
         "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
     ),
@@ -200,7 +202,7 @@ def pack(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            parser=place,
+            parser=parse_path,
             help="Folder of class folders, with train/ and test/ or val/ above them or not; may be s3://.",
         ),
     ],
@@ -246,7 +248,7 @@ def import_legacy(
 
 @app.command()
 def verify(
-    given: Annotated[Path, typer.Argument(metavar="STORE", parser=place, help="Store to check; may be s3://.")],
+    given: Annotated[Path, typer.Argument(metavar="STORE", parser=parse_path, help="Store to check; may be s3://.")],
 ) -> None:
     """Check every byte of a store against its manifest.
 
@@ -285,7 +287,7 @@ def networks() -> None:
     for name, network in NETWORKS.items():
         parameters = sum(parameter.numel() for parameter in build(name, 3).parameters())
         print(f"{name:18} {parameters / 1e6:6.2f} M parameters   {network.input.model_dump(exclude_none=True)}")
-    for name, folder in bundle.references().items():
+    for name, folder in bundle.shipped().items():
         best = bundle.read_card(folder).scores[0]
         print(f"{name:18} trained, AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]   {folder}")
 
@@ -322,7 +324,7 @@ def train(
     files.refuse_overlap(out, dataset)
     if not resume:
         files.refuse_existing(out, force=force)  # before the data set is read
-    begun = None if settings or set_ or model or not resume else run.begun_settings(out)
+    begun = None if settings or set_ or model or not resume else run.settings_of(out)
     config = begun or _config(settings, set_, model)
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
@@ -361,7 +363,7 @@ def evaluate(
     network: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", parser=place, help="What `sublens train` left; or, with --out, a name: see `networks`."
+            metavar="RUN", parser=parse_path, help="What `sublens train` left; or, with --out, a name: see `networks`."
         ),
     ],
     dataset: Data,
@@ -380,7 +382,7 @@ def evaluate(
     from sublens.models import bundle
     from sublens.progress import visible
 
-    folder, data, scores = evaluate.measure(network, dataset, out, cluster=cluster, force=force, bar=visible)
+    folder, data, scores = evaluate.measure_network(network, dataset, out, cluster=cluster, force=force, bar=visible)
     if data.hash != bundle.read_card(folder).data.hash:
         _say(f"{folder} was trained on other data than {dataset}.")
     print(f"{folder}: on {scores['n']:,} test images")
@@ -422,7 +424,7 @@ def publish_(
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
-    data = predict_dataset.open_unlearned(dataset, bundle.read_card(runs[0]), visible)
+    data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(runs[0]), visible)
     print(publish(runs, data, out, force=force, bar=visible))
 
 
@@ -433,7 +435,7 @@ def predict(
         Path | None,
         typer.Option(
             "--at",
-            parser=place,
+            parser=parse_path,
             metavar="PATH",
             help="Catalogue of positions to cut out of one big FITS image: .csv, .ecsv, .fits or .vot with the columns "
             "ra, dec (degrees) or x, y (pixels, the first is 0); a column id or name is kept.",
@@ -446,7 +448,7 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
-            parser=place,
+            parser=parse_path,
             metavar="PATH",
             help="Table to write: .csv, .jsonl, .parquet, .fits, .ecsv, .vot; may be s3://. It can be resumed.",
         ),
@@ -454,7 +456,7 @@ def predict(
     maps: Annotated[
         Path | None,
         typer.Option(
-            "--map", parser=place, metavar="PATH", help="Folder for a FITS map of the substructure in each image."
+            "--map", parser=parse_path, metavar="PATH", help="Folder for a FITS map of the substructure in each image."
         ),
     ] = None,
     engine: Annotated[
@@ -477,19 +479,21 @@ def predict(
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
     from sublens.errors import ImageError
-    from sublens.images.formats import Wanted
+    from sublens.images.formats import ImageSelector
     from sublens.inference import predict_files
     from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
-    classes = bundle.read_card(bundle.located(name)).classes
-    query = predict_files.Query(name, inputs, at, Wanted(hdu, array), pixel_scale, engine)
+    classes = bundle.read_card(bundle.locate(name)).classes
+    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array), pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = predict_files.tabulate(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
+        n_images, n_failed = predict_files.predict_to_table(
+            query, out, maps=maps, cluster=cluster, force=force, bar=visible
+        )
         print(out)
     else:
         n_images, n_failed = _shown(
@@ -562,7 +566,7 @@ def export_(
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
-    data = predict_dataset.open_unlearned(dataset, bundle.read_card(bundle.located(network)), visible)
+    data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(bundle.locate(network)), visible)
     told = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
     print(out / bundle.GRAPH)
     reference = "the float32 graph" if int8 else "torch"
@@ -596,7 +600,7 @@ def explain(
     sublens explain lensnet cutouts/*.fits --out explained
     """
     from sublens.evaluation import explain
-    from sublens.images.formats import Wanted
+    from sublens.images.formats import ImageSelector
     from sublens.progress import visible
     from sublens.storage import files
 
@@ -609,7 +613,7 @@ def explain(
         out,
         method=method,
         label=label,
-        wanted=Wanted(hdu, array),
+        wanted=ImageSelector(hdu, array),
         pixel_scale=pixel_scale,
         force=force,
         bar=visible,

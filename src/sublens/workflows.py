@@ -8,12 +8,12 @@ from sublens.data import store
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.errors import ConfigError, DataError
-from sublens.evaluation.evaluate import adopted, is_measured, measure_run
+from sublens.evaluation.evaluate import copy_or_own_folder, is_measured, measure_run
 from sublens.models import bundle
 from sublens.progress import Bar, silent
 from sublens.sim.population import Split
 from sublens.sim.presets import preset
-from sublens.training.run import settled, train_run
+from sublens.training.run import resolve_settings, train_run
 
 
 def run_all(
@@ -24,23 +24,23 @@ def run_all(
     A run that is already trained or measured on this data set with these settings is kept, so an
     interrupted job continues where it stopped.
     """
-    configs = [settled(config, dataset) for config in configs]  # refuse bad settings before hours of work
+    configs = [resolve_settings(config, dataset) for config in configs]  # refuse bad settings before hours of work
     names = [config.model.name for config in configs]
     if len(set(names)) < len(names):
         raise ConfigError(f"A network is named twice: {', '.join(names)}. Name each once.")
     folders = [out / "runs" / config.model.name for config in configs]
     for config, folder in zip(configs, folders, strict=True):
-        _train_or_stop(dataset, config, folder, force=force, bar=bar)
-    return _reported(folders, dataset, out, bar)
+        _train_or_interrupt(dataset, config, folder, force=force, bar=bar)
+    return _measure_and_report(folders, dataset, out, bar)
 
 
-def _train_or_stop(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
+def _train_or_interrupt(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
     """Train what is not trained yet, or go on with it."""
     if not train_run(dataset, config, folder, force=True, resume=not force, bar=bar):
         raise KeyboardInterrupt
 
 
-def _reported(folders: Sequence[Path], dataset: Dataset, out: Path, bar: Bar) -> Path:
+def _measure_and_report(folders: Sequence[Path], dataset: Dataset, out: Path, bar: Bar) -> Path:
     """Measure the runs that are not measured yet, and compare all; returns the report's path."""
     for folder in folders:
         if not is_measured(folder, dataset):
@@ -72,15 +72,15 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
     if (manifest.origin.seed, manifest.splits) != (seed, sizes):
         raise DataError(f"{out}: holds a demo with another --seed or --minutes. Choose another --out, or add --force.")
     dataset = open_dataset(out / "data", SplitConfig())
-    folders = [out / "runs" / name for name in bundle.references()]
-    for source, folder in zip(bundle.references().values(), folders, strict=True):
+    folders = [out / "runs" / name for name in bundle.shipped()]
+    for source, folder in zip(bundle.shipped().values(), folders, strict=True):
         if force or not _is_copy(folder, source):
-            adopted(source, folder, force=True)
+            copy_or_own_folder(source, folder, force=True)
     live = out / "runs" / f"{DEMO_NETWORK}-live"
     train = TrainConfig(minutes=round(DEMO_SHARE * minutes, 2), seed=seed)
     config = RunConfig(model=ModelConfig(name=DEMO_NETWORK), train=train)
-    _train_or_stop(dataset, settled(config, dataset), live, force=force, bar=bar)
-    return _reported([*folders, live], dataset, out, bar)
+    _train_or_interrupt(dataset, resolve_settings(config, dataset), live, force=force, bar=bar)
+    return _measure_and_report([*folders, live], dataset, out, bar)
 
 
 def _is_copy(folder: Path, source: Path) -> bool:

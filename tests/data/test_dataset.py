@@ -23,24 +23,24 @@ def named(n: int) -> Part:
 
 
 def test_a_folder_is_opened_with_its_own_test_part(image_folder: Path) -> None:
-    opened = dataset.open(image_folder, EVERY_PART)
+    opened = dataset.open_dataset(image_folder, EVERY_PART)
     assert opened.classes == ("plain", "ring")
     assert len(opened.train) + len(opened.selection) == 24
     assert len(opened.test) == 8
 
 
 def test_labels_follow_the_folder_names(image_folder: Path) -> None:
-    test = dataset.open(image_folder, EVERY_PART).test
+    test = dataset.open_dataset(image_folder, EVERY_PART).test
     assert [name.split("/")[1] for name in test.ids] == [("plain", "ring")[label] for label in test.labels]
 
 
 def test_val_is_the_test_part_where_there_is_no_test(image_folder: Path) -> None:
     (image_folder / "test").rename(image_folder / "val")
-    assert all(name.startswith("val/") for name in dataset.open(image_folder, EVERY_PART).test.ids)
+    assert all(name.startswith("val/") for name in dataset.open_dataset(image_folder, EVERY_PART).test.ids)
 
 
 def test_without_a_test_folder_some_training_images_are_set_aside(image_folder: Path) -> None:
-    opened = dataset.open(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
+    opened = dataset.open_dataset(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
     assert len(opened.train) + len(opened.selection) + len(opened.test) == 24
     assert min(map(len, (opened.train, opened.selection, opened.test))) > 0
 
@@ -100,7 +100,7 @@ def test_truth_stays_with_its_image(small_dataset: Dataset) -> None:
 
 def test_a_folder_packed_into_a_store_is_the_same_data_set(image_folder: Path, tmp_path: Path) -> None:
     dataset.pack(image_folder, tmp_path / "store")
-    folder, packed = (dataset.open(path, EVERY_PART) for path in (image_folder, tmp_path / "store"))
+    folder, packed = (dataset.open_dataset(path, EVERY_PART) for path in (image_folder, tmp_path / "store"))
     for name in ("train", "selection", "test"):
         one, other = getattr(folder, name), getattr(packed, name)
         assert one.ids.tolist() == other.ids.tolist()
@@ -113,7 +113,7 @@ def test_writing_a_folder_and_reading_it_keeps_every_count(small_store: Path, tm
     folders.write_folder(
         tmp_path / "f", manifest.classes, manifest.origin, {"train": lambda n_done: chunks}, force=False
     )
-    opened = dataset.open(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
+    opened = dataset.open_dataset(tmp_path / "f", SplitConfig(selection=0.2, test=0.2))
     original = {row.tobytes() for chunk in chunks for row in chunk.counts}
     parts = (opened.train, opened.selection, opened.test)
     assert {row.tobytes() for part in parts for row in part.counts(np.arange(len(part)))} == original
@@ -130,17 +130,17 @@ def test_a_written_folder_has_the_layout_of_the_original(small_store: Path, tmp_
 
 
 def test_the_hash_of_a_folder_follows_its_pixels(image_folder: Path) -> None:
-    before = dataset.open(image_folder, EVERY_PART).hash
-    assert dataset.open(image_folder, EVERY_PART).hash == before
+    before = dataset.open_dataset(image_folder, EVERY_PART).hash
+    assert dataset.open_dataset(image_folder, EVERY_PART).hash == before
     path = image_folder / "train" / "ring" / "0.npy"
     np.save(path, np.load(path)[:, ::-1])
-    assert dataset.open(image_folder, EVERY_PART).hash != before
+    assert dataset.open_dataset(image_folder, EVERY_PART).hash != before
 
 
 def test_pictures_are_read_beside_arrays(image_folder: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8)
     Image.fromarray(grey).save(image_folder / "test" / "ring" / "extra.png")
-    assert "test/ring/extra.png" in dataset.open(image_folder, EVERY_PART).test.ids
+    assert "test/ring/extra.png" in dataset.open_dataset(image_folder, EVERY_PART).test.ids
 
 
 def test_any_number_of_classes_is_fine(image_folder: Path) -> None:
@@ -148,54 +148,54 @@ def test_any_number_of_classes_is_fine(image_folder: Path) -> None:
         (image_folder / split / "third").mkdir()
         for source in (image_folder / split / "ring").glob("*.npy"):
             (image_folder / split / "third" / source.name).write_bytes(source.read_bytes())
-    assert dataset.open(image_folder, EVERY_PART).classes == ("plain", "ring", "third")
+    assert dataset.open_dataset(image_folder, EVERY_PART).classes == ("plain", "ring", "third")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
-        dataset.open(tmp_path / "nowhere", EVERY_PART)
+        dataset.open_dataset(tmp_path / "nowhere", EVERY_PART)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 class folders; needs at least two"):
-        dataset.open(tmp_path, EVERY_PART)
+        dataset.open_dataset(tmp_path, EVERY_PART)
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     with pytest.raises(DataError, match="1 class folders: only; needs at least two"):
-        dataset.open(tmp_path, EVERY_PART)
+        dataset.open_dataset(tmp_path, EVERY_PART)
 
 
 def test_a_class_without_images_is_named(image_folder: Path) -> None:
     for path in (image_folder / "train" / "ring").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="ring: holds no"):
-        dataset.open(image_folder, EVERY_PART)
+        dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_a_class_that_only_the_test_part_has_is_named(image_folder: Path) -> None:
     (image_folder / "test" / "stranger").mkdir()
     with pytest.raises(DataError, match="lacks: stranger"):
-        dataset.open(image_folder, EVERY_PART)
+        dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_a_class_that_the_test_part_lacks_is_named(image_folder: Path) -> None:
     for path in (image_folder / "test" / "ring").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="ring: holds no"):
-        dataset.open(image_folder, EVERY_PART)
+        dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_mixed_sizes_are_named(image_folder: Path) -> None:
     np.save(image_folder / "test" / "plain" / "0.npy", np.eye(20))
     with pytest.raises(ImageError, match=r"0\.npy: is 20 x 20 pixels but .* is 16 x 16"):
-        dataset.open(image_folder, EVERY_PART)
+        dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_a_part_without_a_class_is_refused(image_folder: Path) -> None:
     with pytest.raises(DataError, match="holds no image of class"):
-        dataset.open(image_folder, SplitConfig(selection=0))
+        dataset.open_dataset(image_folder, SplitConfig(selection=0))
 
 
 def test_a_bad_image_leaves_no_store_behind(image_folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_standard_is_kept(folder: Path) -> None:
 
 
 def test_the_folder_can_be_trained_on(folder: Path, small_survey: Survey) -> None:
-    opened = dataset.open(folder, SplitConfig(selection=0.6, seed=1))
+    opened = dataset.open_dataset(folder, SplitConfig(selection=0.6, seed=1))
     assert (opened.classes, len(opened.train) + len(opened.selection), len(opened.test)) == (CLASSES, 12, 6)
     _, counts = render.simulate(small_survey, 3, "train", range(1))
     assert np.array_equal(formats.read_counts(folder / "train" / "no" / "0000000.fits"), counts[0])

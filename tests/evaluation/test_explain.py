@@ -13,7 +13,7 @@ from sublens.config import InputConfig
 from sublens.errors import BundleError
 from sublens.evaluation import saliency
 from sublens.evaluation.saliency import METHOD, Method, score
-from sublens.inference.engines import Sight
+from sublens.inference.engines import Outputs
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
@@ -120,8 +120,8 @@ def test_a_network_without_feature_maps_can_only_be_occluded() -> None:
 
 
 def test_other_engines_have_no_gradients() -> None:
-    def engine(counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> Sight:
-        return Sight(np.zeros((len(counts), 2)), None, [])
+    def engine(counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> Outputs:
+        return Outputs(np.zeros((len(counts), 2)), None, [])
 
     with pytest.raises(BundleError, match="engine='torch'"):
         saliency.saliency(Predictor(engine, ("a", "b"), (16, 16), InputConfig()), speckled((16, 16)), np.array([0, 1]))

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images import cutouts, formats, resample
-from sublens.images.cutouts import Cut
-from sublens.images.formats import Wanted
+from sublens.images.cutouts import Cutout
+from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
-from sublens.images.reader import Found, Reader, surveyed
+from sublens.images.reader import Reader, ReadResult, locate_positions
 from sublens.inference import predict_files, predictor, tables
 from sublens.inference.predict_files import Query
 from sublens.sim.presets import preset
@@ -76,11 +76,11 @@ def on_sky(path: Path, shape: tuple[int, int], xy: tuple[tuple[float, float], ..
     return path
 
 
-def found_at(reader: Reader, path: Path, at: Path, size: tuple[int, int] = SIZE) -> list[Found]:
-    return list(reader.read(surveyed(path, at, Wanted()).cuts(path, size)))
+def found_at(reader: Reader, path: Path, at: Path, size: tuple[int, int] = SIZE) -> list[ReadResult]:
+    return list(reader.read(locate_positions(path, at, ImageSelector()).cuts(path, size)))
 
 
-def pixels_of(found: list[Found]) -> list[NDArray[np.float64]]:
+def pixels_of(found: list[ReadResult]) -> list[NDArray[np.float64]]:
     assert all(isinstance(one.image, Image) for one in found), [one.image for one in found]
     return [one.image.pixels for one in found if isinstance(one.image, Image)]
 
@@ -216,7 +216,7 @@ def test_a_header_that_claims_too_much_is_refused_quickly(tmp_path: Path, name: 
     big.write_bytes(data)
     before = time.monotonic()
     with pytest.raises(DataError, match=r"big\.fits.*truncated, or not a FITS file"):
-        surveyed(big, positions(tmp_path / "a.csv"), Wanted())
+        locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector())
     assert time.monotonic() - before < 30
 
 
@@ -241,7 +241,7 @@ def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatc
 def test_a_packed_file_in_disguise_is_not_unpacked(tmp_path: Path) -> None:
     save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
     with pytest.raises(DataError, match="not a FITS file"):
-        surveyed(tmp_path / "big.fits", positions(tmp_path / "a.csv"), Wanted())
+        locate_positions(tmp_path / "big.fits", positions(tmp_path / "a.csv"), ImageSelector())
 
 
 def test_what_cannot_be_cut_says_why(tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_what_cannot_be_cut_says_why(tmp_path: Path) -> None:
     fits.PrimaryHDU(np.zeros((3, 20, 20))).writeto(tmp_path / "cube.fits")
     for name, reason in (("a.npy", "is no FITS image"), ("none.fits", "no such file"), ("cube.fits", "a cube")):
         with pytest.raises(DataError, match=reason):
-            surveyed(tmp_path / name, at, Wanted())
+            locate_positions(tmp_path / name, at, ImageSelector())
     with pytest.raises(DataError, match="has no extension SCI"):
-        surveyed(save(tmp_path / "big.fits", sky()), at, Wanted(hdu="SCI"))
+        locate_positions(save(tmp_path / "big.fits", sky()), at, ImageSelector(hdu="SCI"))
 
 
 def test_a_catalogue_without_positions_says_what_it_has_and_needs(tmp_path: Path) -> None:
@@ -268,11 +268,11 @@ def test_a_catalogue_without_positions_says_what_it_has_and_needs(tmp_path: Path
         ("ra,dec", "150,2", bare, "does not tell where it lies on the sky. Give x, y"),
     ):
         with pytest.raises(DataError, match=reason):
-            surveyed(path, listed(tmp_path / "a.csv", row, head=head), Wanted())
+            locate_positions(path, listed(tmp_path / "a.csv", row, head=head), ImageSelector())
     for name, reason in (("none.csv", "no such file"), ("big.txt", "catalogues. Convert")):
         (tmp_path / "big.txt").touch()
         with pytest.raises(DataError, match=reason):
-            surveyed(big, tmp_path / name, Wanted())
+            locate_positions(big, tmp_path / name, ImageSelector())
 
 
 def test_pixels_serve_where_the_image_knows_no_sky(reader: Reader, tmp_path: Path) -> None:
@@ -296,24 +296,24 @@ def test_units_and_gaps_of_a_table_are_minded(reader: Reader, tmp_path: Path, na
     table["dec"].unit = "kg"
     table.write(path, format={".ecsv": "ascii.ecsv", ".fits": "fits", ".vot": "votable"}[path.suffix], overwrite=True)
     with pytest.raises(DataError, match="column dec is in kg"):
-        surveyed(big, path, Wanted())
+        locate_positions(big, path, ImageSelector())
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.fits", b"SIMPLE"), ("a.vot", b"<a>"), ("a.ecsv", b"\xff\x00")])
 def test_a_damaged_catalogue_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
-        surveyed(save(tmp_path / "big.fits", sky()), tmp_path / name, Wanted())
+        locate_positions(save(tmp_path / "big.fits", sky()), tmp_path / name, ImageSelector())
 
 
 def test_a_catalogue_may_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, at = save(tmp_path / "big.fits", sky()), positions(tmp_path / "a.csv")
     monkeypatch.setattr(cutouts, "MAX_POSITIONS", 2)
     with pytest.raises(DataError, match="holds more than 2 positions. Split it"):
-        cutouts.survey(big, None, at)
+        cutouts.locate_in_mosaic(big, None, at)
     monkeypatch.setattr(cutouts, "MAX_CATALOGUE_BYTES", 20)
     with pytest.raises(DataError, match="20 are allowed"):
-        cutouts.survey(big, None, at)
+        cutouts.locate_in_mosaic(big, None, at)
 
 
 def test_a_catalogue_whose_data_lie_elsewhere_is_not_followed(tmp_path: Path) -> None:
@@ -325,16 +325,16 @@ def test_a_catalogue_whose_data_lie_elsewhere_is_not_followed(tmp_path: Path) ->
         f'<DATA><BINARY><STREAM href="file://{secret}"/></BINARY></DATA></TABLE></RESOURCE></VOTABLE>'
     )
     with pytest.raises(DataError, match=r"a\.vot"):
-        surveyed(save(tmp_path / "big.fits", sky()), tmp_path / "a.vot", Wanted())
+        locate_positions(save(tmp_path / "big.fits", sky()), tmp_path / "a.vot", ImageSelector())
     columns = cutouts.CATALOGUES[".vot"](tmp_path / "a.vot")  # outside the child, they are
     assert columns["ra"].tolist() == [150.0]
 
 
 def test_a_child_that_dies_costs_one_position(tmp_path: Path) -> None:
     big = save(tmp_path / "big.fits", sky())
-    cuts = list(surveyed(big, positions(tmp_path / "a.csv"), Wanted()).cuts(big, SIZE))
+    cuts = list(locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector()).cuts(big, SIZE))
     with Reader() as reader:
-        cuts[1] = Cut(big, 1, XY[1], (40_000, 40_000), "greedy", 150.0, 2.0)
+        cuts[1] = Cutout(big, 1, XY[1], (40_000, 40_000), "greedy", 150.0, 2.0)
         found = list(reader.read(cuts))
     assert [isinstance(one.image, Image) for one in found] == [True, False, True]
     assert "more memory" in str(found[1].image)
@@ -344,14 +344,14 @@ def test_a_child_that_dies_costs_one_position(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [0.01, 0.03, 0.049, 0.0501, 0.07, 0.2, 3.0])
 @pytest.mark.parametrize("shape", [(150, 150), (151, 60)])
 def test_what_is_needed_fills_the_frame(scale: float, shape: tuple[int, int]) -> None:
-    size = resample.needed(shape, 0.05, scale)
+    size = resample.cutout_size(shape, 0.05, scale)
     image = Image(np.random.default_rng(0).normal(0, 1, size), pixel_scale=scale)
-    framed = resample.framed(image, shape, min(shape), 0.05)
+    framed = resample.resample_image(image, shape, min(shape), 0.05)
     assert framed.pixels.shape == shape
     assert min(size) * scale < 1.2 * min(shape) * 0.05 + 6 * scale
-    assert resample.needed(shape, None, scale) == resample.needed(shape, 0.05, None) == shape
+    assert resample.cutout_size(shape, None, scale) == resample.cutout_size(shape, 0.05, None) == shape
     with pytest.raises(ImageError, match="Check the pixel scale"):
-        resample.needed(shape, 0.05, 1e-4)
+        resample.cutout_size(shape, 0.05, 1e-4)
 
 
 LENSES = ((95.5, 135.5), (424.5, 274.5), (220.5, 99.5))
@@ -374,7 +374,7 @@ def field(tmp_path: Path, lenses: NDArray[np.float64]) -> Path:
 
 
 def judged(inputs: list[Path], out: Path, **options: Path) -> list[dict[str, Any]]:
-    predict_files.tabulate(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
+    predict_files.predict_to_table(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -398,7 +398,7 @@ def test_a_lens_is_judged_as_if_cut_out_before(field: Path, lenses: NDArray[np.f
 
 
 def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> None:
-    pixels, size = np.kron(fits.getdata(field), np.ones((2, 2))), resample.needed((150, 150), 0.05, 0.025)
+    pixels, size = np.kron(fits.getdata(field), np.ones((2, 2))), resample.cutout_size((150, 150), 0.05, 0.025)
     save(tmp_path / "fine.fits", pixels, scale=0.025)
     centres = tuple((2 * x + 0.5, 2 * y + 0.5) for x, y in LENSES)
     apart = [save(tmp_path / f"{xy}.fits", around(pixels, xy, size), scale=0.025) for xy in centres]

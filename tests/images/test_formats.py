@@ -13,7 +13,7 @@ from PIL import Image
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.pixels import QUANTISED_PEAK, counts_above_minimum, usable
+from sublens.images.pixels import QUANTISED_PEAK, check_pixels, counts_above_minimum
 from sublens.images.pixels import Image as LensImage
 
 
@@ -101,7 +101,7 @@ def test_not_finite_pixels_are_counted(bad: float) -> None:
     pixels = poisson(0).astype(float)
     pixels[3, 4] = bad
     with pytest.raises(ImageError, match="x: 1 of 576 pixels are NaN or infinite"):
-        usable(pixels, "x")
+        check_pixels(pixels, "x")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_not_finite_pixels_are_counted(bad: float) -> None:
 )
 def test_unusable_images_say_why(pixels: NDArray[np.generic], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        usable(pixels, "x")
+        check_pixels(pixels, "x")
 
 
 def test_huge_images_are_refused_before_they_are_read(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from PIL import Image as Picture
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.formats import Wanted
-from sublens.images.listing import listed
+from sublens.images.formats import ImageSelector
+from sublens.images.listing import list_images
 from sublens.images.pixels import Image
-from sublens.images.reader import Found, Reader
+from sublens.images.reader import Reader, ReadResult
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def light(side: int = 24) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(30, 5, (side, side))
 
 
-def only(found: Iterator[Found]) -> Image | ImageError:
+def only(found: Iterator[ReadResult]) -> Image | ImageError:
     (one,) = found
     return one.image
 
 
-def told(found: Iterator[Found]) -> str:
+def told(found: Iterator[ReadResult]) -> str:
     error = only(found)
     assert isinstance(error, ImageError)
     return str(error)
@@ -77,7 +77,7 @@ def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> No
         group.create_array("stack", data=stack)
         group.create_array("other", data=np.zeros(3))
     assert "name one with --array. It has: other, stack" in told(reader.read([tmp_path / name]))
-    with Reader(Wanted(array="stack")) as chooser:
+    with Reader(ImageSelector(array="stack")) as chooser:
         found = list(chooser.read([tmp_path / name]))
     assert [(one.number, isinstance(one.image, Image)) for one in found] == [
         *((0, True), (1, True), (2, False), (3, True))
@@ -163,18 +163,18 @@ def test_a_folder_is_all_its_images_but_no_link_out_of_it(tmp_path: Path) -> Non
         np.save(tmp_path / name, light())
         (tmp_path / f"{name}.npy").rename(tmp_path / name) if name.endswith("txt") else None
     (tmp_path / "in" / "link.npy").symlink_to(tmp_path / "out.npy")
-    link, z, a = listed([tmp_path / "in"])
+    link, z, a = list_images([tmp_path / "in"])
     assert (z, a) == (tmp_path / "in/z.npy", tmp_path / "in/b/a.npy")
-    assert isinstance(link, Found)
+    assert isinstance(link, ReadResult)
     assert "a link out of" in str(link.image)
 
 
 def test_patterns_are_expanded(tmp_path: Path) -> None:
     for name in ("1.npy", "2.npy"):
         np.save(tmp_path / name, light())
-    assert list(listed([tmp_path / "*.npy"])) == [tmp_path / "1.npy", tmp_path / "2.npy"]
-    (none,) = listed([tmp_path / "*.fits"])
-    assert isinstance(none, Found)
+    assert list(list_images([tmp_path / "*.npy"])) == [tmp_path / "1.npy", tmp_path / "2.npy"]
+    (none,) = list_images([tmp_path / "*.fits"])
+    assert isinstance(none, ReadResult)
 
 
 def test_few_missing_pixels_are_filled_and_told(reader: Reader, tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_a_named_extension_is_read(tmp_path: Path) -> None:
     planes = [fits.ImageHDU(light() + number, name=name) for number, name in enumerate(("SCI", "ERR"))]
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "a.fits")
     for hdu, shift in (("ERR", 1), ("2", 1), (None, 0)):
-        (image,) = formats.read_all(tmp_path / "a.fits", Wanted(hdu=hdu))
+        (image,) = formats.read_all(tmp_path / "a.fits", ImageSelector(hdu=hdu))
         assert isinstance(image, Image)
         assert np.array_equal(image.pixels, light() + shift)
     with pytest.raises(ImageError, match="has no extension MASK; it has 0: PRIMARY, 1: SCI, 2: ERR"):
-        list(formats.read_all(tmp_path / "a.fits", Wanted(hdu="MASK")))
+        list(formats.read_all(tmp_path / "a.fits", ImageSelector(hdu="MASK")))
 
 
 def test_scaled_and_big_endian_integers_are_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import ImageError
 from sublens.images.pixels import Image
-from sublens.images.resample import framed
+from sublens.images.resample import resample_image
 
 
 def blob(side: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.float64]:
@@ -15,7 +15,7 @@ def blob(side: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> N
 
 @pytest.mark.parametrize(("side", "scale"), [(400, 0.02), (150, 0.1), (151, 0.06), (90, 0.09)])
 def test_a_resampled_sky_is_the_same_sky(side: int, scale: float) -> None:
-    image = framed(Image(blob(side, scale, (0.7, -0.4)), pixel_scale=scale), (100, 100), 80, 0.05)
+    image = resample_image(Image(blob(side, scale, (0.7, -0.4)), pixel_scale=scale), (100, 100), 80, 0.05)
     assert image.pixels.shape == (100, 100)
     assert np.abs(image.pixels - blob(100, 0.05, (0.7, -0.4))).max() < 5e-3
     assert f"resampled from {scale:g} to 0.05 arcsec a pixel" in image.notes
@@ -23,13 +23,13 @@ def test_a_resampled_sky_is_the_same_sky(side: int, scale: float) -> None:
 
 def test_what_is_coarser_is_smoothed_first() -> None:
     noise = np.random.default_rng(0).normal(0, 1, (600, 600))
-    image = framed(Image(noise, pixel_scale=0.01), (100, 100), 80, 0.05)
+    image = resample_image(Image(noise, pixel_scale=0.01), (100, 100), 80, 0.05)
     assert image.pixels.std() < 0.35  # the mean of 25 pixels has 0.2, one of them 1
 
 
 def test_an_image_in_the_right_frame_is_left_alone() -> None:
     pixels = np.random.default_rng(0).poisson(10, (60, 60)).astype(float)
-    image = framed(Image(pixels, pixel_scale=0.0501), (60, 60), 50, 0.05)
+    image = resample_image(Image(pixels, pixel_scale=0.0501), (60, 60), 50, 0.05)
     assert np.array_equal(image.pixels, pixels)
     assert image.notes == ()
 
@@ -37,51 +37,51 @@ def test_an_image_in_the_right_frame_is_left_alone() -> None:
 @pytest.mark.parametrize(("side", "corner"), [(61, (0, 0)), (64, (2, 2))])
 def test_a_larger_image_is_cut_to_its_middle(side: int, corner: tuple[int, int]) -> None:
     pixels = np.arange(side**2, dtype=float).reshape(side, side)
-    image = framed(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
+    image = resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
     assert np.array_equal(image.pixels, pixels[corner[0] : corner[0] + 60, corner[1] : corner[1] + 60])
     assert image.notes == ("cut to 60 x 60 pixels",)
 
 
 def test_a_header_may_claim_any_scale_at_no_cost() -> None:
-    assert framed(Image(blob(61, 1), pixel_scale=1e4), (60, 60), 50, 1).pixels.shape == (60, 60)
+    assert resample_image(Image(blob(61, 1), pixel_scale=1e4), (60, 60), 50, 1).pixels.shape == (60, 60)
     for scale, problem in ((1e-12, "is [01] x [01] pixels; needs 50 x 50"), (1e300, "nothing to see")):
         with pytest.raises(ImageError, match=problem):
-            framed(Image(blob(61, 1), pixel_scale=scale), (60, 60), 50, 1)
+            resample_image(Image(blob(61, 1), pixel_scale=scale), (60, 60), 50, 1)
 
 
 def test_an_image_with_an_empty_middle_is_refused() -> None:
     pixels = np.zeros((200, 200))
     pixels[0] = 1
     with pytest.raises(ImageError, match="every pixel around its centre is 0"):
-        framed(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
+        resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
 
 
 def test_only_what_the_network_never_sees_is_filled() -> None:
     pixels = np.arange(52.0 * 52).reshape(52, 52)
-    image = framed(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
+    image = resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
     assert np.array_equal(image.pixels[4:56, 4:56], pixels)
     assert (image.pixels[0] == np.median(pixels)).all()
     with pytest.raises(ImageError, match="is 49 x 52 pixels; needs 50 x 50 around the lens"):
-        framed(Image(pixels[:49], pixel_scale=1), (60, 60), 50, 1)
+        resample_image(Image(pixels[:49], pixel_scale=1), (60, 60), 50, 1)
 
 
 def test_an_unknown_scale_is_told() -> None:
     image = Image(blob(60, 0.1))
-    assert framed(image, (60, 60), 50, 0.1).notes == ("pixel scale unknown, taken as 0.1",)
-    assert framed(image, (60, 60), 50, None).notes == ("pixel scale unknown",)
-    assert framed(image, (60, 60), 50, 0.1, given_scale=0.1).notes == ()
+    assert resample_image(image, (60, 60), 50, 0.1).notes == ("pixel scale unknown, taken as 0.1",)
+    assert resample_image(image, (60, 60), 50, None).notes == ("pixel scale unknown",)
+    assert resample_image(image, (60, 60), 50, 0.1, given_scale=0.1).notes == ()
 
 
 def test_values_that_look_wrong_are_told() -> None:
     pixels = blob(60, 0.1)
     bright = Image(pixels.clip(None, 0.9), pixel_scale=0.1)
-    assert framed(bright, (60, 60), 50, 0.1).notes == (f"{(pixels >= 0.9).sum()} pixels look saturated",)
+    assert resample_image(bright, (60, 60), 50, 0.1).notes == (f"{(pixels >= 0.9).sum()} pixels look saturated",)
     blank = np.where(np.arange(60) < 6, 0.0, pixels)
-    assert framed(Image(blank, pixel_scale=0.1), (60, 60), 50, 0.1).notes == (
+    assert resample_image(Image(blank, pixel_scale=0.1), (60, 60), 50, 0.1).notes == (
         "10% of the pixels look clipped or blank",
     )
 
 
 def test_a_simulated_image_has_nothing_to_tell() -> None:
     counts = np.random.default_rng(3).poisson(10 + 300 * blob(150, 0.05))
-    assert framed(Image(counts.astype(float), pixel_scale=0.05), (150, 150), 96, 0.05).notes == ()
+    assert resample_image(Image(counts.astype(float), pixel_scale=0.05), (150, 150), 96, 0.05).notes == ()

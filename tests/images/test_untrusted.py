@@ -24,9 +24,9 @@ from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
 from sublens.images import formats, reader, sandbox
-from sublens.images.listing import listed
+from sublens.images.listing import list_images
 from sublens.images.pixels import Image
-from sublens.images.reader import Found, Reader
+from sublens.images.reader import Reader, ReadResult
 
 ROOT = Path(__file__).parents[2]
 MAX_GROWTH = 50e6
@@ -279,7 +279,7 @@ def little_growth() -> Iterator[None]:
     assert peak_memory() - before < MAX_GROWTH
 
 
-def said(one: Found) -> str:
+def said(one: ReadResult) -> str:
     return f"read {' '.join(one.image.notes)}" if isinstance(one.image, Image) else str(one.image)
 
 
@@ -289,7 +289,7 @@ def test_a_strange_file_is_what_the_table_says(child: Reader, tmp_path: Path, ca
     folder.mkdir()
     CASES[case](folder)
     with little_growth():
-        found = list(child.read(listed([folder])))
+        found = list(child.read(list_images([folder])))
     assert {one.path for one in found} == set(folder.iterdir())
     quoted = re.search("`(.+)`", expected)
     last = [one for one in found if one is found[-1]] if "up to there" in expected else found

@@ -17,11 +17,11 @@ def counts() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
     return np.random.default_rng(0).poisson(20, (9, 150, 150)).astype(np.uint16)
 
 
-@pytest.mark.parametrize("name", bundle.references())
+@pytest.mark.parametrize("name", bundle.shipped())
 def test_a_shipped_network_gives_the_same_with_every_engine(
     name: str, counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 ) -> None:
-    eager, graph = Predictor.load(name, "torch").look(counts), Predictor.load(name).look(counts)
+    eager, graph = Predictor.load(name, "torch").forward(counts), Predictor.load(name).forward(counts)
     assert np.allclose(eager.probs, graph.probs, atol=1e-5)
     assert eager.masses is not None
     assert graph.masses is not None
@@ -38,7 +38,7 @@ def test_openvino_agrees_as_far_as_its_precision_goes(
     counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]],
 ) -> None:
     pytest.importorskip("openvino")
-    graph, other = Predictor.load("lensnet").look(counts), Predictor.load("lensnet", "openvino").look(counts)
+    graph, other = Predictor.load("lensnet").forward(counts), Predictor.load("lensnet", "openvino").forward(counts)
     assert np.abs(graph.probs - other.probs).max() < 0.05
 
 

@@ -81,13 +81,13 @@ def test_an_exported_network_needs_nothing_but_its_one_file(
     )
     assert told.is_alone
     assert not (tmp_path / "alone" / bundle.WEIGHTS).exists()
-    assert np.allclose(given, Predictor.load(trained, "torch").look(counts).logits, atol=1e-4)
+    assert np.allclose(given, Predictor.load(trained, "torch").forward(counts).logits, atol=1e-4)
 
 
 def test_an_exported_network_is_judged_with_as_before(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     onnx_export.export(trained, small_dataset, tmp_path / "alone")
     counts = small_dataset.test.counts(np.arange(5))
-    before, after = (Predictor.load(folder).look(counts) for folder in (trained, tmp_path / "alone"))
+    before, after = (Predictor.load(folder).forward(counts) for folder in (trained, tmp_path / "alone"))
     assert np.allclose(before.probs, after.probs, atol=1e-6)
     with pytest.raises(BundleError, match=r"has no weights\.safetensors"):
         Predictor.load(tmp_path / "alone", "torch")
@@ -102,7 +102,7 @@ def test_eight_bits_are_smaller_and_calibrated_anew(
     assert (told.precision, told) == ("int8", card.graph)
     assert (tmp_path / "small" / bundle.GRAPH).stat().st_size < 0.4 * (trained / bundle.WEIGHTS).stat().st_size
     assert card.calibration != whole.calibration
-    assert Predictor.load(tmp_path / "small").look(small_dataset.test.counts(np.arange(3))).probs.shape == (3, 3)
+    assert Predictor.load(tmp_path / "small").forward(small_dataset.test.counts(np.arange(3))).probs.shape == (3, 3)
 
 
 @pytest.mark.parametrize("how", [{}, {"int8": True}, {"mirrors": True}])
@@ -143,8 +143,8 @@ def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_p
     counts = small_dataset.test.counts(np.arange(5))
     plain = Predictor.load(trained, "torch")
     views = [counts, counts[:, ::-1], counts[:, :, ::-1], counts[:, ::-1, ::-1]]
-    looks = [replace(plain, calibration=None).look(np.ascontiguousarray(view)) for view in views]
-    mean = replace(Predictor.load(tmp_path / "mean"), calibration=None).look(counts)
+    looks = [replace(plain, calibration=None).forward(np.ascontiguousarray(view)) for view in views]
+    mean = replace(Predictor.load(tmp_path / "mean"), calibration=None).forward(counts)
     np.testing.assert_allclose(mean.probs, np.mean([look.probs for look in looks], axis=0), atol=1e-5)
     assert mean.moments[0].shape == looks[0].moments[0].shape
     np.testing.assert_allclose(mean.moments[0], looks[0].moments[0], atol=1e-4)
@@ -153,8 +153,8 @@ def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_p
 def test_the_map_of_a_mean_is_that_of_the_image(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     mean, counts = Predictor.load(tmp_path / "mean"), small_dataset.test.counts(np.arange(5))
-    turned = mean.look(np.ascontiguousarray(counts[:, :, ::-1])).masses
-    np.testing.assert_allclose(turned[:, :, ::-1], mean.look(counts).masses, rtol=1e-3)  # type: ignore[index,arg-type]
+    turned = mean.forward(np.ascontiguousarray(counts[:, :, ::-1])).masses
+    np.testing.assert_allclose(turned[:, :, ::-1], mean.forward(counts).masses, rtol=1e-3)  # type: ignore[index,arg-type]
 
 
 def test_mirror_images_that_do_harm_are_refused(

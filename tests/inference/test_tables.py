@@ -13,12 +13,12 @@ from pyarrow import parquet
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.inference import tables
-from sublens.inference.predictor import Prediction, Predictions, Row
+from sublens.inference.predictor import Prediction, PredictionTable, Row
 
 
-def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> Predictions:
+def table(classes: tuple[str, ...] = ("no", "a,b", '"c"')) -> PredictionTable:
     probs = np.random.default_rng(0).dirichlet(np.ones(len(classes)), 5)
-    return Predictions(np.array([f"test/ü{n}, \n" for n in range(5)]), np.arange(5) % len(classes), probs, classes)
+    return PredictionTable(np.array([f"test/ü{n}, \n" for n in range(5)]), np.arange(5) % len(classes), probs, classes)
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ AWKWARD = 'a "quoted", µ & <b>\nsecond line\x07'
 
 
 def judged(place: int, notes: str = "") -> Row:
-    prediction = Prediction("no", {"no": 0.75, "sphere": 0.25}, ("no",), 1.5, is_strange=place % 2 == 1)
+    prediction = Prediction("no", {"no": 0.75, "sphere": 0.25}, ("no",), 1.5, is_ood=place % 2 == 1)
     return Row(Path(f"{place}.fits"), None, prediction, "", (notes,) if notes else (), (place, 0), 150.25, -2.5)
 
 

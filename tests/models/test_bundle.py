@@ -9,13 +9,13 @@ from sublens.models import bundle
 @pytest.fixture
 def shelf(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A shelf of trained networks that holds one, called run."""
-    monkeypatch.setattr(bundle, "SHELVES", (saved.parent / "nothing here", saved.parent))
+    monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (saved.parent / "nothing here", saved.parent))
     return saved.parent
 
 
 def test_a_trained_network_that_comes_with_sublens_is_found_by_name(shelf: Path) -> None:
-    assert bundle.references() == {"run": shelf / "run"}
-    assert bundle.located("run") == shelf / "run"
+    assert bundle.shipped() == {"run": shelf / "run"}
+    assert bundle.locate("run") == shelf / "run"
     assert bundle.is_bundle("run")
     assert not bundle.is_bundle("walk")
 
@@ -23,9 +23,9 @@ def test_a_trained_network_that_comes_with_sublens_is_found_by_name(shelf: Path)
 def test_a_folder_comes_before_a_name(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here" / "run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    assert bundle.located("run") == Path("run")
+    assert bundle.locate("run") == Path("run")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(shelf: Path) -> None:
     with pytest.raises(BundleError, match="ran: no such folder, and no trained network.*Did you mean run?"):
-        bundle.located("ran")
+        bundle.locate("ran")

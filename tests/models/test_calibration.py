@@ -109,7 +109,7 @@ def test_a_silent_channel_does_no_harm() -> None:
     assert layer.distance(moments)[0] > layer.distance(moments[1:]).max()
 
 
-def test_without_feature_maps_nothing_is_strange() -> None:
+def test_without_feature_maps_nothing_is_ood() -> None:
     logits, labels = draw(100)
     found = calibration.fit(logits, labels, [], [])
     assert found.layers == ()

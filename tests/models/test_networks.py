@@ -11,7 +11,7 @@ from sublens.errors import ConfigError
 from sublens.images.pixels import QUANTISED_PEAK
 from sublens.models import inputs, networks
 from sublens.models.heads import TruthHead
-from sublens.models.inputs import DETAIL_GAIN, NOMINAL_PEAK, SKY, prepare
+from sublens.models.inputs import DETAIL_GAIN, NOMINAL_PEAK, SKY, counts_to_input
 from sublens.models.networks import build
 from sublens.models.timm_import import import_timm
 
@@ -60,69 +60,71 @@ def test_our_own_network_has_no_foreign_weights() -> None:
 
 
 def test_the_whole_image_is_seen_unless_told_otherwise() -> None:
-    assert prepare(counts(), InputConfig()).shape == (3, 1, 24, 24)
+    assert counts_to_input(counts(), InputConfig()).shape == (3, 1, 24, 24)
 
 
 def test_minmax_is_the_pixel_of_the_original_files() -> None:
     image = counts()
     expected = image / image.max(axis=(1, 2), keepdims=True)
-    assert np.allclose(prepare(image, InputConfig(transform="minmax"))[:, 0], expected, rtol=1e-6)
+    assert np.allclose(counts_to_input(image, InputConfig(transform="minmax"))[:, 0], expected, rtol=1e-6)
 
 
 @given(st.floats(5, 500), st.sampled_from([1, 2]))
 def test_the_anscombe_input_has_the_same_noise_everywhere(mean: float, binning: int) -> None:
-    seen = prepare(counts(side=200, mean=mean), InputConfig(binning=binning))
+    seen = counts_to_input(counts(side=200, mean=mean), InputConfig(binning=binning))
     assert float(seen.std()) * 10 * binning == pytest.approx(1, abs=0.06)
 
 
 def test_empty_sky_is_zero_to_the_anscombe_input() -> None:
     sky = np.full((1, 8, 8), round(SKY), np.uint16)
-    assert float(prepare(sky, InputConfig()).abs().max()) < 0.02
+    assert float(counts_to_input(sky, InputConfig()).abs().max()) < 0.02
 
 
 def test_an_image_of_unknown_counts_is_scaled_to_the_usual_peak() -> None:
     image = counts(mean=200)
     image = (image * (NOMINAL_PEAK / image.max(axis=(1, 2), keepdims=True))).round().astype(np.uint16)
     scaled = (image / image.max(axis=(1, 2), keepdims=True) * QUANTISED_PEAK).round().astype(np.uint16)
-    assert torch.allclose(prepare(scaled, InputConfig()), prepare(image, InputConfig()), atol=0.02)
+    assert torch.allclose(counts_to_input(scaled, InputConfig()), counts_to_input(image, InputConfig()), atol=0.02)
 
 
 def test_the_crop_is_central() -> None:
     image = counts()
-    assert torch.equal(prepare(image, InputConfig(crop=10)), prepare(image, InputConfig())[:, :, 7:17, 7:17])
+    assert torch.equal(
+        counts_to_input(image, InputConfig(crop=10)), counts_to_input(image, InputConfig())[:, :, 7:17, 7:17]
+    )
 
 
 def test_binning_adds_counts() -> None:
     image = np.full((1, 4, 4), 25, np.uint16)
     expected = (2 * np.sqrt(100.375) - 2 * np.sqrt(4 * SKY + 0.375)) / 20
-    assert np.unique(prepare(image, InputConfig(binning=2))).tolist() == pytest.approx([expected], rel=1e-5)
+    assert np.unique(counts_to_input(image, InputConfig(binning=2))).tolist() == pytest.approx([expected], rel=1e-5)
 
 
 def test_resizing_gives_the_asked_side() -> None:
-    assert prepare(counts(), InputConfig(resize=32)).shape == (3, 1, 32, 32)
+    assert counts_to_input(counts(), InputConfig(resize=32)).shape == (3, 1, 32, 32)
 
 
 def test_three_channels_are_the_same_image() -> None:
-    seen = prepare(counts(), InputConfig(channels=3))
+    seen = counts_to_input(counts(), InputConfig(channels=3))
     assert torch.equal(seen[:, 0], seen[:, 2])
 
 
 @given(st.integers(0, 1000))
 def test_preparing_one_by_one_or_together_is_the_same(seed: int) -> None:
     image, seen = counts(seed), InputConfig(crop=20, binning=2)
-    assert torch.equal(prepare(image, seen), torch.cat([prepare(one[None], seen) for one in image]))
+    assert torch.equal(counts_to_input(image, seen), torch.cat([counts_to_input(one[None], seen) for one in image]))
 
 
 def test_a_crop_beyond_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="input.crop is 30 pixels but the images are 24 x 24"):
-        prepare(counts(), InputConfig(crop=30))
+        counts_to_input(counts(), InputConfig(crop=30))
 
 
 @pytest.mark.parametrize("binning", [1, 2])
 def test_a_high_pass_subtracts_the_blurred_image(binning: int) -> None:
     image = counts(side=96)
-    plain = prepare(image, InputConfig(binning=binning)).numpy()[:, 0].astype(np.float64)
-    seen = prepare(image, InputConfig(binning=binning, highpass=3)).numpy()[:, 0]
+    plain = counts_to_input(image, InputConfig(binning=binning)).numpy()[:, 0].astype(np.float64)
+    seen = counts_to_input(image, InputConfig(binning=binning, highpass=3)).numpy()[:, 0]
     sigma = 3 / binning
     left = DETAIL_GAIN * (plain - ndimage.gaussian_filter(plain, (0, sigma, sigma), truncate=8))
     inside = slice(24 // binning, -24 // binning)
@@ -132,13 +134,13 @@ def test_a_high_pass_subtracts_the_blurred_image(binning: int) -> None:
 def test_a_high_pass_leaves_nothing_of_an_even_image() -> None:
     even = np.full((1, 24, 24), 50, np.uint16)
     even[0, 0, 0] = 0
-    seen = prepare(even, InputConfig(crop=20, highpass=3))
+    seen = counts_to_input(even, InputConfig(crop=20, highpass=3))
     assert float(seen.abs().max()) < 1e-4
 
 
 def test_a_binning_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="binning 5 does not divide the side of 24"):
-        prepare(counts(), InputConfig(binning=5))
+        counts_to_input(counts(), InputConfig(binning=5))
 
 
 def test_small_images_shrink_the_usual_crop() -> None:
@@ -188,5 +190,5 @@ def test_small_maps_are_never_trained_in_bfloat16() -> None:
 def test_resampling_is_that_of_torch(side: int, size: int) -> None:
     images = torch.rand(2, 1, side, side, dtype=torch.float64)
     theirs = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    rows = torch.from_numpy(inputs._resampling(side, size))
+    rows = torch.from_numpy(inputs._resample_weights(side, size))
     assert torch.allclose(rows @ images @ rows.T, theirs, atol=1e-12)

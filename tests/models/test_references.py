@@ -29,7 +29,7 @@ def test_all_together_are_small_enough_to_clone() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_card_holds_published_scores_on_images_it_was_not_chosen_by(name: str) -> None:
-    card = bundle.read_card(bundle.located(name))
+    card = bundle.read_card(bundle.locate(name))
     assert card.network == name
     assert card.rounding is not None
     assert card.rounding < 0.002
@@ -41,7 +41,7 @@ def test_its_card_holds_published_scores_on_images_it_was_not_chosen_by(name: st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_settings_are_those_of_its_recipe(name: str) -> None:
-    settings = bundle.read_card(bundle.located(name)).settings
+    settings = bundle.read_card(bundle.locate(name)).settings
     recipe = config.load(ROOT / "scripts" / "recipes" / f"{name}-simulator.toml", [f"train.seed={settings.train.seed}"])
     assert networks.resolved(recipe, (150, 150)) == settings
 
@@ -50,7 +50,7 @@ def test_its_settings_are_those_of_its_recipe(name: str) -> None:
 def test_it_does_on_fresh_images_what_its_card_says(name: str) -> None:
     truth, counts = simulate(preset("common-test-1"), 6, "test", range(1_000))
     probs, labels = probs_of(Predictor.load(name), counts), truth.scenes["label"].astype(np.int64)
-    score = bundle.read_card(bundle.located(name)).scores[0]
+    score = bundle.read_card(bundle.locate(name)).scores[0]
     seen = metrics.score(probs, labels, CLASSES)
     assert seen["auc_macro"]["low"] <= score.auc <= seen["auc_macro"]["high"]
 

@@ -56,8 +56,8 @@ def test_a_store_is_the_same(tmp_path: Path, small_survey: Survey, small_slices:
 
 def test_a_table_is_the_same(folder: Path, tmp_path: Path, small_slices: None) -> None:
     query = Query("lensnet", [folder])
-    alone = predict_files.tabulate(query, tmp_path / "alone.csv")
-    assert alone == predict_files.tabulate(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
+    alone = predict_files.predict_to_table(query, tmp_path / "alone.csv")
+    assert alone == predict_files.predict_to_table(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
     assert (tmp_path / "cluster.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
@@ -151,7 +151,7 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
     with standing(tmp_path, {**plain, "HOME": str(tmp_path)}) as address:
         generate.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
         query = Query("lensnet", [there / "images"])
-        assert predict_files.tabulate(query, there / "table.jsonl", cluster=address) == (60, 1)
+        assert predict_files.predict_to_table(query, there / "table.jsonl", cluster=address) == (60, 1)
     assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
     rows = [json.loads(line) for line in object_store.local(there / "table.jsonl").read_text().splitlines()]
     assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]
@@ -175,7 +175,7 @@ def test_slurm_jobs_give_the_same(
         (commands / name).chmod(0o755)
     settings = tmp_path / "jobs.toml"
     settings.write_text('jobs = 2\ncores = 1\nprocesses = 1\nmemory = "2GB"\nqueue = "normal"\n')
-    with pytest.raises(ConfigError, match="there is no sbatch here"), dask.opened(f"slurm:{settings}"):
+    with pytest.raises(ConfigError, match="there is no sbatch here"), dask.open_cluster(f"slurm:{settings}"):
         pass
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -199,19 +199,19 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
     easy, trained = dataset.open_dataset(easy_folder, SplitConfig(selection=0.25)), tmp_path / "run"
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16), split=easy.split), trained)
     for name, where in (("alone", None), ("cluster", "local:2")):
-        evaluate.measure(trained, easy_folder, tmp_path / name, cluster=where)
+        evaluate.measure_network(trained, easy_folder, tmp_path / name, cluster=where)
     tables = [(tmp_path / name / recorder.PREDICTIONS).read_bytes() for name in ("alone", "cluster")]
     assert tables[0] == tables[1]
 
 
 def test_a_worker_that_finds_something_else_says_so(easy_folder: Path) -> None:
     split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
-    lot = predict_dataset.Lot(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
+    lot = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
-        predict_dataset._opened(lot)
-    digest = bundle.read_card(bundle.located(lensnet)).weights_sha256
+        predict_dataset._load_predictor_and_part(lot)
+    digest = bundle.read_card(bundle.locate(lensnet)).weights_sha256
     with pytest.raises(DataError, match="easy: is another data set there"):
-        predict_dataset._opened(lot._replace(weights_sha256=digest))
+        predict_dataset._load_predictor_and_part(lot._replace(weights_sha256=digest))
 
 
 def full(one: int) -> int:
@@ -223,7 +223,7 @@ def ended(one: int) -> int:
 
 
 def list_of(work: Callable[[int], int]) -> list[int]:
-    with dask.opened("local:1") as mapper:
+    with dask.open_cluster("local:1") as mapper:
         return list(mapper(work, range(1)))
 
 
@@ -259,14 +259,14 @@ def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: p
 
 
 def test_a_cluster_tells_how_it_goes() -> None:
-    with dask.opened("local:2") as mapper:
+    with dask.open_cluster("local:2") as mapper:
         assert list(mapper(abs, range(5))) == list(range(5))
         assert mapper.told() == "5 slices done, 0 under way on 2 workers"
 
 
 def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "version", lambda name: "99")
-    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), dask.opened("local:1"):
+    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), dask.open_cluster("local:1"):
         pass
 
 
@@ -283,7 +283,7 @@ def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_what_is_no_cluster_is_told_in_words(where: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "CONNECT_SECONDS", 1)
-    with pytest.raises(ConfigError, match=words), dask.opened(where):
+    with pytest.raises(ConfigError, match=words), dask.open_cluster(where):
         pass
 
 

@@ -19,7 +19,7 @@ from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
 from sublens.evaluation import evaluate
-from sublens.inference.predictor import Predictions
+from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle, networks, weights
 from sublens.report import figures, page
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
@@ -31,13 +31,13 @@ SIDE = 12
 SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0.9}
 
 
-def predictions(classes: Sequence[str], skill: float, n: int, seed: int) -> Predictions:
+def predictions(classes: Sequence[str], skill: float, n: int, seed: int) -> PredictionTable:
     """Of a network that sees the true class by `skill` above the noise; 0 is a guess."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % len(classes)
     logits = rng.normal(size=(n, len(classes))) + skill * np.eye(len(classes))[labels]
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return Predictions(np.array([f"test/{i:04d}" for i in range(n)]), labels, probs, tuple(classes))
+    return PredictionTable(np.array([f"test/{i:04d}" for i in range(n)]), labels, probs, tuple(classes))
 
 
 def log_lines() -> str:

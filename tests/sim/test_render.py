@@ -8,7 +8,7 @@ from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublens.parallel.mapper import HERE, on_processes
+from sublens.parallel.mapper import HERE, open_processes
 from sublens.sim import camera, light, presets, render
 from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.presets import preset
@@ -166,7 +166,7 @@ def test_golden_images_do_not_change() -> None:
 def test_slices_do_not_depend_on_the_number_of_workers(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 4 * 48**2)
     alone = list(slices(small_survey, 9, "test", 10, HERE))
-    with on_processes(2) as mapper:
+    with open_processes(2) as mapper:
         shared = list(slices(small_survey, 9, "test", 10, mapper))
     assert [len(counts) for _, counts, _ in shared] == [4, 4, 2]
     for (truth, counts, _), (other_truth, other_counts, _) in zip(alone, shared, strict=True):

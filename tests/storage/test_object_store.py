@@ -47,15 +47,15 @@ def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_path_on_a_store_is_a_path() -> None:
-    given = object_store.place("s3://bucket/folder/a.npy")
+    given = object_store.parse_path("s3://bucket/folder/a.npy")
     assert isinstance(given, Remote)
     assert str(given / "b") == "s3://bucket/folder/a.npy/b"
     assert (str(given.parent), given.name, given.suffix) == ("s3://bucket/folder", "a.npy", ".npy")
     assert str(given.with_name("b.fits")) == "s3://bucket/folder/b.fits"
     assert given.relative_to(given.parent).as_posix() == "a.npy"
-    assert hash(given) == hash(object_store.place("s3://bucket/folder/a.npy"))
+    assert hash(given) == hash(object_store.parse_path("s3://bucket/folder/a.npy"))
     assert deserialize(*serialize(given)) == given  # as Dask carries it
-    assert type(object_store.place("folder/a.npy")) is type(Path())
+    assert type(object_store.parse_path("folder/a.npy")) is type(Path())
 
 
 def test_a_store_tells_what_is_there(shelf: Remote, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_store_that_was_half_sent_is_finished(
     assert not (shelf / "manifest.json").exists()
     for look in (
         object_store.local,
-        lambda there: list(listing.listed([there])),
+        lambda there: list(listing.list_images([there])),
         lambda there: dataset.pack(there, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):
@@ -177,7 +177,9 @@ def test_a_store_that_was_half_sent_is_finished(
     generate.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert not (shelf / object_store.UNFINISHED).exists()
     assert not list(tmp_path.rglob("sublens/*"))
-    assert dataset.open(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [n % 3 for n in range(20)]
+    assert dataset.open_dataset(object_store.local(shelf), SplitConfig()).test.labels.tolist() == [
+        n % 3 for n in range(20)
+    ]
 
 
 def send_all(folder: Path, target: Remote) -> None:
@@ -235,16 +237,16 @@ def test_a_table_is_written_there_and_goes_on(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     send_all(cutouts, shelf / "images")
     query = Query("lensnet", [shelf / "images"])
-    predict_files.tabulate(query, tmp_path / "here.csv")
+    predict_files.predict_to_table(query, tmp_path / "here.csv")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tables.Journal, "finish", stop)
-        predict_files.tabulate(query, shelf / "there.csv")
+        predict_files.predict_to_table(query, shelf / "there.csv")
     assert not (shelf / "there.csv").exists()
-    assert predict_files.tabulate(query, shelf / "there.csv") == (12, 1)
+    assert predict_files.predict_to_table(query, shelf / "there.csv") == (12, 1)
     assert not list(tmp_path.rglob("sublens/*"))
     assert object_store.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
     with pytest.raises(DataError, match="exists already"):
-        predict_files.tabulate(query, shelf / "there.csv")
+        predict_files.predict_to_table(query, shelf / "there.csv")
 
 
 def stop(*arguments: object) -> None:
@@ -271,7 +273,7 @@ def test_a_network_and_a_data_set_there_are_measured(
     shelf: Remote, small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     send_all(small_store, shelf / "data")
-    send_all(bundle.references()["lensnet"], shelf / "net")
+    send_all(bundle.shipped()["lensnet"], shelf / "net")
     command = ["evaluate", f"{shelf}/net", f"{shelf}/data"]
     with pytest.raises(SystemExit) as end:
         cli.main(command)
@@ -316,9 +318,9 @@ def test_a_bucket_without_permission_is_told_in_words(monkeypatch: pytest.Monkey
 
 def test_a_bucket_that_is_not_there_and_a_strange_place_are_told_in_words(bucket: Remote, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://nowhere/a.csv: cannot be reached \(AWS Error NO_SUCH_BUCKET"):
-        files.write_bytes(object_store.place("s3://nowhere/a.csv"), b"a")
+        files.write_bytes(object_store.parse_path("s3://nowhere/a.csv"), b"a")
     with pytest.raises(DataError, match="knows no such kind of place"):
-        object_store.local(object_store.place("ftp9://nowhere/a.csv"))
+        object_store.local(object_store.parse_path("ftp9://nowhere/a.csv"))
 
 
 def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -> None:
@@ -339,5 +341,5 @@ def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -
 
 
 def test_the_journal_says_what_was_asked_for(shelf: Remote) -> None:
-    plan = Query("lensnet", [shelf / "a.npy"]).plan(bundle.read_card(bundle.located("lensnet")))
+    plan = Query("lensnet", [shelf / "a.npy"]).plan(bundle.read_card(bundle.locate("lensnet")))
     assert json.dumps(plan["inputs"]) == json.dumps([f"{shelf}/a.npy"])

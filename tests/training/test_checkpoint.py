@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sublens.config import TrainConfig
-from sublens.models.networks import build, placed
+from sublens.models.networks import build, to_device
 from sublens.training import checkpoint, loop
 from sublens.training.checkpoint import Checkpoint
 
 
 def made(optimizer: str = "muon") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = placed(build("lensnet", 3), "cpu")
+    model = to_device(build("lensnet", 3), "cpu")
     return model, loop.make_optimizer(
         [model], TrainConfig.model_validate({"optimizer": optimizer, "lr": 0.02, "adamw_lr": 3e-3})
     )

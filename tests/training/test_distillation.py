@@ -9,14 +9,13 @@ from test_run import QUICK, easy, rows, stopped_at, weights
 from torch import nn
 
 from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data.dataset import Dataset
-from sublens.data.dataset import open as open_dataset
+from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap, CardTeacher
 from sublens.training import run
-from sublens.training.distillation import Hints, Teacher, hint_loss
-from sublens.training.loop import Feed
+from sublens.training.distillation import StudentMaps, Teacher, distill_loss
+from sublens.training.loop import BatchSource
 
 __all__ = ["easy"]
 
@@ -75,7 +74,7 @@ def test_truth_counts_without_a_teacher_too(teacher: Path) -> None:
 def test_the_teacher_sees_the_pupils_images_mirrored_alike(easy: Dataset, teacher: Path) -> None:
     one = loaded(teacher, easy)
     config = TrainConfig(batch_size=16)
-    batch = next(Feed(easy.train, one.card.input, config, "cpu", teacher=one).epoch(0))
+    batch = next(BatchSource(easy.train, one.card.input, config, "cpu", teacher=one).epoch(0))
     assert batch.shown is not None
     for seen, expected in zip(batch.shown, one.show(batch.images), strict=True):
         torch.testing.assert_close(seen, expected)
@@ -94,7 +93,7 @@ def test_cells_of_alike_size_are_compared(
 ) -> None:
     model = networks.build(network, 3)
     heard: dict[str, torch.Size] = {}
-    hints = Hints(model, seen, loaded(teacher, easy))
+    hints = StudentMaps(model, seen, loaded(teacher, easy))
     for name in expected:
         model.get_submodule(name).register_forward_hook(
             lambda module, given, told, name=name: heard.__setitem__(name, told.shape)
@@ -109,19 +108,19 @@ def test_nothing_is_lost_by_showing_the_same_in_other_units() -> None:
     shown = torch.randn(8, 3, 6, 6) * torch.tensor([1.0, 5.0, 0.3]).view(1, 3, 1, 1) + 7
     dims = (0, 2, 3)
     told = (shown - shown.mean(dims, keepdim=True)) / shown.std(dims, keepdim=True)
-    assert float(hint_loss([told], [shown])) < 1e-4
-    assert float(hint_loss([torch.zeros_like(told)], [shown])) == pytest.approx(1, abs=1e-3)
+    assert float(distill_loss([told], [shown])) < 1e-4
+    assert float(distill_loss([torch.zeros_like(told)], [shown])) == pytest.approx(1, abs=1e-3)
 
 
 def test_maps_are_compared_on_the_pupils_grid() -> None:
     coarse = torch.randn(8, 3, 6, 6)
     fine = nn.functional.interpolate(coarse, (12, 12), mode="nearest")
     standard = nn.functional.batch_norm(coarse, None, None, training=True)
-    assert float(hint_loss([standard], [fine])) < 0.1
+    assert float(distill_loss([standard], [fine])) < 0.1
 
 
 def test_a_channel_with_nothing_to_show_asks_for_nothing() -> None:
-    assert float(hint_loss([torch.zeros(4, 2, 3, 3)], [torch.full((4, 2, 3, 3), 5.0)])) == 0
+    assert float(distill_loss([torch.zeros(4, 2, 3, 3)], [torch.full((4, 2, 3, 3), 5.0)])) == 0
 
 
 def test_a_taught_run_resumes_to_the_same_weights(
@@ -187,7 +186,7 @@ def test_a_pupil_without_feature_maps_is_refused(easy: Dataset, teacher: Path, i
     model = networks.LensNet(3, 1)
     model.feature_info = info
     with pytest.raises(ConfigError, match="train.teacher: this network has no feature maps"):
-        Hints(model, InputConfig(), loaded(teacher, easy))
+        StudentMaps(model, InputConfig(), loaded(teacher, easy))
 
 
 def test_a_teacher_that_is_not_there_is_named(easy: Dataset) -> None:

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from sublens.config import InputConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.models.heads import TruthHead
-from sublens.models.inputs import prepare
+from sublens.models.inputs import counts_to_input
 from sublens.models.networks import LensNet, build
 from sublens.sim.population import mass_map
 from sublens.training import loop
-from sublens.training.loop import Batch, Feed, Step
+from sublens.training.loop import Batch, BatchSource, Step
 
 SEEN = InputConfig(crop=48, binning=2)
 RATED = TrainConfig(lr=0.02, adamw_lr=3e-3)
 
 
-def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> Feed:
+def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> BatchSource:
     config = TrainConfig.model_validate({"batch_size": 16, **settings})
-    return Feed(dataset.train, SEEN, config, "cpu", dataset.survey if n_cells else None, n_cells)
+    return BatchSource(dataset.train, SEEN, config, "cpu", dataset.survey if n_cells else None, n_cells)
 
 
 def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None, **settings: object) -> list[Step]:
@@ -202,7 +202,7 @@ def test_the_truth_map_is_mirrored_with_its_image(small_dataset: Dataset) -> Non
 def plain(dataset: Dataset) -> NDArray[np.float32]:
     """All training images as the network sees them, in their stored order."""
     part = dataset.train
-    return np.asarray(prepare(part.counts(np.arange(len(part))), SEEN).numpy())
+    return np.asarray(counts_to_input(part.counts(np.arange(len(part))), SEEN).numpy())
 
 
 def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> None:

@@ -16,8 +16,7 @@ import torch
 
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data.dataset import Dataset
-from sublens.data.dataset import open as open_dataset
+from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.evaluation.publish import publish
@@ -26,9 +25,9 @@ from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
-from sublens.storage.files import taken
+from sublens.storage.files import lock_folder
 from sublens.training import checkpoint, loop, recorder, run
-from sublens.training.loop import Batch, Feed
+from sublens.training.loop import Batch, BatchSource
 
 QUICK = RunConfig(train=TrainConfig(epochs=8, batch_size=16))
 
@@ -82,7 +81,7 @@ def test_the_best_epoch_of_the_selection_part_is_kept(done: Path, easy: Dataset)
 def test_the_card_says_what_the_run_was(done: Path, easy: Dataset) -> None:
     card = bundle.read_card(done)
     assert (card.classes, card.image_shape, card.data.hash) == (("empty", "square"), (16, 16), easy.hash)
-    assert card.settings == run.settled(QUICK, easy)
+    assert card.settings == run.resolve_settings(QUICK, easy)
     assert (card.data.train, card.data.test) == (len(easy.train), 40)
     assert not card.training.interrupted
 
@@ -115,15 +114,15 @@ def test_training_leaves_the_global_random_state_alone(easy: Dataset, tmp_path: 
 
 
 def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Feed.epoch
+    whole = BatchSource.epoch
 
-    def stopped(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+    def stopped(self: BatchSource, epoch: int, n_done: int = 0) -> Iterator[Batch]:
         for number, batch in enumerate(whole(self, epoch, n_done)):
             if epoch == 1 and number == 2:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(Feed, "epoch", stopped)
+    monkeypatch.setattr(BatchSource, "epoch", stopped)
     assert not run.train_run(easy, QUICK, tmp_path / "run")
     card = bundle.read_card(tmp_path / "run")
     assert card.training.interrupted
@@ -134,11 +133,11 @@ def test_ctrl_c_leaves_a_usable_run(easy: Dataset, tmp_path: Path, monkeypatch: 
 def test_ctrl_c_before_the_first_epoch_ends_leaves_a_usable_run(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+    def stopped(self: BatchSource, epoch: int, n_done: int = 0) -> Iterator[Batch]:
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(Feed, "epoch", stopped)
+    monkeypatch.setattr(BatchSource, "epoch", stopped)
     assert not run.train_run(easy, QUICK, tmp_path / "run")
     assert Predictor.load(tmp_path / "run").classes == ("empty", "square")
 
@@ -146,13 +145,13 @@ def test_ctrl_c_before_the_first_epoch_ends_leaves_a_usable_run(
 def test_a_loss_that_explodes_is_explained_and_keeps_the_best(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Feed.epoch
+    whole = BatchSource.epoch
 
-    def poisoned(self: Feed, epoch: int, n_done: int = 0) -> Iterator[Batch]:
+    def poisoned(self: BatchSource, epoch: int, n_done: int = 0) -> Iterator[Batch]:
         for batch in whole(self, epoch, n_done):
             yield Batch(batch.images * (np.nan if epoch == 1 else 1), batch.labels)
 
-    monkeypatch.setattr(Feed, "epoch", poisoned)
+    monkeypatch.setattr(BatchSource, "epoch", poisoned)
     with pytest.raises(DataError, match=r"loss became nan in step \d+ \(batch 1 of epoch 1\). Lower train.lr"):
         run.train_run(easy, QUICK, tmp_path / "run")
     assert Predictor.load(tmp_path / "run").classes == ("empty", "square")
@@ -306,7 +305,7 @@ def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
         return whole(self, x)
 
     monkeypatch.setattr(networks.LensNet, "forward", hungry)
-    monkeypatch.setattr(networks, "try_out", lambda *arguments: None)
+    monkeypatch.setattr(networks, "check_input_size", lambda *arguments: None)
     with pytest.raises(
         DataError, match=r"batches of 16 images. A batch of 4 may fit: begin again with --set train.batch_size=4"
     ):
@@ -333,7 +332,7 @@ if len(sys.argv) > 3:  # to end in the middle of the eighth checkpoint that is w
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, data)
     checkpoint.write_bytes = half
-easy = dataset.open(Path(sys.argv[1]), SplitConfig(selection=0.25))
+easy = dataset.open_dataset(Path(sys.argv[1]), SplitConfig(selection=0.25))
 config = RunConfig(train=TrainConfig(epochs=300, batch_size=16))
 run.train_run(easy, config, Path(sys.argv[2]), resume=True)
 """
@@ -623,7 +622,7 @@ def test_signals_find_their_handlers_again(easy: Dataset, tmp_path: Path, monkey
 
 
 def test_two_trainings_cannot_share_a_folder(easy: Dataset, tmp_path: Path) -> None:
-    with taken(tmp_path / "run"), pytest.raises(DataError, match="another process is writing there"):
+    with lock_folder(tmp_path / "run"), pytest.raises(DataError, match="another process is writing there"):
         (tmp_path / "run" / recorder.LOG).touch()  # as of one that was begun a moment ago
         files_before = sorted((tmp_path / "run").iterdir())
         run.train_run(easy, QUICK, tmp_path / "run", resume=True)

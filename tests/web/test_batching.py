@@ -56,9 +56,9 @@ def test_waiting_images_are_shown_together_and_each_gets_its_own_answer(batcher:
     async def ask() -> None:
         jobs = [batcher.submit(n, given(slice(n, 2 * n)), time.monotonic() + 20) for n in (1, 2, 3)]
         for n, judged in zip((1, 2, 3), await asyncio.gather(*jobs), strict=True):
-            np.testing.assert_allclose(judged.probs, PREDICTOR.probs(COUNTS[n : 2 * n]), atol=1e-5)
-            assert judged.ood is not None
-            assert len(judged.ood) == n
+            np.testing.assert_allclose(judged.output.probs, PREDICTOR.probs(COUNTS[n : 2 * n]), atol=1e-5)
+            assert judged.output.ood is not None
+            assert len(judged.output.ood) == n
 
     held_up(batcher, ask)
     assert batches == [1, 6]
@@ -119,7 +119,7 @@ def test_one_bad_image_fails_alone(batcher: Batcher) -> None:
 
     async def ask() -> None:
         good, wrong = (batcher.submit(1, make, time.monotonic() + 20) for make in (given(slice(1)), bad))
-        assert len((await good).probs) == 1
+        assert len((await good).output.probs) == 1
         with pytest.raises(ValueError, match="no image"):
             await wrong
 

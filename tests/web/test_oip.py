@@ -32,7 +32,7 @@ def test_plain_json_gives_what_the_predictor_says(client: TestClient) -> None:
     np.testing.assert_allclose(found["probs"], [list(one.probs.values()) for one in expected], atol=1e-9)
     np.testing.assert_allclose(found["ood_score"], np.array([one.ood for one in expected], float), atol=1e-6)
     np.testing.assert_allclose(found["masses"], np.array([one.masses for one in expected], float), rtol=1e-5)
-    assert found["ood"].tolist() == [one.is_strange for one in expected]
+    assert found["ood"].tolist() == [one.is_ood for one in expected]
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT32", "UINT16"])

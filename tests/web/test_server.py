@@ -86,7 +86,7 @@ def test_a_strangers_client_gets_what_the_predictor_says(server: Running) -> Non
     answer = client.infer("lensnet", [given_])
     expected = Predictor.load("lensnet")(IMAGES)
     np.testing.assert_allclose(answer.as_numpy("probs"), [list(one.probs.values()) for one in expected], atol=1e-9)
-    assert answer.as_numpy("ood").tolist() == [one.is_strange for one in expected]
+    assert answer.as_numpy("ood").tolist() == [one.is_ood for one in expected]
     assert {one["name"] for one in told["outputs"]} == {one["name"] for one in answer.get_response()["outputs"]}
     client.close()
 

@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from sublens.errors import BundleError, ConfigError
 from sublens.models import bundle
-from sublens.web.problem import Problem, refused
+from sublens.web.problem import Problem, from_error
 from sublens.web.prometheus import Metrics
-from sublens.web.service import array, opened, together, unless_gone
+from sublens.web.service import array, load_networks, together, unless_gone
 
 
 def asked(*, leaves_after: float) -> Request:
@@ -67,8 +67,8 @@ def test_where_one_of_several_fails_the_others_are_cancelled() -> None:
 
 
 def test_the_best_of_our_networks_comes_first() -> None:
-    served = opened([], Metrics())
-    assert set(served) == set(bundle.references())
+    served = load_networks([], Metrics())
+    assert set(served) == set(bundle.shipped())
     auc = [network.card.scores[0].auc for network in served.values()]
     assert auc == sorted(auc, reverse=True)
     for network in served.values():
@@ -76,11 +76,11 @@ def test_the_best_of_our_networks_comes_first() -> None:
 
 
 def test_two_networks_may_not_have_one_name(tmp_path: Path) -> None:
-    (tmp_path / "lensnet").symlink_to(bundle.located("lensnet"))
+    (tmp_path / "lensnet").symlink_to(bundle.locate("lensnet"))
     with pytest.raises(ConfigError, match="Rename the folder"):
-        opened(["lensnet", str(tmp_path / "lensnet")], Metrics())
+        load_networks(["lensnet", str(tmp_path / "lensnet")], Metrics())
     with pytest.raises(BundleError, match="Did you mean lensnet"):
-        opened(["lensnett"], Metrics())
+        load_networks(["lensnett"], Metrics())
 
 
 def test_arrays_are_sent_in_little_endian_bytes() -> None:
@@ -89,7 +89,7 @@ def test_arrays_are_sent_in_little_endian_bytes() -> None:
 
 
 def test_our_errors_are_told_apart_into_what_need_and_next() -> None:
-    told = refused(ConfigError("x is 3; needs 4 or more. Raise it. Or leave it out."))
+    told = from_error(ConfigError("x is 3; needs 4 or more. Raise it. Or leave it out."))
     assert (told.detail, told.need, told.then) == (
         "x is 3",
         "4 or more",

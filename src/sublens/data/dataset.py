@@ -1,4 +1,4 @@
-"""Folders and stores -> data sets, their parts, and batches."""
+"""Data sets: opened from stores and folders, split into parts, packed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.config import SplitConfig
-from sublens.data import dataset, folders, store
-from sublens.data.folders import TEST, TRAIN, Layout, Progress
+from sublens.data import store
+from sublens.data.folders import TEST, TRAIN, Layout
 from sublens.data.store import Chunk, Origin
 from sublens.errors import DataError
-from sublens.parallel.dask import opened
+from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import Truth
@@ -88,24 +88,28 @@ class Dataset:
         return float(numbers.max() / numbers.min())
 
 
-def open(path: Path, split: SplitConfig, on_progress: Progress = lambda n: None) -> Dataset:
+def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
     """The data set at `path`, a store or a folder of class folders, divided by `split`.
 
-    Raises `DataError` or `ImageError` where it cannot be used.
+    A folder is read with a progress bar; what lies on an object store is fetched first. Raises
+    `DataError` or `ImageError` where it cannot be used.
     """
+    path = object_store.local(path, bar)
     if (path / store.MANIFEST).is_file():
         return _open_store(path, split)
     layout = Layout.of(path)
-    chunks = {name: list(layout.chunks(name, on_progress)) for name in layout.files}
+    with bar(f"reading {path}", layout.n_images) as advance:
+        count = Count(advance)
+        chunks = {name: list(layout.chunks(name, count.add)) for name in layout.files}
     train, test = _part(chunks[TRAIN]), _part(chunks.get(TEST, []))
-    return _divided(path.resolve().name, layout.classes, train, test, _content_hash(chunks), None, split)
+    return _split_dataset(path.resolve().name, layout.classes, train, test, _content_hash(chunks), None, split)
 
 
 def _open_store(path: Path, split: SplitConfig) -> Dataset:
     manifest = store.read_manifest(path)
     train, test = (_part(store.read_split(path, manifest, name)) for name in (TRAIN, TEST))
     name, survey = manifest.origin.source, manifest.origin.survey
-    return _divided(name, manifest.classes, train, test, sha256(path / store.MANIFEST), survey, split)
+    return _split_dataset(name, manifest.classes, train, test, sha256(path / store.MANIFEST), survey, split)
 
 
 def _part(chunks: Sequence[Chunk]) -> Part:
@@ -122,7 +126,7 @@ def _part(chunks: Sequence[Chunk]) -> Part:
     )
 
 
-def _divided(
+def _split_dataset(
     name: str,
     classes: tuple[str, ...],
     train: Part,
@@ -169,22 +173,13 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
     return digest.hexdigest()
 
 
-def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
-    """The data set at `path`; a folder is read with a progress bar, and what lies on an object store is fetched."""
-    path = object_store.local(path, bar)
-    if (path / store.MANIFEST).is_file():
-        return dataset.open(path, split)
-    with bar(f"reading {path}", folders.Layout.of(path).n_images) as advance:
-        return dataset.open(path, split, Count(advance).add)
-
-
 def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = False, bar: Bar = silent) -> None:
-    """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.cluster.opened`."""
+    """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.parallel.dask.opened`."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)
-    layout = folders.Layout.of(folder)
-    computed = opened(cluster) if cluster else nullcontext(HERE)
+    layout = Layout.of(folder)
+    computed = open_cluster(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
         count = Count(advance, mapper.told)
         splits = {name: partial(layout.chunks, name, count.add, mapper=mapper) for name in layout.files}

@@ -50,7 +50,7 @@ class Layout:
                 f"{tops[TRAIN]}: has {len(classes)} class folders{': ' + classes[0] if classes else ''}; "
                 "needs at least two. Put the images of each class into a folder of its own."
             )
-        files = {name: _labelled(top, classes) for name, top in tops.items()}
+        files = {name: _labelled_files(top, classes) for name, top in tops.items()}
         return cls(root, classes, files)
 
     @property
@@ -66,7 +66,7 @@ class Layout:
         listed, first = self.files[name], self.files[TRAIN][0][0]
         starts = range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK)
         lots = (listed[start : start + FOLDER_CHUNK] for start in starts)
-        read = mapper(_read, (_Lot(first, tuple(path for path, _ in some)) for some in lots))
+        read = mapper(_read_task, (Task(first, tuple(path for path, _ in some)) for some in lots))
         for start, counts in zip(starts, read, strict=True):
             some = listed[start : start + FOLDER_CHUNK]
             ids = np.array([path.relative_to(self.root).as_posix() for path, _ in some])
@@ -74,7 +74,7 @@ class Layout:
             on_progress(len(some))
 
 
-class _Lot(NamedTuple):
+class Task(NamedTuple):
     """Images that are read together."""
 
     first: Path
@@ -82,7 +82,7 @@ class _Lot(NamedTuple):
     paths: tuple[Path, ...]
 
 
-def _read(lot: _Lot) -> NDArray[np.uint16]:
+def _read_task(lot: Task) -> NDArray[np.uint16]:
     """Their counts above the minimum, [n, h, w]."""
     first = _read_counts(lot.first)
     counts = np.empty((len(lot.paths), *first.shape), np.uint16)
@@ -110,7 +110,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _labelled(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _labelled_files(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     unknown = [folder.name for folder in _folders(top) if folder.name not in classes]
     if unknown:
         raise DataError(

@@ -11,8 +11,8 @@ import numpy as np
 from sublens.data import fits_folder, folders, store
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import ConfigError
-from sublens.parallel.dask import opened
-from sublens.parallel.mapper import Mapper, on_processes
+from sublens.parallel.dask import open_cluster
+from sublens.parallel.mapper import Mapper, open_processes
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.slices import slice_length, slices
@@ -39,18 +39,16 @@ def simulate(
 
     The images depend on the survey, the seed, the split and their index alone. An interrupted
     store is continued by the same call. workers: processes of this machine; or else cluster, see
-    `sublens.cluster.opened`. save_maps: store the convergence and the noiseless image as well.
+    `sublens.parallel.dask.opened`. save_maps: store the convergence and the noiseless image as well.
     """
     if save_maps and form == "folder":
         raise ConfigError("Folders of .npy files have no place for maps. Choose the format store or fits, or no maps.")
     files.refuse_existing(out, force=force)
-    computed = opened(cluster) if cluster else on_processes(workers)
+    computed = open_cluster(cluster) if cluster else open_processes(workers)
     with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
         count = Count(advance, mapper.told)
         splits: dict[str, Source] = {
-            split: partial(_simulated, survey, seed, split, n, mapper, save_maps, count)
-            for split, n in sizes.items()
-            if n
+            split: partial(_chunks, survey, seed, split, n, mapper, save_maps, count) for split, n in sizes.items() if n
         }
         origin = Origin(source=survey.name, seed=seed, survey=survey)
         if form == "store":
@@ -62,7 +60,7 @@ def simulate(
             folders.write_folder(out, CLASSES, origin, splits, force=force)
 
 
-def _simulated(
+def _chunks(
     survey: Survey, seed: int, split: Split, n: int, mapper: Mapper, save_maps: bool, count: Count, n_done: int
 ) -> Iterator[Chunk]:
     count.skip(min(n_done * slice_length(survey), n))

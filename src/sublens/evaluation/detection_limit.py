@@ -15,10 +15,10 @@ N_NOISE = 16
 """Noise draws at each mass."""
 RESOLUTION_DEX = 0.02
 """How finely the mass is found."""
-VISIBLE = 0.5
+DETECTED = 0.5
 """Mean probability of substructure from which on it is seen."""
 
-Judge = Callable[[NDArray[np.uint16]], NDArray[np.float64]]
+Classifier = Callable[[NDArray[np.uint16]], NDArray[np.float64]]
 """Images [n, h, w] as counts above their minimum -> the probability that each holds substructure, [n]."""
 
 
@@ -37,11 +37,11 @@ class Step:
     visible: bool
 
 
-def smallest_mass(scene: Scene, x: float, y: float, judge: Judge) -> Iterator[Step]:
+def smallest_mass(scene: Scene, x: float, y: float, judge: Classifier) -> Iterator[Step]:
     """Look for the smallest mass at (x, y), arcsec, that the judge sees; every step as it is done.
 
     All other substructure is put back into the halo first. A mass is visible where the mean
-    probability over `N_NOISE` noise draws, the same ones at each mass, is at least `VISIBLE`. The first
+    probability over `N_NOISE` noise draws, the same ones at each mass, is at least `DETECTED`. The first
     step is the smooth lens, the second the greatest mass, after which the search ends if that cannot be
     seen; the last visible mass is the answer. It is taken for granted that what shows a mass shows all
     greater ones. Raises `ConfigError` where the smooth lens already seems to hold substructure.
@@ -54,7 +54,7 @@ def smallest_mass(scene: Scene, x: float, y: float, judge: Judge) -> Iterator[St
         clump = (Subhalo(x=x, y=y, mass_msun=mass_msun),) if mass_msun else ()
         counts = scenes.observed(base.model_copy(update={"subhaloes": clump}), N_NOISE)
         probability = float(judge(counts).mean())
-        return Step(number, n_steps, mass_msun, probability, probability >= VISIBLE)
+        return Step(number, n_steps, mass_msun, probability, probability >= DETECTED)
 
     yield (step := tried(1, 0.0))
     if step.visible:

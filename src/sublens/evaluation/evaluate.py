@@ -18,12 +18,12 @@ from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import ConfigError, DataError
 from sublens.inference import predict_dataset, torch_engine
 from sublens.inference.engines import MASS_UNIT_MSUN
-from sublens.inference.predict_dataset import Lot
-from sublens.inference.predictor import Predictions, Predictor
+from sublens.inference.predict_dataset import Task
+from sublens.inference.predictor import PredictionTable, Predictor
 from sublens.models import bundle
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
-from sublens.parallel.dask import opened
+from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
@@ -37,16 +37,16 @@ LATENCY_SECONDS = 2.0
 """Latency is measured over this many runs, or until this much time has passed."""
 
 
-def score(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
+def score(predictor: Predictor, predictions: PredictionTable) -> dict[str, Any]:
     """What `scores.json` says of a predictor: quality with intervals, trust and latency."""
     return {
         **metrics.score(predictions.probs, predictions.labels, predictions.classes),
-        "trust": _trust(predictor.calibration, predictions),
+        "trust": _calibration_scores(predictor.calibration, predictions),
         "latency_ms": {f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},
     }
 
 
-def _trust(calibration: Calibration | None, predictions: Predictions) -> dict[str, Any]:
+def _calibration_scores(calibration: Calibration | None, predictions: PredictionTable) -> dict[str, Any]:
     """How honest the probabilities and sets are, and how many images are called strange."""
     probs, labels = predictions.probs, predictions.labels
     told: dict[str, Any] = {"ece": metrics.calibration_error(probs, labels)}
@@ -61,7 +61,7 @@ def _trust(calibration: Calibration | None, predictions: Predictions) -> dict[st
 
 
 def score_maps(
-    predictor: Predictor, predictions: Predictions, part: Part, survey: Survey | None
+    predictor: Predictor, predictions: PredictionTable, part: Part, survey: Survey | None
 ) -> dict[str, dict[str, float]]:
     """`metrics.map_score` of each class that has substructure.
 
@@ -104,7 +104,7 @@ def measure_run(
     folder: Path,
     dataset: Dataset,
     *,
-    spread: tuple[Mapper, Lot] | None = None,
+    spread: tuple[Mapper, Task] | None = None,
     force: bool = False,
     bar: Bar = silent,
 ) -> dict[str, Any]:
@@ -128,12 +128,12 @@ def measure_run(
         )
     with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
         if spread:
-            predictions = predict_dataset.predict_on(
+            predictions = predict_dataset.predict_on_workers(
                 *spread, predictor, dataset.test, Count(advance, spread[0].told).add
             )
         else:
             predictions = predict_dataset.predict_all(predictor, dataset.test, Count(advance).add)
-    assert isinstance(predictor.engine, torch_engine.Eager)
+    assert isinstance(predictor.engine, torch_engine.TorchEngine)
     scores = {
         **score(predictor, predictions),
         "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
@@ -145,7 +145,7 @@ def measure_run(
         "processor": processor(),
         "data": {"name": dataset.name, "hash": dataset.hash},
     }
-    with files.explained(folder):
+    with files.translate_errors(folder):
         (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
     write_predictions(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
@@ -163,7 +163,7 @@ def is_measured(folder: Path, dataset: Dataset) -> bool:
         return False
 
 
-def _gallery(test: Part, predictions: Predictions) -> bytes:
+def _gallery(test: Part, predictions: PredictionTable) -> bytes:
     """Examples of each class and the most confident mistakes, as an .npz."""
     examples = [np.flatnonzero(test.labels == label)[:EXAMPLES] for label in range(len(predictions.classes))]
     wrong = np.flatnonzero(predictions.probs.argmax(axis=1) != test.labels)
@@ -174,7 +174,7 @@ def _gallery(test: Part, predictions: Predictions) -> bytes:
     return archive.getvalue()
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
+def write_predictions(predictions: PredictionTable, path: Path) -> None:
     """Columns id, label (the true class) and p_<class>, one row an image."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -184,13 +184,13 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path) -> PredictionTable:
     """The table that `write_predictions` left at `path`; `DataError` where it is missing or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = list(csv.reader(file))
         classes = tuple(name.removeprefix("p_") for name in header[2:])
-        return Predictions(
+        return PredictionTable(
             ids=np.array([row[0] for row in rows]),
             labels=np.array([classes.index(row[1]) for row in rows]),
             probs=np.array([[float(value) for value in row[2:]] for row in rows]),
@@ -204,17 +204,17 @@ def read_predictions(path: Path) -> Predictions:
         raise DataError(f"{path}: is damaged. Measure the run again with `sublens evaluate`.") from err
 
 
-def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
+def copy_or_own_folder(network: Path, out: Path | None, *, force: bool = False) -> Path:
     """The run folder to measure: `out`, a copy of the trained network, or that network's own folder.
 
     Raises `ConfigError` where it comes with sublens, whose folder is not ours to write to, and
     there is no `out`.
     """
-    source = bundle.located(network)
+    source = bundle.locate(network)
     if out is None:
         if isinstance(network, object_store.Remote):
             raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
-        if source.resolve() in [shipped.resolve() for shipped in bundle.references().values()]:
+        if source.resolve() in [shipped.resolve() for shipped in bundle.shipped().values()]:
             raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
         return source
     files.refuse_overlap(out, source)
@@ -226,7 +226,7 @@ def adopted(network: Path, out: Path | None, *, force: bool = False) -> Path:
     return out
 
 
-def measure(
+def measure_network(
     network: Path,
     path: Path,
     out: Path | None = None,
@@ -235,19 +235,19 @@ def measure(
     force: bool = False,
     bar: Bar = silent,
 ) -> tuple[Path, Dataset, dict[str, Any]]:
-    """Measure a trained network on the test part of the data set at `path`, in `adopted`'s folder.
+    """Measure a trained network on the test part of the data set at `path`, in `copy_or_own_folder`'s folder.
 
-    cluster: where its images are judged, if not in this process, see `sublens.cluster.opened`; network and
+    cluster: where its images are judged, if not in this process, see `sublens.parallel.dask.opened`; network and
     data set must have the same names there. Returns the folder, the data set, and the scores.
     """
-    folder = adopted(network, out, force=force)
+    folder = copy_or_own_folder(network, out, force=force)
     card = bundle.read_card(folder)
     dataset = open_dataset(path, card.settings.split, bar)
     if not cluster:
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads = torch.get_num_threads()
-    lot = predict_dataset.Lot(
+    lot = predict_dataset.Task(
         network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, predict_dataset.BATCH
     )
-    with opened(cluster) as mapper:
+    with open_cluster(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)

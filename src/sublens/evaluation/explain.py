@@ -18,9 +18,9 @@ from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.evaluation.saliency import METHOD, Method, peaks, saliency
 from sublens.images import listing, reader
-from sublens.images.formats import Wanted
+from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
-from sublens.images.reader import Found
+from sublens.images.reader import ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import Predictor, Row
 from sublens.metrics import Floats
@@ -66,9 +66,9 @@ class Explanation:
         return self.row.prediction.probs[self.label]
 
 
-def explained(
+def explain_each(
     predictor: Predictor,
-    found: Iterable[Found],
+    found: Iterable[ReadResult],
     *,
     method: Method = METHOD,
     label: str | None = None,
@@ -124,7 +124,7 @@ def figure(of: Explanation, method: Method) -> Figure:
         if of.saliency.any():
             axes.add_patch(Circle(of.peak, CELL / 2 * scale, fill=False, edgecolor="cyan"))
     panels[0].set_ylabel(f"y, {of.unit}")
-    drawn.suptitle(_heading(of), fontsize=10, parse_math=False)
+    drawn.suptitle(_title(of), fontsize=10, parse_math=False)
     return drawn
 
 
@@ -151,12 +151,12 @@ def record(of: Explanation | Row, picture: str = "") -> dict[str, Any]:
     }
 
 
-def _heading(of: Explanation) -> str:
+def _title(of: Explanation) -> str:
     """What the image is, and what the network says of it."""
     assert of.row.prediction is not None
     name = of.row.path.name if of.row.number is None else f"{of.row.path.name}#{of.row.number}"
     probs = ", ".join(f"{label} {prob:.3f}" for label, prob in of.row.prediction.probs.items())
-    return f"{name}:  {probs}{'  (a strange image)' if of.row.prediction.is_strange else ''}\n"
+    return f"{name}:  {probs}{'  (a strange image)' if of.row.prediction.is_ood else ''}\n"
 
 
 def _panel(axes: Axes, values: Floats, frame: Any, title: str, words: str, **look: Any) -> Any:
@@ -173,7 +173,7 @@ def explain_images(
     *,
     method: "Method",
     label: str | None = None,
-    wanted: Wanted | None = None,
+    wanted: ImageSelector | None = None,
     pixel_scale: float | None = None,
     force: bool = False,
     bar: Bar = silent,
@@ -187,16 +187,16 @@ def explain_images(
     """
     from sublens.models.networks import device
 
-    predictor, paths = Predictor.load(name, "torch", device()), list(listing.listed(inputs))
+    predictor, paths = Predictor.load(name, "torch", device()), list(listing.list_images(inputs))
     if label is not None and label not in predictor.classes:
         raise ConfigError(f"{name} knows no class {label!r}. {nearest(label, predictor.classes)}")
     records: list[dict[str, Any]] = []
     done = 0
     with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
         count = Count(advance)
-        with reader.Reader(wanted or Wanted()) as child:
+        with reader.Reader(wanted or ImageSelector()) as child:
             read = child.read(paths)
-            found = explained(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
+            found = explain_each(predictor, read, method=method, label=label, pixel_scale=pixel_scale)
             for number, one in enumerate(found, start=1):
                 row, picture = one if isinstance(one, Row) else one.row, ""
                 if not isinstance(one, Row):

@@ -119,7 +119,7 @@ def tell_apart(real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = 
             config = TrainConfig(
                 epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
             )
-            feed = loop.Feed(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
+            feed = loop.BatchSource(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
             network = _trained(feed, partial(_tell, advance, number * epochs))
             others = part.take(np.flatnonzero(~is_learnt))
             weights = np.vstack([np.ones(len(others)), metrics.resamples(len(others), seed)])
@@ -138,10 +138,10 @@ def _part(real: Counts, simulated: Counts) -> Part:
     return Part((counts,), np.arange(n), labels, np.arange(n).astype(str), None)
 
 
-def _trained(feed: loop.Feed, on_epoch: Callable[[int], object]) -> nn.Module:
+def _trained(feed: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(feed.config.seed)
-        network = networks.placed(networks.build("lensnet", 2), feed.device)
+        network = networks.to_device(networks.build("lensnet", 2), feed.device)
     n_steps = len(feed) * feed.config.epochs
     loop.fit(
         network,
@@ -163,7 +163,7 @@ def _scores(network: nn.Module, part: Part, seen: InputConfig) -> NDArray[np.flo
     with torch.inference_mode():
         for start in range(0, len(part), 64):
             chosen = np.arange(start, min(start + 64, len(part)))
-            logits = network(inputs.prepare(part.counts(chosen), seen))
+            logits = network(inputs.counts_to_input(part.counts(chosen), seen))
             scores.append((logits[:, 1] - logits[:, 0]).double().numpy())
     return np.concatenate(scores)
 
@@ -188,8 +188,8 @@ def fidelity(
     indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
     _, simulated = render.simulate(survey, seed, "train", indices)
     if (real.max(axis=(1, 2)) == pixels.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
-        simulated = np.stack([pixels.stretched(one.astype(np.float64)) for one in simulated])
-        real = np.stack([pixels.stretched(one.astype(np.float64)) for one in real])
+        simulated = np.stack([pixels.scale_to_16_bits(one.astype(np.float64)) for one in simulated])
+        real = np.stack([pixels.scale_to_16_bits(one.astype(np.float64)) for one in real])
     return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
 
 

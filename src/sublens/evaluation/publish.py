@@ -55,7 +55,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
         rounded, part = Predictor.load(folder, "torch", device()), dataset.selection
         told["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
         told["calibration"] = bundle.save_calibration(
-            folder, predict_dataset.calibrated(rounded, dataset.train, part, bar), len(part)
+            folder, predict_dataset.calibrate(rounded, dataset.train, part, bar), len(part)
         )
         if card.rounding is None:  # else it is rounded and thinned already
             log = list(_thinned(log))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from sublens.config import InputConfig, field_of_view, zoom
 from sublens.errors import BundleError
 from sublens.inference.predictor import BATCH, Predictor
-from sublens.inference.torch_engine import Eager
+from sublens.inference.torch_engine import TorchEngine
 from sublens.metrics import LEVEL, Floats, Labels
 from sublens.models.heads import CELL, nearest_tap
-from sublens.models.inputs import prepare
+from sublens.models.inputs import counts_to_input
 from sublens.sim.population import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]
@@ -53,10 +53,10 @@ def saliency(predictor: Predictor, counts: NDArray[np.uint16], labels: Labels, m
     such a cell is blurred, in steps of half of it (Zeiler & Fergus 2013, arXiv:1311.2901, who make it
     grey).
     """
-    if not isinstance(predictor.engine, Eager):
+    if not isinstance(predictor.engine, TorchEngine):
         raise BundleError("Saliency needs gradients, which only torch has. Load the network with engine='torch'.")
     model, device = predictor.engine.whole.model, predictor.engine.device
-    seen = prepare(counts, predictor.input).to(device, memory_format=torch.channels_last)
+    seen = counts_to_input(counts, predictor.input).to(device, memory_format=torch.channels_last)
     scale = zoom(predictor.input, predictor.image_shape)
     attribute = _occluded if method == "occlusion" else partial(_activated, method=method)
     cells = attribute(model, seen, torch.from_numpy(labels).to(device), scale)

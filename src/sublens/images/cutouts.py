@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
-from sublens.images.pixels import MAX_MISSING, Image, Raw, mended
+from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
@@ -37,7 +37,7 @@ NAMES = ("id", "name")
 NEED = "needs ra, dec (degrees) or x, y (pixels, the first is 0)"
 
 
-class Cut(NamedTuple):
+class Cutout(NamedTuple):
     """A cutout that is wanted of a big image."""
 
     path: Path
@@ -67,13 +67,13 @@ class Positions:
     pixel_scale: float | None
     """Arcsec a pixel of the image, where it tells."""
 
-    def cuts(self, path: Path, size: tuple[int, int]) -> "Cuts":
+    def cuts(self, path: Path, size: tuple[int, int]) -> "Cutouts":
         """Cutouts of `size` of the image at `path`."""
-        return Cuts(self, path, size)
+        return Cutouts(self, path, size)
 
 
 @dataclass(frozen=True)
-class Cuts:
+class Cutouts:
     """Cutouts of one size, made as they are needed: a million take little memory."""
 
     positions: Positions
@@ -83,12 +83,12 @@ class Cuts:
     def __len__(self) -> int:
         return len(self.positions.xy)
 
-    def __iter__(self) -> Iterator[Cut]:
+    def __iter__(self) -> Iterator[Cutout]:
         known = self.positions
         for number, (xy, sky) in enumerate(zip(known.xy, known.sky, strict=True)):
             x, y = xy.tolist()
             ra, dec = (value if np.isfinite(value) else None for value in sky.tolist())
-            yield Cut(self.path, number, (x, y), self.size, str(known.ids[number]), ra, dec)
+            yield Cutout(self.path, number, (x, y), self.size, str(known.ids[number]), ra, dec)
 
 
 class Mosaic:
@@ -104,15 +104,15 @@ class Mosaic:
             raise ImageError(f"{path}: no such file. Check the path.")
         if not formats.is_fits(path):
             raise ImageError(f"{path}: is no FITS image, which alone can be cut at positions. Convert it.")
-        self.path, self._file = path, formats.unpacked(path)
+        self.path, self._file = path, formats.unpack(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what matters of it is checked below
                 if self._file.read(len(formats.FITS_MAGIC)) != formats.FITS_MAGIC:  # astropy would unpack it, unlimited
-                    raise formats.damaged(path, "a FITS file")
+                    raise formats.damaged_file(path, "a FITS file")
                 n_bytes = self._file.seek(0, 2)
                 self._file.seek(0)
-                self._hdu = formats.chosen(path, fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
+                self._hdu = formats.choose_hdu(path, fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
                 self.shape = tuple(map(int, self._hdu.shape))
                 self._tile = tuple(map(int, getattr(self._hdu, "tile_shape", ())))
                 self._check(n_bytes)
@@ -122,7 +122,7 @@ class Mosaic:
             self._file.close()
             if isinstance(err, ImageError | MemoryError):
                 raise
-            raise formats.damaged(path, "a FITS file") from err
+            raise formats.damaged_file(path, "a FITS file") from err
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +139,7 @@ class Mosaic:
         start, n_claimed = (self._hdu.fileinfo()[key] for key in ("datLoc", "datSpan"))
         n_least = prod(self._n_tiles(self.shape)) * DESCRIPTOR_BYTES if self._tile else 0
         if min(self.shape) < 1 or n_least > n_claimed or start + n_claimed >= n_bytes + FITS_BLOCK:
-            raise formats.damaged(self.path, "a FITS file")
+            raise formats.damaged_file(self.path, "a FITS file")
 
     def _n_tiles(self, size: tuple[int, ...]) -> list[int]:
         return [ceil(pixels / tile) for pixels, tile in zip(size, self._tile, strict=True)]
@@ -181,7 +181,7 @@ class Mosaic:
         except MemoryError:
             raise
         except Exception as err:  # astropy raises of every kind for damaged files
-            raise formats.damaged(self.path, "a FITS file") from err
+            raise formats.damaged_file(self.path, "a FITS file") from err
         share = 1 - prod(part.stop - part.start for part in found.slices_cutout) / pixels.size
         if share > MAX_MISSING:
             raise ImageError(
@@ -189,7 +189,7 @@ class Mosaic:
                 f"{MAX_MISSING:.0%} may be. Leave it out."
             )
         notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-        return mended(Raw(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+        return fill_missing(RawImage(pixels, number, False, (self.pixel_scale, None, None), notes), name)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points [n, 2] of the sky (ICRS, degrees) lie in pixels [n, 2]; NaN for those that do not."""
@@ -216,11 +216,11 @@ class Mosaic:
         return sky
 
 
-opened = lru_cache(maxsize=1)(Mosaic)
+open_mosaic = lru_cache(maxsize=1)(Mosaic)
 """The same as before where it is the same: for who asks for one cutout after the other."""
 
 
-def survey(path: Path, hdu: str | None, catalogue: Path) -> Positions:
+def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
     """Where the positions of a catalogue lie in the big image at `path`: by ra, dec, or else by x, y.
 
     Raises `DataError` or `ImageError` where the one or the other cannot be used.

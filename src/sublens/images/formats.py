@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from sublens.errors import ImageError
-from sublens.images.pixels import QUANTISED_PEAK, Image, Raw, mended
+from sublens.images.pixels import QUANTISED_PEAK, Image, RawImage, fill_missing
 
 MAX_SIDE = 4096
 """Pixels; larger images are refused before they are decoded."""
@@ -41,7 +41,7 @@ PICTURES = ("PNG", "JPEG", "TIFF")
 ARCSEC_A_DEGREE = 3600.0
 
 
-class Wanted(NamedTuple):
+class ImageSelector(NamedTuple):
     """Which of the things in a file is meant, where it holds several."""
 
     hdu: str | None = None
@@ -68,7 +68,7 @@ def read(path: Path) -> Image:
     return first
 
 
-def read_all(path: Path, wanted: Wanted | None = None) -> Iterator[Image | ImageError]:
+def read_all(path: Path, wanted: ImageSelector | None = None) -> Iterator[Image | ImageError]:
     """The images in one file, one by one.
 
     .npy (h, w) or (1, h, w); FITS, also in gzip or tile-compressed; PNG, TIFF and JPEG, of which
@@ -83,12 +83,12 @@ def read_all(path: Path, wanted: Wanted | None = None) -> Iterator[Image | Image
         raise ImageError(f"{path}: no such file. Check the path.")
     if not is_image(path):
         raise ImageError(f"{path}: sublens reads {', '.join(READERS)} images. Convert it to one of these.")
-    for raw in READERS[_suffix(path)](path, wanted or Wanted()):
+    for raw in READERS[_suffix(path)](path, wanted or ImageSelector()):
         if raw.number is None:
-            yield mended(raw, str(path))
+            yield fill_missing(raw, str(path))
         else:
             try:
-                yield mended(raw, f"{path}, image {raw.number}")
+                yield fill_missing(raw, f"{path}, image {raw.number}")
             except ImageError as err:
                 yield err
 
@@ -119,13 +119,13 @@ def _suffix(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
-def damaged(path: Path, kind: str) -> ImageError:
+def damaged_file(path: Path, kind: str) -> ImageError:
     """What to say of a file that is no `kind`."""
     return ImageError(f"{path}: truncated, or not {kind}. Copy or make it again.")
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[None]:
+def _translate_errors(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a library raises for a damaged file into an `ImageError`.
 
     No library documents what that is, and `benchmarks/fuzz.py` has brought up twenty types, with
@@ -142,13 +142,13 @@ def _opened(path: Path, kind: str) -> Iterator[None]:
     except MemoryError as err:
         raise ImageError(f"{path}: needs more memory than an image may. Leave this file out, or convert it.") from err
     except Exception as err:
-        raise damaged(path, kind) from err
+        raise damaged_file(path, kind) from err
 
 
-def _read_npy(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    with _opened(path, "a .npy file"), path.open("rb") as file:
+def _read_npy(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
+    with _translate_errors(path, "a .npy file"), path.open("rb") as file:
         array = npy_array(file, path, MAX_SIDE**2 * 16)
-    yield Raw(array)
+    yield RawImage(array)
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
@@ -176,21 +176,21 @@ def npy_array(file: IO[bytes], path: Path, max_bytes: int) -> NDArray[np.generic
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _read_npz(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    return _stacked(path, _npz_array(path, wanted.array, MAX_UNPACKED_BYTES))
+def _read_npz(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
+    return _stack(path, _npz_array(path, wanted.array, MAX_UNPACKED_BYTES))
 
 
 def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.generic]:
     """An array of an .npz file: the named one, or the only one."""
-    with _opened(path, "an .npz file"), zipfile.ZipFile(path) as archive:
+    with _translate_errors(path, "an .npz file"), zipfile.ZipFile(path) as archive:
         names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-        member = archive.getinfo(f"{_only(path, names, name)}.npy")
+        member = archive.getinfo(f"{_choose_array(path, names, name)}.npy")
         _check_growth(path, member.file_size, member.compress_size)
         with archive.open(member) as file:
             return npy_array(file, path, max_bytes)
 
 
-def _only(path: Path, names: list[str], wanted: str | None) -> str:
+def _choose_array(path: Path, names: list[str], wanted: str | None) -> str:
     """The array that is meant."""
     if wanted is None and len(names) == 1:
         return names[0]
@@ -215,7 +215,7 @@ def _check_sides(path: Path, sides: tuple[int, ...]) -> None:
         raise ImageError(f"{path}: has {shape} pixels; a side may have {MAX_SIDE} at most. Cut out the lens.")
 
 
-def _stacked(path: Path, array: Any) -> Iterator[Raw]:
+def _stack(path: Path, array: Any) -> Iterator[RawImage]:
     """Images of an array that can be sliced: one, or a stack (n, h, w) or (n, 1, h, w)."""
     if array.dtype.kind not in "fiub":
         raise ImageError(f"{path}: holds {array.dtype} values; needs real numbers. Save them as float or integer.")
@@ -224,14 +224,14 @@ def _stacked(path: Path, array: Any) -> Iterator[Raw]:
     if math.prod(chunk) * array.dtype.itemsize > MAX_UNPACKED_BYTES:
         raise ImageError(f"{path}: has chunks of {chunk} pixels, too large to unpack. Write it in smaller chunks.")
     if len(array.shape) == 2:
-        yield Raw(np.asarray(array[()]))
+        yield RawImage(np.asarray(array[()]))
     elif len(array.shape) == 3 or (len(array.shape) == 4 and array.shape[1] == 1):
         yield from _one_by_one(path, array, chunk[0])
     else:
         raise ImageError(f"{path}: the array has shape {array.shape}; needs (height, width) or (n, height, width).")
 
 
-def _one_by_one(path: Path, stack: Any, n_together: int) -> Iterator[Raw]:
+def _one_by_one(path: Path, stack: Any, n_together: int) -> Iterator[RawImage]:
     """The images of a stack, of which chunks hold `n_together`."""
     n_images, n_bytes = stack.shape[0], math.prod(stack.shape[1:], start=stack.dtype.itemsize)
     if not 0 < n_images <= MAX_STACK:
@@ -239,15 +239,15 @@ def _one_by_one(path: Path, stack: Any, n_together: int) -> Iterator[Raw]:
     step = max(1, min(n_together, BLOCK_BYTES // max(n_bytes, 1)))
     for start in range(0, n_images, step):
         for number, pixels in enumerate(np.asarray(stack[start : start + step]), start):
-            yield Raw(pixels, number)
+            yield RawImage(pixels, number)
 
 
-def _read_picture(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    with _opened(path, "a PNG, TIFF or JPEG picture"), _picture(path) as picture:
+def _read_picture(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
+    with _translate_errors(path, "a PNG, TIFF or JPEG picture"), _picture(path) as picture:
         _check_sides(path, picture.size[::-1])
         grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
         pixels = np.asarray(grey)
-    yield Raw(pixels, is_picture=True)
+    yield RawImage(pixels, is_picture=True)
 
 
 def _picture(path: Path) -> Picture.Image:
@@ -257,14 +257,14 @@ def _picture(path: Path) -> Picture.Image:
         raise ImageError(f"{path}: too many pixels; a side may have {MAX_SIDE} at most. Cut out the lens.") from err
 
 
-def _read_fits(path: Path, wanted: Wanted) -> Iterator[Raw]:
-    with _opened(path, "a FITS file"), _hdus(path) as hdus:
-        hdu = chosen(path, hdus, wanted.hdu)
+def _read_fits(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
+    with _translate_errors(path, "a FITS file"), _hdus(path) as hdus:
+        hdu = choose_hdu(path, hdus, wanted.hdu)
         sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
         _check_sides(path, tuple(sides[:2]))
         if math.prod(sides) > MAX_SIDE**2:  # known before it is read
             raise ImageError(f"{path}: has shape {sides[::-1]}, a cube. Save one image a file.")
-        raw = Raw(np.array(hdu.data), place=_place(hdu.header))
+        raw = RawImage(np.array(hdu.data), place=_wcs_values(hdu.header))
     yield raw
 
 
@@ -273,7 +273,7 @@ def _hdus(path: Path) -> Iterator[Any]:
     """The extensions of a FITS file; what astropy only warns of is an error."""
     from astropy.io import fits  # slow to import
 
-    with warnings.catch_warnings(), unpacked(path) as file:
+    with warnings.catch_warnings(), unpack(path) as file:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Invalid 'BLANK'")  # of many surveys, and without harm
         if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
@@ -285,7 +285,7 @@ def _hdus(path: Path) -> Iterator[Any]:
 
 def extensions(path: Path) -> list[tuple[int, str, tuple[int, ...]]]:
     """Number, name and shape of each extension of a FITS file that holds an image; raises `ImageError`."""
-    with _opened(path, "a FITS file"), _hdus(path) as hdus:
+    with _translate_errors(path, "a FITS file"), _hdus(path) as hdus:
         found = [(number, str(hdu.name), tuple(hdu.shape)) for number, hdu in enumerate(hdus) if _has_image(hdu)]
     return found
 
@@ -294,12 +294,12 @@ def _has_image(hdu: Any) -> bool:
     return bool(hdu.is_image and hdu.header.get("NAXIS", 0) >= 2)
 
 
-def unpacked(path: Path) -> IO[bytes]:
+def unpack(path: Path) -> IO[bytes]:
     """The file's content, unpacked as far as the limits allow where it is compressed; raises `ImageError`."""
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     whole, packed = io.BytesIO(), path.stat().st_size
-    with _opened(path, "a gzip file"), gzip.open(path) as file:
+    with _translate_errors(path, "a gzip file"), gzip.open(path) as file:
         while block := file.read(2**20):
             whole.write(block)
             _check_growth(path, whole.tell(), packed)
@@ -309,7 +309,7 @@ def unpacked(path: Path) -> IO[bytes]:
     return whole
 
 
-def chosen(path: Path, hdus: Any, wanted: str | None) -> Any:
+def choose_hdu(path: Path, hdus: Any, wanted: str | None) -> Any:
     """The extension that is meant: named, numbered, or the first that holds an image; raises `ImageError`."""
     if wanted is None:
         for hdu in hdus:
@@ -329,7 +329,7 @@ def _extensions(hdus: Any) -> str:
     return ", ".join(f"{number}: {hdu.name or 'unnamed'}" for number, hdu in enumerate(hdus))
 
 
-def _place(header: Any) -> tuple[float | None, float | None, float | None]:
+def _wcs_values(header: Any) -> tuple[float | None, float | None, float | None]:
     """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header tells."""
     wcs = celestial(header)
     if wcs is None:
@@ -366,18 +366,18 @@ def pixel_scale(header: Any, wcs: Any) -> float | None:
     return scale if 0 < scale < np.inf else None
 
 
-def _read_hdf5(path: Path, wanted: Wanted) -> Iterator[Raw]:
+def _read_hdf5(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
     import h5py
 
-    with _opened(path, "an HDF5 file"), h5py.File(path, "r") as file:
-        dataset = file[_only(path, _hdf5_datasets(file), wanted.array)]
+    with _translate_errors(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        dataset = file[_choose_array(path, _hdf5_datasets(file), wanted.array)]
         if dataset.external or dataset.is_virtual:
-            raise _elsewhere(path)
+            raise _external_data(path)
         _check_growth(path, dataset.nbytes, dataset.id.get_storage_size())
-        yield from _stacked(path, dataset)
+        yield from _stack(path, dataset)
 
 
-def _elsewhere(path: Path) -> ImageError:
+def _external_data(path: Path) -> ImageError:
     return ImageError(f"{path}: its data lie in other files, which are not opened. Copy them into one.")
 
 
@@ -396,16 +396,16 @@ def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def _read_zarr(path: Path, wanted: Wanted) -> Iterator[Raw]:
+def _read_zarr(path: Path, wanted: ImageSelector) -> Iterator[RawImage]:
     import zarr
 
-    with _opened(path, "a zarr store"):
+    with _translate_errors(path, "a zarr store"):
         n_packed = _store_bytes(path)
         top = zarr.open(str(path), mode="r", use_consolidated=False)  # or its index could name another store
         arrays = {"": top} if isinstance(top, zarr.Array) else dict(top.arrays())
-        array = arrays[_only(path, list(arrays), wanted.array)]
+        array = arrays[_choose_array(path, list(arrays), wanted.array)]
         _check_growth(path, array.nbytes, n_packed)
-        yield from _stacked(path, array)
+        yield from _stack(path, array)
 
 
 def _store_bytes(store: Path) -> int:
@@ -415,12 +415,12 @@ def _store_bytes(store: Path) -> int:
         for name in (*below, *names):
             status = Path(folder, name).lstat()
             if stat.S_ISLNK(status.st_mode):
-                raise _elsewhere(store)
+                raise _external_data(store)
             n_bytes += status.st_size
     return n_bytes
 
 
-READERS: dict[str, Callable[[Path, Wanted], Iterator[Raw]]] = {
+READERS: dict[str, Callable[[Path, ImageSelector], Iterator[RawImage]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     **dict.fromkeys((".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fit.gz"), _read_fits),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import ImageError
 from sublens.images import formats, listing, reader, sandbox
-from sublens.images.reader import Found
+from sublens.images.reader import ReadResult
 from sublens.images.sandbox import Child, Keeper, SilentError
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
@@ -71,7 +71,7 @@ def convert(
             count = Count(advance)
             for target, source in planned:
                 try:
-                    plain = _opened(opener, source)
+                    plain = _translate(opener, source)
                     _save(folder / target, plain.array)
                     values += [] if plain.value is None else [(target.as_posix(), plain.value)]
                 except ImageError as err:
@@ -84,18 +84,18 @@ def convert(
     return len(planned), n_failed
 
 
-def _planned(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path | Found]]:
+def _planned(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path | ReadResult]]:
     """The place of each file in the result, and where it lies."""
     for given in inputs:
-        for source in listing.listed([given]):
-            path = source.path if isinstance(source, Found) else source
+        for source in listing.list_images([given]):
+            path = source.path if isinstance(source, ReadResult) else source
             target = path.relative_to(given) if given.is_dir() else Path(path.name)
             is_below = given.is_dir() and len(inputs) > 1
             yield Path(given.resolve().name) / target if is_below else target, source
 
 
-def _opened(opener: "Opener", source: Path | Found) -> Plain:
-    if not isinstance(source, Found):
+def _translate(opener: "Opener", source: Path | ReadResult) -> Plain:
+    if not isinstance(source, ReadResult):
         return opener.open(source)
     assert isinstance(source.image, ImageError)
     raise source.image
@@ -156,10 +156,10 @@ def _bytes(path: Path) -> bytes:
 
 def main() -> None:
     """Be the child: take files apart until there are no more."""
-    with sandbox.answers() as out:
+    with sandbox.open_output() as out:
         sandbox.confine(LIMITS)
         sandbox.send(out, {"kind": "begin"})
-        for path, request in sandbox.requests():
+        for path, request in sandbox.read_requests():
             try:
                 _send(out, _taken_apart(path, sys.stdin.buffer.read(request["bytes"])))
             except ImageError as err:

@@ -39,10 +39,10 @@ class Image:
 
     def counts(self) -> NDArray[np.uint16]:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
-        return stretched(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
+        return scale_to_16_bits(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
 
 
-class Raw(NamedTuple):
+class RawImage(NamedTuple):
     """One image before it is looked at."""
 
     pixels: NDArray[np.generic]
@@ -53,7 +53,7 @@ class Raw(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def usable(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
+def check_pixels(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
     """`pixels` as float64 [h, w], or an `ImageError` that says what is wrong with the image `name`."""
     if pixels.ndim == 3 and pixels.shape[0] == 1:
         pixels = pixels[0]
@@ -91,10 +91,10 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
         counts = scaled * round(divisor / step)
         if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
             return np.asarray(counts.round(), dtype=np.uint16)
-    return stretched(pixels)
+    return scale_to_16_bits(pixels)
 
 
-def stretched(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+def scale_to_16_bits(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
     """`pixels` scaled to 0..`QUANTISED_PEAK`: for images whose photon counts are unknown."""
     return np.asarray((_minmax(pixels) * QUANTISED_PEAK).round(), dtype=np.uint16)
 
@@ -103,7 +103,7 @@ def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
 
-def mended(image: Raw, name: str) -> Image:
+def fill_missing(image: RawImage, name: str) -> Image:
     """The image `name`, its few NaN pixels filled in; raises `ImageError` where it cannot be used."""
     pixels, notes = image.pixels, image.notes
     if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
@@ -112,4 +112,4 @@ def mended(image: Raw, name: str) -> Image:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
             notes = (*notes, f"{share:.1%} of the pixels were NaN")
     is_coarse = image.is_picture and image.pixels.dtype == np.uint8
-    return Image(usable(pixels, name), is_coarse, *image.place, image.number, notes)
+    return Image(check_pixels(pixels, name), is_coarse, *image.place, image.number, notes)

@@ -21,8 +21,8 @@ import numpy as np
 
 from sublens.errors import DataError, ImageError
 from sublens.images import cutouts, formats
-from sublens.images.cutouts import Cut, Positions
-from sublens.images.formats import Wanted
+from sublens.images.cutouts import Cutout, Positions
+from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
 from sublens.parallel.mapper import in_order
 from sublens.storage import object_store
@@ -40,11 +40,11 @@ from sublens.images.sandbox import (
     Frame,
     Keeper,
     SilentError,
-    answers,
     confine,
     fetch_nothing,
+    open_output,
     path_from_hex,
-    requests,
+    read_requests,
     send,
 )
 
@@ -58,7 +58,7 @@ LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
 FITS_LIBRARY = "astropy.io.fits"
 
 
-class Found(NamedTuple):
+class ReadResult(NamedTuple):
     """What became of one image of a file."""
 
     path: Path
@@ -82,18 +82,18 @@ class Extension(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Copy(NamedTuple):
+class FetchedCopy(NamedTuple):
     """A file on an object store, and what was fetched of it."""
 
     path: Remote
     copy: Path
 
 
-Asked = Path | Copy | Found | Cut
+ReadRequest = Path | FetchedCopy | ReadResult | Cutout
 """An image file to read, what is found already, or a cutout to make."""
 
 
-def surveyed(path: Path, at: Path, wanted: Wanted) -> Positions:
+def locate_positions(path: Path, at: Path, wanted: ImageSelector) -> Positions:
     """Where the positions of the catalogue `at` lie in the big image at `path`, read in a child process.
 
     Raises `DataError` where the one or the other cannot be used.
@@ -122,7 +122,7 @@ class Reader(Keeper):
         for path, image in reader.read(paths): ...
     """
 
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: ImageSelector = field(default_factory=ImageSelector)
     seconds: float = SECONDS
     _homes: dict[Path, Path] = field(default_factory=dict, init=False)
     """Where on this machine the big images are."""
@@ -131,7 +131,7 @@ class Reader(Keeper):
         self._child = Child("sublens.images.reader")  # it loads its libraries while others load theirs
         return self
 
-    def read(self, paths: Iterable[Asked], start: tuple[int, int] = (0, 0)) -> Iterator[Found]:
+    def read(self, paths: Iterable[ReadRequest], start: tuple[int, int] = (0, 0)) -> Iterator[ReadResult]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
 
         paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
@@ -140,12 +140,12 @@ class Reader(Keeper):
         with object_store.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
             self._homes.clear()
             try:
-                yield from self._read(_fetched(islice(paths, start[0], None), folder, pool), start)
+                yield from self._read(_prefetch(islice(paths, start[0], None), folder, pool), start)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, coming: Iterator[Asked], start: tuple[int, int]) -> Iterator[Found]:
-        asked, index, n_known = deque[Asked](), *start
+    def _read(self, coming: Iterator[ReadRequest], start: tuple[int, int]) -> Iterator[ReadResult]:
+        asked, index, n_known = deque[ReadRequest](), *start
         is_retry = False
         try:
             while True:
@@ -168,9 +168,9 @@ class Reader(Keeper):
                     if not is_retry:
                         is_retry = True
                         continue
-                    yield _lost(asked[0], err)._replace(place=(index, n_known))
+                    yield _failed(asked[0], err)._replace(place=(index, n_known))
                 done = asked.popleft()
-                if isinstance(done, Copy):
+                if isinstance(done, FetchedCopy):
                     remove(done.copy.parent)
                 index, n_known, is_retry = index + 1, 0, False
         finally:
@@ -193,27 +193,27 @@ class Reader(Keeper):
             self._end()
             return []
 
-    def _ask(self, child: "Child", asked: Asked) -> None:
-        if isinstance(asked, Cut):
+    def _ask(self, child: "Child", asked: ReadRequest) -> None:
+        if isinstance(asked, Cutout):
             child.ask(self._here(asked), {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
-        elif not isinstance(asked, Found):
+        elif not isinstance(asked, ReadResult):
             child.ask(self._here(asked), {"wanted": self.wanted})
 
-    def _here(self, asked: Path | Copy | Cut) -> Path:
+    def _here(self, asked: Path | FetchedCopy | Cutout) -> Path:
         """The file on this machine."""
-        if isinstance(asked, Copy):
+        if isinstance(asked, FetchedCopy):
             return asked.copy
         path = _path_of(asked)
         if isinstance(path, Remote) and path not in self._homes:
             self._homes[path] = object_store.local(path)
         return self._homes.get(path, path)
 
-    def _told(self, asked: Path | Copy | Cut, problem: str) -> ImageError:
+    def _told(self, asked: Path | FetchedCopy | Cutout, problem: str) -> ImageError:
         """What the child told of a file on this machine, said of the file that was asked for."""
         return ImageError(problem.replace(str(self._here(asked)), str(_path_of(asked))))
 
-    def _answers(self, child: "Child", asked: Asked) -> Iterator[Found]:
-        if isinstance(asked, Found):  # which is done
+    def _answers(self, child: "Child", asked: ReadRequest) -> Iterator[ReadResult]:
+        if isinstance(asked, ReadResult):  # which is done
             yield asked
             return
         path = _path_of(asked)
@@ -223,53 +223,53 @@ class Reader(Keeper):
                 if frame["kind"] == "image":
                     pixels = np.frombuffer(child.data(frame["bytes"], self.seconds), np.float64)
                     image = Image(pixels.reshape(frame["shape"]), **frame["about"])
-                    yield _placed(asked, Found(path, image, image.number))
+                    yield _with_position(asked, ReadResult(path, image, image.number))
                 elif frame["kind"] == "bad":
-                    yield _placed(asked, Found(path, self._told(asked, frame["problem"]), frame["number"]))
+                    yield _with_position(asked, ReadResult(path, self._told(asked, frame["problem"]), frame["number"]))
                 frame = child.frame(self.seconds)
             if frame["problem"]:
-                yield _placed(asked, Found(path, self._told(asked, frame["problem"])))
+                yield _with_position(asked, ReadResult(path, self._told(asked, frame["problem"])))
         except EndedError:
             raise
         except SilentError as err:
             self._end()
-            yield _lost(asked, err)
+            yield _failed(asked, err)
 
 
-def _fetched(paths: Iterator[Asked], folder: Path, pool: ThreadPoolExecutor) -> Iterator[Asked]:
+def _prefetch(paths: Iterator[ReadRequest], folder: Path, pool: ThreadPoolExecutor) -> Iterator[ReadRequest]:
     """The same, but what lies on an object store is fetched by threads before it is needed."""
-    due = (pool.submit(_fetch, one, folder) if isinstance(one, Remote) else _Due(one) for one in paths)
+    due = (pool.submit(_fetch, one, folder) if isinstance(one, Remote) else _Ready(one) for one in paths)
     return in_order(due, lambda: FETCHES)
 
 
-class _Due(NamedTuple):
+class _Ready(NamedTuple):
     """What does not have to be waited for."""
 
-    one: Asked
+    one: ReadRequest
 
-    def result(self) -> Asked:
+    def result(self) -> ReadRequest:
         return self.one
 
 
-def _fetch(path: Remote, folder: Path) -> Asked:
+def _fetch(path: Remote, folder: Path) -> ReadRequest:
     try:
-        return Copy(path, object_store.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
+        return FetchedCopy(path, object_store.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
     except (FileNotFoundError, OverflowError) as err:
-        return Found(path, ImageError(str(err)))
+        return ReadResult(path, ImageError(str(err)))
 
 
-def _path_of(asked: Asked) -> Path:
+def _path_of(asked: ReadRequest) -> Path:
     return asked if isinstance(asked, Path) else asked.path
 
 
-def _lost(asked: Asked, err: SilentError) -> Found:
+def _failed(asked: ReadRequest, err: SilentError) -> ReadResult:
     path = _path_of(asked)
-    return _placed(asked, Found(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
+    return _with_position(asked, ReadResult(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
 
 
-def _placed(asked: Asked, found: Found) -> Found:
+def _with_position(asked: ReadRequest, found: ReadResult) -> ReadResult:
     """With what the catalogue tells, where it is a cutout."""
-    if not isinstance(asked, Cut):
+    if not isinstance(asked, Cutout):
         return found
     image = found.image
     if isinstance(image, Image):
@@ -279,10 +279,10 @@ def _placed(asked: Asked, found: Found) -> Found:
 
 def main() -> None:
     """Be the child: answer until there are no more requests."""
-    with answers() as out:
+    with open_output() as out:
         confine()
         fetch_nothing()
-        for path, request in requests():
+        for path, request in read_requests():
             problem, named = None, path_from_hex(request["at"]) if "at" in request else path
             try:
                 _answer(out, path, request)
@@ -299,16 +299,16 @@ def main() -> None:
 
 def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
     """Send all that was asked for, but the end."""
-    wanted = Wanted(*request["wanted"])
+    wanted = ImageSelector(*request["wanted"])
     _load(path)
     if "at" in request:
-        _send_positions(out, cutouts.survey(path, wanted.hdu, path_from_hex(request["at"])))
+        _send_positions(out, cutouts.locate_in_mosaic(path, wanted.hdu, path_from_hex(request["at"])))
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
         send(out, {"kind": "extensions", "extensions": formats.extensions(path)})
         return
-    big = cutouts.opened(path, wanted.hdu) if "cut" in request else None
+    big = cutouts.open_mosaic(path, wanted.hdu) if "cut" in request else None
     send(out, {"kind": "begin"})
     found = iter([big.cut(*request["cut"])]) if big else formats.read_all(path, wanted)
     for number, image in enumerate(found):

@@ -20,8 +20,8 @@ MARGIN = 4
 """Pixels, of the frame and of the image, that are cut out beyond the frame where it is resampled."""
 
 
-def needed(shape: tuple[int, int], pixel_scale: float | None, scale: float | None) -> tuple[int, int]:
-    """Size of what must be cut out of an image of `scale` so that `framed` fills `shape` at `pixel_scale` with it.
+def cutout_size(shape: tuple[int, int], pixel_scale: float | None, scale: float | None) -> tuple[int, int]:
+    """Size of the cutout of an image of `scale` with which `resample_image` fills `shape` at `pixel_scale`.
 
     Both in arcsec a pixel, where they are known. Raises `ImageError` where that is too large to read.
     """
@@ -36,7 +36,7 @@ def needed(shape: tuple[int, int], pixel_scale: float | None, scale: float | Non
     return height, width
 
 
-def framed(
+def resample_image(
     image: Image, shape: tuple[int, int], side: int, pixel_scale: float | None, given_scale: float | None = None
 ) -> Image:
     """The image resampled to `pixel_scale` and cut to `shape` around its centre; its notes say what was done.

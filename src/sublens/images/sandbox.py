@@ -128,14 +128,14 @@ def path_from_hex(name: str) -> Path:
 
 
 @contextmanager
-def answers() -> Iterator[IO[bytes]]:
+def open_output() -> Iterator[IO[bytes]]:
     """Where a child writes its frames; what libraries print does not get between them."""
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         yield out
 
 
-def requests() -> Iterator[tuple[Path, Frame]]:
+def read_requests() -> Iterator[tuple[Path, Frame]]:
     """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
     for line in sys.stdin.buffer:
         request = json.loads(line)

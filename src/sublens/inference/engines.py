@@ -23,7 +23,7 @@ COUNTS, LOGITS, MAP, MOMENTS = "counts", "logits", "map", "moments"
 """Names in a graph: its input [b, h, w] float32, and its outputs; those of moments end in a number."""
 
 
-class Sight(NamedTuple):
+class Outputs(NamedTuple):
     """What a network gives for b images."""
 
     logits: Floats
@@ -37,7 +37,7 @@ class Sight(NamedTuple):
 class Engine(Protocol):
     """Shows images to a network."""
 
-    def __call__(self, counts: NDArray[np.uint16]) -> Sight:
+    def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Counts above their minimum [b, h, w] -> what the network gives."""
 
 
@@ -56,13 +56,13 @@ class OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as err:  # it raises ten kinds, which share no other base
-            raise _unusable(path, "ONNX Runtime", err) from err
+            raise _cannot_run(path, "ONNX Runtime", err) from err
         self._names = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, counts: NDArray[np.uint16]) -> Sight:
+    def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Show it images [b, h, w]."""
         given = self._session.run(self._names, {COUNTS: counts.astype(np.float32)})
-        return _sight(dict(zip(self._names, given, strict=True)))
+        return _outputs(dict(zip(self._names, given, strict=True)))
 
 
 class OpenVino:
@@ -81,21 +81,21 @@ class OpenVino:
         try:
             self._model = openvino.Core().compile_model(path, "CPU", settings)
         except Exception as err:
-            raise _unusable(path, "OpenVINO", err) from err
+            raise _cannot_run(path, "OpenVINO", err) from err
 
-    def __call__(self, counts: NDArray[np.uint16]) -> Sight:
+    def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Show it images [b, h, w]."""
         given = self._model({COUNTS: counts.astype(np.float32)})
-        return _sight({output.any_name: values for output, values in given.items()})
+        return _outputs({output.any_name: values for output, values in given.items()})
 
 
-def _sight(given: dict[str, Any]) -> Sight:
+def _outputs(given: dict[str, Any]) -> Outputs:
     values = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
     moments = sorted(name for name in values if name.startswith(MOMENTS))
-    return Sight(values[LOGITS], values.get(MAP), [values[name] for name in moments])
+    return Outputs(values[LOGITS], values.get(MAP), [values[name] for name in moments])
 
 
-def _unusable(path: Path, engine: str, err: Exception) -> BundleError:
+def _cannot_run(path: Path, engine: str, err: Exception) -> BundleError:
     return BundleError(
         f"{path}: {engine} cannot run it ({str(err).splitlines()[0][:160]}). Copy the whole folder again, export it "
         "again, or use --engine torch."

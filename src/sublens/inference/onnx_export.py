@@ -25,7 +25,7 @@ from sublens.errors import BundleError
 from sublens.inference import predict_dataset
 from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
-from sublens.inference.torch_engine import Eager, Mirrored, Whole
+from sublens.inference.torch_engine import FullNetwork, MirroredNetwork, TorchEngine
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
 from sublens.models.heads import Moments, TruthHead
@@ -58,7 +58,7 @@ def _graph(
     """
     model = networks.build(network, n_classes, seen.channels)
     head = TruthHead(model, zoom(seen, shape)) if has_map else None
-    whole = (Mirrored if mirrors else Whole)(model, seen, head, Moments(model)).eval()
+    whole = (MirroredNetwork if mirrors else FullNetwork)(model, seen, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
@@ -90,7 +90,7 @@ def _graph(
 class _Listed(torch.nn.Module):
     """A network whose outputs are one flat tuple."""
 
-    def __init__(self, whole: Whole) -> None:
+    def __init__(self, whole: FullNetwork) -> None:
         super().__init__()
         self.whole = whole
 
@@ -195,7 +195,7 @@ def _compared(folder: Path, card: Card, part: Part, bar: Bar, *, mirrors: bool) 
     """
     few, judge, probs = part.few(COMPARED), _judge(folder / GRAPH, card), []
     model = weights.load(folder, card)[0].double()
-    exact = replace(judge, engine=Eager((Mirrored if mirrors else Whole)(model, card.input)))
+    exact = replace(judge, engine=TorchEngine((MirroredNetwork if mirrors else FullNetwork)(model, card.input)))
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
         reference = predict_dataset.predict_all(exact, few, count.add).probs
@@ -232,11 +232,11 @@ def export(
     whole numbers, with ranges from that part. Either is calibrated anew, and refused where the macro AUC
     differs by more than `MAX_AUC_CHANGE`; but mirrors may raise it. Raises `BundleError` for what is refused.
     """
-    source = bundle.located(name)
+    source = bundle.locate(name)
     card, part = bundle.read_card(source), dataset.selection
     with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        (place / WEIGHTS).write_bytes(bundle.vouched(source / WEIGHTS, card.weights_sha256))
+        (place / WEIGHTS).write_bytes(bundle.read_verified(source / WEIGHTS, card.weights_sha256))
         told = add_graph(place, card, part, bar)
         if mirrors:
             (place / GRAPH).rename(place / PLAIN)
@@ -248,7 +248,7 @@ def export(
             _quantise(folder / GRAPH, part, place, bar)
             told = told.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
         if int8 or mirrors:
-            found = predict_dataset.calibrated(_judge(folder / GRAPH, card), dataset.train, part, bar)
+            found = predict_dataset.calibrate(_judge(folder / GRAPH, card), dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, found, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)

@@ -4,28 +4,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
-from sublens.data import dataset
 from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import BundleError, DataError
 from sublens.inference.predictor import BATCH as BATCH
-from sublens.inference.predictor import SLICE, Look, Predictions, Predictor
-from sublens.inference.torch_engine import Eager, Whole
+from sublens.inference.predictor import SLICE, BatchPrediction, PredictionTable, Predictor
+from sublens.inference.torch_engine import FullNetwork, TorchEngine
 from sublens.models import bundle, calibration
 from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
-from sublens.storage import object_store
 
-FAMILIAR = 4_000
+IN_DISTRIBUTION = 4_000
 """Training images that tell what is usual."""
 
 
@@ -33,17 +31,17 @@ def eager(
     model: nn.Module, classes: tuple[str, ...], shape: tuple[int, int], seen: InputConfig, device: str = "cpu"
 ) -> Predictor:
     """A predictor that runs this model on `device` with torch, as it stands: no maps, not calibrated."""
-    return Predictor(Eager(Whole(model, seen), device), classes, shape, seen)
+    return Predictor(TorchEngine(FullNetwork(model, seen), device), classes, shape, seen)
 
 
 def predict_all(
     predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
-) -> Predictions:
+) -> PredictionTable:
     """Predict every image of a part, `BATCH` together unless another number is named."""
-    return _predictions(predictor, part, look_all(predictor, part, on_progress, batch))
+    return _as_table(part, outputs_of_all(predictor, part, on_progress, batch))
 
 
-class Lot(NamedTuple):
+class Task(NamedTuple):
     """Images of a data set's test part that are looked at together, on a worker."""
 
     bundle: Path
@@ -59,86 +57,86 @@ class Lot(NamedTuple):
     stop: int = 0
 
 
-def predict_on(
-    mapper: Mapper, lot: Lot, predictor: Predictor, part: Part, on_progress: Callable[[int], object]
-) -> Predictions:
-    """`predict_all` of the test part on workers, which find network and data set where `lot` says."""
+def predict_on_workers(
+    mapper: Mapper, task: Task, predictor: Predictor, part: Part, on_progress: Callable[[int], object]
+) -> PredictionTable:
+    """`predict_all` of the test part on workers, which find network and data set where `task` says."""
     starts = range(0, len(part), SLICE)
-    looks = []
-    for look in mapper(_looked, (lot._replace(start=n, stop=min(n + SLICE, len(part))) for n in starts)):
-        looks.append(look)
-        on_progress(len(look.probs))
-    return _predictions(predictor, part, _joined(looks))
+    tasks = (task._replace(start=n, stop=min(n + SLICE, len(part))) for n in starts)
+    outputs = []
+    for batch in mapper(_compute, tasks):
+        outputs.append(batch)
+        on_progress(len(batch))
+    return _as_table(part, _concatenate(outputs))
 
 
-def _looked(lot: Lot) -> Look:
-    predictor, part = _opened(lot._replace(start=0, stop=0))
+def _compute(task: Task) -> BatchPrediction:
+    predictor, part = _load_predictor_and_part(task._replace(start=0, stop=0))
     threads = torch.get_num_threads()
-    torch.set_num_threads(lot.threads)
+    torch.set_num_threads(task.threads)
     try:
-        return look_all(predictor, part.take(np.arange(lot.start, lot.stop)), batch=lot.batch)
+        return outputs_of_all(predictor, part.take(np.arange(task.start, task.stop)), batch=task.batch)
     finally:
         torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)
-def _opened(lot: Lot) -> tuple[Predictor, Part]:
+def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
     """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
-    folder, local = bundle.located(lot.bundle), dataset.open(object_store.local(lot.dataset), lot.split)
-    if bundle.read_card(folder).weights_sha256 != lot.weights_sha256:
-        raise BundleError(f"{lot.bundle}: is another network there. Copy the same one to all machines.")
-    if local.hash != lot.hash:
-        raise DataError(f"{lot.dataset}: is another data set there. Copy the same one to all machines.")
+    folder, local = bundle.locate(task.bundle), open_dataset(task.dataset, task.split)
+    if bundle.read_card(folder).weights_sha256 != task.weights_sha256:
+        raise BundleError(f"{task.bundle}: is another network there. Copy the same one to all machines.")
+    if local.hash != task.hash:
+        raise DataError(f"{task.dataset}: is another data set there. Copy the same one to all machines.")
     return Predictor.load(folder, "torch", device()), local.test
 
 
-def _predictions(predictor: Predictor, part: Part, look: Look) -> Predictions:
-    ood = predictor.calibration.ood(look.moments) if predictor.calibration and predictor.calibration.layers else None
-    return Predictions(part.ids, part.labels, look.probs, predictor.classes, look.masses, ood)
+def _as_table(part: Part, outputs: BatchPrediction) -> PredictionTable:
+    return PredictionTable(part.ids, part.labels, outputs.probs, outputs.classes, outputs.masses, outputs.ood)
 
 
-def look_all(
+def outputs_of_all(
     predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
-) -> Look:
-    """What the network sees in every image of a part, `BATCH` together unless another number is named."""
-    looks, batch = [], batch or BATCH
+) -> BatchPrediction:
+    """The network's output for every image of a part, `BATCH` at a time unless another number is given."""
+    outputs, batch = [], batch or BATCH
     for start in range(0, len(part), batch):
-        looks.append(predictor.look(part.counts(np.arange(start, min(start + batch, len(part))))))
-        on_progress(len(looks[-1].probs))
-    return _joined(looks)
+        outputs.append(predictor.forward(part.counts(np.arange(start, min(start + batch, len(part))))))
+        on_progress(len(outputs[-1]))
+    return _concatenate(outputs)
 
 
-def _joined(looks: Sequence[Look]) -> Look:
-    logits, probs, masses, moments = zip(*looks, strict=True)
-    return Look(
-        np.concatenate(logits),
-        np.concatenate(probs),
-        None if masses[0] is None else np.concatenate(masses),
-        [np.concatenate(layer) for layer in zip(*moments, strict=True)],
-    )
+def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
+    def joined(name: str) -> Any:
+        arrays = [getattr(one, name) for one in outputs]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    moments = [np.concatenate(layer) for layer in zip(*(one.moments for one in outputs), strict=True)]
+    names = ("logits", "probs", "masses", "sets", "ood", "is_ood")
+    return BatchPrediction(outputs[0].classes, moments=moments, **{name: joined(name) for name in names})
 
 
-def calibrated(predictor: Predictor, familiar: Part, part: Part, bar: Bar = silent) -> Calibration:
+def calibrate(predictor: Predictor, familiar: Part, part: Part, bar: Bar = silent) -> Calibration:
     """Calibrate a trained network: `calibrate.fit` on what it sees.
 
-    familiar: training images, of which up to `FAMILIAR` are looked at; part: the selection part.
+    familiar: training images, of which up to `IN_DISTRIBUTION` are looked at; part: the selection part.
     """
-    plain, few = replace(predictor, calibration=None), familiar.few(FAMILIAR)
+    plain, few = replace(predictor, calibration=None), familiar.few(IN_DISTRIBUTION)
     with bar("calibrating", len(few) + len(part)) as advance:
         count = Count(advance)
-        known, seen = (look_all(plain, one, count.add) for one in (few, part))
+        known, seen = (outputs_of_all(plain, one, count.add) for one in (few, part))
     return calibration.fit(seen.logits, part.labels, seen.moments, known.moments)
 
 
-def open_unlearned(path: Path, card: Card, bar: Bar = silent) -> Dataset:
+def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent) -> Dataset:
     """The data set at `path`, split so that the network of that card learned nothing from its selection part.
 
     That is half of the training images where it learned from none of them: the more there are, the closer
     sets come to the coverage that they promise.
     """
-    dataset = open_dataset(path, SplitConfig(selection=UNLEARNED), bar)
+    dataset = open_dataset(path, SplitConfig(selection=UNSEEN_SHARE), bar)
     return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
 
 
-UNLEARNED = 0.5
+UNSEEN_SHARE = 0.5
 """Share of the training images in the selection part of data that a network did not learn from."""

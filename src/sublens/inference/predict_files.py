@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, listing, reader, resample
-from sublens.images.cutouts import Cuts
-from sublens.images.formats import Wanted
-from sublens.images.reader import Asked
+from sublens.images.cutouts import Cutouts
+from sublens.images.formats import ImageSelector
+from sublens.images.reader import ReadRequest
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
 from sublens.inference.predictor import NO_MAP, SLICE, Predictor, Row
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
-from sublens.parallel.dask import opened
+from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
@@ -40,7 +40,7 @@ class Query:
     """Files, folders and patterns."""
     at: Path | None = None
     """Catalogue of positions to cut out of the one input, a big FITS image; a row for each position."""
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: ImageSelector = field(default_factory=ImageSelector)
     """Which of the things in a file is meant."""
     pixel_scale: float | None = None
     """Arcsec a pixel, where the user knows better than the files."""
@@ -72,16 +72,16 @@ def predict(
 
     maps: where to leave where the substructure is, as the network sees it, in NUMBER-NAME.fits for
     each image. start: the `place` of the row to begin with. cluster: where to judge, if not in this
-    process, see `sublens.cluster.opened`; files must have the same names there. Raises `BundleError` where the network
-    cannot be used or draws no maps, and `DataError` where the catalogue or the big image cannot be read.
+    process, see `sublens.parallel.dask.opened`; files must have the same names there. Raises `BundleError` where
+    the network cannot be used or draws no maps, and `DataError` where the catalogue or the big image cannot be read.
     """
     with ExitStack() as stack:
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
-        paths = _cuts(predictor, query, query.at) if query.at else list(listing.listed(query.inputs))
+        paths = _cutouts(predictor, query, query.at) if query.at else list(listing.list_images(query.inputs))
         if maps and predictor.map is None:
             raise BundleError(NO_MAP)
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
-        mapper = stack.enter_context(opened(cluster)) if cluster else HERE
+        mapper = stack.enter_context(open_cluster(cluster)) if cluster else HERE
         count = Count(stack.enter_context(bar("judging", len(paths))), mapper.told)
         count.skip(start[0])
         done = start[0]
@@ -99,31 +99,31 @@ def predict(
         count.add(len(paths) - done)
 
 
-class _Slice(NamedTuple):
+class Task(NamedTuple):
     """Inputs that are judged together, on a worker."""
 
     query: Query
     judge: tuple[str, str | None]
     """Hashes of the network that the query names."""
-    asked: tuple[Asked, ...]
+    asked: tuple[ReadRequest, ...]
 
 
-def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[Asked], start: tuple[int, int]) -> Iterator[Row]:
+def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], start: tuple[int, int]) -> Iterator[Row]:
     """The rows as this process alone would give them."""
     first, plain = start[0] // SLICE, replace(query, inputs=())
     asked = islice(paths, first * SLICE, None)
-    judge = _hashes(bundle.read_card(bundle.located(query.network)))
-    slices = (_Slice(plain, judge, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
-    for number, rows in enumerate(mapper(_judged, slices), start=first):
+    judge = _hashes(bundle.read_card(bundle.locate(query.network)))
+    slices = (Task(plain, judge, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
+    for number, rows in enumerate(mapper(_predict_task, slices), start=first):
         for row in rows:
             place = (row.place[0] + number * SLICE, row.place[1])
             if place >= start:
                 yield replace(row, place=place)
 
 
-def _judged(some: _Slice) -> list[Row]:
+def _predict_task(some: Task) -> list[Row]:
     """On a worker, which keeps what it has loaded."""
-    predictor, reader = _tools(some.query.network, some.judge, some.query.engine, some.query.wanted)
+    predictor, reader = _load_tools(some.query.network, some.judge, some.query.engine, some.query.wanted)
     return list(predictor.rows(reader.read(some.asked), some.query.pixel_scale))
 
 
@@ -133,27 +133,27 @@ def _hashes(card: Card) -> tuple[str, str | None]:
 
 
 @lru_cache(maxsize=1)
-def _tools(
-    network: str, judge: tuple[str, str | None], engine: EngineName | None, wanted: Wanted
+def _load_tools(
+    network: str, judge: tuple[str, str | None], engine: EngineName | None, wanted: ImageSelector
 ) -> tuple[Predictor, reader.Reader]:
     """A reader begins anew whatever child process it needs, and that ends with this one."""
-    if _hashes(bundle.read_card(bundle.located(network))) != judge:
+    if _hashes(bundle.read_card(bundle.locate(network))) != judge:
         raise BundleError(f"{network}: is another network there. Copy the same one to all machines.")
     return Predictor.load(network, engine, _device(engine)), reader.Reader(wanted)
 
 
-def _cuts(predictor: Predictor, query: Query, at: Path) -> Cuts:
+def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
     """The cutouts around the positions of a catalogue that a network wants of the one input."""
     if len(query.inputs) != 1:
         raise ConfigError(
             f"{at}: its positions can be those of one image only, not {len(query.inputs)}. Name one with --at."
         )
-    found = reader.surveyed(query.inputs[0], at, query.wanted)
+    found = reader.locate_positions(query.inputs[0], at, query.wanted)
     scale = query.pixel_scale or found.pixel_scale
-    return found.cuts(query.inputs[0], resample.needed(predictor.image_shape, predictor.pixel_scale, scale))
+    return found.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
 
 
-def tabulate(
+def predict_to_table(
     query: Query,
     out: Path,
     *,
@@ -168,7 +168,7 @@ def tabulate(
     that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
     files.refuse_existing_file(out, force=force)
-    card, ours = bundle.read_card(bundle.located(query.network)), version("sublens")
+    card, ours = bundle.read_card(bundle.locate(query.network)), version("sublens")
     with tables.Journal(out, query.plan(card)) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call

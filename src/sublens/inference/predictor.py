@@ -1,9 +1,10 @@
 """Predictor: the only path from pixels to probabilities. Knows no torch, unless that is the engine."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sublens.config import InputConfig, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import formats, resample
-from sublens.images.pixels import Image, counts_above_minimum, usable
-from sublens.images.reader import Found
+from sublens.images.pixels import Image, check_pixels, counts_above_minimum
+from sublens.images.reader import ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
@@ -30,7 +31,7 @@ NO_MAP = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image."""
+    """The prediction of a network for one image."""
 
     label: str
     """The most probable class."""
@@ -38,26 +39,60 @@ class Prediction:
     """Probability of each class; they sum to one."""
     prediction_set: tuple[str, ...] | None = None
     """Classes that together hold the truth as often as the network's card promises; empty where none is
-    probable enough to be held to that. None where the network is not calibrated."""
+    probable enough for that. None where the network is not calibrated, or the image out of distribution."""
     ood: float | None = None
-    """How unlike the training images it is: 0 is usual."""
-    is_strange: bool = False
-    """Whether that is more than nearly all familiar images have: then nothing here is to be trusted."""
+    """OOD score: distance from the training images, 0 is the mean of in-distribution images. None where the
+    network has no feature maps to measure it on."""
+    is_ood: bool | None = None
+    """Whether the image is out of distribution, so that nothing else here can be trusted; None without a score."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
 
 
-class Look(NamedTuple):
-    """What a network sees in b images."""
+@dataclass(frozen=True)
+class BatchPrediction:
+    """The output of a network for b images, calibrated where the network is."""
 
+    classes: tuple[str, ...]
     logits: NDArray[np.float64]
-    """[b, c]"""
+    """[b, c], before calibration."""
     probs: NDArray[np.float64]
-    """[b, c], calibrated where the network is."""
-    masses: NDArray[np.float64] | None
-    """Msun in each cell, [b, g, g]; None where there is no truth head."""
+    """[b, c]"""
     moments: list[NDArray[np.float64]]
-    """Of each feature map, [b, d]; empty where nobody listens."""
+    """Moments of each feature map, [b, d]; empty where the network has none."""
+    masses: NDArray[np.float64] | None = None
+    """Substructure mass in each cell, Msun, [b, g, g]; None where there is no truth head."""
+    sets: NDArray[np.bool_] | None = None
+    """Classes in each prediction set, [b, c], none of an image out of distribution; None without calibration."""
+    ood: NDArray[np.float64] | None = None
+    """OOD scores, [b]; None where the network is not calibrated or has no feature maps."""
+    is_ood: NDArray[np.bool_] | None = None
+    """Images out of distribution, [b]; None without scores."""
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    def prediction(self, row: int) -> Prediction:
+        """The prediction for one of the images."""
+        probs, is_ood = self.probs[row], None if self.is_ood is None else bool(self.is_ood[row])
+        members = None if self.sets is None or is_ood else self.sets[row]
+        return Prediction(
+            label=self.classes[int(probs.argmax())],
+            probs=dict(zip(self.classes, map(float, probs), strict=True)),
+            prediction_set=None if members is None else tuple(compress(self.classes, members)),
+            ood=None if self.ood is None else float(self.ood[row]),
+            is_ood=is_ood,
+            masses=None if self.masses is None else self.masses[row],
+        )
+
+    def take(self, rows: slice) -> "BatchPrediction":
+        """The output for some of the images."""
+        names = ("logits", "probs", "masses", "sets", "ood", "is_ood")
+        arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
+        return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return map(self.prediction, range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +122,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class PredictionTable:
     """The prediction table: one row an image."""
 
     ids: NDArray[np.str_]
@@ -126,7 +161,7 @@ class Predictor:
         engine: ONNX Runtime unless another is named, or torch where the bundle has no graph; device is
         where torch runs. Raises `BundleError` where it cannot be used.
         """
-        folder = bundle.located(name)
+        folder = bundle.locate(name)
         card = bundle.read_card(folder)
         opened = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
@@ -138,16 +173,16 @@ class Predictor:
         Raises `ImageError` for an image that is not finite, constant or of another size.
         """
         counts = [self.counts(np.asarray(one), f"image {number}") for number, one in enumerate(pixels)]
-        return self._judged(counts)
+        return self.predict_counts(counts)
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Judge image files; `ImageError` names the first that cannot be used."""
         counts = [(formats.read_counts(Path(path)), str(path)) for path in paths]
         for one, name in counts:
             self.check_size(one.shape, name)
-        return self._judged([one for one, _ in counts])
+        return self.predict_counts([one for one, _ in counts])
 
-    def rows(self, found: Iterable[Found], pixel_scale: float | None = None) -> Iterator[Row]:
+    def rows(self, found: Iterable[ReadResult], pixel_scale: float | None = None) -> Iterator[Row]:
         """Judge what was found, a row each, in order; what cannot be used is a row with its error.
 
         pixel_scale: arcsec a pixel of the images, where the user knows better than the files.
@@ -177,10 +212,10 @@ class Predictor:
         if isinstance(image, ImageError):
             raise image
         side = field_of_view(self.input, self.image_shape)
-        return resample.framed(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+        return resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
 
     def _filled(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
-        judged = iter(self._judged(counts))
+        judged = iter(self.predict_counts(counts))
         for row in rows:
             yield row if row.error else replace(row, prediction=next(judged))
 
@@ -193,7 +228,7 @@ class Predictor:
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
-        return self.look(counts).probs
+        return self.forward(counts).probs
 
     def masses(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Substructure mass in each cell, Msun, [b, g, g] with rows along y, of images [b, h, w].
@@ -201,16 +236,29 @@ class Predictor:
         The truth head learns the mean of log(1 + M / 1e9 Msun), which is undone here: where it is
         unsure the result lies below the mean mass. Raises `BundleError` where there is no such head.
         """
-        masses = self.look(counts).masses
+        masses = self.forward(counts).masses
         if masses is None:
             raise BundleError(NO_MAP)
         return masses
 
-    def look(self, counts: NDArray[np.uint16]) -> Look:
-        """All that it sees in images [b, h, w] at one glance."""
-        logits, logs, moments = self.engine(counts)
-        probs = self.calibration.probs(logits) if self.calibration else softmax(logits)
-        return Look(logits, probs, None if logs is None else MASS_UNIT_MSUN * np.expm1(logs.clip(0)), moments)
+    def forward(self, counts: NDArray[np.uint16]) -> BatchPrediction:
+        """The output for images [b, h, w], given as counts above their minimum."""
+        logits, log_masses, moments = self.engine(counts)
+        calibration = self.calibration
+        probs = calibration.probs(logits) if calibration else softmax(logits)
+        ood = calibration.ood(moments) if calibration and calibration.layers else None
+        is_ood = None if calibration is None or ood is None else ood > calibration.ood_threshold
+        sets = calibration.sets(probs) if calibration else None
+        return BatchPrediction(
+            classes=self.classes,
+            logits=logits,
+            probs=probs,
+            moments=moments,
+            masses=None if log_masses is None else MASS_UNIT_MSUN * np.expm1(log_masses.clip(0)),
+            sets=sets if sets is None or is_ood is None else sets & ~is_ood[:, None],
+            ood=ood,
+            is_ood=is_ood,
+        )
 
     def counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
         """Counts above the minimum of an image [h, w] or [1, h, w] in any linear scale.
@@ -219,7 +267,7 @@ class Predictor:
         """
         if pixels.ndim in (2, 3):
             self.check_size(pixels.shape[-2:], name)  # before it is looked at, which takes a while
-        return counts_above_minimum(usable(pixels, name))
+        return counts_above_minimum(check_pixels(pixels, name))
 
     def check_size(self, shape: tuple[int, ...], name: str) -> None:
         """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""
@@ -229,36 +277,10 @@ class Predictor:
                 f"{name}: is {have} pixels; this network was trained on {need}. Crop or resample the image."
             )
 
-    def _judged(self, counts: list[NDArray[np.uint16]]) -> list[Prediction]:
-        judged = []
-        for start in range(0, len(counts), BATCH):
-            look = self.look(np.stack(counts[start : start + BATCH]))
-            sets, ood = self.trust(look)
-            for number, row in enumerate(look.probs):
-                judged.append(
-                    Prediction(
-                        self.classes[int(row.argmax())],
-                        dict(zip(self.classes, map(float, row), strict=True)),
-                        None if sets is None else self._held(sets[number]),
-                        None if ood is None else float(ood[number]),
-                        bool(self.calibration and ood is not None and ood[number] > self.calibration.ood_threshold),
-                        None if look.masses is None else look.masses[number],
-                    )
-                )
-        return judged
-
-    def trust(self, look: Look) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
-        """Which classes each prediction set holds, [b, c], and how strange each image is, [b].
-
-        None where the network is not calibrated, and where it has no feature map to tell strange images by.
-        """
-        if self.calibration is None:
-            return None, None
-        ood = self.calibration.ood(look.moments) if self.calibration.layers else None
-        return self.calibration.sets(look.probs), ood
-
-    def _held(self, row: NDArray[np.bool_]) -> tuple[str, ...]:
-        return tuple(name for name, is_held in zip(self.classes, row, strict=True) if is_held)
+    def predict_counts(self, counts: Sequence[NDArray[np.uint16]]) -> list[Prediction]:
+        """Predictions for images of one size, each [h, w], `BATCH` at a time."""
+        starts = range(0, len(counts), BATCH)
+        return [one for n in starts for one in self.forward(np.stack(counts[n : n + BATCH]))]
 
 
 def open_engine(folder: Path, card: Card, name: EngineName | None = None, device: str = "cpu") -> Engine:
@@ -271,4 +293,4 @@ def open_engine(folder: Path, card: Card, name: EngineName | None = None, device
     from sublens.models import heads, weights
 
     model, head = weights.load(folder, card, device)
-    return torch_engine.Eager(torch_engine.Whole(model, card.input, head, heads.Moments(model)), device)
+    return torch_engine.TorchEngine(torch_engine.FullNetwork(model, card.input, head, heads.Moments(model)), device)

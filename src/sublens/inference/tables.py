@@ -19,7 +19,7 @@ import numpy as np
 from sublens.errors import ConfigError
 from sublens.inference.predictor import BATCH, SLICE, Row
 from sublens.storage import object_store
-from sublens.storage.files import explained, tidy, whole_file
+from sublens.storage.files import tidy, translate_errors, whole_file
 
 BLOCK = 4096
 """Rows that are turned into bytes at once."""
@@ -79,7 +79,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Recor
         **{f"p_{name}": one.probs[name] if one else None for name in classes},
         "prediction_set": "" if held is None else ",".join(held) or "none",
         "ood_score": one.ood if one else None,
-        "ood": one.is_strange if one and one.ood is not None else None,
+        "ood": one.is_ood if one and one.ood is not None else None,
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,
@@ -105,7 +105,7 @@ class Journal:
         self._plan = json.dumps(plan, sort_keys=True)
 
     def __enter__(self) -> Self:
-        with explained(self._path):
+        with translate_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b")
         self.place, end = self._found()
@@ -152,12 +152,12 @@ class Journal:
         self._write(json.dumps({"place": place, "record": one}))
 
     def _write(self, line: str) -> None:
-        with explained(self._path):
+        with translate_errors(self._path):
             self._file.write(line.encode() + b"\n")
 
     def records(self) -> Iterator[Record]:
         """All rows so far."""
-        with explained(self._path):
+        with translate_errors(self._path):
             self._file.flush()
         with self._path.open("rb") as file:
             next(file)

@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig
-from sublens.inference.engines import Sight
+from sublens.inference.engines import Outputs
 from sublens.models.heads import Moments, TruthHead
-from sublens.models.inputs import prepared
+from sublens.models.inputs import to_input
 
 
-class Whole(nn.Module):
+class FullNetwork(nn.Module):
     """A trained network with all that belongs to it, from the counts on."""
 
     def __init__(
@@ -23,12 +23,12 @@ class Whole(nn.Module):
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Counts [b, h, w], float32 -> logits [b, c], the map [b, g, g] if there is a head, moments [b, d]."""
-        images = prepared(counts, self.seen)
+        images = to_input(counts, self.seen)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         return logits, self.head() if self.head else None, self.moments() if self.moments else []
 
 
-class Mirrored(Whole):
+class MirroredNetwork(FullNetwork):
     """The same, but each image is judged by the mean over its four mirror images."""
 
     def forward(self, counts: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
@@ -38,7 +38,7 @@ class Mirrored(Whole):
         if logs is not None:
             views = [view.flip(axes) for view, axes in zip(_by_view(logs), MIRRORS, strict=True)]
             logs = torch.stack(views).mean(0)
-        return probs.clamp_min(LEAST).log(), logs, [_by_view(one)[0] for one in moments]
+        return probs.clamp_min(SMALLEST_PROBABILITY).log(), logs, [_by_view(one)[0] for one in moments]
 
 
 def _by_view(values: Tensor) -> Tensor:
@@ -48,25 +48,27 @@ def _by_view(values: Tensor) -> Tensor:
 
 MIRRORS: tuple[list[int], ...] = [], [1], [2], [1, 2]
 """Axes of a stack of images along which each mirror image is turned over: the data's true symmetries."""
-LEAST = 1e-30
+SMALLEST_PROBABILITY = 1e-30
 """Probability below which none is told from another."""
 
 
-class Eager:
+class TorchEngine:
     """Runs a network with torch, as the code stands: the engine that others are compared with."""
 
-    def __init__(self, whole: Whole, device: str = "cpu") -> None:
+    def __init__(self, whole: FullNetwork, device: str = "cpu") -> None:
         """whole: on that device; it computes in the precision of its weights."""
         self.whole, self.device = whole, device
         self._dtype = next((parameter.dtype for parameter in whole.parameters()), torch.float32)
 
-    def __call__(self, counts: NDArray[np.uint16]) -> Sight:
+    def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Show it images [b, h, w]."""
         with torch.inference_mode():
             images = torch.from_numpy(counts.astype(np.float32)).to(self.device, self._dtype)
             logits, logs, moments = self.whole(images)
-        return Sight(_told(logits), None if logs is None else _told(logs), [_told(one) for one in moments])
+        return Outputs(
+            _to_numpy(logits), None if logs is None else _to_numpy(logs), [_to_numpy(one) for one in moments]
+        )
 
 
-def _told(values: Tensor) -> NDArray[np.float64]:
+def _to_numpy(values: Tensor) -> NDArray[np.float64]:
     return np.asarray(values.double().cpu().numpy())

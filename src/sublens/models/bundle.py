@@ -1,7 +1,7 @@
 """A trained model on disk: its files, and a JSON card that vouches for them. Knows no torch.
 
 card.json                  what it is, and the hashes of the other files
-weights.safetensors        the weights; `sublens.weights` makes the network of them
+weights.safetensors        the weights; `sublens.models.weights` makes the network of them
 graph.onnx                 what to compute with them, for engines other than torch
 calibration.safetensors    what makes its word honest
 """
@@ -23,7 +23,7 @@ from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
-SHELVES = tuple(Path(__file__).parents[levels] / "bundles" for levels in (1, 3))
+BUNDLE_FOLDERS = tuple(Path(__file__).parents[levels] / "bundles" for levels in (1, 3))
 """Where the trained networks that come with sublens lie, in an installation and in a source tree."""
 
 
@@ -96,7 +96,7 @@ class CardScores(Frozen):
 
 
 class CardCalibration(Frozen):
-    """How its word is made honest: see `sublens.calibrate.Calibration`."""
+    """How its word is made honest: see `sublens.models.calibration.Calibration`."""
 
     temperature: float
     cutoff: float
@@ -149,7 +149,7 @@ class Card(Frozen):
 
     format: Literal[1] = 1
     network: str
-    """A name that `sublens.models.build` knows."""
+    """A name that `sublens.models.networks.build` knows."""
     classes: tuple[str, ...]
     image_shape: tuple[int, int]
     """Height and width of the images it was trained on, pixels."""
@@ -228,7 +228,7 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
     told = card.calibration
     if told is None:
         return None
-    tensors = from_bytes(vouched(folder / CALIBRATION, told.sha256))
+    tensors = from_bytes(read_verified(folder / CALIBRATION, told.sha256))
     layers = [
         Layer(tensors[f"{number}.mean"].astype(np.float64), tensors[f"{number}.precision"].astype(np.float64), usual)
         for number, usual in enumerate(told.usual)
@@ -237,7 +237,7 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
     return Calibration(told.temperature, told.cutoff, told.coverage, tuple(layers), threshold, told.false_alarms)
 
 
-def vouched(path: Path, digest: str) -> bytes:
+def read_verified(path: Path, digest: str) -> bytes:
     """The content of a file that the card has the hash of, or a `BundleError`."""
     try:
         data = path.read_bytes()
@@ -255,34 +255,35 @@ def graph(folder: Path, card: Card) -> Path:
     """The graph of the trained network in `folder`, vouched for; `BundleError` where it has none."""
     if card.graph is None:
         raise BundleError(f"{folder}: has no {GRAPH}. Make one with `sublens export`, or use --engine torch.")
-    vouched(folder / GRAPH, card.graph.sha256)
+    read_verified(folder / GRAPH, card.graph.sha256)
     if not card.graph.is_alone:
-        vouched(folder / WEIGHTS, card.weights_sha256)
+        read_verified(folder / WEIGHTS, card.weights_sha256)
     return folder / GRAPH
 
 
 def is_bundle(name: str | Path) -> bool:
     """Whether that is the folder of a trained network, or the name of one that comes with sublens."""
-    return (object_store.place(name) / CARD).is_file() or str(name) in references()
+    return (object_store.parse_path(name) / CARD).is_file() or str(name) in shipped()
 
 
-def located(name: str | Path) -> Path:
+def locate(name: str | Path) -> Path:
     """The folder of that name, or that of the trained network of that name that comes with sublens."""
-    path = object_store.place(name)
+    path = object_store.parse_path(name)
     if path.exists():
         return object_store.local(path)
-    shipped = references()
-    if str(name) not in shipped:
+    known = shipped()
+    if str(name) not in known:
         raise BundleError(
             f"{name}: no such folder, and no trained network of that name comes with this installation. "
-            f"{nearest(str(name), shipped)} Or name a folder that `sublens train` wrote."
+            f"{nearest(str(name), known)} Or name a folder that `sublens train` wrote."
         )
-    return shipped[str(name)]
+    return known[str(name)]
 
 
-def references() -> dict[str, Path]:
+def shipped() -> dict[str, Path]:
     """The trained networks that come with sublens, by name: all in a source tree, the smallest in a wheel."""
-    return {card.parent.name: card.parent for shelf in reversed(SHELVES) for card in sorted(shelf.glob(f"*/{CARD}"))}
+    cards = [card for folder in reversed(BUNDLE_FOLDERS) for card in sorted(folder.glob(f"*/{CARD}"))]
+    return {card.parent.name: card.parent for card in cards}
 
 
 def read_card(folder: Path) -> Card:

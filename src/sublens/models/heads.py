@@ -18,7 +18,7 @@ def nearest_tap(model: nn.Module, cell: float) -> dict[str, Any]:
     return min(taps, key=lambda info: abs(np.log(info["reduction"] / cell)))
 
 
-class Maps:
+class FeatureMaps:
     """Feature maps of `model`; to be called after it, on the same batch."""
 
     def __init__(self, model: nn.Module, taps: Sequence[dict[str, Any]]) -> None:
@@ -66,7 +66,7 @@ class TruthHead(nn.Module):
         super().__init__()
         tap = nearest_tap(model, CELL * zoom)
         self.convolution = nn.Conv2d(tap["num_chs"], 1, 1)
-        self.maps = Maps(model, [tap])
+        self.maps = FeatureMaps(model, [tap])
 
     def forward(self) -> Tensor:
         """The map [b, g, g] for the batch that the model saw last."""
@@ -84,7 +84,7 @@ class Moments:
     N_MAPS = 3
 
     def __init__(self, model: nn.Module) -> None:
-        self._maps = Maps(model, list(getattr(model, "feature_info", []))[: self.N_MAPS])
+        self._maps = FeatureMaps(model, list(getattr(model, "feature_info", []))[: self.N_MAPS])
 
     def __call__(self) -> list[Tensor]:
         """Mean, standard deviation and maximum over the image of c channels, [b, 3c] for each map."""

@@ -20,12 +20,12 @@ DETAIL_GAIN = 6.0
 """Makes detail of common-test-1 about as wide as 1 when a blur of 3 pixels is subtracted."""
 
 
-def prepare(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
-    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32; see `prepared`."""
-    return prepared(torch.from_numpy(counts.astype(np.float32)), seen)
+def counts_to_input(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
+    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32; see `to_input`."""
+    return to_input(torch.from_numpy(counts.astype(np.float32)), seen)
 
 
-def prepared(images: Tensor, seen: InputConfig) -> Tensor:
+def to_input(images: Tensor, seen: InputConfig) -> Tensor:
     """Counts above the minimum [b, h, w], float32 -> what a network sees of them [b, channels, s, s].
 
     Cropped to the centre, binned, transformed, high-passed, resampled, copied to `channels`, in that
@@ -38,30 +38,30 @@ def prepared(images: Tensor, seen: InputConfig) -> Tensor:
         images = images / peak
     else:
         images = torch.where(peak == QUANTISED_PEAK, images * (NOMINAL_PEAK / QUANTISED_PEAK), images)
-    images = _binned(_cropped(images, field_of_view(seen, (images.shape[1], images.shape[2]))), seen.binning)
+    images = _bin(_crop(images, field_of_view(seen, (images.shape[1], images.shape[2]))), seen.binning)
     if seen.transform == "anscombe":
         area = seen.binning**2
         images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * seen.binning)
     images = images[:, None]
     if seen.highpass:
-        rows = torch.from_numpy(_blurring(images.shape[-1], seen.highpass / seen.binning)).to(images.device)
+        rows = torch.from_numpy(_blur_weights(images.shape[-1], seen.highpass / seen.binning)).to(images.device)
         blurred = rows @ images.double() @ rows.T  # in float32 its errors would be the largest of all
         images = (DETAIL_GAIN * (images - blurred)).to(images.dtype)
     if seen.resize:
-        rows = torch.from_numpy(_resampling(images.shape[-1], seen.resize)).to(images)
+        rows = torch.from_numpy(_resample_weights(images.shape[-1], seen.resize)).to(images)
         images = rows @ images @ rows.T
     return images.expand(-1, seen.channels, -1, -1)
 
 
 @lru_cache
-def _blurring(side: int, sigma: float) -> NDArray[np.float64]:
+def _blur_weights(side: int, sigma: float) -> NDArray[np.float64]:
     """Weights [side, side] of a Gaussian blur that ends at the edge."""
     weights = np.exp(-0.5 * ((np.arange(side) - np.arange(side)[:, None]) / sigma) ** 2)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 @lru_cache
-def _resampling(side: int, size: int) -> NDArray[np.float64]:
+def _resample_weights(side: int, size: int) -> NDArray[np.float64]:
     """Weights [size, side] that resample linearly, over as many pixels as become one where there are fewer.
 
     As torch's antialiased bilinear interpolation, which works out its weights in float32; those errors
@@ -73,10 +73,10 @@ def _resampling(side: int, size: int) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _cropped(images: Tensor, side: int) -> Tensor:
+def _crop(images: Tensor, side: int) -> Tensor:
     top, left = ((size - side) // 2 for size in images.shape[1:])
     return images[:, top : top + side, left : left + side]
 
 
-def _binned(images: Tensor, binning: int) -> Tensor:
+def _bin(images: Tensor, binning: int) -> Tensor:
     return F.avg_pool2d(images, binning) if binning > 1 else images

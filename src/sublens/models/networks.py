@@ -48,7 +48,7 @@ NETWORKS = {
 }
 OWN_CHOICES = "truth_weight", "batch_size", "lr", "adamw_lr"
 """Settings of training that a network has its own values for."""
-USUAL = Network(None, InputConfig(), 30, False, 32, 0.01, 1.5e-3)
+DEFAULT = Network(None, InputConfig(), 30, False, 32, 0.01, 1.5e-3)
 """What is assumed of networks that are not in the table."""
 
 
@@ -114,15 +114,15 @@ def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:
     """
     name = config.model.name
     timm_name(name)
-    seen = config.input or _usual_input(name, shape)
+    seen = config.input or _default_input(name, shape)
     side_seen(seen, shape)
-    usual = NETWORKS.get(name, USUAL)
+    usual = NETWORKS.get(name, DEFAULT)
     chosen = {key: getattr(usual, key) for key in OWN_CHOICES if getattr(config.train, key) is None}
     return config.model_copy(update={"input": seen, "train": config.train.model_copy(update=chosen)})
 
 
-def _usual_input(name: str, shape: tuple[int, int]) -> InputConfig:
-    seen = NETWORKS.get(name, USUAL).input
+def _default_input(name: str, shape: tuple[int, int]) -> InputConfig:
+    seen = NETWORKS.get(name, DEFAULT).input
     side = min(shape) - min(shape) % seen.binning
     return seen if seen.crop is None or seen.crop <= side else seen.model_copy(update={"crop": side})
 
@@ -138,7 +138,7 @@ def has_bf16_gain(name: str, device: str, side: int) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     able = torch.cpu.get_capabilities()
-    return NETWORKS.get(name, USUAL).has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return NETWORKS.get(name, DEFAULT).has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def timm_name(name: str) -> str | None:
@@ -181,13 +181,13 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
             f"{str(err)[:120]}). "
             "Go online once so that they are cached, or leave out model.pretrained."
         ) from err
-    if NETWORKS.get(name, USUAL).has_even_start:
+    if NETWORKS.get(name, DEFAULT).has_even_start:
         for parameter in model.get_classifier().parameters():  # type: ignore[operator]
             nn.init.zeros_(parameter)
     return model
 
 
-def try_out(model: nn.Module, name: str, channels: int, side: int) -> None:
+def check_input_size(model: nn.Module, name: str, channels: int, side: int) -> None:
     """Show the model one blank image; `ConfigError` where it cannot take one of that size."""
     try:
         with torch.no_grad():
@@ -204,6 +204,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def placed(model: Module, device: str) -> Module:
+def to_device(model: Module, device: str) -> Module:
     """The model, moved in place to `device`, its weights laid out as convolutions are fastest."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

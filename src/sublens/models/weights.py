@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sublens.config import zoom
 from sublens.errors import BundleError
-from sublens.models.bundle import CARD, WEIGHTS, Card, vouched
+from sublens.models.bundle import CARD, WEIGHTS, Card, read_verified
 from sublens.models.heads import TruthHead
-from sublens.models.networks import build, placed
+from sublens.models.networks import build, to_device
 from sublens.storage.files import whole_file
 
 HEAD = "truth_head."
@@ -46,7 +46,7 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
 
     Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
     """
-    data = vouched(folder / WEIGHTS, card.weights_sha256)
+    data = read_verified(folder / WEIGHTS, card.weights_sha256)
     model = build(card.network, len(card.classes), card.input.channels)
     head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
     try:
@@ -58,4 +58,4 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
         raise BundleError(
             f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
         ) from err
-    return placed(model, device).eval(), placed(head, device).eval() if head else None
+    return to_device(model, device).eval(), to_device(head, device).eval() if head else None

@@ -36,7 +36,7 @@ EXPORT = f'export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{dict(MALLOC_TRIM_
 
 
 @contextmanager
-def opened(where: str) -> Iterator[Mapper]:
+def open_cluster(where: str) -> Iterator[Mapper]:
     """A cluster, as long as a `with` block lasts.
 
     where: `local` or `local:N`, N processes of this machine; `tcp://HOST:PORT`, a scheduler that runs; or
@@ -61,12 +61,12 @@ def opened(where: str) -> Iterator[Mapper]:
             ) from err
         _wait_for_workers(client, where)
         _check_versions(client)
-        with _explained(where):
+        with _translate_errors(where):
             yield _OnCluster(client)
 
 
 @contextmanager
-def _explained(where: str) -> Iterator[None]:
+def _translate_errors(where: str) -> Iterator[None]:
     """Turn what a cluster ends with into a `DataError`."""
     from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
@@ -184,21 +184,21 @@ class _OnCluster(Mapper):
         for one in slices:
             self._n_asked += 1
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))  # they come and go
-            yield self._client.submit(_there, work, one, ours, key=_name(work, one), pure=True)
+            yield self._client.submit(_run_on_worker, work, one, ours, key=_task_key(work, one), pure=True)
 
 
-ONE_AT_A_TIME = Lock()
+TASK_LOCK = Lock()
 """Slices of a worker that has several threads: they share what it has loaded."""
 
 
-def _there(work: Callable[[A], R], one: A, ours: str) -> R:
+def _run_on_worker(work: Callable[[A], R], one: A, ours: str) -> R:
     """On a worker, whose name is told with whatever goes wrong."""
     from distributed import get_worker
 
     if _version() != ours:
         raise _wrong_version(get_worker().address, f"has sublens {_version()}", ours)
     try:
-        with ONE_AT_A_TIME:
+        with TASK_LOCK:
             return work(one)
     except SublensError as err:
         raise type(err)(f"{get_worker().address}: {err}") from err
@@ -208,6 +208,6 @@ def _there(work: Callable[[A], R], one: A, ours: str) -> R:
         ) from err
 
 
-def _name(work: Callable[..., Any], one: object) -> str:
+def _task_key(work: Callable[..., Any], one: object) -> str:
     """Of a slice, after what it holds: asked for twice, it is computed once."""
     return f"{work.__name__}-{sha256(repr(one).encode()).hexdigest()[:32]}"

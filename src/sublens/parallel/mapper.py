@@ -52,7 +52,7 @@ class _Processes(Mapper):
 
 
 @contextmanager
-def on_processes(n: int) -> Iterator[Mapper]:
+def open_processes(n: int) -> Iterator[Mapper]:
     """On n processes of this machine; on this one where n is 1.
 
     Raises `DataError` where one of them is ended from outside.
@@ -60,23 +60,23 @@ def on_processes(n: int) -> Iterator[Mapper]:
     if n == 1:
         yield HERE
         return
-    with _explained(n), ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
+    with _translate_errors(n), ProcessPoolExecutor(n, get_context("spawn"), _follow_parent) as pool:
         try:
             yield _Processes(pool, n)
         finally:
             pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
 
 
-class Due(Protocol[R_co]):
+class Pending(Protocol[R_co]):
     """An answer that is on its way."""
 
     def result(self) -> R_co:
         """Wait for it."""
 
 
-def in_order(asked: Iterable[Due[R]], n_ahead: Callable[[], int]) -> Iterator[R]:
+def in_order(asked: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Iterator[R]:
     """Answers as they come due, with so many asked for and not yet taken, which may change."""
-    pending: deque[Due[R]] = deque()
+    pending: deque[Pending[R]] = deque()
     for future in asked:
         pending.append(future)
         while len(pending) >= n_ahead():
@@ -85,7 +85,7 @@ def in_order(asked: Iterable[Due[R]], n_ahead: Callable[[], int]) -> Iterator[R]
         yield pending.popleft().result()
 
 
-def _begin() -> None:
+def _follow_parent() -> None:
     """Have a worker end as soon as the process that it works for is gone."""
     master = parent_process()
     assert master is not None
@@ -98,7 +98,7 @@ def _begin() -> None:
 
 
 @contextmanager
-def _explained(n: int) -> Iterator[None]:
+def _translate_errors(n: int) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as err:

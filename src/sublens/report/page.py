@@ -34,7 +34,7 @@ from sublens.report.figures import (
     roc_words,
     svg,
 )
-from sublens.report.runs import Run, comparable
+from sublens.report.runs import Run, read_comparable
 from sublens.storage import files
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -70,7 +70,7 @@ def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
     for run in runs:
         files.refuse_overlap(out, run)
     files.refuse_existing(out, force=force)
-    told = _content(comparable(runs))
+    told = _content(read_comparable(runs))
     pages = {name: _template(name).render(told) for name in (HTML, MARKDOWN)}
     with files.whole_folder(out, force=force) as folder:
         for name, text in pages.items():

@@ -1,4 +1,4 @@
-"""Measured runs, read back and checked for being comparable."""
+"""Measured runs, read back and checked for being read_comparable."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sublens.config import Frozen
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
-from sublens.inference.predictor import Predictions
+from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle
 from sublens.models.bundle import Card
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
@@ -94,7 +94,7 @@ class Run:
     folder: Path
     card: Card
     scores: Scores
-    predictions: Predictions
+    predictions: PredictionTable
     log: Log
     gallery: Gallery
 
@@ -181,7 +181,7 @@ def _read_gallery(path: Path) -> Gallery:
     return gallery
 
 
-def comparable(folders: Sequence[Path]) -> list[Run]:
+def read_comparable(folders: Sequence[Path]) -> list[Run]:
     """The runs, the best first; `DataError` where they were not measured alike."""
     if not folders:
         raise DataError("There is no run to report on. Name one or more folders that `sublens evaluate` has measured.")

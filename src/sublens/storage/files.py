@@ -19,7 +19,7 @@ except ImportError:  # not on Windows
 
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 """What numpy raises for damaged .npy files."""
-OURS = (
+OUTPUT_NAMES = (
     "manifest.json",
     "simulation.json",
     "card.json",
@@ -33,7 +33,7 @@ OURS = (
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write `path` into a `DataError`."""
     try:
         yield
@@ -51,7 +51,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     home = object_store.staged(path)
     partial = home.with_name(f".{home.name}.partial")
     try:
-        with explained(path):
+        with translate_errors(path):
             partial.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb+") as file:
@@ -94,7 +94,7 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     if isinstance(path, Remote):
         object_store.try_out(path)  # before hours of work
     partial = partial_folder(path)
-    with explained(path), taken(partial):
+    with translate_errors(path), lock_folder(partial):
         try:
             kept = _plan_of(partial)
             if kept and kept != plan and not force:
@@ -139,7 +139,7 @@ def partial_folder(path: Path) -> Path:
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder if need be, and let no other process have it at the same time.
 
     Raises `DataError` where one has it.
@@ -184,7 +184,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         return
     if not force:
         raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
-    if not any((path / name).is_file() for name in OURS):
+    if not any((path / name).is_file() for name in OUTPUT_NAMES):
         raise DataError(f"{path}: was not written by sublens, so --force does not replace it. Choose another place.")
 
 

@@ -60,7 +60,7 @@ class Remote(type(Path())):  # type: ignore[misc]
         return _listed(self, is_deep=True)
 
 
-def place(given: str | Path) -> Path:
+def parse_path(given: str | Path) -> Path:
     """What a user means: a file on an object store, or on this machine."""
     return Remote(given) if URL.fullmatch(str(given)) else Path(given)
 

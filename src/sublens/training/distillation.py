@@ -16,8 +16,8 @@ from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardTeacher
-from sublens.models.heads import Maps, nearest_tap
-from sublens.models.networks import placed
+from sublens.models.heads import FeatureMaps, nearest_tap
+from sublens.models.networks import to_device
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Teacher:
 
     card: Card
     model: nn.Module
-    maps: Maps
+    maps: FeatureMaps
     """Of all whose cells have the same size, the last."""
 
     @classmethod
@@ -35,7 +35,7 @@ class Teacher:
 
         Raises `ConfigError` where it cannot teach that one, or learned from what the pupil is chosen by.
         """
-        folder = bundle.located(name)
+        folder = bundle.locate(name)
         card, shape = bundle.read_card(folder), dataset.train.shape
         sides = [field_of_view(one, size) for one, size in ((card.input, card.image_shape), (seen, shape))]
         if (card.image_shape, sides[0]) != (shape, sides[1]):
@@ -48,9 +48,9 @@ class Teacher:
                 f"train.teacher {name}: learned from images that this network is not to know of. "
                 "Divide the data as it did: give its split.seed, split.selection and split.test."
             )
-        model = placed(weights.load(folder, card)[0], device)
+        model = to_device(weights.load(folder, card)[0], device)
         last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
-        teacher, side = cls(card, model, Maps(model, list(last.values()))), side_seen(card.input, shape)
+        teacher, side = cls(card, model, FeatureMaps(model, list(last.values()))), side_seen(card.input, shape)
         if not teacher.show(torch.zeros(1, card.input.channels, side, side, device=device)) or not teacher.maps.fit():
             raise ConfigError(f"train.teacher {name}: {card.network} has no feature maps to imitate. Name another one.")
         return teacher
@@ -72,7 +72,7 @@ class Teacher:
         return self.maps()
 
 
-class Hints(nn.Module):
+class StudentMaps(nn.Module):
     """A training-only head: from feature maps of `model`, 1x1 convolutions tell what the teacher's show.
 
     Each of the teacher's is told from the one whose cells come closest to its own. To be called
@@ -87,7 +87,7 @@ class Hints(nn.Module):
             raise ConfigError(told)
         finer, side = zoom(seen, shape) / zoom(teacher.card.input, shape), side_seen(seen, shape)
         taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.maps.taps]
-        self._maps = Maps(model, taps)
+        self._maps = FeatureMaps(model, taps)
         with torch.no_grad():
             model.eval()(torch.zeros(1, seen.channels, side, side))
         if not self._maps.fit():
@@ -102,7 +102,7 @@ class Hints(nn.Module):
         return [convolution(seen) for convolution, seen in zip(self.convolutions, self._maps(), strict=True)]
 
 
-def hint_loss(told: list[Tensor], shown: list[Tensor]) -> Tensor:
+def distill_loss(told: list[Tensor], shown: list[Tensor]) -> Tensor:
     """Sum over maps of the mean squared error, in units of each channel's variance over the batch."""
     return torch.stack(
         [F.mse_loss(mine.float(), _standard(one, mine)) for mine, one in zip(told, shown, strict=True)]

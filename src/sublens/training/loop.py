@@ -16,11 +16,11 @@ from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, z
 from sublens.data.dataset import Dataset, Part
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import TruthHead
-from sublens.models.inputs import prepare
+from sublens.models.inputs import counts_to_input
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
-from sublens.training.distillation import Hints, Teacher, hint_loss
+from sublens.training.distillation import StudentMaps, Teacher, distill_loss
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Step:
     epoch: int
     loss: float
     truth_loss: float | None
-    hint_loss: float | None
+    distill_loss: float | None
     n_images: int
     share_done: float
 
@@ -60,7 +60,7 @@ def fit(
     share_done: Callable[[int], float],
     on_step: Callable[[Step], object],
     on_epoch: Callable[[int], object],
-    hints: Hints | None = None,
+    hints: StudentMaps | None = None,
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
@@ -89,7 +89,7 @@ def fit(
             loss = F.cross_entropy(logits.float(), batch.labels)
             truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
             with ranks.normalising():
-                guided = None if hinted is None or batch.shown is None else hint_loss(hinted, batch.shown)
+                guided = None if hinted is None or batch.shown is None else distill_loss(hinted, batch.shown)
             total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
             total = total if guided is None else total + HINT_WEIGHT * guided
             optimizer.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ def fit(
 class _Learning(nn.Module):
     """A network and the heads that listen to it."""
 
-    def __init__(self, model: nn.Module, head: TruthHead | None, hints: Hints | None) -> None:
+    def __init__(self, model: nn.Module, head: TruthHead | None, hints: StudentMaps | None) -> None:
         super().__init__()
         self.model, self.head, self.hints = model, head, hints
 
@@ -180,7 +180,7 @@ def is_out_of_memory(err: Exception) -> bool:
     return isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
-def fitting_batch(model: nn.Module, feed: "Feed", *, has_bf16: bool) -> int:
+def fitting_batch(model: nn.Module, feed: "BatchSource", *, has_bf16: bool) -> int:
     """The largest of half, a quarter ... of a batch whose gradient memory is enough for; 0 if none is.
 
     Found by trying, on blank images. What the optimiser needs besides is not counted.
@@ -220,7 +220,7 @@ def truth_head(
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchSource:
     """Prepared batches of one part of a data set."""
 
     part: Part
@@ -280,7 +280,7 @@ class Feed:
         return Batch(images, torch.from_numpy(part.labels).to(self.device), masses, shown)
 
     def _seen(self, counts: NDArray[np.uint16], seen: InputConfig, flips: NDArray[np.bool_]) -> Tensor:
-        return mirrored(prepare(counts, seen), flips).to(self.device, memory_format=torch.channels_last)
+        return mirrored(counts_to_input(counts, seen), flips).to(self.device, memory_format=torch.channels_last)
 
 
 FLIPS, ORDER = 0, 1

@@ -34,7 +34,7 @@ from sublens.progress import Advance, Bar
 from sublens.storage import files
 from sublens.training import checkpoint, loop
 from sublens.training.checkpoint import Checkpoint
-from sublens.training.distillation import Hints
+from sublens.training.distillation import StudentMaps
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -49,7 +49,7 @@ CHECKPOINT_SECONDS = 120.0
 @contextmanager
 def open_log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
     """The log of a run, in a folder emptied for a new one; removed where there was nothing to keep in the end."""
-    with files.taken(out):
+    with files.lock_folder(out):
         for leftover in out.iterdir() if is_new else ():
             files.remove(leftover)
         try:
@@ -78,9 +78,9 @@ class TrainState:
 
     model: nn.Module
     head: TruthHead | None
-    hints: Hints | None
+    hints: StudentMaps | None
     optimizer: torch.optim.Optimizer
-    feed: loop.Feed
+    feed: loop.BatchSource
     has_bf16: bool
 
     def drawn(self, dataset: Dataset) -> CardMap | None:
@@ -249,7 +249,7 @@ class TrainingRecorder:
         self.steps, self.images = step.number, self.images + step.n_images
         self.losses.append(step.loss)
         rate = self.images / self.seconds
-        losses = {"loss": step.loss, "truth_loss": step.truth_loss, "hint_loss": step.hint_loss}
+        losses = {"loss": step.loss, "truth_loss": step.truth_loss, "distill_loss": step.distill_loss}
         self._write("step", step=step.number, epoch=step.epoch, **losses, images_per_s=rate)
         selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
@@ -317,7 +317,7 @@ class TrainingRecorder:
         """Calibrate the best weights on the selection part, make a graph of them, and complete the card."""
         self.close()
         part, graph = self.dataset.selection, None
-        found = predict_dataset.calibrated(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
+        found = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
             graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
         except BundleError as err:

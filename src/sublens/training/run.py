@@ -24,7 +24,7 @@ from sublens.progress import Bar, silent
 from sublens.storage import files
 from sublens.training import checkpoint, loop
 from sublens.training.checkpoint import Checkpoint
-from sublens.training.distillation import Hints, Teacher
+from sublens.training.distillation import StudentMaps, Teacher
 from sublens.training.recorder import (
     NullRecorder,
     TrainingRecorder,
@@ -36,7 +36,7 @@ from sublens.training.recorder import (
 )
 
 
-def settled(config: RunConfig, dataset: Dataset) -> RunConfig:
+def resolve_settings(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings that a run on this data set has: the network's own choices, and how the data were divided."""
     filled = networks.resolved(config, dataset.train.shape)
     return filled.model_copy(update={"split": dataset.split})
@@ -60,7 +60,7 @@ def train_run(
     that call this together, to train one network; they all see `out`, and the first one writes it.
     Returns False where Ctrl-C or SIGTERM ended it early; the best weights by then are saved all the same.
     """
-    config = settled(config, dataset)
+    config = resolve_settings(config, dataset)
     if resume and is_trained(out, config, dataset):
         if ranks.is_first:
             checkpoint.discard(out)  # may be left of a kill at the very end
@@ -69,7 +69,7 @@ def train_run(
     if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, force=force)
     ranks.wait()  # until all have seen what is there
-    with torch.random.fork_rng(), files.explained(out):
+    with torch.random.fork_rng(), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
         pupil = build_state(dataset, config, ranks)
         with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
@@ -95,15 +95,15 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
     assert config.input is not None
     name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
     model = networks.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
-    networks.try_out(model, name, seen.channels, side)
+    networks.check_input_size(model, name, seen.channels, side)
     head, n_cells = loop.truth_head(model, seen, dataset, config.train)
     teacher, hints = None, None
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, seen, device())
-        hints = Hints(model, seen, teacher)
-    modules = [networks.placed(module, device()) for module in (model, head, hints) if module]
+        hints = StudentMaps(model, seen, teacher)
+    modules = [networks.to_device(module, device()) for module in (model, head, hints) if module]
     survey = dataset.survey if head else None
-    feed = loop.Feed(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
+    feed = loop.BatchSource(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
     ranks.check(feed.size)
     return TrainState(
         model,
@@ -191,7 +191,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def begun_settings(out: Path) -> RunConfig | None:
+def settings_of(out: Path) -> RunConfig | None:
     """The settings of the training in `out`, complete or not, if there is one."""
     if (out / bundle.CARD).is_file():
         return bundle.read_card(out).settings

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from sublens.errors import SublensError
 from sublens.web import oip, predict_api, problem, prometheus, simulator_api
 from sublens.web.guard import GONE
-from sublens.web.problem import DOCUMENTED, Problem
+from sublens.web.problem import ERROR_RESPONSES, Problem
 from sublens.web.service import Service
 
 STATIC = Path(__file__).parent / "static"
@@ -78,7 +78,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         """Counts, as Prometheus reads them."""
         return Response(service.metrics.text(), media_type=prometheus.MEDIA_TYPE)
 
-    @app.get("/v1/networks", tags=["Images"], responses=DOCUMENTED)
+    @app.get("/v1/networks", tags=["Images"], responses=ERROR_RESPONSES)
     async def networks() -> dict[str, Any]:
         """The networks that are served, and all that their cards tell."""
         return {
@@ -106,7 +106,7 @@ async def _invalid(request: Request, err: Exception) -> Response:
 
 
 async def _refused(request: Request, err: Exception) -> Response:
-    return problem.response(problem.refused(err), problem.request_id(request))
+    return problem.response(problem.from_error(err), problem.request_id(request))
 
 
 async def _left(request: Request, err: Exception) -> Response:

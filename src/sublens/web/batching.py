@@ -11,35 +11,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.inference.predictor import BATCH, Predictor
+from sublens.inference.predictor import BATCH, BatchPrediction, Predictor
 from sublens.web.problem import overloaded
 
 QUEUE_IMAGES = 512
 """That may wait for one network; more are turned away."""
 
-Floats = NDArray[np.float64]
 Counts = NDArray[np.uint16]
 
 
-class Judged(NamedTuple):
-    """What a network says of b images, and how long it looked at the batch they were in."""
+class BatchResult(NamedTuple):
+    """The output for the images of one request, and how long the batch that they shared took."""
 
-    probs: Floats
-    """[b, c]"""
-    sets: NDArray[np.bool_] | None
-    """Which classes are in each prediction set, [b, c]; None where the network is not calibrated."""
-    ood: Floats | None
-    """[b]"""
-    masses: Floats | None
-    """Msun in each cell, [b, g, g]."""
+    output: BatchPrediction
     seconds: float
-
-    def of(self, rows: slice) -> "Judged":
-        """Some of them."""
-        sets = None if self.sets is None else self.sets[rows]
-        ood = None if self.ood is None else self.ood[rows]
-        masses = None if self.masses is None else self.masses[rows]
-        return Judged(self.probs[rows], sets, ood, masses, self.seconds)
 
 
 @dataclass
@@ -47,7 +32,7 @@ class _Job:
     n: int
     prepare: Callable[[], Counts]
     deadline: float
-    future: "asyncio.Future[Judged]"
+    future: "asyncio.Future[BatchResult]"
 
 
 class Batcher:
@@ -69,13 +54,13 @@ class Batcher:
         """Images that wait."""
         return self._waiting
 
-    def submit(self, n: int, prepare: Callable[[], Counts], deadline: float) -> "asyncio.Future[Judged]":
+    def submit(self, n: int, prepare: Callable[[], Counts], deadline: float) -> "asyncio.Future[BatchResult]":
         """Have n images judged by `deadline`, of `time.monotonic`; cancel the future to take them out.
 
         prepare: makes their counts [n, h, w]; called in the network's thread. Raises `Problem` 503 where
         too many wait; so does the future where the deadline passes first.
         """
-        future: asyncio.Future[Judged] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
         with self._changed:
             if self._waiting + n > QUEUE_IMAGES:
                 self._forget_cancelled()
@@ -138,17 +123,16 @@ class Batcher:
     def _show(self, ready: list[tuple[_Job, Counts]]) -> None:
         counts = np.concatenate([counts for _, counts in ready]) if len(ready) > 1 else ready[0][1]
         start = time.perf_counter()
-        look = self.predictor.look(counts)
-        sets, ood = self.predictor.trust(look)
-        judged = Judged(look.probs, sets, ood, look.masses, time.perf_counter() - start)
+        output = self.predictor.forward(counts)
+        seconds = time.perf_counter() - start
         self._on_batch(len(counts))
         first = 0
         for job, own in ready:
-            _settle(job, judged.of(slice(first, first + len(own))))
+            _settle(job, BatchResult(output.take(slice(first, first + len(own))), seconds))
             first += len(own)
 
 
-def _settle(job: _Job, answer: Judged | Exception) -> None:
+def _settle(job: _Job, answer: BatchResult | Exception) -> None:
     """From the thread into the loop that waits."""
 
     def tell() -> None:

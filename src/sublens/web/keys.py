@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sublens.errors import ConfigError
-from sublens.storage.files import explained
+from sublens.storage.files import translate_errors
 
 PREFIX = "sublens-"
 
@@ -15,7 +15,7 @@ PREFIX = "sublens-"
 def add(path: Path) -> str:
     """A new key, whose hash is added to the file; the key itself is shown this once."""
     key = PREFIX + secrets.token_urlsafe(32)
-    with explained(path), path.open("a", encoding="ascii") as file:
+    with translate_errors(path), path.open("a", encoding="ascii") as file:
         path.chmod(0o600)
         file.write(_hash(key) + "\n")
     return key

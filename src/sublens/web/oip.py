@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from sublens.inference.predictor import BATCH
-from sublens.web.batching import Judged
-from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.service import Network, Service, unless_gone
+from sublens.inference.predictor import BATCH, BatchPrediction
+from sublens.web.batching import BatchResult
+from sublens.web.problem import ERROR_RESPONSES, Problem
+from sublens.web.service import ServedNetwork, Service, unless_gone
 
 DTYPES = {
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
@@ -104,7 +104,7 @@ BODY = {
 
 def routes(service: Service) -> APIRouter:
     """The protocol's six endpoints."""
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=DOCUMENTED)
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=ERROR_RESPONSES)
 
     @router.get("/health/live")
     async def live() -> dict[str, bool]:
@@ -163,7 +163,7 @@ def _check_version(number: str) -> None:
         raise Problem(404, f"There is no version {number!r}.", f"version {MODEL_VERSION}", "Leave the version out.")
 
 
-def _metadata(network: Network) -> dict[str, Any]:
+def _metadata(network: ServedNetwork) -> dict[str, Any]:
     height, width = network.card.image_shape
     n = len(network.card.classes)
     outputs = [("probs", "FP64", [-1, n])]
@@ -236,20 +236,19 @@ def _bad(what: str) -> Problem:
     return Problem(400, what, "an inference request of the Open Inference Protocol", "Correct it; GET /openapi.json.")
 
 
-def _outputs(network: Network, judged: Judged) -> Mapping[str, NDArray[np.generic]]:
-    found: dict[str, NDArray[np.generic]] = {"probs": judged.probs}
-    told = network.predictor.calibration
-    if judged.sets is not None:
-        found["prediction_set"] = judged.sets
-    if told and judged.ood is not None:
-        found |= {"ood_score": judged.ood, "ood": judged.ood > told.ood_threshold}
-    if judged.masses is not None:
-        found["masses"] = judged.masses.astype(np.float32)
-    return found
+def _outputs(output: BatchPrediction) -> Mapping[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[np.generic] | None] = {
+        "probs": output.probs,
+        "prediction_set": output.sets,
+        "ood_score": output.ood,
+        "ood": output.is_ood,
+        "masses": None if output.masses is None else output.masses.astype(np.float32),
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _answer(network: Network, asked: InferRequest, judged: Judged) -> Response:
-    found = _outputs(network, judged)
+def _answer(network: ServedNetwork, asked: InferRequest, judged: BatchResult) -> Response:
+    found = _outputs(judged.output)
     wishes = asked.outputs or [OutputWish(name=name) for name in found]
     tensors, tail = [], []
     for wish in wishes:

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.formats import Wanted
+from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
-from sublens.images.reader import Extension, Found, Reader
+from sublens.images.reader import Extension, Reader, ReadResult
 from sublens.inference import tables
-from sublens.web.problem import DOCUMENTED, Problem
-from sublens.web.service import Json, Network, Service, array, together, unless_gone
+from sublens.web.problem import ERROR_RESPONSES, Problem
+from sublens.web.service import Json, ServedNetwork, Service, array, together, unless_gone
 
 MAX_IMAGES = 200
 """Of one file; a request is no place for a survey."""
@@ -43,7 +43,7 @@ OBJECT_ARRAY = re.compile(rb"\x93NUMPY.{,128}\|O", re.DOTALL)
 class Parsed(NamedTuple):
     """What one file holds."""
 
-    found: list[Found]
+    found: list[ReadResult]
     extensions: list[Extension]
     is_cut: bool
     """Whether it holds more images than that."""
@@ -59,15 +59,15 @@ class Parsers:
             self._readers.put(reader)
         self._threads = ThreadPoolExecutor(n)
 
-    async def read(self, path: Path, wanted: Wanted, deadline: float) -> Parsed:
+    async def read(self, path: Path, wanted: ImageSelector, deadline: float) -> Parsed:
         """The images of a file; what cannot be read is an error in its place."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, path, wanted, deadline)
 
-    def _read(self, path: Path, wanted: Wanted, deadline: float) -> Parsed:
+    def _read(self, path: Path, wanted: ImageSelector, deadline: float) -> Parsed:
         reader = self._readers.get()
         try:
             reader.wanted = wanted
-            found, n_pixels, is_cut = list[Found](), 0, False
+            found, n_pixels, is_cut = list[ReadResult](), 0, False
             for one in reader.read([path]):
                 is_cut = len(found) == MAX_IMAGES or n_pixels >= MAX_PIXELS
                 if is_cut or time.monotonic() > deadline:
@@ -129,7 +129,7 @@ TABLE = {200: {"content": {"application/octet-stream": {"schema": {"type": "stri
 
 def routes(service: Service, parsers: Parsers) -> APIRouter:
     """`/v1/predict` and `/v1/catalogue`."""
-    router = APIRouter(prefix="/v1", tags=["Images"], responses=DOCUMENTED)
+    router = APIRouter(prefix="/v1", tags=["Images"], responses=ERROR_RESPONSES)
 
     @router.post("/predict", openapi_extra={"requestBody": FILE_BODY})
     async def predict(
@@ -147,7 +147,7 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
             path = Path(folder, f"upload{_suffix(own)}")
             await _save(request, path)
             deadline = service.deadline()
-            parsed = await unless_gone(request, parsers.read(path, Wanted(hdu, array), deadline), deadline)
+            parsed = await unless_gone(request, parsers.read(path, ImageSelector(hdu, array), deadline), deadline)
         judging = _judged(service, Asked(own, str(path), networks, pixel_scale, deadline), parsed)
         told, counts = await unless_gone(request, judging, deadline)
         if saliency:
@@ -214,7 +214,7 @@ class Asked(NamedTuple):
     """As the caller has it."""
     path: str
     """Where it lies here, which nobody is told."""
-    networks: Sequence[Network]
+    networks: Sequence[ServedNetwork]
     pixel_scale: float | None
     deadline: float
 
@@ -236,7 +236,7 @@ async def _judged(service: Service, asked: Asked, parsed: Parsed) -> tuple[Json,
     return told, [[frame for _, frame in judged] for judged in said]
 
 
-def _image(asked: Asked, one: Found, judged: list[Any]) -> Json:
+def _image(asked: Asked, one: ReadResult, judged: list[Any]) -> Json:
     told: Json = {
         "id": asked.name if one.number is None else f"{asked.name}#{one.number}",
         "number": one.number,
@@ -274,7 +274,7 @@ EXTRA = (
 )
 
 
-def _table(network: Network, rows: Sequence[Row], form: str) -> bytes:
+def _table(network: ServedNetwork, rows: Sequence[Row], form: str) -> bytes:
     """The bytes of a table in that format."""
     known = [*tables.columns(network.card.classes), *EXTRA]
     records = [_record(network, row) for row in rows]
@@ -284,7 +284,7 @@ def _table(network: Network, rows: Sequence[Row], form: str) -> bytes:
         return path.read_bytes()
 
 
-def _record(network: Network, row: Row) -> tables.Record:
+def _record(network: ServedNetwork, row: Row) -> tables.Record:
     held = row.prediction_set
     plain = row.model_dump(exclude={"probs", "prediction_set", "notes"})
     return {

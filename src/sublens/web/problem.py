@@ -38,14 +38,14 @@ def overloaded(what: str) -> Problem:
     )
 
 
-def refused(err: Exception) -> Problem:
+def from_error(err: Exception) -> Problem:
     """422: what one of our errors says, whose texts are "what we got; needs this. Do that."."""
     first, _, then = str(err).partition(". ")
     what, _, need = first.partition("; needs ")
     return Problem(422, what, need or "something that can be used", then or "Correct it.")
 
 
-class Told(BaseModel):
+class ProblemDetails(BaseModel):
     """A problem, as it is sent."""
 
     type: str = "about:blank"
@@ -63,8 +63,8 @@ class Told(BaseModel):
     request_id: str = ""
 
 
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Told, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDetails, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
     for status in (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 503)
 }
 """Of every operation: what may come in place of what was asked for."""
@@ -72,7 +72,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 
 def response(problem: Problem, request_id: str) -> Response:
     """The problem as it is sent."""
-    told = Told(
+    told = ProblemDetails(
         title=HTTPStatus(problem.status_code).phrase,
         status=problem.status_code,
         detail=clean(problem.detail),

@@ -15,7 +15,7 @@ from sublens.web import keys
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
 from sublens.web.prometheus import Metrics
-from sublens.web.service import Service, opened
+from sublens.web.service import Service, load_networks
 
 HEADER_SECONDS = 10.0
 """In which the first line and the headers of a request must have come."""
@@ -26,7 +26,7 @@ DRAIN_SECONDS = 12
 """That requests may go on after the service has been asked to end."""
 
 
-class Patient(HttpToolsProtocol):
+class GracefulProtocol(HttpToolsProtocol):
     """A connection that is closed where headers are too long in coming; uvicorn alone would wait for ever."""
 
     _slow: asyncio.TimerHandle | None = None
@@ -107,11 +107,11 @@ def serve(
     hashes = keys.read(key_file) if key_file else ()
     metrics = Metrics()
     listening = _bound(host, port)
-    service = Service(opened(names, metrics), metrics, report=report)
+    service = Service(load_networks(names, metrics), metrics, report=report)
     guard = Guard(create_app(service), metrics, hashes)
     config = uvicorn.Config(
         guard,
-        http=Patient,
+        http=GracefulProtocol,
         ws="none",
         lifespan="on",
         log_level="warning",

@@ -22,10 +22,10 @@ from starlette.requests import ClientDisconnect, Request
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images.pixels import Image
-from sublens.inference.predictor import BATCH, Predictor
+from sublens.inference.predictor import BATCH, Prediction, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card
-from sublens.web.batching import Batcher, Judged
+from sublens.web.batching import Batcher, BatchResult
 from sublens.web.problem import Problem, overloaded
 from sublens.web.prometheus import Metrics
 
@@ -40,7 +40,7 @@ Counts = NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
-class Network:
+class ServedNetwork:
     """One network that is served."""
 
     name: str
@@ -71,32 +71,27 @@ class Network:
             "card": card.model_dump(mode="json"),
         }
 
-    def judgement(self, judged: Judged, number: int, notes: Sequence[str] = ()) -> Json:
-        """What it says of one image of those."""
-        probs, classes = judged.probs[number], self.card.classes
-        ood = None if judged.ood is None else float(judged.ood[number])
-        told = self.predictor.calibration
-        held = None if judged.sets is None else judged.sets[number]
+    def answer(self, prediction: Prediction, seconds: float, notes: Sequence[str] = ()) -> Json:
+        """Its prediction for one image, as JSON has it. seconds: how long its batch took."""
+        held, masses = prediction.prediction_set, prediction.masses
         return {
             "network": self.name,
             "error": None,
-            "label": classes[int(probs.argmax())],
-            "probs": dict(zip(classes, map(float, probs), strict=True)),
-            "prediction_set": None
-            if held is None
-            else [one for one, is_in in zip(classes, held, strict=True) if is_in],
-            "ood_score": ood,
-            "ood": bool(told and ood is not None and ood > told.ood_threshold),
+            "label": prediction.label,
+            "probs": prediction.probs,
+            "prediction_set": None if held is None else list(held),
+            "ood_score": prediction.ood,
+            "ood": prediction.is_ood,
             "notes": list(notes),
-            "latency_ms": round(1e3 * judged.seconds, 3),
-            "map": None if judged.masses is None else array(judged.masses[number].astype(np.float32)),
+            "latency_ms": round(1e3 * seconds, 3),
+            "map": None if masses is None else array(masses.astype(np.float32)),
             "saliency": None,
         }
 
     def failed(self, problem: str) -> Json:
         """That it could not judge an image, and why."""
         nothing = dict.fromkeys(("label", "prediction_set", "ood_score", "latency_ms", "map", "saliency"))
-        return {"network": self.name, "error": problem, "probs": {}, "ood": False, "notes": [], **nothing}
+        return {"network": self.name, "error": problem, "probs": {}, "ood": None, "notes": [], **nothing}
 
     async def judge(
         self, images: Sequence[Image], deadline: float, pool: "Pool", pixel_scale: float | None = None
@@ -115,11 +110,11 @@ class Network:
         failures, answers = iter(said), iter(self._spread(judged, [framed[place] for place in shown]))
         return [next(failures) if isinstance(one, str) else next(answers) for one in framed]
 
-    def _spread(self, judged: Sequence[Judged], framed: Sequence[Any]) -> list[tuple[Json, Counts | None]]:
-        found = [(batch, row) for batch in judged for row in range(len(batch.probs))]
+    def _spread(self, judged: Sequence[BatchResult], framed: Sequence[Any]) -> list[tuple[Json, Counts | None]]:
+        predictions = [(prediction, batch.seconds) for batch in judged for prediction in batch.output]
         return [
-            (self.judgement(batch, row, notes), counts)
-            for (batch, row), (counts, notes) in zip(found, framed, strict=True)
+            (self.answer(prediction, seconds, notes), counts)
+            for (prediction, seconds), (counts, notes) in zip(predictions, framed, strict=True)
         ]
 
     def _framed(self, image: Image, pixel_scale: float | None) -> tuple[Counts, Sequence[str]] | str:
@@ -150,7 +145,7 @@ class Pool:
 class Service:
     """All that answers are made with."""
 
-    networks: Mapping[str, Network]
+    networks: Mapping[str, ServedNetwork]
     metrics: Metrics
     deadline_seconds: float = DEADLINE_SECONDS
     report: Path | None = None
@@ -161,14 +156,14 @@ class Service:
     _explainers: dict[str, Predictor] = field(default_factory=dict)
     _explaining: threading.Lock = field(default_factory=threading.Lock)
 
-    def network(self, name: str) -> Network:
+    def network(self, name: str) -> ServedNetwork:
         """The one of that name, or a `Problem` 404."""
         if name not in self.networks:
             known = ", ".join(self.networks)
             raise Problem(404, f"There is no network called {name!r}.", f"one of {known}", nearest(name, self.networks))
         return self.networks[name]
 
-    def chosen(self, names: Sequence[str]) -> list[Network]:
+    def chosen(self, names: Sequence[str]) -> list[ServedNetwork]:
         """Those of these names, or all if none is named."""
         return [self.network(name) for name in dict.fromkeys(names)] or list(self.networks.values())
 
@@ -176,7 +171,7 @@ class Service:
         """For a request that has just come, of `time.monotonic`."""
         return time.monotonic() + self.deadline_seconds
 
-    def saliency(self, network: Network, counts: Counts, label: str) -> Json:
+    def saliency(self, network: ServedNetwork, counts: Counts, label: str) -> Json:
         """What in one image [h, w] speaks for a class; slow the first time, when torch is loaded."""
         from sublens.evaluation import saliency
 
@@ -194,26 +189,26 @@ class Service:
             network.batcher.close()
 
 
-def opened(names: Sequence[str], metrics: Metrics) -> dict[str, Network]:
+def load_networks(names: Sequence[str], metrics: Metrics) -> dict[str, ServedNetwork]:
     """The networks of these names or folders, or those that come with sublens, the best first, by name.
 
     Raises `BundleError` where one cannot be used, `ConfigError` where two have one name.
     """
-    networks: dict[str, Network] = {}
-    for given in names or _shipped():
-        folder = bundle.located(given)
+    networks: dict[str, ServedNetwork] = {}
+    for given in names or _is_shipped():
+        folder = bundle.locate(given)
         name = Path(given).name or folder.resolve().name
         if name in networks:
             raise ConfigError(f"{given}: there is a network called {name} already. Rename the folder.")
         predictor = Predictor.load(folder)
         batcher = Batcher(predictor, lambda n, name=name: metrics.batch(name, n))  # type: ignore[misc]
-        networks[name] = Network(name, folder, bundle.read_card(folder), predictor, batcher)
+        networks[name] = ServedNetwork(name, folder, bundle.read_card(folder), predictor, batcher)
         metrics.watch(name, batcher)
     return networks
 
 
-def _shipped() -> list[str]:
-    auc = {name: bundle.read_card(folder).scores[0].auc for name, folder in bundle.references().items()}
+def _is_shipped() -> list[str]:
+    auc = {name: bundle.read_card(folder).scores[0].auc for name, folder in bundle.shipped().items()}
     return sorted(auc, key=lambda name: -auc[name])
 
 

@@ -19,8 +19,8 @@ from sublens.inference.engines import n_threads
 from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
-from sublens.web.problem import DOCUMENTED, Problem, overloaded
-from sublens.web.service import Network, Service, array, together, unless_gone
+from sublens.web.problem import ERROR_RESPONSES, Problem, overloaded
+from sublens.web.service import ServedNetwork, Service, array, together, unless_gone
 
 BENCHMARK_SECONDS = 0.5
 """Of each of the two rates."""
@@ -29,13 +29,13 @@ NOBODY = "none"
 SMOOTH = "no"
 
 Networks = Annotated[list[str], Query(max_length=50, description="Networks to ask: all if none is named, or `none`.")]
-Place = Annotated[float, Query(ge=-10, le=10, allow_inf_nan=False, description="Arcsec from the centre.")]
+Position = Annotated[float, Query(ge=-10, le=10, allow_inf_nan=False, description="Arcsec from the centre.")]
 STREAM = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
 
 def routes(service: Service) -> APIRouter:
     """`/v1/surveys`, `/v1/scene`, `/v1/simulate`, `/v1/smallest-mass` and `/v1/benchmark`."""
-    router = APIRouter(prefix="/v1", tags=["Simulator"], responses=DOCUMENTED)
+    router = APIRouter(prefix="/v1", tags=["Simulator"], responses=ERROR_RESPONSES)
     measuring = asyncio.Lock()
 
     @router.get("/surveys")
@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
         }
 
     @router.post("/smallest-mass", response_class=StreamingResponse, responses=STREAM)  # type: ignore[arg-type]
-    async def smallest(asked: Scene, network: str, x: Place, y: Place) -> StreamingResponse:
+    async def smallest(asked: Scene, network: str, x: Position, y: Position) -> StreamingResponse:
         """The smallest subhalo that a network sees at a place: a line of JSON for each step of a bisection."""
         seen = service.network(network)
         if SMOOTH not in seen.card.classes:
@@ -132,7 +132,7 @@ def _rendered(asked: Scene) -> tuple[NDArray[np.uint16], NDArray[np.float32], ND
     return scene.observed(asked)[0], scene.noiseless(asked), scene.noiseless(scene.smooth(asked))
 
 
-async def _steps(service: Service, seen: Network, asked: Scene, place: tuple[float, float]) -> AsyncIterator[str]:
+async def _steps(service: Service, seen: ServedNetwork, asked: Scene, place: tuple[float, float]) -> AsyncIterator[str]:
     """Lines as they are found; the search ends with the caller."""
     pixel_scale, smooth = scene.survey_of(asked).camera.pixel_scale, seen.card.classes.index(SMOOTH)
 
@@ -162,12 +162,12 @@ def _answer(found: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def _rate(seen: Network, n: int) -> float:
+def _rate(seen: ServedNetwork, n: int) -> float:
     """Images a second, n at a time."""
     counts = np.random.default_rng(0).poisson(30, (n, *seen.card.image_shape)).astype(np.uint16)
-    seen.predictor.look(counts)
+    seen.predictor.forward(counts)
     n_done, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < BENCHMARK_SECONDS or not n_done:
-        seen.predictor.look(counts)
+        seen.predictor.forward(counts)
         n_done += n
     return n_done / seconds

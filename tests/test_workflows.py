@@ -25,7 +25,7 @@ CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) 
 
 @pytest.fixture
 def easy(easy_folder: Path) -> Dataset:
-    return dataset.open(easy_folder, SplitConfig(selection=0.25))
+    return dataset.open_dataset(easy_folder, SplitConfig(selection=0.25))
 
 
 def modified(out: Path) -> dict[str, float]:
@@ -106,15 +106,15 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
-    monkeypatch.setattr(bundle, "SHELVES", (tmp_path / "shelf",))
+    monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
     with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
-        evaluate.adopted(Path("ours"), None)
+        evaluate.copy_or_own_folder(Path("ours"), None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="comes with sublens"):
-        evaluate.adopted(Path("shelf/ours"), None)
+        evaluate.copy_or_own_folder(Path("shelf/ours"), None)
     with pytest.raises(BundleError, match="not a trained model"):
-        evaluate.adopted(tmp_path, tmp_path.parent / "copy")
-    copy = evaluate.adopted(Path("ours"), tmp_path / "copy")
+        evaluate.copy_or_own_folder(tmp_path, tmp_path.parent / "copy")
+    copy = evaluate.copy_or_own_folder(Path("ours"), tmp_path / "copy")
     assert evaluate.measure_run(copy, easy)["n"] == 40
     assert not (tmp_path / "shelf" / "ours" / recorder.SCORES).exists()
 
@@ -123,7 +123,7 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
 def test_a_hurried_demo_compares_what_is_shipped_with_what_it_trained(tmp_path: Path) -> None:
     html = workflows.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
     text = html.read_text()
-    assert all(name in text for name in [*bundle.references(), "lensnet-live"])
+    assert all(name in text for name in [*bundle.shipped(), "lensnet-live"])
 
 
 @pytest.mark.parametrize("form", ["folder", "fits", "store"])
