@@ -1,8 +1,8 @@
-"""Draws docs/page-{judge,explore,results}.png: the page of `sublens serve`, each view at another width.
+"""Draws docs/page-{predict,explore,results}.png: the page of `sublens serve`, each view at another width.
 
     python scripts/draw_page.py
 
-Needs Playwright and Debian's chromium. What is judged is simulated.
+Needs Playwright and Debian's chromium. The images are simulated.
 """
 
 import shutil
@@ -13,13 +13,13 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 DOCS = Path(__file__).parents[1] / "docs"
-SIZES = {"judge": (1400, 1000), "explore": (800, 1000), "results": (360, 1000)}
+SIZES = {"predict": (1400, 1000), "explore": (800, 1000), "results": (360, 1000)}
 """Width and height, CSS pixels."""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
-def judge(page: Page) -> None:
-    """Three simulated images, the second of them large, with the mass that is seen in it."""
+def predict(page: Page) -> None:
+    """Three simulated images, the second of them large, with its predicted mass map over it."""
     page.get_by_role("button", name="Try an example").click()
     page.get_by_text("3 of 3 shown").wait_for()
     page.locator("#catalogue-rows button.name").nth(1).click()
@@ -42,7 +42,7 @@ def main() -> None:
     url = server.stdout.readline().strip()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for view, prepare in (("judge", judge), ("explore", explore), ("results", results)):
+        for view, prepare in (("predict", predict), ("explore", explore), ("results", results)):
             width, height = SIZES[view]
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
             page.goto(f"{url}/#{view}")

@@ -27,7 +27,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 WIDTHS = (360, 800, 1400)
-VIEWS = ("judge", "explore", "results")
+VIEWS = ("predict", "explore", "results")
 CLASSES = ("no", "sphere", "vort")
 
 Open = Callable[..., Page]
@@ -113,7 +113,7 @@ def some(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.npy"))[:3]
 
 
-def judged(page: Page, files: list[Path]) -> Locator:
+def predicted(page: Page, files: list[Path]) -> Locator:
     """The rows of the table, once those files are in it."""
     page.locator("#files").set_input_files([str(path) for path in files])
     rows = page.locator("#catalogue-rows tr")
@@ -130,19 +130,19 @@ def column(page: Page, number: int) -> list[str]:
     return page.locator(f"#catalogue-rows tr > :nth-child({number})").all_inner_texts()
 
 
-# --- judge ---
+# --- predict ---
 
 
-def test_a_hubble_image_is_judged_and_called_strange(page: Page, real_data: Path) -> None:
-    judged(page, [real_data / "slacs0946+1006" / "data.fits"])
-    expect(page.locator("#warning")).to_contain_text("do not trust this answer. Its strangeness is 7.02")
+def test_a_hubble_image_is_called_out_of_distribution(page: Page, real_data: Path) -> None:
+    predicted(page, [real_data / "slacs0946+1006" / "data.fits"])
+    expect(page.locator("#warning")).to_contain_text("do not trust this prediction. Its OOD score is 7.02")
     expect(page.locator("#large")).to_have_attribute("aria-label", re.compile("data.fits: 150 by 150 pixels"))
 
 
-def test_real_images_are_judged_as_what_they_are(page: Page, real_data: Path) -> None:
+def test_real_images_are_predicted_as_what_they_are(page: Page, real_data: Path) -> None:
     for name in CLASSES:
         page.locator("#clear").evaluate("button => button.click()")
-        judged(page, sorted((real_data / "common_test_1" / name).glob("*.npy"))[:2])
+        predicted(page, sorted((real_data / "common_test_1" / name).glob("*.npy"))[:2])
         assert column(page, 3) == [name, name]
         expect(page.locator("#conclusion")).to_have_text(re.compile(rf"^Both networks agree: .*\({name}\)\.$"))
 
@@ -150,12 +150,12 @@ def test_real_images_are_judged_as_what_they_are(page: Page, real_data: Path) ->
 def test_fifty_files_of_a_folder_become_a_table(page: Page, folder: Path) -> None:
     page.locator("#folder").set_input_files(folder)
     expect(page.locator("#catalogue-rows tr")).to_have_count(50, timeout=30_000)
-    expect(page.locator("#judge-problem")).to_contain_text("1 of the files")
+    expect(page.locator("#predict-problem")).to_contain_text("1 of the files")
     right = [said in name for name, said in zip(column(page, 2), column(page, 3), strict=True)]
     assert sum(right) >= 45
 
 
-def test_files_that_are_dropped_are_judged(page: Page, some: list[Path]) -> None:
+def test_files_that_are_dropped_get_predictions(page: Page, some: list[Path]) -> None:
     data = page.evaluate_handle(
         "bytes => { const data = new DataTransfer();"
         "data.items.add(new File([new Uint8Array(bytes)], 'dropped.npy')); return data; }",
@@ -171,10 +171,10 @@ def test_examples_can_be_tried(page: Page) -> None:
     assert all("simulated as" in name for name in column(page, 2))
 
 
-def test_a_file_that_cannot_be_judged_says_why(page: Page, some: list[Path], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_says_why(page: Page, some: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.npy").write_text("nothing")
     (tmp_path / "table.h5").write_text("nothing")
-    judged(page, [tmp_path / "broken.npy", tmp_path / "table.h5", some[0]])
+    predicted(page, [tmp_path / "broken.npy", tmp_path / "table.h5", some[0]])
     expect(page.locator('tr[data-id="broken.npy"]')).to_contain_text("not a .npy file")
     expect(page.locator('tr[data-id="table.h5"]')).to_contain_text("Needed: one of .npy")
     expect(page.locator("#large-name")).to_have_text(some[0].name)
@@ -184,14 +184,14 @@ def test_a_file_that_cannot_be_judged_says_why(page: Page, some: list[Path], tmp
     ("control", "value"), [("stretch", "log"), ("colours", "inferno"), ("colours", "inverted"), ("overlay", "mass")]
 )
 def test_a_choice_changes_the_picture(page: Page, some: list[Path], control: str, value: str) -> None:
-    judged(page, some[1:2])
+    predicted(page, some[1:2])
     before = pixels(page, "large")
     page.select_option(f"#{control}", value)
     assert pixels(page, "large") != before
 
 
 def test_the_picture_is_zoomed_and_moved(page: Page, some: list[Path]) -> None:
-    judged(page, some[:1])
+    predicted(page, some[:1])
     seen = [pixels(page, "large")]
     page.click("#zoom-in")
     expect(page.locator("#zoom")).to_have_text("150 %")
@@ -207,11 +207,11 @@ def test_the_picture_is_zoomed_and_moved(page: Page, some: list[Path]) -> None:
     assert pixels(page, "large") == seen[0]
 
 
-def test_what_speaks_for_a_class_is_asked_for_when_wanted(page: Page, some: list[Path]) -> None:
-    judged(page, some[1:2])
+def test_a_saliency_map_is_computed_when_it_is_chosen(page: Page, some: list[Path]) -> None:
+    predicted(page, some[1:2])
     before = pixels(page, "large")
     page.select_option("#overlay", "saliency")
-    expect(page.locator("#overlay-words")).to_contain_text("what speaks for many subhaloes (sphere)", timeout=30_000)
+    expect(page.locator("#overlay-words")).to_contain_text("the pixels that count for many subhaloes (sphere)", timeout=30_000)
     assert pixels(page, "large") != before
     faint = pixels(page, "large")
     page.locator("#opacity").fill("0.2")
@@ -222,14 +222,14 @@ def test_another_extension_of_a_fits_file_is_another_image(page: Page, some: lis
     images = [np.load(path).astype(np.float32) for path in some]
     hdus = [fits.PrimaryHDU(images[0]), fits.ImageHDU(images[1], name="OTHER")]
     fits.HDUList(hdus).writeto(tmp_path / "two.fits")
-    judged(page, [tmp_path / "two.fits"])
+    predicted(page, [tmp_path / "two.fits"])
     expect(page.locator("#headline")).to_contain_text("no substructure")
     page.locator("#hdu").select_option(label="1 OTHER 150 × 150")
     expect(page.locator("#headline")).to_contain_text("many subhaloes")
 
 
-def test_a_pixel_scale_that_is_unknown_can_be_told(page: Page, some: list[Path]) -> None:
-    judged(page, some[:1])
+def test_a_pixel_scale_that_is_unknown_can_be_entered(page: Page, some: list[Path]) -> None:
+    predicted(page, some[:1])
     expect(page.locator("#notes")).to_contain_text("pixel scale unknown")
     page.fill("#scale", "0.06")
     page.click("#scale-form button")
@@ -237,17 +237,17 @@ def test_a_pixel_scale_that_is_unknown_can_be_told(page: Page, some: list[Path])
 
 
 def test_each_network_has_bars_and_the_table_follows_the_chosen_one(page: Page, some: list[Path]) -> None:
-    judged(page, some)
-    expect(page.locator("#judge-bars section")).to_have_count(2)
+    predicted(page, some)
+    expect(page.locator("#predict-bars section")).to_have_count(2)
     expect(page.locator("#comparison tr")).to_have_count(2)
     before = column(page, 8)
-    page.select_option("#judge-network", "mobilenetv3-small")
+    page.select_option("#predict-network", "mobilenetv3-small")
     assert column(page, 8) != before
-    expect(page.locator("#judge-bars section[data-chosen] h4")).to_contain_text("mobilenetv3-small")
+    expect(page.locator("#predict-bars section[data-chosen] h4")).to_contain_text("mobilenetv3-small")
 
 
 def test_sorting_reorders_the_rows_and_says_so(page: Page, some: list[Path]) -> None:
-    judged(page, some)
+    predicted(page, some)
     page.get_by_role("button", name="P(vort)").click()
     expect(page.locator("th[aria-sort]")).to_have_attribute("aria-sort", "descending")
     assert column(page, 3)[0] == "vort"
@@ -260,11 +260,11 @@ def test_filters_hide_rows(page: Page, some: list[Path], tmp_path: Path) -> None
     (tmp_path / "broken.npy").write_text("nothing")
     noise = np.random.default_rng(0).poisson(500, (150, 150))
     np.save(tmp_path / "noise.npy", noise)
-    rows = judged(page, [*some, tmp_path / "broken.npy", tmp_path / "noise.npy"])
+    rows = predicted(page, [*some, tmp_path / "broken.npy", tmp_path / "noise.npy"])
     page.fill("#filter-text", "BROKEN")
     expect(rows).to_have_count(1)
     page.fill("#filter-text", "")
-    for box, name in (("#only-errors", "broken.npy"), ("#only-strange", "noise.npy")):
+    for box, name in (("#only-errors", "broken.npy"), ("#only-ood", "noise.npy")):
         page.check(box)
         expect(rows).to_have_count(1)
         assert column(page, 2) == [name]
@@ -275,7 +275,7 @@ def test_filters_hide_rows(page: Page, some: list[Path], tmp_path: Path) -> None
 
 
 def test_a_row_is_chosen_by_click_and_by_key(page: Page, some: list[Path]) -> None:
-    judged(page, some)
+    predicted(page, some)
     page.locator(f'tr[data-id="{some[2].name}"] td').first.click()
     expect(page.locator("#large-name")).to_have_text(some[2].name)
     page.get_by_role("button", name=some[1].name, exact=True).press("Enter")
@@ -304,7 +304,7 @@ def read_table(path: Path, form: str) -> list[dict[str, str]]:
 def test_corrections_and_comments_are_in_the_catalogue(
     page: Page, some: list[Path], form: str, read: Callable[[Path], list[dict[str, str]]]
 ) -> None:
-    judged(page, some)
+    predicted(page, some)
     page.select_option("#correction", "unsure")
     page.get_by_label(f"Comment on {some[2].name}").fill("a string, surely")
     page.get_by_label(f"Comment on {some[2].name}").press("Tab")
@@ -318,17 +318,17 @@ def test_corrections_and_comments_are_in_the_catalogue(
 
 
 def test_a_correction_outlives_sorting_filters_and_a_reload(page: Page, some: list[Path]) -> None:
-    rows = judged(page, some)
+    rows = predicted(page, some)
     page.get_by_label(f"Correction of {some[1].name}").select_option("vort")
     page.get_by_role("button", name="Image", exact=True).click()
     page.check("#only-corrected")
     expect(rows).to_have_count(1)
     page.reload()
-    judged(page, some)
+    predicted(page, some)
     expect(page.get_by_label(f"Correction of {some[1].name}")).to_have_value("vort")
 
 
-def test_stopping_leaves_the_rest_unjudged(page: Page, some: list[Path]) -> None:
+def test_stopping_leaves_the_rest_without_predictions(page: Page, some: list[Path]) -> None:
     page.route("**/v1/predict*", lambda route: None)  # never answered
     page.locator("#files").set_input_files([str(path) for path in some])
     expect(page.locator("#progress-text")).to_contain_text("0 of 3 files")
@@ -340,7 +340,7 @@ def test_stopping_leaves_the_rest_unjudged(page: Page, some: list[Path]) -> None
 def test_a_busy_service_is_asked_again(page: Page, some: list[Path]) -> None:
     busy = [{"status": 503, "headers": {"Retry-After": "0.05"}}]
     page.route("**/v1/predict*", lambda route: route.fulfill(**busy.pop()) if busy else route.fallback())
-    judged(page, some)
+    predicted(page, some)
     assert busy == []
 
 
@@ -357,11 +357,11 @@ def test_a_key_is_asked_for_once_and_then_sent(page: Page, some: list[Path]) -> 
     expect(page.locator("#key-form")).to_be_hidden()
 
 
-def test_a_service_that_is_gone_is_told_in_words(page: Page, some: list[Path]) -> None:
+def test_a_service_that_is_gone_is_reported(page: Page, some: list[Path]) -> None:
     page.route("**/v1/predict*", lambda route: route.abort())
     page.locator("#files").set_input_files(str(some[0]))
-    expect(page.locator("#judge-problem")).to_contain_text(
-        "did not answer. Look whether sublens serve", use_inner_text=False
+    expect(page.locator("#predict-problem")).to_contain_text(
+        "did not answer. Check that sublens serve", use_inner_text=False
     )
 
 
@@ -463,11 +463,11 @@ def test_a_link_gives_the_same_pictures(lens: Page, opened: Open) -> None:
     lens.click("#copy-link")
     other = opened(lens.evaluate("location.hash"))
     settled(other)
-    for canvas in ("sky", "residual", "seen"):
+    for canvas in ("sky", "residual", "mass-map"):
         assert pixels(other, canvas) == pixels(lens, canvas)
 
 
-def test_a_damaged_link_is_told_in_words(opened: Open) -> None:
+def test_a_damaged_link_is_reported(opened: Open) -> None:
     page = opened("#explore?s=eyJzY2VuZ")
     expect(page.locator("#timing")).to_have_attribute("data-ms", re.compile(r"\d"), timeout=15_000)
     expect(page.locator("#sky")).to_have_attribute("aria-label", re.compile("Simulated image"))
@@ -525,13 +525,13 @@ def test_another_survey_has_another_camera(lens: Page) -> None:
     expect(lens.locator("#survey-words")).to_contain_text("Euclid")
 
 
-def test_the_smallest_visible_mass_is_found(lens: Page) -> None:
+def test_the_smallest_detectable_mass_is_found(lens: Page) -> None:
     lens.get_by_label("marks a place").check()
     lens.locator("#sky").click(position={"x": 230, "y": 120})
     lens.click("#search")
     expect(lens.locator("#search-progress")).to_be_visible()
     expect(lens.locator("#search-result")).to_have_text(
-        re.compile("^At x .*, lensnet (notices|does not notice)"), timeout=30_000
+        re.compile("^At x .*, lensnet (detects|does not detect)"), timeout=30_000
     )
     expect(lens.locator("#search-progress")).to_be_hidden()
     assert lens.locator("#search-log li").count() >= 2
@@ -592,7 +592,7 @@ def test_all_is_done_by_keyboard_alone(page: Page, some: list[Path]) -> None:
     walk(page, f'tr[data-id="{some[2].name}"] .name')
     page.keyboard.press("Enter")
     expect(page.locator("#large-name")).to_have_text(some[2].name)
-    walk(page, "#tab-judge", back=True)
+    walk(page, "#tab-predict", back=True)
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-explore")).to_be_focused()
     settled(page)
@@ -630,8 +630,8 @@ def test_the_theme_is_remembered(page: Page) -> None:
 def test_the_address_tells_the_view(opened: Open) -> None:
     page = opened("#results")
     expect(page.locator("#tab-results")).to_have_attribute("aria-selected", "true")
-    page.click("#tab-judge")
-    assert page.url.endswith("#judge")
+    page.click("#tab-predict")
+    assert page.url.endswith("#predict")
     page.go_back()
     expect(page.locator("#view-results")).to_be_visible()
 
@@ -640,7 +640,7 @@ def test_the_address_tells_the_view(opened: Open) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_view_is_accessible_and_fits(opened: Open, some: list[Path], width: int, scheme: str) -> None:
     page = opened(width=width, scheme=scheme)
-    judged(page, some)
+    predicted(page, some)
     for view in VIEWS:
         page.click(f"#tab-{view}")
         if view == "explore":

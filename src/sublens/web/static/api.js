@@ -5,11 +5,28 @@ const MOST_RETRIES = 20;
 
 /** What went wrong: `message` says what we got, `need` what is needed, `next` what to do. */
 export class Problem extends Error {
+  /** @param {{status?: number, detail?: string, title?: string, need?: string, next?: string}} parts */
   constructor({ status = 0, detail, title, need = "", next = "" }) {
     super(detail || title || `The service answered ${status}.`);
-    Object.assign(this, { name: "Problem", status, need, next });
+    this.name = "Problem";
+    this.status = status;
+    this.need = need;
+    this.next = next;
   }
 }
+
+/**
+ * @typedef {object} ServiceDescription  the answer of /v1/networks
+ * @property {import("./predictions.js").Network[]} networks
+ * @property {string[]} formats  ends of file names
+ * @property {boolean} report  whether there is one
+ * @property {string} version
+ *
+ * @typedef {object} Options  of a request
+ * @property {[string, string | number][]} [query]
+ * @property {BodyInit | object} [body]
+ * @property {AbortSignal} [signal]
+ */
 
 let askForKey = async () => {};
 
@@ -23,6 +40,7 @@ try {
   // A browser that keeps nothing asks again after a reload.
 }
 
+/** @param {string} text */
 export function keepKey(text) {
   key = text;
   try {
@@ -35,15 +53,15 @@ export function keepKey(text) {
 /**
  * One request. A busy service (503) is asked again when it says so, and a missing key (401) is asked for.
  * @param {string} path
- * @param {{query?: [string, string | number][], body?: BodyInit | object, signal?: AbortSignal}} [options]
+ * @param {Options} [options]
  * @returns {Promise<Response>}
  */
 export async function request(path, { query = [], body, signal } = {}) {
-  const asked = query.length
+  const address = query.length
     ? `${path}?${new URLSearchParams(query.map(([name, value]) => [name, String(value)]))}`
     : path;
   for (let attempt = 0; ; attempt++) {
-    const response = await sent(asked, body, signal);
+    const response = await sent(address, body, signal);
     if (response.ok) return response;
     if (response.status === 401) await askForKey();
     else if (response.status === 503 && attempt < MOST_RETRIES) await pause(retryAfter(response), signal);
@@ -51,30 +69,45 @@ export async function request(path, { query = [], body, signal } = {}) {
   }
 }
 
-/** The JSON that a request is answered with. */
+/**
+ * The JSON that a request is answered with.
+ * @param {string} path
+ * @param {Options} [options]
+ * @returns {Promise<any>}
+ */
 export const json = async (path, options) => (await request(path, options)).json();
 
+/** @param {string} path @param {BodyInit | object | undefined} body @param {AbortSignal} [signal] */
 async function sent(path, body, signal) {
+  /** @type {Record<string, string>} */
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const isPlain = body !== undefined && Object.getPrototypeOf(body) === Object.prototype;
   if (isPlain) headers["Content-Type"] = "application/json";
   else if (body) headers["Content-Type"] = "application/octet-stream";
   const method = body === undefined ? "GET" : "POST";
   try {
-    return await fetch(path, { method, headers, body: isPlain ? JSON.stringify(body) : body, signal });
+    return await fetch(path, {
+      method,
+      headers,
+      body: isPlain ? JSON.stringify(body) : /** @type {BodyInit | undefined} */ (body),
+      signal,
+    });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (signal?.aborted) throw error;
     throw new Problem({
       detail: "The service did not answer.",
-      next: "Look whether sublens serve is still running, start it again if not, and try once more.",
+      next: "Check that sublens serve is still running, start it again if not, and try once more.",
     });
   }
 }
 
+/** Milliseconds to wait before a busy service is asked again. @param {Response} response */
 const retryAfter = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
 
+/** @param {number} ms @param {AbortSignal} [signal] @returns {Promise<void>} */
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const timer = setTimeout(resolve, ms);
     signal?.addEventListener("abort", () => {
       clearTimeout(timer);
@@ -83,6 +116,7 @@ function pause(ms, signal) {
   });
 }
 
+/** @param {Response} response */
 async function problem(response) {
   try {
     return new Problem({ ...(await response.json()), status: response.status });
@@ -96,7 +130,8 @@ async function problem(response) {
 
 /**
  * @typedef {{values: Uint16Array | Float32Array, height: number, width: number}} Plane  rows from the bottom up
- * @param {{dtype: string, shape: [number, number], data: string}} array
+ * @typedef {{dtype: string, shape: [number, number], data: string}} EncodedArray
+ * @param {EncodedArray} array
  * @returns {Plane}
  */
 export function plane({ dtype, shape, data }) {
@@ -107,15 +142,16 @@ export function plane({ dtype, shape, data }) {
   return { values: new Kind(bytes.buffer), height: shape[0], width: shape[1] };
 }
 
-/** The lines of an NDJSON answer, each as soon as it is there. */
+/** The lines of an NDJSON answer, each as soon as it is there. @param {Response} response */
 export async function* lines(response) {
   let rest = "";
+  if (!response.body) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { value, done } = await reader.read();
     if (done) break;
     const parts = (rest + value).split("\n");
-    rest = parts.pop();
+    rest = parts.pop() ?? "";
     for (const part of parts) if (part.trim()) yield JSON.parse(part);
   }
   if (rest.trim()) yield JSON.parse(rest);

@@ -34,6 +34,7 @@ const ANCHORS = {
 /** @type {Record<string, Uint8ClampedArray>} 256 colours of three bytes each */
 export const COLOURS = Object.fromEntries(Object.entries(ANCHORS).map(([name, anchors]) => [name, ramp(anchors)]));
 
+/** @param {string[]} anchors hexadecimal colours */
 function ramp(anchors) {
   const colours = anchors.map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const table = new Uint8ClampedArray(256 * 3);
@@ -48,23 +49,25 @@ function ramp(anchors) {
 
 const HIDDEN_SHARE = 0.003;
 
-/** Where black and white lie: a few pixels in a thousand may be beyond, so that one hot pixel hides nothing. */
+/** Where black and white lie: a few pixels in a thousand may be beyond, so that one hot pixel hides nothing. @param {Plane} image @returns {[number, number]} */
 export function limits({ values }) {
   const sorted = Float64Array.from(values).sort();
-  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const at = (/** @type {number} */ share) => sorted[Math.round(share * (sorted.length - 1))];
   const [low, high] = [at(HIDDEN_SHARE), at(1 - HIDDEN_SHARE)];
-  return high > low ? [low, high] : [sorted[0], sorted.at(-1)];
+  return high > low ? [low, high] : [sorted[0], sorted[sorted.length - 1]];
 }
 
 /**
  * A canvas of a plane's own size, its first row at the bottom.
  * @param {Plane} image
  * @param {[number, number]} range values of the first and the last colour
+ * @param {string} stretch
+ * @param {string} colours
  */
 export function painted(image, range, stretch, colours) {
   const [low, high] = range;
   const scale = high > low ? 1 / (high - low) : 0;
-  const share = (value) => STRETCHES[stretch](Math.min(1, Math.max(0, (value - low) * scale)));
+  const share = (/** @type {number} */ value) => STRETCHES[stretch](Math.min(1, Math.max(0, (value - low) * scale)));
   const table = COLOURS[colours];
   return filled(image, (value, pixels, at) => {
     const colour = 3 * Math.round(255 * share(value));
@@ -73,19 +76,32 @@ export function painted(image, range, stretch, colours) {
   });
 }
 
-/** A canvas of one colour, the more opaque the greater the value; what reaches `full` is opaque. */
+/**
+ * A canvas of one colour, the more opaque the greater the value; what reaches `full` is opaque.
+ * @param {Plane} image
+ * @param {readonly [number, number, number]} colour
+ * @param {number} full
+ */
 export function veiled(image, [red, green, blue], full) {
   return filled(image, (value, pixels, at) => {
     pixels.set([red, green, blue, 255 * Math.sqrt(Math.min(1, Math.max(0, value) / full))], at);
   });
 }
 
-/** The greatest value of a plane. */
-export const greatest = ({ values }) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+/** The greatest value of a plane. @param {Plane} image */
+export function greatest({ values }) {
+  let most = -Infinity;
+  for (const value of values) most = Math.max(most, value);
+  return most;
+}
 
+/**
+ * @param {Plane} image
+ * @param {(value: number, pixels: Uint8ClampedArray, at: number) => void} paint sets the four bytes at a place
+ */
 function filled({ values, width, height }, paint) {
   const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d");
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const picture = context.createImageData(width, height);
   for (let row = 0; row < height; row++) {
     const top = (height - 1 - row) * width;
@@ -97,9 +113,9 @@ function filled({ values, width, height }, paint) {
   return canvas;
 }
 
-/** Fills a canvas with a colour map from left to right. */
+/** Fills a canvas with a colour map from left to right. @param {HTMLCanvasElement} canvas @param {string} colours */
 export function paintScale(canvas, colours) {
   [canvas.width, canvas.height] = [256, 1];
   const values = Float32Array.from({ length: 256 }, (_, i) => i);
-  canvas.getContext("2d").drawImage(painted({ values, width: 256, height: 1 }, [0, 255], "linear", colours), 0, 0);
+  canvas.getContext("2d")?.drawImage(painted({ values, width: 256, height: 1 }, [0, 255], "linear", colours), 0, 0);
 }

@@ -8,6 +8,7 @@ const MOST_SEED = 1e6;
 /** A fresh image of each class. @returns {Promise<import("./files.js").Job[]>} */
 export const examples = () => Promise.all(["no", "sphere", "vort"].map(example));
 
+/** @param {string} label */
 async function example(label) {
   const seed = Math.floor(Math.random() * MOST_SEED);
   const scene = await json("/v1/scene", {
@@ -22,7 +23,7 @@ async function example(label) {
   return { path: name, file: new File([npy(plane(counts))], name), pixelScale };
 }
 
-/** The bytes of an .npy file, version 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html */
+/** The bytes of an .npy file, version 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html @param {import("./api.js").Plane} image */
 function npy({ values, height, width }) {
   const words = `{'descr': '<u2', 'fortran_order': False, 'shape': (${height}, ${width}), }`;
   const padded = words.padEnd(Math.ceil((10 + words.length + 1) / 64) * 64 - 11) + "\n";
@@ -36,5 +37,5 @@ function npy({ values, height, width }) {
     padded.length >> 8,
   ]);
   head.set(new TextEncoder().encode(padded), 10);
-  return new Blob([head, values]);
+  return new Blob([head, /** @type {BlobPart} */ (values)]);
 }

@@ -1,51 +1,93 @@
-/** The second view: a lens to play with. Every change is simulated and judged at once. */
+/** The second view: a lens to play with. Every change is simulated, and predicted from, at once. */
 
 import { json } from "./api.js";
-import { bars, best, conclusion } from "./answers.js";
+import { bars } from "./bars.js";
 import { Dials } from "./dials.js";
 import { complain, fillSelect, find, say } from "./dom.js";
+import { Latest } from "./latest.js";
 import { Masses } from "./masses.js";
 import { milliseconds, typed } from "./numbers.js";
+import { Panels } from "./panels.js";
+import { best, conclusion } from "./predictions.js";
 import { LEAST_MSUN, MOST_MSUN, MOST_SUBHALOES, packed, rounded, tidied, unpacked } from "./scene.js";
 import { Search } from "./search.js";
-import { Sights } from "./sights.js";
 
 const FIRST = { label: "sphere", seed: 4 };
 const MOST_SEED = 1e6;
 const LINK_PAUSE_MS = 300;
 const STRING_MSUN = 4e10;
-const USUAL_MSUN = 3e9; // of a subhalo
+const SUBHALO_MSUN = 3e9;
 
 /**
  * Makes the view; what it returns is called with what follows #explore? each time it is opened.
- * @param {object} service the answer of /v1/networks
+ * @param {import("./api.js").ServiceDescription} service
  * @param {(words: string) => void} remember puts words behind #explore?
  */
 export function startExplore({ networks }, remember) {
   const desk = new Desk(networks, remember);
-  return (words) => desk.open(words).catch((error) => complain(find("explore-problem"), error));
+  return (/** @type {string} */ words) => desk.open(words).catch((error) => complain(find("explore-problem"), error));
 }
 
-class Desk {
+/**
+ * @typedef {import("./predictions.js").Network} Network
+ * @typedef {import("./predictions.js").Prediction} Prediction
+ * @typedef {import("./scene.js").Scene} Scene
+ * @typedef {import("./scene.js").Subhalo} Subhalo
+ * @typedef {import("./masses.js").Which} Which
+ * @typedef {import("./api.js").EncodedArray} EncodedArray
+ * @typedef {{x: number, y: number}} Point  arcsec from the centre
+ * @typedef {{name: string, description: string, sliders: Record<string, [number, number]>}} Survey
+ *
+ * @typedef {object} Simulated  the answer of /v1/simulate
+ * @property {EncodedArray} counts
+ * @property {EncodedArray} residual
+ * @property {number} pixel_scale
+ * @property {number} render_ms
+ * @property {(Prediction & {map: any})[]} predictions
+ */
+
+/** The scene, what is chosen in it, and the parts of the view that show and change them. */
+export class Desk {
+  /** @param {Network[]} networks @param {(words: string) => void} remember */
   constructor(networks, remember) {
-    Object.assign(this, { networks, remember, scene: null, chosen: null, place: null, showsMasses: true });
-    this.surveys = null;
-    this.nextMass = USUAL_MSUN;
+    this.networks = networks;
+    this.remember = remember;
+    /** @type {any} a `Scene`, once the first is drawn */
+    this.scene = null;
+    /** @type {Which | null} */
+    this.chosen = null;
+    /** @type {Point | null} */
+    this.place = null;
+    this.showsMasses = true;
+    /** @type {Survey[]} */
+    this.surveys = [];
+    this.drawing = new Latest();
+    /** The list of surveys, once it is asked for. @type {Promise<void> | undefined} */
+    this.learning = undefined;
+    /** @type {Prediction[]} */
+    this.predictions = [];
+    this.label = FIRST.label;
+    this.nextMass = SUBHALO_MSUN;
+    this.isAsking = this.isStale = false;
+    /** When the change was made that is not yet asked about, ms. @type {number | undefined} */
+    this.since = undefined;
+    /** The state in the address. */
+    this.held = "";
     fillSelect(
       find("explore-network"),
       networks.map(({ name }) => [name, name]),
     );
     find("explore-network").value = best(networks);
     this.dials = new Dials(() => this.changed());
-    this.sights = new Sights(this);
+    this.panels = new Panels(this);
     this.masses = new Masses(this);
     this.search = new Search(this);
     this.wire();
   }
 
   wire() {
-    for (const button of document.querySelectorAll("button.draw"))
-      button.addEventListener("click", () => this.draw(button.dataset.label));
+    for (const button of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("button.draw")))
+      button.addEventListener("click", () => this.draw(button.dataset.label ?? FIRST.label));
     find("survey").addEventListener("change", () => this.draw(this.label));
     for (const id of ["explore-network", "explore-stretch", "explore-colours"]) {
       find(id).addEventListener("change", () => {
@@ -53,14 +95,14 @@ class Desk {
         this.link();
       });
     }
-    find("show-masses").addEventListener("change", (event) => {
-      this.showsMasses = event.target.checked;
-      this.sights.redraw();
+    find("show-masses").addEventListener("change", () => {
+      this.showsMasses = find("show-masses").checked;
+      this.panels.redraw();
     });
-    find("mass-slider").addEventListener("input", (event) => this.weigh(10 ** event.target.value));
+    find("mass-slider").addEventListener("input", () => this.weigh(10 ** find("mass-slider").value));
     find("mass").addEventListener(
       "change",
-      (event) => event.target.reportValidity() && this.weigh(Number(event.target.value)),
+      () => find("mass").reportValidity() && this.weigh(Number(find("mass").value)),
     );
     find("copy-link").addEventListener("click", () => this.copyLink());
     this.showMass(this.nextMass);
@@ -70,29 +112,34 @@ class Desk {
 
   /** @param {string} words what follows #explore? in the address */
   async open(words) {
-    await this.learnSurveys();
-    const held = new URLSearchParams(words).get("s");
-    if (held && held === this.held) return;
-    if (held) return this.openLink(held);
+    await (this.learning ??= this.learnSurveys());
+    const link = new URLSearchParams(words).get("s");
+    if (link && link === this.held) return;
+    if (link) return this.openLink(link);
     if (!this.scene) await this.draw(FIRST.label, FIRST.seed);
   }
 
   async learnSurveys() {
-    if (this.surveys) return;
-    this.surveys = (await json("/v1/surveys")).surveys;
+    try {
+      this.surveys = (await json("/v1/surveys")).surveys;
+    } catch (error) {
+      this.learning = undefined; // so that it is tried again
+      throw error;
+    }
     fillSelect(
       find("survey"),
       this.surveys.map(({ name }) => [name, name]),
     );
   }
 
-  async openLink(held) {
+  /** @param {string} link */
+  async openLink(link) {
     let state;
     try {
-      state = unpacked(held);
+      state = unpacked(link);
     } catch {
       await this.draw(FIRST.label, FIRST.seed);
-      await this.shown; // which clears what was complained of before
+      await this.simulating; // which clears what was complained of before
       return complain(find("explore-problem"), {
         message: "The link is damaged: part of it seems to be missing.",
         next: "Copy it once more, in full. Until then, here is another lens.",
@@ -110,9 +157,10 @@ class Desk {
     this.use(scene);
   }
 
-  /** A random lens of a class. */
+  /** Draws a random lens of a class; of several draws under way the last one counts. @param {string} label */
   async draw(label, seed = Math.floor(Math.random() * MOST_SEED)) {
     this.label = label;
+    const signal = this.drawing.begin();
     try {
       const scene = await json("/v1/scene", {
         query: [
@@ -120,14 +168,17 @@ class Desk {
           ["label", label],
           ["seed", seed],
         ],
+        signal,
       });
-      this.use(tidied(scene));
+      if (!signal.aborted) this.use(tidied(scene));
     } catch (error) {
-      complain(find("explore-problem"), error);
+      if (!signal.aborted) complain(find("explore-problem"), error);
     }
   }
 
+  /** @param {Scene} scene */
   use(scene) {
+    this.drawing.abort();
     this.scene = scene;
     this.chosen = this.place = null;
     const survey = this.surveys.find(({ name }) => name === scene.survey);
@@ -144,8 +195,8 @@ class Desk {
     this.since ??= performance.now();
     this.isStale = true;
     this.masses.show();
-    this.sights.redraw();
-    if (!this.isAsking) this.shown = this.ask();
+    this.panels.redraw();
+    if (!this.isAsking) this.simulating = this.ask();
     this.link();
   }
 
@@ -157,27 +208,29 @@ class Desk {
   /** One request at a time; what is asked next is the latest state, and those between are never asked. */
   async ask() {
     if (this.isAsking || !this.isStale) return;
-    const since = this.since;
+    const since = this.since ?? performance.now();
     this.isAsking = true;
     this.isStale = false;
     this.since = undefined;
     try {
       this.take(await json("/v1/simulate", { body: this.scene }), since);
     } catch (error) {
+      const { message, need, next } = /** @type {import("./api.js").Problem} */ (error);
       complain(find("explore-problem"), {
-        message: error.message,
-        need: error.need,
-        next: [error.next, "The pictures still show the lens before."].filter(Boolean).join(" "),
+        message,
+        need,
+        next: [next, "The pictures still show the lens before."].filter(Boolean).join(" "),
       });
     }
     this.isAsking = false;
     await this.ask();
   }
 
+  /** Shows an answer. @param {Simulated} result @param {number} since when the change was made, ms */
   take(result, since) {
     complain(find("explore-problem"), null);
     this.predictions = result.predictions;
-    this.sights.take(result);
+    this.panels.take(result);
     this.paint();
     const words = conclusion(this.predictions);
     find("explore-conclusion").textContent = words;
@@ -190,35 +243,38 @@ class Desk {
   }
 
   paint() {
-    if (!this.predictions) return;
     const network = this.networks.find(({ name }) => name === this.network());
-    this.sights.paint({ network, stretch: find("explore-stretch").value, colours: find("explore-colours").value });
-    find("explore-bars").replaceChildren(...this.predictions.map((one) => bars(one, one.network === network.name)));
+    if (!network || !this.predictions.length) return;
+    this.panels.paint({ network, stretch: find("explore-stretch").value, colours: find("explore-colours").value });
+    find("explore-bars").replaceChildren(
+      ...this.predictions.map((prediction) => bars(prediction, prediction.network === network.name)),
+    );
     find("search-network").textContent = network.name;
   }
 
   // --- what pictures, tables and forms do ---
 
   get mode() {
-    return document.querySelector('input[name="mode"]:checked').value;
+    return /** @type {HTMLInputElement} */ (document.querySelector('input[name="mode"]:checked')).value;
   }
 
   network() {
     return find("explore-network").value;
   }
 
+  /** @param {Which | null} which */
   choose(which) {
     this.chosen = which;
-    const one = this.chosenMass;
-    find("mass-of").textContent = one
+    const lump = this.chosenMass;
+    find("mass-of").textContent = lump
       ? which === "string"
         ? "the string"
-        : `subhalo ${which + 1}`
+        : `subhalo ${Number(which) + 1}`
       : "the next subhalo";
-    this.showMass(one ? one.mass_msun : this.nextMass);
-    if (one && which !== "string") this.search.show(one);
+    this.showMass(lump ? lump.mass_msun : this.nextMass);
+    if (lump && which !== "string") this.search.show(lump);
     this.masses.show();
-    this.sights.redraw();
+    this.panels.redraw();
   }
 
   /** The subhalo or string that is chosen. */
@@ -227,6 +283,7 @@ class Desk {
     return this.chosen === "string" ? this.scene.string : this.scene.subhaloes[this.chosen];
   }
 
+  /** @param {Subhalo} subhalo */
   add(subhalo) {
     if (this.scene.subhaloes.length >= MOST_SUBHALOES) {
       return complain(find("explore-problem"), {
@@ -239,6 +296,7 @@ class Desk {
     this.changed();
   }
 
+  /** @param {Which} which */
   remove(which) {
     if (which === "string") this.scene.string = null;
     else this.scene.subhaloes.splice(which, 1);
@@ -252,20 +310,22 @@ class Desk {
     this.changed();
   }
 
-  /** Puts a string in the place of any other; it keeps that one's mass. */
+  /** Puts a string in the place of any other; it keeps that one's mass. @param {Omit<import("./scene.js").Vortex, "mass_msun">} string */
   setString(string) {
     this.scene.string = { mass_msun: this.scene.string?.mass_msun ?? STRING_MSUN, ...string };
     this.choose("string");
     this.changed();
   }
 
+  /** @param {Which} which @param {number} dx arcsec @param {number} dy arcsec */
   moveBy(which, dx, dy) {
-    const one = which === "string" ? this.scene.string : this.scene.subhaloes[which];
-    [one.x, one.y] = [rounded(Number((one.x + dx).toFixed(3))), rounded(Number((one.y + dy).toFixed(3)))];
-    if (which !== "string") this.search.show(one);
+    const lump = which === "string" ? this.scene.string : this.scene.subhaloes[which];
+    [lump.x, lump.y] = [rounded(Number((lump.x + dx).toFixed(3))), rounded(Number((lump.y + dy).toFixed(3)))];
+    if (which !== "string") this.search.show(lump);
     this.changed();
   }
 
+  /** @param {Point} place */
   point(place) {
     this.place = place;
     this.choose(null);
@@ -274,11 +334,13 @@ class Desk {
 
   // --- the mass slider ---
 
+  /** @param {number} msun */
   showMass(msun) {
     find("mass-slider").value = Math.log10(msun);
     find("mass").value = typed(msun);
   }
 
+  /** @param {number} msun */
   weigh(msun) {
     const kept = Number(Math.min(MOST_MSUN, Math.max(LEAST_MSUN, msun)).toPrecision(3));
     this.showMass(kept);

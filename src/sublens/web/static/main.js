@@ -3,19 +3,21 @@
 import { json, keepKey, whenKeyIsNeeded } from "./api.js";
 import { complain, find, make } from "./dom.js";
 import { startExplore } from "./explore.js";
-import { startJudge } from "./judge.js";
+import { startPredict } from "./predict.js";
 import { startResults } from "./results.js";
 
-const VIEWS = ["judge", "explore", "results"];
+const VIEWS = ["predict", "explore", "results"];
 
-/** Each view's word to the address bar: what follows #NAME. */
+/** What follows #NAME in the address bar, by view. @type {Record<string, string>} */
 const memory = Object.fromEntries(VIEWS.map((view) => [view, ""]));
 
-/** What to do when a view is opened, with what follows its name in the address. */
+/** What to do when a view is opened, with what follows its name in the address. @type {Record<string, (words: string) => void>} */
 const whenOpened = {};
 
-const viewOf = (hash) => VIEWS.find((view) => hash.slice(1).split("?")[0] === view) ?? "judge";
+/** The view of an address; the first one where it names none, as addresses of the page before (#judge). @param {string} hash */
+const viewOf = (hash) => VIEWS.find((view) => hash.slice(1).split("?")[0] === view) ?? VIEWS[0];
 
+/** Opens the view of an address. @param {string} hash */
 function open(hash) {
   const view = viewOf(hash);
   if (view !== current()) scrollTo(0, 0);
@@ -29,9 +31,9 @@ function open(hash) {
   whenOpened[view]?.(hash.split("?")[1] ?? "");
 }
 
-const current = () => VIEWS.find((view) => find(`tab-${view}`).getAttribute("aria-selected") === "true");
+const current = () => VIEWS.find((view) => find(`tab-${view}`).getAttribute("aria-selected") === "true") ?? VIEWS[0];
 
-/** Keeps what a view wants to find in the address when it is opened again. */
+/** Keeps what a view wants to find in the address when it is opened again. @param {string} view @param {string} words */
 function remember(view, words) {
   memory[view] = words;
   if (current() === view) history.replaceState(null, "", `#${view}${words && `?${words}`}`);
@@ -41,12 +43,18 @@ function startTabs() {
   for (const view of VIEWS) {
     find(`tab-${view}`).addEventListener("click", () => (location.hash = view + (memory[view] && `?${memory[view]}`)));
   }
-  document.querySelector('[role="tablist"]').addEventListener("keydown", (event) => {
+  find("tabs").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const at = VIEWS.indexOf(current());
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: VIEWS.length - 1 }[event.key];
+    const places = /** @type {Record<string, number>} */ ({
+      ArrowRight: at + 1,
+      ArrowLeft: at - 1,
+      Home: 0,
+      End: VIEWS.length - 1,
+    });
+    const to = places[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    const tab = find(`tab-${VIEWS.at(to % VIEWS.length)}`);
+    const tab = find(`tab-${VIEWS[(to + VIEWS.length) % VIEWS.length]}`);
     tab.click();
     tab.focus();
   });
@@ -75,14 +83,15 @@ function startTheme() {
 /** Several requests may need the key at once: all wait for the one form. */
 function startKeyForm() {
   const form = find("key-form");
+  /** @type {(() => void)[]} */
   let waiting = [];
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     keepKey(find("key").value.trim());
     form.hidden = true;
     waiting.forEach((go) => go());
     waiting = [];
-    find("key-words").textContent = "That key was not taken; please look at it again."; // what is read if it is asked for again
+    find("key-words").textContent = "That key was not accepted; please check it."; // what is read if it is asked for again
   });
   whenKeyIsNeeded(() => {
     if (form.hidden) {
@@ -102,7 +111,7 @@ async function start() {
   try {
     const service = await json("/v1/networks");
     find("version").textContent = `sublens ${service.version}`;
-    startJudge(service);
+    startPredict(service);
     whenOpened.explore = startExplore(service, (words) => remember("explore", words));
     startResults(service);
     open(location.hash);

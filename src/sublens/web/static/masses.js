@@ -11,30 +11,33 @@ const STRING_FIELDS = [
   ["half_length", "Half length, arcsec"],
   ["mass_msun", "Mass, M☉"],
 ];
-const USUAL_STRING = { x: 0.5, y: 0.5, angle: 0.5, half_length: 1, mass_msun: 4e10 };
+const NEW_STRING = { x: 0.5, y: 0.5, angle: 0.5, half_length: 1, mass_msun: 4e10 };
 const DEGREES = 180 / Math.PI;
 
-/** What a number field shows of a mass or a string. */
-function shown(name, value) {
+/** What a number field shows of a mass or a string. @param {string} name @param {number} value */
+function fieldText(name, value) {
   if (name === "mass_msun") return typed(value);
   return plain(name === "angle" ? value * DEGREES : value, 3);
 }
 
+/**
+ * @typedef {import("./scene.js").Subhalo} Subhalo
+ * @typedef {number | "string"} Which  a subhalo by its number, or the string
+ */
+
 export class Masses {
-  /**
-   * @param {object} desk what is on the table; its `scene`, `chosen` (a number, "string" or null), and
-   * `choose(which)`, `add(subhalo)`, `remove(which)`, `edited()`, which also calls `show` here
-   */
+  /** @param {import("./explore.js").Desk} desk */
   constructor(desk) {
     this.desk = desk;
+    /** @type {{row: HTMLElement, choose: HTMLElement, inputs: Record<string, HTMLInputElement>}[]} */
     this.rows = [];
-    find("add-form").addEventListener("submit", (event) => {
+    find("add-form").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
       const [x, y, msun] = ["add-x", "add-y", "add-mass"].map((id) => Number(find(id).value));
       desk.add({ x: rounded(x), y: rounded(y), mass_msun: rounded(msun) });
     });
     find("remove-all").addEventListener("click", () => desk.removeAll());
-    this.makeString();
+    this.controls = this.makeString();
   }
 
   makeString() {
@@ -47,18 +50,19 @@ export class Masses {
       });
       return make("div", { class: "field narrow" }, make("label", { for: input.id, text }), input);
     });
-    this.choice = make("button", { type: "button", text: "Choose", onclick: () => this.desk.choose("string") });
-    this.gone = make("button", { type: "button", text: "Remove string", onclick: () => this.desk.remove("string") });
-    this.added = make("button", {
+    const choose = make("button", { type: "button", text: "Choose", onclick: () => this.desk.choose("string") });
+    const remove = make("button", { type: "button", text: "Remove string", onclick: () => this.desk.remove("string") });
+    const add = make("button", {
       type: "button",
       id: "add-string",
       text: "Add a string",
-      onclick: () => this.desk.setString({ ...USUAL_STRING }),
+      onclick: () => this.desk.setString({ ...NEW_STRING }),
     });
-    find("string-controls").replaceChildren(...fields, this.choice, this.gone, this.added);
-    this.stringFields = fields;
+    find("string-controls").replaceChildren(...fields, choose, remove, add);
+    return { fields, choose, remove, add };
   }
 
+  /** @param {string} name */
   editString(name) {
     const value = Number(find(`string-${name}`).value);
     this.desk.scene.string[name] = rounded(name === "angle" ? value / DEGREES : value);
@@ -69,9 +73,14 @@ export class Masses {
   show() {
     const { scene } = this.desk;
     if (scene.subhaloes.length !== this.rows.length) this.makeRows();
-    scene.subhaloes.forEach((subhalo, number) => this.showRow(subhalo, number));
+    scene.subhaloes.forEach((/** @type {Subhalo} */ subhalo, /** @type {number} */ number) =>
+      this.showRow(subhalo, number),
+    );
     this.showString();
-    const total = scene.subhaloes.reduce((sum, one) => sum + one.mass_msun, scene.string?.mass_msun ?? 0);
+    const total = scene.subhaloes.reduce(
+      (/** @type {number} */ sum, /** @type {Subhalo} */ subhalo) => sum + subhalo.mass_msun,
+      scene.string?.mass_msun ?? 0,
+    );
     const n = scene.subhaloes.length;
     const words = [n && `${n} subhalo${n > 1 ? "es" : ""}`, scene.string && "a string"].filter(Boolean).join(" and ");
     find("mass-words").textContent = words ? `${words}, ${mass(total)} M☉ in all` : "None: the lens is smooth";
@@ -80,7 +89,7 @@ export class Masses {
   }
 
   makeRows() {
-    this.rows = this.desk.scene.subhaloes.map((_, number) => {
+    this.rows = this.desk.scene.subhaloes.map((/** @type {Subhalo} */ _, /** @type {number} */ number) => {
       const choose = make("button", {
         type: "button",
         text: String(number + 1),
@@ -98,50 +107,55 @@ export class Masses {
         "aria-label": `Remove subhalo ${number + 1}`,
         onclick: () => this.desk.remove(number),
       });
-      const cells = [choose, ...Object.values(inputs), remove].map((one) => make("td", {}, one));
+      const cells = [choose, ...Object.values(inputs), remove].map((control) => make("td", {}, control));
       return { row: make("tr", {}, ...cells), choose, inputs };
     });
     find("mass-rows").replaceChildren(...this.rows.map(({ row }) => row));
   }
 
+  /** @param {number} number @param {"x" | "y" | "mass_msun"} name */
   input(number, name) {
     const words = { x: "x", y: "y", mass_msun: "mass" }[name];
     const bounds = name === "mass_msun" ? { min: LEAST_MSUN, max: MOST_MSUN } : {};
-    return make("input", {
+    const input = make("input", {
       type: "number",
       step: "any",
       required: true,
       ...bounds,
       "aria-label": `Subhalo ${number + 1}: ${words}`,
-      onchange: (event) => this.edit(event.target, number, name),
+      onchange: () => this.edit(input, number, name),
     });
+    return input;
   }
 
+  /** @param {HTMLInputElement} input @param {number} number @param {string} name */
   edit(input, number, name) {
     if (!input.reportValidity()) return;
     this.desk.scene.subhaloes[number][name] = rounded(Number(input.value));
     this.desk.edited();
   }
 
+  /** @param {Subhalo} subhalo @param {number} number */
   showRow(subhalo, number) {
     const { row, choose, inputs } = this.rows[number];
     const isChosen = this.desk.chosen === number;
     row.toggleAttribute("data-chosen", isChosen);
     choose.setAttribute("aria-pressed", String(isChosen));
     for (const [name, input] of Object.entries(inputs)) {
-      if (document.activeElement !== input) input.value = shown(name, subhalo[name]);
+      if (document.activeElement !== input) input.value = fieldText(name, subhalo[/** @type {keyof Subhalo} */ (name)]);
     }
   }
 
   showString() {
     const { string } = this.desk.scene;
-    for (const field of [...this.stringFields, this.choice, this.gone]) field.hidden = !string;
-    this.added.hidden = Boolean(string);
-    this.choice.setAttribute("aria-pressed", String(this.desk.chosen === "string"));
+    const { fields, choose, remove, add } = this.controls;
+    for (const control of [...fields, choose, remove]) control.hidden = !string;
+    add.hidden = Boolean(string);
+    choose.setAttribute("aria-pressed", String(this.desk.chosen === "string"));
     if (!string) return;
     for (const [name] of STRING_FIELDS) {
       const input = find(`string-${name}`);
-      if (document.activeElement !== input) input.value = shown(name, string[name]);
+      if (document.activeElement !== input) input.value = fieldText(name, string[name]);
     }
   }
 }

@@ -7,22 +7,29 @@
 
 const MOST_ZOOM = 16;
 
+/** @typedef {{width: number, height: number, scale: number | null}} Size  pixels, and arcsec a pixel where known */
+/** @typedef {{source: CanvasImageSource, share?: number, alpha?: number}} Layer  share: of the image's width that it covers */
+
 export class Picture {
   /** @param {HTMLCanvasElement} canvas square, as wide as its box */
   constructor(canvas) {
     this.canvas = canvas;
-    this.context = canvas.getContext("2d");
-    /** @type {{source: CanvasImageSource, share?: number, alpha?: number}[]} share: of the image's width that it covers */
+    this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    /** @type {Layer[]} */
     this.layers = [];
+    /** Draws on top of the layers. */
     this.marks = () => {};
     this.whenMoved = () => {};
+    this.zoom = 1;
+    this.centre = { u: 0, v: 0 };
     this.isLight = false; // then marks are dark
+    /** @type {Size} */
     this.size = { width: 1, height: 1, scale: null };
     this.fit();
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  /** @param {{width: number, height: number, scale: number | null}} size pixels, and arcsec a pixel where known */
+  /** @param {Size} size */
   resize(size) {
     const isOther = size.width !== this.size.width || size.height !== this.size.height;
     this.size = size;
@@ -40,7 +47,7 @@ export class Picture {
     return (this.zoom * this.canvas.clientWidth) / Math.max(this.size.width, this.size.height);
   }
 
-  /** Zooms so that the place at (x, y) of the canvas stays where it is; its middle unless told. */
+  /** Zooms so that the place at (x, y) of the canvas stays where it is; by default its middle. @param {number} factor */
   zoomBy(factor, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2) {
     const before = this.placeAt(x, y);
     this.zoom = Math.min(MOST_ZOOM, Math.max(1, this.zoom * factor));
@@ -48,10 +55,10 @@ export class Picture {
     this.moveBy(before.u - after.u, before.v - after.v);
   }
 
-  /** Moves what is seen; its middle stays within the image. */
+  /** Moves the part that is shown; its middle stays within the image. @param {number} du @param {number} dv */
   moveBy(du, dv) {
     const { width, height } = this.size;
-    const kept = (value, side) => {
+    const kept = (/** @type {number} */ value, /** @type {number} */ side) => {
       const margin = Math.min(side, Math.max(width, height) / this.zoom) / 2;
       return Math.min(side - margin, Math.max(margin, value));
     };
@@ -60,29 +67,32 @@ export class Picture {
     this.whenMoved();
   }
 
+  /** The place in the image of a point on the canvas. @param {number} x @param {number} y */
   placeAt(x, y) {
     const k = this.magnification;
     const { clientWidth, clientHeight } = this.canvas;
     return { u: this.centre.u + (x - clientWidth / 2) / k, v: this.centre.v - (y - clientHeight / 2) / k };
   }
 
-  /** Where on the canvas a place lies. */
+  /** Where on the canvas a place lies. @param {number} u @param {number} v */
   screen(u, v) {
     const k = this.magnification;
     const { clientWidth, clientHeight } = this.canvas;
     return { x: clientWidth / 2 + (u - this.centre.u) * k, y: clientHeight / 2 - (v - this.centre.v) * k };
   }
 
-  /** Arcsec from the centre, of a point on the canvas. */
+  /** Arcsec from the centre, of a point on the canvas. @param {number} x @param {number} y */
   skyAt(x, y) {
     const { u, v } = this.placeAt(x, y);
-    const { width, height, scale } = this.size;
+    const { width, height } = this.size;
+    const scale = this.size.scale ?? NaN;
     return { x: (u - width / 2) * scale, y: (v - height / 2) * scale };
   }
 
-  /** Where on the canvas a place on the sky lies. */
+  /** Where on the canvas a place on the sky lies. @param {number} x @param {number} y */
   screenOfSky(x, y) {
-    const { width, height, scale } = this.size;
+    const { width, height } = this.size;
+    const scale = this.size.scale ?? NaN;
     return this.screen(width / 2 + x / scale, height / 2 + y / scale);
   }
 
@@ -97,10 +107,11 @@ export class Picture {
     context.imageSmoothingEnabled = false; // pixels are shown as they are
     for (const layer of this.layers) this.drawLayer(layer);
     if (!this.layers.length) return;
-    this.marks(context, this);
+    this.marks();
     if (this.size.scale) drawScaleBar(this, this.magnification / this.size.scale);
   }
 
+  /** @param {Layer} layer */
   drawLayer({ source, share = 1, alpha = 1 }) {
     const { width, height } = this.size;
     const aside = ((1 - share) * width) / 2;
@@ -113,10 +124,10 @@ export class Picture {
   }
 }
 
-/** Ink for marks on a picture, and the outline that sets them off. */
+/** Ink for marks on a picture, and the outline that sets them off. @param {Picture} picture */
 export const inks = ({ isLight }) => (isLight ? ["#16191d", "rgb(255 255 255 / 85%)"] : ["#fff", "rgb(0 0 0 / 75%)"]);
 
-/** @param {number} perArcsec canvas pixels */
+/** @param {Picture} picture @param {number} perArcsec canvas pixels */
 function drawScaleBar(picture, perArcsec) {
   const { context, canvas } = picture;
   const side = canvas.clientWidth;
@@ -124,10 +135,10 @@ function drawScaleBar(picture, perArcsec) {
   const length = [5, 2, 1, 0.5, 0.2, 0.1, 0.05].find((arcsec) => arcsec * perArcsec < side / 3) ?? 0.02;
   const [x, y] = [12, side - 12];
   context.lineCap = "butt";
-  for (const [colour, width] of [
+  for (const [colour, width] of /** @type {const} */ ([
     [outline, 5],
     [ink, 2],
-  ]) {
+  ])) {
     context.strokeStyle = colour;
     context.lineWidth = width;
     context.beginPath();
@@ -138,7 +149,7 @@ function drawScaleBar(picture, perArcsec) {
   label(picture, `${length}″`, x, y - 7);
 }
 
-/** Text that is read on any picture. */
+/** Text that is read on any picture. @param {Picture} picture @param {string} text @param {number} x @param {number} y */
 export function label(picture, text, x, y) {
   const { context } = picture;
   const [ink, outline] = inks(picture);
@@ -151,7 +162,11 @@ export function label(picture, text, x, y) {
   context.fillText(text, x, y);
 }
 
-/** Zooms and pans a picture by wheel, drag and keys. `stage` is the box around its canvas that takes the focus. */
+/**
+ * Zooms and pans a picture by wheel, drag and keys.
+ * @param {Picture} picture
+ * @param {HTMLElement} stage the box around its canvas that takes the focus
+ */
 export function makeMovable(picture, stage) {
   const { canvas } = picture;
   canvas.addEventListener("wheel", (event) => {
@@ -167,7 +182,7 @@ export function makeMovable(picture, stage) {
   });
   stage.addEventListener("keydown", (event) => {
     const step = Math.max(picture.size.width, picture.size.height) / 8 / picture.zoom;
-    const act = {
+    const act = /** @type {Record<string, () => void>} */ ({
       "+": () => picture.zoomBy(1.5),
       "=": () => picture.zoomBy(1.5),
       "-": () => picture.zoomBy(1 / 1.5),
@@ -176,7 +191,7 @@ export function makeMovable(picture, stage) {
       ArrowRight: () => picture.moveBy(step, 0),
       ArrowUp: () => picture.moveBy(0, step),
       ArrowDown: () => picture.moveBy(0, -step),
-    }[event.key];
+    })[event.key];
     if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     act();

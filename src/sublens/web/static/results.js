@@ -4,7 +4,12 @@ import { json } from "./api.js";
 import { complain, find, make, say } from "./dom.js";
 import { many, milliseconds, percent, seconds } from "./numbers.js";
 
-/** @param {object} service the answer of /v1/networks */
+/**
+ * @typedef {import("./predictions.js").Network} Network
+ * @typedef {import("./predictions.js").Score} Score
+ */
+
+/** @param {import("./api.js").ServiceDescription} service */
 export function startResults({ networks, report }) {
   find("score-rows").replaceChildren(...networks.flatMap(scoreRows));
   find("speed-rows").replaceChildren(...networks.map(speedRow));
@@ -25,13 +30,14 @@ export function startResults({ networks, report }) {
   }
 }
 
-/** The score of the run itself, then the first of each other track. */
+/** The score of the run itself, then the first of each other track. @param {Score[]} scores */
 function bestOfEach(scores) {
-  const best = new Map();
+  const best = /** @type {Map<string, Score>} */ (new Map());
   for (const score of scores) if (!best.has(score.track)) best.set(score.track, score);
   return [...best.values()];
 }
 
+/** @param {Network} network */
 function scoreRows(network) {
   const best = bestOfEach(network.scores);
   const name = () => make("th", { scope: "row", text: network.name });
@@ -47,6 +53,7 @@ function scoreRows(network) {
   return best.map((score) => make("tr", {}, name(), ...scoreCells(score)));
 }
 
+/** @param {Score} score */
 function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, images, n }) {
   return [
     make("td", {}, make("b", { text: auc.toFixed(4) }), ` [${low.toFixed(4)}, ${high.toFixed(4)}]`),
@@ -60,6 +67,7 @@ function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, 
 
 // --- speed ---
 
+/** @param {Network} network */
 function speedRow({ name }) {
   const cells = Array.from({ length: 4 }, () => make("td", { text: "–" }));
   const button = make("button", { type: "button", text: "Measure", "aria-label": `Measure ${name} on this machine` });
@@ -73,6 +81,7 @@ function speedRow({ name }) {
   );
 }
 
+/** @param {string} name @param {HTMLElement[]} cells @param {HTMLButtonElement} button */
 async function measure(name, cells, button) {
   button.disabled = true;
   button.textContent = "Measuring …";
@@ -96,6 +105,7 @@ async function measure(name, cells, button) {
 
 // --- cards ---
 
+/** @param {Network} network */
 function card(network) {
   const best = network.scores[0];
   const summary = make(
@@ -106,14 +116,14 @@ function card(network) {
   const facts = make(
     "div",
     { class: "facts" },
-    ...[
-      ["What it looks at", lookFacts(network)],
+    .../** @type {[string, Record<string, any>][]} */ ([
+      ["Input and output", shapeFacts(network)],
       ["Calibration", calibrationFacts(network)],
       ["Training", trainingFacts(network)],
       ["Data", network.data],
       ["Versions", network.versions],
       ["Machine", network.machine],
-    ].map(([title, rows]) => make("div", {}, make("h3", { text: title }), list(rows))),
+    ]).map(([title, rows]) => make("div", {}, make("h3", { text: title }), list(rows))),
   );
   const raw = make(
     "details",
@@ -129,41 +139,46 @@ function card(network) {
   return make("details", { "data-network": network.name }, summary, facts, raw);
 }
 
+/** @param {Record<string, any>} rows */
 const list = (rows) =>
   make(
     "dl",
     {},
     ...Object.entries(rows ?? {}).flatMap(([name, value]) => [
       make("dt", { text: name.replaceAll("_", " ") }),
-      make("dd", { text: said(value) }),
+      make("dd", { text: inWords(value) }),
     ]),
   );
 
-function said(value) {
+/** @param {any} value */
+function inWords(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return Number.isInteger(value) ? many(value) : String(Number(value.toPrecision(5)));
   if (typeof value === "boolean") return value ? "yes" : "no";
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-function lookFacts({ bundle, classes, image_shape: shape, side, pixel_scale: scale, map }) {
+/** @param {Network} network */
+function shapeFacts({ bundle, classes, image_shape: shape, side, pixel_scale: scale, map }) {
   return {
     bundle,
     classes: classes.join(", "),
-    images: `${shape.join(" × ")} pixels${scale ? ` of ${Number(scale.toPrecision(4))}″` : ""}, of which it sees the central ${side}`,
+    images: `${shape.join(" × ")} pixels${scale ? ` of ${Number(scale.toPrecision(4))}″` : ""}, of which the central ${side} are used`,
     map: map ? `${map.n_cells} × ${map.n_cells} cells of ${map.cell_arcsec.toFixed(2)}″` : "none",
   };
 }
 
+/** @param {Network} network */
 function calibrationFacts({ temperature, coverage, ood_threshold: threshold }) {
   if (coverage === null) return { calibrated: "no" };
   return {
     temperature,
-    "sets hold the truth": `in ${percent(coverage)} of images`,
-    "strange from": threshold ? threshold.toFixed(2) : "–",
+    "sets contain the truth": `in ${percent(coverage)} of images`,
+    "out-of-distribution above": threshold ? threshold.toFixed(2) : "–",
   };
 }
 
+/** @param {Network} network */
 function trainingFacts({ training }) {
   const facts = { ...training };
   if (facts.seconds) facts.seconds = seconds(facts.seconds);

@@ -3,7 +3,9 @@
 /**
  * @typedef {{x: number, y: number, mass_msun: number}} Subhalo  arcsec and Msun
  * @typedef {{x: number, y: number, angle: number, half_length: number, mass_msun: number}} Vortex
- * @typedef {object} Scene  as the service takes it
+ * @typedef {object} Scene  as the service takes it; further numbers are those of the dials
+ * @property {string} survey
+ * @property {number} seed
  * @property {Subhalo[]} subhaloes
  * @property {Vortex | null} string
  */
@@ -49,22 +51,23 @@ export const DIALS = [
   ],
 ];
 
-/** What a dial shows of a scene. */
+/** What a dial shows of a scene. @param {Scene} scene @param {Dial} dial @returns {number} */
 export function reading(scene, dial) {
-  const value = dial.path.split(".").reduce((part, name) => part[name], scene);
+  const value = dial.path.split(".").reduce((part, name) => part[name], /** @type {any} */ (scene));
   return dial.isAngle ? value * DEGREES : value;
 }
 
-export function turn(scene, dial, shown) {
+/** Sets what a dial shows. @param {Scene} scene @param {Dial} dial @param {number} value */
+export function turn(scene, dial, value) {
   const names = dial.path.split(".");
-  const owner = names.slice(0, -1).reduce((part, name) => part[name], scene);
-  owner[names.at(-1)] = rounded(dial.isAngle ? shown / DEGREES : shown);
+  const owner = names.slice(0, -1).reduce((part, name) => part[name], /** @type {any} */ (scene));
+  owner[names[names.length - 1]] = rounded(dial.isAngle ? value / DEGREES : value);
 }
 
-/** Five digits are finer than anything seen, and keep links short. */
+/** Five digits are finer than any picture shows, and keep links short. @param {number} value */
 export const rounded = (value) => Number(value.toPrecision(5));
 
-/** Position angles repeat after half a turn. */
+/** Position angles repeat after half a turn. @param {number} angle */
 const folded = (angle) => rounded(((angle % Math.PI) + Math.PI) % Math.PI);
 
 /**
@@ -90,11 +93,15 @@ export function packed(state) {
   return text.replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 }
 
-/** The state in a link; throws where it is damaged. @returns {State} */
+/** The state in a link; throws where it is damaged. @param {string} text @returns {State} */
 export function unpacked(text) {
   const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
   const state = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-  state.scene.subhaloes = state.scene.subhaloes.map(([x, y, mass]) => ({ x, y, mass_msun: mass }));
+  state.scene.subhaloes = state.scene.subhaloes.map((/** @type {number[]} */ [x, y, mass]) => ({
+    x,
+    y,
+    mass_msun: mass,
+  }));
   for (const [, dials] of DIALS) {
     for (const dial of dials) if (!Number.isFinite(reading(state.scene, dial))) throw new Error(dial.path);
   }
