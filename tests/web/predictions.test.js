@@ -1,0 +1,76 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import * as predictions from "../../src/sublens/web/static/predictions.js";
+
+const { claimedSet, conclusion, oodFlag, oodInWords, oodWarning, setInBraces, setInWords } = predictions;
+const NETWORK = { name: "a", classes: ["no", "sphere", "vort"], coverage: 0.9, ood_threshold: 1.2 };
+const PREDICTION = {
+  network: "a",
+  label: "sphere",
+  probs: { no: 0.1, sphere: 0.8, vort: 0.1 },
+  prediction_set: ["sphere"],
+  ood_score: 0.5,
+  ood: false,
+};
+const other = (changes) => ({ ...PREDICTION, network: "b", ...changes });
+
+test("the OOD flag is yes, no or unknown", () => {
+  assert.equal(oodFlag(PREDICTION), false);
+  assert.equal(oodFlag(other({ ood: true })), true);
+  assert.equal(oodFlag(other({ ood: null })), null);
+  assert.equal(oodFlag(other({ ood: false, ood_score: null })), null);
+  assert.equal(oodFlag(undefined), null);
+});
+
+test("an unknown OOD flag is neither out-of-distribution nor in-distribution", () => {
+  assert.match(oodInWords(PREDICTION, NETWORK), /^In-distribution. Its OOD score is 0.50, the limit 1.20\.$/);
+  assert.match(oodInWords(other({ ood_score: null }), NETWORK), /is unknown/);
+  assert.match(oodWarning(other({ ood: true, ood_score: 7.02 }), NETWORK), /OOD score is 7.02, the limit 1.20/);
+});
+
+test("no set is claimed for an out-of-distribution image", () => {
+  const outside = other({ ood: true });
+  assert.equal(claimedSet(outside), null);
+  assert.equal(setInBraces(outside), "–");
+  assert.match(setInWords(outside, NETWORK), /no prediction set/);
+});
+
+test("the empty set differs from no set", () => {
+  assert.equal(setInBraces(other({ prediction_set: [] })), "{}");
+  assert.match(setInWords(other({ prediction_set: [] }), NETWORK), /is \{\}: no class/);
+  assert.equal(setInBraces(other({ prediction_set: null })), "–");
+  assert.match(setInWords(other({ prediction_set: null }), NETWORK), /not calibrated/);
+});
+
+test("a set is explained by its size", () => {
+  assert.match(setInWords(PREDICTION, NETWORK), /The truth is “sphere” nine times in ten/);
+  assert.match(setInWords(other({ prediction_set: ["no", "vort"] }), NETWORK), /one of \{no, vort\}/);
+  assert.match(setInWords(other({ prediction_set: NETWORK.classes }), NETWORK), /cannot rule out/);
+  assert.match(setInWords(PREDICTION, { ...NETWORK, coverage: 0.95 }), /in 95.0 % of images/);
+});
+
+test("networks agree, disagree, or have different classes", () => {
+  assert.equal(conclusion([PREDICTION, other({})]), "Both networks agree: many subhaloes (sphere).");
+  assert.match(conclusion([PREDICTION, other({ label: "no" })]), /^The networks disagree: a predicts “sphere” and b/);
+  const foreign = other({ label: "cdm", probs: { cdm: 0.9, axion: 0.1 } });
+  assert.match(conclusion([PREDICTION, foreign]), /^The networks have different classes: a predicts “sphere” and b/);
+});
+
+test("a network without a prediction has no say in the conclusion", () => {
+  const none = other({ label: null, probs: {} });
+  assert.equal(conclusion([PREDICTION, none]), "a predicts many subhaloes (sphere).");
+  assert.match(conclusion([none]), /^No network/);
+});
+
+test("the conclusion names the networks for which the image is out-of-distribution", () =>
+  assert.match(conclusion([PREDICTION, other({ ood: true })]), /out-of-distribution for b\.$/));
+
+test("the network with the best score is followed, and one without scores is none better", () => {
+  const networks = [
+    { name: "a", scores: [] },
+    { name: "b", scores: [{ auc: 0.9 }] },
+    { name: "c", scores: [{ auc: 0.8 }] },
+  ];
+  assert.equal(predictions.best(networks), "b");
+});
