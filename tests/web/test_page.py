@@ -352,7 +352,7 @@ def exported(page: Page) -> list[dict[str, Any]]:
     """The rows of the catalogue that the page sends to be written."""
     with page.expect_request("**/v1/catalogue*") as request:
         page.click('button.export[data-format="csv"]')
-    rows: list[dict[str, Any]] = request.value.post_data_json["rows"]
+    rows: list[dict[str, Any]] = json.loads(request.value.post_data or "")["rows"]
     return rows
 
 
