@@ -1,4 +1,4 @@
-"""What a Dask cluster of this machine costs and gains: 20,000 images simulated, 50,000 judged.
+"""What a Dask cluster of this machine costs and gains: 20,000 images simulated, 50,000 predicted.
 
     python benchmarks/cluster.py
 
@@ -121,8 +121,8 @@ def main() -> None:
         images.mkdir()
         for number in range(N_JUDGED):
             np.save(images / f"{number:05d}.npy", counts[number % len(counts)])
-        judged = {way: options for way, options in simulated.items() if way != "two processes"}
-        compared("predict 50,000", judged, ("predict", "lensnet", str(images)), "table-{}.csv", folder)
+        predicted = {way: options for way, options in simulated.items() if way != "two processes"}
+        compared("predict 50,000", predicted, ("predict", "lensnet", str(images)), "table-{}.csv", folder)
         os.environ["OMP_NUM_THREADS"] = "1"
         one, two = (warm_rate(f"local:{n}") for n in (1, 2))
         print(f"warm workers simulate {one:,.0f} and {two:,.0f} images/s: {two / one:.2f} times as fast")

@@ -1,11 +1,11 @@
-"""How fast every engine judges images on one core, beside plain torch, and how soon the first answer comes.
+"""How fast every engine predicts images on one core, beside plain torch, and how soon the first answer comes.
 
     python benchmarks/predict.py lensnet resnet18 resnet18-int8 --seconds 4
 
 Names or folders of bundles; of a folder that `sublens export` made, ONNX Runtime alone is measured. Each
 cell runs in a process of its own, on one thread, from photon counts to what the network gives. "plain
 torch" is the network alone, in float32, as timm hands it out: what its users run. The engines also give
-the map of masses and the moments that tell strange images. The share is that of the most
+the map of masses and the moments behind the OOD score. The share is that of the most
 floating-point operations a second that torch reached in a float32 matrix product in the same run.
 A cold start is `sublens predict` of one image, from the shell: the quickest of five.
 """

@@ -3,7 +3,7 @@
     python benchmarks/recipe.py POOL --out recipe.jsonl --images 200000
 
 POOL is a simulated store of common-test-1, such as scripts/reference.sh makes. Every lever sees the
-same number of images on one thread and is judged on the store's selection part; rows that are in the
+same number of images on one thread and is measured on the store's selection part; rows that are in the
 output already are not run again, so it can be stopped, and two can run side by side. The table is
 printed at the end. docs/recipe.md holds it with what follows from it.
 """
@@ -39,7 +39,7 @@ from sublens.training import loop, run
 from sublens.training.loop import Batch, BatchSource
 
 SELECTION = 6_000
-"""Images that levers are judged on."""
+"""Images that levers are measured on."""
 FEW = 27_000
 """Training images that whoever has the labelled data set has."""
 
@@ -105,11 +105,11 @@ class Lever:
     n_train: int | None = None
     """Training images to choose from, if not all."""
     ema: float | None = None
-    """Decay of averaged weights that are judged instead."""
+    """Decay of averaged weights that are measured instead."""
     curriculum: dict[str, float] = field(default_factory=dict)
     """Factors on the substructure's mass and on the light, while training is young."""
     has_flipped_votes: bool = False
-    """Judged by the mean over the four mirror images."""
+    """Measured by the mean over the four mirror images."""
 
 
 Claim = tuple[str, int, int]
@@ -241,7 +241,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
     )
     seconds = process_time() - start
     predictor = predict_dataset.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)
-    probs, labels = judged(predictor, dataset.selection, lever), dataset.selection.labels
+    probs, labels = selection_probs(predictor, dataset.selection, lever), dataset.selection.labels
     return {
         "auc": metrics.macro_auc(probs, labels),
         "accuracy": float(metrics.hits(probs, labels).mean()),
@@ -250,7 +250,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
     }
 
 
-def judged(predictor: Predictor, part: Part, lever: Lever) -> metrics.Floats:
+def selection_probs(predictor: Predictor, part: Part, lever: Lever) -> metrics.Floats:
     """Probabilities of the part's images, [n, c]."""
     if not lever.has_flipped_votes:
         return predict_dataset.predict_all(predictor, part).probs

@@ -119,7 +119,7 @@ def request(network: str, seed: int = 0) -> bytes:
 
 
 def upload(data: bytes, name: str) -> bytes:
-    """A request that has a file judged."""
+    """A request to predict a file."""
     lines = [f"POST /v1/predict?name={name} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
 

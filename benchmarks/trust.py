@@ -3,7 +3,7 @@
     python benchmarks/trust.py lensnet resnet18 --images 10000
 
 Calibration error and coverage of the prediction sets on fresh images of common-test-1 (seed 50), and
-how well the out-of-distribution score tells five kinds of strange images from them: a PSF twice as
+how well the out-of-distribution score tells five kinds of out-of-distribution images from them: a PSF twice as
 wide, three times the noise, the lens galaxy's own light, a star, and DeepLense's Model II. Last, how
 much the macro AUC changes in OpenVINO, which computes in bfloat16 where the processor has it.
 """
@@ -31,7 +31,7 @@ from sublens.sim.render import simulate
 from sublens.sim.survey import Survey
 
 SEED = 50
-N_STRANGE = 1_000
+N_SHIFTED = 1_000
 STAR_PEAK = 400
 """Counts in the brightest pixel of the star; the median image has 801 in its own."""
 Counts = NDArray[np.uint16]
@@ -45,19 +45,19 @@ def changed(**sections: dict[str, Any]) -> Survey:
 
 @cache
 def fresh(n: int) -> tuple[Counts, NDArray[np.int64]]:
-    """Familiar images and their labels."""
+    """In-distribution images and their labels."""
     truth, counts = simulate(preset("common-test-1"), SEED, "test", range(n))
     return counts, truth.scenes["label"].astype(np.int64)
 
 
 def simulated(survey: Survey) -> Counts:
-    return simulate(survey, SEED, "test", range(N_STRANGE))[1]
+    return simulate(survey, SEED, "test", range(N_SHIFTED))[1]
 
 
 def starry() -> Counts:
-    """Familiar images with a star of the width of the PSF somewhere within 45 pixels of the centre."""
-    counts, rng = fresh(N_STRANGE)[0], np.random.default_rng(SEED)
-    radius, turn = rng.uniform(0, 45, N_STRANGE), rng.uniform(0, 2 * np.pi, N_STRANGE)
+    """In-distribution images with a star of the width of the PSF somewhere within 45 pixels of the centre."""
+    counts, rng = fresh(N_SHIFTED)[0], np.random.default_rng(SEED)
+    radius, turn = rng.uniform(0, 45, N_SHIFTED), rng.uniform(0, 2 * np.pi, N_SHIFTED)
     axis, sigma = np.arange(counts.shape[1]) - (counts.shape[1] - 1) / 2, 1.743
     x, y = (axis - (radius * trig(turn))[:, None] for trig in (np.cos, np.sin))
     star = STAR_PEAK * np.exp(-0.5 * (y[:, :, None] ** 2 + x[:, None, :] ** 2) / sigma**2)
@@ -95,31 +95,31 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--images", type=int, default=10_000)
     options = parser.parse_args()
-    strange = {name: make() for name, make in SHIFTS.items()}
+    shifted = {name: make() for name, make in SHIFTS.items()}
     counts, labels = fresh(options.images)
     for name in options.bundles:
         predictor = Predictor.load(name)
         assert predictor.calibration is not None
         raw = predict_dataset.predict_all(replace(predictor, calibration=None), part(counts, labels))
-        told = predict_dataset.predict_all(predictor, part(counts, labels))
-        sets = predictor.calibration.sets(told.probs)
-        errors = [metrics.calibration_error(one.probs, labels) for one in (raw, told)]
+        table = predict_dataset.predict_all(predictor, part(counts, labels))
+        sets = predictor.calibration.sets(table.probs)
+        errors = [metrics.calibration_error(one.probs, labels) for one in (raw, table)]
         print(f"{name}: temperature {predictor.calibration.temperature:.3f}")
         print(f"  calibration error (15 bins) {errors[1]:.4f}, uncalibrated {errors[0]:.4f}")
         held = metrics.coverage(sets, labels, CLASSES)
         print("  coverage " + ", ".join(f"{kind} {share:.3f}" for kind, share in held.items()))
         print("  classes in a set " + ", ".join(f"{size}: {(sets.sum(1) == size).mean():.1%}" for size in range(4)))
-        assert told.ood is not None
-        threshold, usual = predictor.calibration.ood_threshold, told.ood
-        print(f"  called strange: {(usual > threshold).mean():.1%} of these, and of")
-        for kind, images in strange.items():
+        assert table.ood is not None
+        threshold, scored = predictor.calibration.ood_threshold, table.ood
+        print(f"  out of distribution: {(scored > threshold).mean():.1%} of these, and of")
+        for kind, images in shifted.items():
             scale = preset("model-2" if kind == "Model II" else "common-test-1").camera.pixel_scale
-            found = scores(predictor, images, scale)
-            is_ood = np.arange(len(usual) + len(found)) >= len(usual)
-            area = metrics.auc(np.concatenate([usual, found]), is_ood, np.ones((1, len(is_ood))))[0]
-            print(f"    {kind:12} {(found > threshold).mean():6.1%}   AUROC {area:.4f}")
+            other = scores(predictor, images, scale)
+            is_ood = np.arange(len(scored) + len(other)) >= len(scored)
+            area = metrics.auc(np.concatenate([scored, other]), is_ood, np.ones((1, len(is_ood))))[0]
+            print(f"    {kind:12} {(other > threshold).mean():6.1%}   AUROC {area:.4f}")
         narrow = predict_dataset.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
-        change = metrics.auc_change(told.probs, narrow, labels)
+        change = metrics.auc_change(table.probs, narrow, labels)
         print("  in OpenVINO the AUC changes by {value:+.5f} [{low:+.5f}, {high:+.5f}]".format(**change))
 
 

@@ -57,7 +57,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, small_survey: Survey) 
 
 @pytest.fixture(scope="session")
 def small_dataset(small_store: Path) -> Dataset:
-    """The small store, load_networks."""
+    """The small store, opened."""
     return open_dataset(small_store, SplitConfig(selection=0.2))
 
 

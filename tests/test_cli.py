@@ -77,6 +77,31 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]
 
 
+def test_help_groups_all_commands_with_whole_summaries(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert sublens("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(COMMANDS)
+    assert all(any(line.startswith(f"  {name} ") and line.endswith(".") for line in lines) for name in COMMANDS)
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("--version") == 0
+    assert re.fullmatch(r"sublens \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_setting_given_as_an_option_is_answered_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("train", "data", "--out", "run", "--batch-size=8") == 2
+    assert "Type: --set train.batch_size=8" in " ".join(capsys.readouterr().err.split())
+    assert sublens("run", "data", "--out", "run", "--epochs", "3") == 2
+    assert "Type: --set train.epochs=3" in " ".join(capsys.readouterr().err.split())
+    assert sublens("run", "data", "--out", "run", "--nothing", "3") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
 def test_help_does_not_import_anything_heavy() -> None:
     heavy = {"torch", "timm", "numpy", "astropy", "matplotlib"}
     script = f"import sys; from sublens.cli import app; print(*{heavy} & set(sys.modules))"

@@ -7,9 +7,10 @@ import sys
 import warnings
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sublens.errors import SublensError
 from sublens.storage.object_store import Remote, parse_path
@@ -22,8 +23,61 @@ if TYPE_CHECKING:
     from sublens.inference.predictor import Row
     from sublens.inference.tables import Cell
 
+GROUPS = {
+    "Predict": ("predict", "serve", "explain"),
+    "Train and compare": ("run", "train", "evaluate", "compare", "demo"),
+    "Make data sets": ("presets", "simulate", "fidelity", "pack", "verify", "import-legacy"),
+    "Networks": ("networks", "export", "publish"),
+}
+"""Commands as the help lists them."""
+
+
+class _Command(TyperCommand):
+    """A command that answers a setting given as an option with what to type."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        known = {option for parameter in self.params for option in parameter.opts}
+        for arg, after in zip(args, [*args[1:], "VALUE"], strict=True):
+            name, equals, value = arg.partition("=")
+            if name.startswith("--") and name not in known and (key := _setting(name)):
+                raise typer.BadParameter(f"{name} is a setting. Type: --set {key}={value if equals else after}")
+        return super().parse_args(ctx, args)
+
+
+class _Group(TyperGroup):
+    """The commands, grouped by what they are for."""
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
+
+
+def _setting(option: str) -> str | None:
+    """The section.key that an option like --batch-size means, if there is one."""
+    from sublens import config
+
+    key = option.removeprefix("--").replace("-", "_")
+    sections = {
+        "train": config.TrainConfig,
+        "model": config.ModelConfig,
+        "split": config.SplitConfig,
+        "input": config.InputConfig,
+    }
+    return next((f"{section}.{key}" for section, kind in sections.items() if key in kind.model_fields), None)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"sublens {version('sublens')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="sublens",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,17 +95,16 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
 IMBALANCED = 1.5
-"""Times that the largest class may outnumber the smallest before we speak of it."""
+"""Ratio of the largest class to the smallest above which it is mentioned."""
 
 
-def _here(given: str | Path) -> Path:
-    """A parse_path on this machine."""
-    if isinstance(parse_path(given), Remote):
-        raise typer.BadParameter(f"{given} is no place on this machine, which is needed here.")
-    return Path(given)
+def _local_path(value: str | Path) -> Path:
+    if isinstance(parse_path(value), Remote):
+        raise typer.BadParameter(f"{value} must be a local path.")
+    return Path(value)
 
 
-Out = Annotated[Path, typer.Option("--out", parser=_here, metavar="PATH", help="Where to leave the result.")]
+Out = Annotated[Path, typer.Option("--out", parser=_local_path, metavar="PATH", help="Where to leave the result.")]
 AnyOut = Annotated[
     Path,
     typer.Option(
@@ -89,6 +142,14 @@ Preset = Annotated[
 ]
 
 
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def simulate(
     preset: Preset,
@@ -107,7 +168,9 @@ def simulate(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Simulate a data set; run it again to continue an interrupted store.
+    """Simulate a data set of lenses.
+
+    Run it again to continue an interrupted store.
 
     sublens simulate common-test-1 --train 30000 --test 7500 --seed 1 --workers 2 --out data/ct1
     """
@@ -144,7 +207,7 @@ def presets_(
         Path | None, typer.Option("--show", help="Draw a contact sheet instead: a .png, .pdf or .svg file.")
     ] = None,
 ) -> None:
-    """List the surveys that can be simulated, print one, or draw their images.
+    """List the surveys to simulate, print one, or draw images.
 
     sublens presets euclid --show euclid.png
     """
@@ -152,9 +215,13 @@ def presets_(
     from sublens.sim import presets
 
     if names and len(names) > 1 and not show:
-        raise ConfigError("Only one survey can be printed at a time. Name one, or add --show to draw them.")
+        raise ConfigError(
+            f"{len(names)} surveys to print", need="one at a time", next="Name one, or add --show to draw them."
+        )
     if show and show.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"{show}: a contact sheet needs a name that ends in .png, .pdf or .svg.")
+        raise ConfigError(
+            "no format of a contact sheet", need=".png, .pdf or .svg", next="End the name with one of these.", path=show
+        )
     surveys = [presets.preset(name) for name in names or presets.names()]
     if show:
         from sublens.sim import contact_sheet
@@ -180,7 +247,7 @@ def fidelity(
     ] = "no",
     seed: Seed = 1,
 ) -> None:
-    """Test whether a survey's simulated images are distributed like real ones.
+    """Compare a survey's simulated images with real ones.
 
     sublens fidelity common-test-1 common_test_1/train/no --class no
     """
@@ -188,12 +255,13 @@ def fidelity(
     from sublens.progress import visible
     from sublens.sim import presets
 
-    rows, told = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    rows, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
         values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
         print(f"{row.name:26} {values} {row.distance:6.3f} {row.p:6.3f}")
-    print(f"A network tells them apart with AUC {told.auc:.4f} [{told.low:.4f}, {told.high:.4f}]; 0.5 is chance.")
+    auc, low, high = separation.auc, separation.low, separation.high
+    print(f"A network tells them apart with AUC {auc:.4f} [{low:.4f}, {high:.4f}]; 0.5 is chance.")
 
 
 @app.command()
@@ -210,7 +278,7 @@ def pack(
     cluster: Cluster = None,
     force: Force = False,
 ) -> None:
-    """Convert a folder of images into a store, which loads many times faster.
+    """Convert a folder of images into a store, which loads faster.
 
     sublens pack common_test_1 --out data/ct1
     """
@@ -229,7 +297,7 @@ def import_legacy(
     out: Out,
     force: Force = False,
 ) -> None:
-    """Convert pickled .npy files, as DeepLenseSim writes for axions, into plain ones that sublens reads.
+    """Convert DeepLenseSim's pickled .npy files into plain ones.
 
     Only arrays and numbers are taken out of a file, in a process that may do nothing else; a file
     that asks for more is refused. Plain .npy files are copied, folders stay as they are. The number
@@ -248,7 +316,7 @@ def import_legacy(
 
 @app.command()
 def verify(
-    given: Annotated[Path, typer.Argument(metavar="STORE", parser=parse_path, help="Store to check; may be s3://.")],
+    path: Annotated[Path, typer.Argument(metavar="STORE", parser=parse_path, help="Store to check; may be s3://.")],
 ) -> None:
     """Check every byte of a store against its manifest.
 
@@ -259,25 +327,26 @@ def verify(
     from sublens.progress import visible
     from sublens.storage import object_store
 
-    store_path = object_store.local(given, visible)
+    store_path = object_store.local(path, visible)
     manifest = store.read_manifest(store_path)
-    wrong = []
-    with visible(f"verifying {given}", len(manifest.files)) as advance:
+    damaged = []
+    with visible(f"verifying {path}", len(manifest.files)) as advance:
         for number, (name, problem) in enumerate(store.damage(store_path, manifest), start=1):
             advance(number, "files")
-            wrong += [f"{name}: {problem}"] if problem else []
-    if wrong:
+            damaged += [f"{name}: {problem}"] if problem else []
+    if damaged:
         raise DataError(
-            f"{given}: {len(wrong)} files are not as they were written:\n  "
-            + "\n  ".join(wrong)
-            + "\nCopy the store again, or make it again."
+            f"{len(damaged)} files are not as they were written:\n  " + "\n  ".join(damaged) + "\n",
+            need="the bytes of its manifest",
+            next="Copy the store again, or make it again.",
+            path=path,
         )
-    print(_described(given))
+    print(_described(path))
 
 
 @app.command()
 def networks() -> None:
-    """List our networks, what each sees, and the trained ones that come with sublens.
+    """List the networks, and the trained ones that are shipped.
 
     sublens networks
     """
@@ -292,7 +361,7 @@ def networks() -> None:
         print(f"{name:18} trained, AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]   {folder}")
 
 
-@app.command()
+@app.command(cls=_Command)
 def train(
     dataset: Data,
     out: Out,
@@ -306,7 +375,9 @@ def train(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Train one network; Ctrl-C keeps the best so far, and --resume goes on.
+    """Train one network.
+
+    Ctrl-C keeps the best weights so far, and --resume goes on.
 
     On several processors or GPUs: torchrun --nproc-per-node 4 --no-python sublens train ...
 
@@ -320,7 +391,7 @@ def train(
     from sublens.training import run
 
     if force and resume:
-        raise ConfigError("--force starts again, --resume goes on. Give one of them.")
+        raise ConfigError("--force starts again, --resume goes on", need="one of them", next="Leave out the other.")
     files.refuse_overlap(out, dataset)
     if not resume:
         files.refuse_existing(out, force=force)  # before the data set is read
@@ -369,12 +440,12 @@ def evaluate(
     dataset: Data,
     out: Annotated[
         Path | None,
-        typer.Option("--out", parser=_here, metavar="FOLDER", help="Measure a copy of the network, made here."),
+        typer.Option("--out", parser=_local_path, metavar="FOLDER", help="Measure a copy of the network, made here."),
     ] = None,
     cluster: Cluster = None,
     force: Force = False,
 ) -> None:
-    """Measure a trained network on the test part of a data set.
+    """Measure a trained network on a data set's test part.
 
     sublens evaluate runs/resnet18 data/ct1
     """
@@ -410,7 +481,9 @@ def publish_(
     out: Out,
     force: Force = False,
 ) -> None:
-    """Make a bundle to give away of the best of several runs: 16-bit weights, calibrated, and the scores of all.
+    """Make a bundle to give away of the best of several runs.
+
+    It has 16-bit weights, is calibrated, and holds the scores of all runs.
 
     The best is the one with the least selection loss among those trained on the same data as the
     first; the others' scores go into its card.
@@ -468,7 +541,9 @@ def predict(
     cluster: Cluster = None,
     force: Force = False,
 ) -> None:
-    """Judge images: a line each with the label, the probability of each class, and what they are worth.
+    """Predict the class of each image.
+
+    A line for each image: its label, the probability of each class, and how far to trust them.
 
     The prediction set holds the true class of nine images in ten (none: no class is probable enough
     for that). An image that is strange is unlike all that the network has learned from: do not trust
@@ -552,7 +627,9 @@ def export_(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Write a trained network as one ONNX file that needs neither sublens nor torch.
+    """Write a trained network as one ONNX file.
+
+    The file needs neither sublens nor torch.
 
     It is compared with torch, in double precision, on the selection part, and refused where any
     probability differs by more than 1e-5; with --int8, where the AUC differs by more than 0.0005; with
@@ -567,14 +644,15 @@ def export_(
 
     files.refuse_existing(out, force=force)
     data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(bundle.locate(network)), visible)
-    told = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
+    comparison = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
     print(out / bundle.GRAPH)
     reference = "the float32 graph" if int8 else "torch"
-    print(f"  probabilities of {told.n:,} images differ from those of {reference} by {told.deviation:.1e} at most")
-    if told.auc_change:
-        print("  8 bits change the macro AUC by {:+.5f} [{:+.5f}, {:+.5f}]".format(*told.auc_change))
-    if told.mirror_gain:
-        print("  mirror images change the macro AUC by {:+.5f} [{:+.5f}, {:+.5f}]".format(*told.mirror_gain))
+    n, deviation = comparison.n, comparison.deviation
+    print(f"  probabilities of {n:,} images differ from those of {reference} by {deviation:.1e} at most")
+    if comparison.auc_change:
+        print("  8 bits change the macro AUC by {:+.5f} [{:+.5f}, {:+.5f}]".format(*comparison.auc_change))
+    if comparison.mirror_gain:
+        print("  mirror images change the macro AUC by {:+.5f} [{:+.5f}, {:+.5f}]".format(*comparison.mirror_gain))
 
 
 @app.command()
@@ -593,7 +671,9 @@ def explain(
     pixel_scale: PixelScale = None,
     force: Force = False,
 ) -> None:
-    """Draw what in each image speaks for a class, beside the image: a PNG each, and a line on where it peaks.
+    """Draw what in each image speaks for a class.
+
+    A PNG for each image, and a line on where the saliency peaks.
 
     Where the network draws maps of the substructure, the picture shows that as well.
 
@@ -645,7 +725,7 @@ def compare(
     print(page.write(runs, out, force=force))
 
 
-@app.command("run")
+@app.command("run", cls=_Command)
 def run_(
     dataset: Data,
     out: Out,
@@ -656,7 +736,9 @@ def run_(
     set_: Set = None,
     force: Force = False,
 ) -> None:
-    """Train, measure and compare networks on your data; run it again to continue.
+    """Train, measure and compare networks on your data.
+
+    Run it again to continue.
 
     sublens run common_test_1 --models lensnet,resnet18 --out results
     """
@@ -689,7 +771,9 @@ def serve(
         Path | None, typer.Option("--new-key", help="Add a key to this file, print it, and serve nothing.")
     ] = None,
 ) -> None:
-    """Open a page that judges images and simulates lenses live, and an inference service beside it.
+    """Open the page and the inference service.
+
+    The page predicts images and simulates lenses live.
 
     sublens serve
     """
@@ -723,7 +807,9 @@ def demo(
     workers: Workers = 2,
     force: Force = False,
 ) -> None:
-    """Measure the networks that come with sublens, and one trained live, on fresh images.
+    """Measure the shipped networks, and one trained live.
+
+    They are measured on freshly simulated images.
 
     sublens demo --minutes 10 --out demo
     """
