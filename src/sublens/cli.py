@@ -35,7 +35,7 @@ GROUPS = {
 class _Command(TyperCommand):
     """A command that answers a setting given as an option with what to type."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {option for parameter in self.params for option in parameter.opts}
         for arg, after in zip(args, [*args[1:], "VALUE"], strict=True):
             name, equals, value = arg.partition("=")
@@ -47,7 +47,7 @@ class _Command(TyperCommand):
 class _Group(TyperGroup):
     """The commands, grouped by what they are for."""
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, names in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
@@ -58,7 +58,7 @@ def _setting(option: str) -> str | None:
     from sublens import config
 
     key = option.removeprefix("--").replace("-", "_")
-    sections = {
+    sections: dict[str, type[config.Frozen]] = {
         "train": config.TrainConfig,
         "model": config.ModelConfig,
         "split": config.SplitConfig,
