@@ -148,8 +148,8 @@ def test_every_reference_of_the_openapi_document_resolves(document: dict[str, An
 def schema(document: dict[str, Any], method: str, path: str) -> dict[str, Any]:
     """The schema of a successful answer."""
     (content,) = document["paths"][path][method]["responses"]["200"]["content"].values()
-    found: dict[str, Any] = content["schema"]
-    return found
+    described: dict[str, Any] = content["schema"]
+    return described
 
 
 def test_every_answer_of_json_has_a_schema(document: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/models/{name}/versions/{number}/ready", include_in_schema=False)
     @router.get("/models/{name}/ready")
     async def model_ready(name: Name, number: str = MODEL_VERSION) -> dict[str, Any]:
-        """Tell whether a network takes requests."""
+        """Check whether a network takes requests."""
         _check_version(number)
         return {"name": service.network(name).name, "ready": service.is_ready}
 

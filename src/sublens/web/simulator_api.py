@@ -94,12 +94,12 @@ def routes(service: Service) -> APIRouter:
             raise overloaded("Another network is being measured")
         async with measuring:
             deadline = service.deadline()
-            one = await unless_gone(request, _images_per_second(served, 1, deadline), deadline)
+            single = await unless_gone(request, _images_per_second(served, 1, deadline), deadline)
             full = await unless_gone(request, _images_per_second(served, BATCH, deadline), deadline)
         return Speed(
             network=served.name,
-            one_ms=1e3 / one,
-            one_per_s=one,
+            one_ms=1e3 / single,
+            one_per_s=single,
             batch=BATCH,
             batch_per_s=full,
             threads=n_threads(),
