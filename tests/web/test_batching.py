@@ -22,6 +22,17 @@ def images(rows: slice) -> Callable[[], NDArray[np.uint16]]:
     return lambda: COUNTS[rows]
 
 
+def held_back(is_busy: Event, go: Event, seconds: float = 10) -> Callable[[], NDArray[np.uint16]]:
+    """An image that comes only once it may."""
+
+    def prepare() -> NDArray[np.uint16]:
+        is_busy.set()
+        go.wait(seconds)
+        return COUNTS[:1]
+
+    return prepare
+
+
 def soon() -> float:
     return time.monotonic() + 20
 
@@ -42,7 +53,7 @@ def batcher(sizes: list[int]) -> Iterator[Batcher]:
 def busy(batcher: Batcher) -> Iterator[None]:
     """Keep the network busy with a batch that ends only after the block."""
     is_busy, go = Event(), Event()
-    first = batcher.submit(1, lambda: (is_busy.set(), go.wait(10), COUNTS[:1])[2], soon())
+    first = batcher.submit(1, held_back(is_busy, go), soon())
     is_busy.wait(10)
     try:
         yield
@@ -129,8 +140,8 @@ def test_a_network_that_fails_fails_the_batch_and_goes_on(batcher: Batcher) -> N
 
 
 def test_a_closed_batcher_leaves_nobody_waiting() -> None:
-    closing, is_busy, go = Batcher(PREDICTOR), Event(), Event()
-    closing.submit(1, lambda: (is_busy.set(), go.wait(0.5), COUNTS[:1])[2], soon())
+    closing, is_busy = Batcher(PREDICTOR), Event()
+    closing.submit(1, held_back(is_busy, Event(), 0.5), soon())
     is_busy.wait(10)
     waiting = closing.submit(1, images(slice(1)), soon())
     closing.close()

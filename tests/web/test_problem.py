@@ -105,7 +105,8 @@ def npy(pixels: Any) -> bytes:
     ],
 )
 def test_every_refusal_has_a_specific_need_and_next(path: str, body: bytes, client: TestClient) -> None:
-    answer = client.post(path, content=body)
+    kind = "application/json" if body.startswith((b"{", b"no JSON")) else "application/octet-stream"
+    answer = client.post(path, content=body, headers={"content-type": kind})
     assert 400 <= answer.status_code < 500
     assert answer.headers["content-type"] == problem.MEDIA_TYPE
     sent = answer.json()

@@ -246,7 +246,8 @@ def test_a_new_key_opens_what_is_closed(tmp_path: Path) -> None:
 def test_a_port_in_use_is_refused_in_words(server: Running) -> None:
     ended = refused("--port", str(server.port))
     assert ended.returncode == 1
-    assert "Choose another with --port" in ended.stderr
+    assert "(Address already in use); needs an address" in ended.stderr
+    assert "Choose another port with --port" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

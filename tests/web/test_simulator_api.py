@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -115,22 +116,31 @@ class SlowPredictor(Predictor):
         return super().forward(counts[:1])
 
 
-def served(predictor: Predictor) -> Iterator[TestClient]:
+@contextmanager
+def served(predictor: Predictor, **options: Any) -> Iterator[TestClient]:
     """A client of a service with this predictor as lensnet."""
     folder, metrics = bundle.locate("lensnet"), Metrics()
     network = ServedNetwork("lensnet", folder, bundle.read_card(folder), predictor, Batcher(predictor))
-    with TestClient(create_app(Service({"lensnet": network}, metrics))) as made:
+    with TestClient(create_app(Service({"lensnet": network}, metrics, **options))) as made:
         yield made
 
 
 @pytest.fixture
 def torch_client() -> Iterator[TestClient]:
-    yield from served(Predictor.load("lensnet", "torch"))
+    with served(Predictor.load("lensnet", "torch")) as made:
+        yield made
+
+
+def test_a_search_past_its_deadline_ends_with_the_problem() -> None:
+    with served(Predictor.load("lensnet"), deadline_seconds=-1.0) as client:
+        answer = client.post("/v1/smallest-mass?network=lensnet&x=1&y=0", json={})
+    (line,) = answer.text.splitlines()
+    assert (json.loads(line)["status"], json.loads(line)["next"]) == (503, "Try again in 1 s.")
 
 
 def test_a_benchmark_measures_single_images_and_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator_api, "BENCHMARK_SECONDS", 0.2)
-    for client in served(SlowPredictor.load("lensnet")):
+    with served(SlowPredictor.load("lensnet")) as client:
         speed = client.post("/v1/benchmark?network=lensnet").json()
     assert 12 <= speed["one_ms"] < 60
     assert speed["one_per_s"] == pytest.approx(1000 / speed["one_ms"])
@@ -146,7 +156,7 @@ def test_every_request_gets_the_map_and_score_of_its_own_image(torch_client: Tes
         (got,) = torch_client.post("/v1/simulate", json=lenses[row % 12].model_dump()).json()["predictions"]
         expected = reference.prediction(row % 12)
         assert got["ood_score"] == pytest.approx(expected.ood, abs=1e-2)
-        np.testing.assert_allclose(decoded(got["map"]), expected.masses, rtol=1e-2, atol=1e5)
+        np.testing.assert_allclose(decoded(got["map"]), np.asarray(expected.masses), rtol=1e-2, atol=1e5)
 
     def search(row: int) -> None:
         answer = torch_client.post("/v1/smallest-mass?network=lensnet&x=1.08&y=0.1", json=lenses[row].model_dump())

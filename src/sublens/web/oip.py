@@ -238,35 +238,16 @@ def _json_bytes(body: bytes, header: str | None) -> int:
 
 def _images(tensor: InputTensor, rest: bytes) -> NDArray[np.generic]:
     """The images of a tensor [b, h, w] or [b, 1, h, w], whose bytes may be the rest of the body."""
-    dtype, shape, size = DTYPES.get(tensor.datatype), tensor.shape, tensor.parameters.binary_data_size
+    dtype, shape = DTYPES.get(tensor.datatype), _image_shape(tensor)
     if tensor.name != INPUT or dtype is None:
         raise _bad(
             f"The input {tensor.name!r} is {tensor.datatype}",
             need=f"the input {INPUT!r}, of {', '.join(DTYPES)}",
             next="Correct name and datatype.",
         )
-    if len(shape) == 4 and shape[1] == 1:
-        shape = [shape[0], *shape[2:]]
-    if len(shape) != 3 or shape[0] > BATCH:
-        raise _bad(
-            f"The shape is {shape}",
-            need=f"[b, height, width] with b from 1 to {BATCH}",
-            next="Split the images into several requests, or correct the shape.",
-        )
-    if (size is None) == (tensor.data is None):
-        raise _bad(
-            f"The input has {'neither data nor' if size is None else 'both data and'} binary_data_size",
-            need="one of them",
-            next="Send data as numbers, or binary_data_size with the bytes behind the JSON.",
-        )
-    if size is not None and size != len(rest):
-        raise _bad(
-            f"binary_data_size is {size}, and {len(rest)} bytes follow the JSON",
-            need="equal numbers",
-            next="Correct binary_data_size, or Inference-Header-Content-Length.",
-        )
+    _check_source(tensor, len(rest))
     try:
-        if size is not None:
+        if tensor.data is None:
             return np.frombuffer(rest, dtype).reshape(shape)
         return _exact(np.asarray(tensor.data).reshape(shape), dtype)
     except (ValueError, TypeError, OverflowError) as err:
@@ -275,6 +256,37 @@ def _images(tensor: InputTensor, rest: bytes) -> NDArray[np.generic]:
             need="as many numbers as the shape has, of that datatype",
             next="Correct data, datatype or shape.",
         ) from err
+
+
+def _image_shape(tensor: InputTensor) -> list[int]:
+    """The shape [b, h, w]; channels, of which there is one, are left out."""
+    shape = tensor.shape
+    if len(shape) == 4 and shape[1] == 1:
+        shape = [shape[0], *shape[2:]]
+    if len(shape) == 3 and shape[0] <= BATCH:
+        return shape
+    raise _bad(
+        f"The shape is {tensor.shape}",
+        need=f"[b, height, width] with b from 1 to {BATCH}",
+        next="Split the images into several requests, or correct the shape.",
+    )
+
+
+def _check_source(tensor: InputTensor, n_bytes: int) -> None:
+    """Raise `Problem` 400 unless either data or as many bytes as announced hold the numbers."""
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        raise _bad(
+            f"The input has {'neither data nor' if size is None else 'both data and'} binary_data_size",
+            need="one of them",
+            next="Send data as numbers, or binary_data_size with the bytes behind the JSON.",
+        )
+    if size is not None and size != n_bytes:
+        raise _bad(
+            f"binary_data_size is {size}, and {n_bytes} bytes follow the JSON",
+            need="equal numbers",
+            next="Correct binary_data_size, or Inference-Header-Content-Length.",
+        )
 
 
 def _exact(numbers: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:

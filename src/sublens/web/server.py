@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,8 +133,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as err:
+        reason = os.strerror(err.errno) if err.errno and err.errno > 0 else err.strerror  # asyncio's has the address
         raise ConfigError(
-            f"{host}:{port} cannot be used ({err.strerror or err})",
+            f"{host}:{port} cannot be used ({reason})",
             need="an address of this machine with a free port",
             next="Choose another port with --port, or 0 for any.",
         ) from err
