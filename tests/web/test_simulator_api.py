@@ -83,7 +83,7 @@ def test_a_search_that_cannot_be_made_ends_with_the_problem(client: TestClient) 
     [
         ({"theta_e": 100}, "less than or equal to 5"),
         ({"colour": "red"}, "Extra inputs"),
-        ({"survey": "/etc/passwd"}, "There is no preset"),
+        ({"survey": "/etc/passwd"}, "no preset called"),
         ({"theta_e": 0.1, "subhaloes": [{"x": 0, "y": 0, "mass_msun": 1e11}]}, "Take some out"),
     ],
 )
@@ -99,7 +99,7 @@ def test_the_surveys_are_listed_with_the_ranges_of_their_sliders(client: TestCli
     assert surveys["rubin"]["pixel_scale"] == 0.2
 
 
-def test_the_smeared_images_of_many_users_take_bounded_memory() -> None:
+def test_point_spread_functions_of_many_users_take_bounded_memory() -> None:
     for fwhm in np.linspace(0.1, 0.5, 300):
         camera.psf_kernel(scene.survey_of(Scene(psf_fwhm=fwhm)).camera)
     assert camera.psf_kernel.cache_info().currsize <= 64

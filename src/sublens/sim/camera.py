@@ -37,7 +37,7 @@ def binned(image: Tensor, supersampling: int) -> Tensor:
     return F.avg_pool2d(image, supersampling) if supersampling > 1 else image
 
 
-@lru_cache(maxsize=64)  # of a service, each user sets a width of their own
+@lru_cache(maxsize=64)  # users of the service set any width
 def psf_kernel(camera: Camera) -> Tensor:
     """The point-spread function on the camera's pixels, [k, k] of odd k, double precision, sum one.
 
