@@ -20,34 +20,38 @@ def tensor(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in {**plain, **changes}.items() if value is not None}
 
 
-def outputs(told: Any) -> dict[str, Any]:
-    return {one["name"]: np.reshape(one["data"], one["shape"]) for one in told["outputs"]}
+def outputs(answer: Any) -> dict[str, Any]:
+    return {tensor["name"]: np.reshape(tensor["data"], tensor["shape"]) for tensor in answer["outputs"]}
 
 
-def test_plain_json_gives_what_the_predictor_says(client: TestClient) -> None:
-    told = client.post(URL, json={"id": "7", "inputs": [tensor()]}).json()
+def test_plain_json_gives_the_predictions_of_the_library(client: TestClient) -> None:
+    answer = client.post(URL, json={"id": "7", "inputs": [tensor()]}).json()
     expected = Predictor.load("lensnet")(IMAGES)
-    assert told["id"] == "7"
-    found = outputs(told)
-    np.testing.assert_allclose(found["probs"], [list(one.probs.values()) for one in expected], atol=1e-9)
-    np.testing.assert_allclose(found["ood_score"], np.array([one.ood for one in expected], float), atol=1e-6)
-    np.testing.assert_allclose(found["masses"], np.array([one.masses for one in expected], float), rtol=1e-5)
-    assert found["ood"].tolist() == [one.is_ood for one in expected]
+    assert answer["id"] == "7"
+    arrays = outputs(answer)
+    np.testing.assert_allclose(arrays["probs"], [list(prediction.probs.values()) for prediction in expected], atol=1e-9)
+    np.testing.assert_allclose(
+        arrays["ood_score"], np.array([prediction.ood for prediction in expected], float), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        arrays["masses"], np.array([prediction.masses for prediction in expected], float), rtol=1e-5
+    )
+    assert arrays["ood"].tolist() == [prediction.is_ood for prediction in expected]
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT32", "UINT16"])
 def test_the_bytes_of_a_tensor_may_follow(datatype: str, client: TestClient) -> None:
     kinds = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "UINT16": "<u2"}
     data = IMAGES.astype(kinds[datatype]).tobytes()
-    given = tensor(datatype=datatype, data=None, parameters={"binary_data_size": len(data)})
-    head = json.dumps({"inputs": [given], "outputs": [{"name": "probs", "parameters": {"binary_data": True}}]}).encode()
+    image = tensor(datatype=datatype, data=None, parameters={"binary_data_size": len(data)})
+    head = json.dumps({"inputs": [image], "outputs": [{"name": "probs", "parameters": {"binary_data": True}}]}).encode()
     answer = client.post(URL, content=head + data, headers={"Inference-Header-Content-Length": str(len(head))})
     n_head = int(answer.headers["inference-header-content-length"])
     probs = np.frombuffer(answer.content[n_head:], "<f8").reshape(3, 3)
     np.testing.assert_allclose(
         probs, Predictor.load("lensnet").probs(IMAGES - IMAGES.min((1, 2), keepdims=True)), atol=1e-9
     )
-    assert [one["name"] for one in json.loads(answer.content[:n_head])["outputs"]] == ["probs"]
+    assert [output["name"] for output in json.loads(answer.content[:n_head])["outputs"]] == ["probs"]
 
 
 def test_any_linear_scale_gives_the_same(client: TestClient) -> None:
@@ -58,13 +62,13 @@ def test_any_linear_scale_gives_the_same(client: TestClient) -> None:
     np.testing.assert_array_equal(first["probs"], second["probs"])
 
 
-def test_metadata_tell_what_goes_in_and_comes_out(client: TestClient) -> None:
-    told = client.get("/v2/models/lensnet").json()
-    found = outputs(client.post(URL, json={"inputs": [tensor()]}).json())
-    assert {one["name"]: one["shape"][1:] for one in told["outputs"]} == {
-        name: list(values.shape[1:]) for name, values in found.items()
+def test_metadata_describe_the_input_and_the_outputs(client: TestClient) -> None:
+    metadata = client.get("/v2/models/lensnet").json()
+    arrays = outputs(client.post(URL, json={"inputs": [tensor()]}).json())
+    assert {output["name"]: output["shape"][1:] for output in metadata["outputs"]} == {
+        name: list(values.shape[1:]) for name, values in arrays.items()
     }
-    assert told["inputs"][0]["shape"] == [-1, 150, 150]
+    assert metadata["inputs"][0]["shape"] == [-1, 150, 150]
 
 
 def test_a_version_may_be_named(client: TestClient) -> None:
@@ -96,10 +100,10 @@ def test_a_version_may_be_named(client: TestClient) -> None:
         (json.dumps({"inputs": [tensor()], "outputs": [{"name": "secrets"}]}), "no output 'secrets'"),
     ],
 )
-def test_what_is_no_such_request_is_refused_in_words(body: Any, words: str, client: TestClient) -> None:
+def test_an_invalid_request_is_refused_in_words(body: Any, words: str, client: TestClient) -> None:
     answer = client.post(URL, content=body)
     assert answer.status_code == 400
-    assert words in answer.json()["detail"]
+    assert words in answer.json()["error"]
 
 
 @pytest.mark.parametrize("header", ["x", "-1", "99999999999999999999", "9" * 5000, "²"])
@@ -108,7 +112,7 @@ def test_a_header_that_is_no_length_is_refused(header: str, client: TestClient) 
     assert answer.status_code == 400
 
 
-def test_an_image_that_cannot_be_judged_is_refused_by_its_place(client: TestClient) -> None:
+def test_an_unusable_image_is_refused_by_its_index(client: TestClient) -> None:
     flat = IMAGES.copy()
     flat[1] = 7
     answer = client.post(URL, json={"inputs": [tensor(data=flat.ravel().tolist())]})
@@ -128,10 +132,9 @@ def test_much_json_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_client_of_the_protocol_finds_the_error_where_it_looks(client: TestClient) -> None:
-    told = client.post("/v2/models/lensnett/infer", json={}).json()
-    assert (
-        told["error"]
-        == "There is no network called 'lensnett'. Needed: one of lensnet, mobilenetv3-small. " + told["next"]
+    answer = client.post("/v2/models/lensnett/infer", json={}).json()
+    assert answer["error"] == (
+        "There is no network called 'lensnett'. Needed: one of lensnet, mobilenetv3-small. Did you mean lensnet?"
     )
 
 

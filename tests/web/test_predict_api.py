@@ -1,4 +1,4 @@
-"""Files in, judgements out, over HTTP."""
+"""Files in, predictions out, over HTTP."""
 
 import io
 import json
@@ -19,54 +19,54 @@ from sublens.web import predict_api
 IMAGE = scene.observed(scene.drawn("common-test-1", "sphere", 4))[0]
 
 
-def packed(write: Any, *values: Any) -> bytes:
-    held = io.BytesIO()
-    write(held, *values)
-    return held.getvalue()
+def written(write: Any, *values: Any) -> bytes:
+    file = io.BytesIO()
+    write(file, *values)
+    return file.getvalue()
 
 
-def asked(client: TestClient, data: bytes, name: str, **params: Any) -> Any:
+def post(client: TestClient, data: bytes, name: str, **params: Any) -> Any:
     return client.post("/v1/predict", params={"name": name, **params}, content=data)
 
 
-def test_a_file_is_judged_as_the_predictor_does(client: TestClient) -> None:
-    told = asked(client, packed(np.save, IMAGE), "a.npy").json()
-    (image,) = told["images"]
-    assert (image["id"], image["error"], told["is_cut"], image["is_scale_known"]) == ("a.npy", None, False, False)
-    for one in image["predictions"]:
-        (expected,) = Predictor.load(one["network"])([IMAGE])
-        assert one["probs"] == pytest.approx(expected.probs, abs=1e-6)
-        assert tuple(one["prediction_set"]) == expected.prediction_set
-        assert one["ood_score"] == pytest.approx(expected.ood, abs=1e-3)
+def test_a_file_gets_the_predictions_of_the_library(client: TestClient) -> None:
+    answer = post(client, written(np.save, IMAGE), "a.npy").json()
+    (image,) = answer["images"]
+    assert (image["id"], image["error"], answer["is_cut"], image["is_scale_known"]) == ("a.npy", None, False, False)
+    for prediction in image["predictions"]:
+        (expected,) = Predictor.load(prediction["network"])([IMAGE])
+        assert prediction["probs"] == pytest.approx(expected.probs, abs=1e-6)
+        assert tuple(prediction["prediction_set"]) == expected.prediction_set
+        assert prediction["ood_score"] == pytest.approx(expected.ood, abs=1e-3)
 
 
-def test_a_stack_is_judged_image_by_image_up_to_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_is_predicted_image_by_image_up_to_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_api, "MAX_IMAGES", 3)
     stack = np.stack([IMAGE] * 2 + [np.zeros_like(IMAGE)] + [IMAGE] * 2)
-    told = asked(client, packed(np.savez, stack), "a.npz", network="lensnet").json()
-    assert [one["id"] for one in told["images"]] == ["a.npz#0", "a.npz#1", "a.npz#2"]
-    assert [bool(one["error"]) for one in told["images"]] == [False, False, True]
-    assert told["is_cut"]
+    answer = post(client, written(np.savez, stack), "a.npz", network="lensnet").json()
+    assert [image["id"] for image in answer["images"]] == ["a.npz#0", "a.npz#1", "a.npz#2"]
+    assert [bool(image["error"]) for image in answer["images"]] == [False, False, True]
+    assert answer["is_cut"]
 
 
 def test_extensions_are_listed_and_chosen(client: TestClient) -> None:
     hdus = fits.HDUList(
         [fits.PrimaryHDU(), fits.ImageHDU(IMAGE, name="SCI"), fits.ImageHDU(IMAGE[::-1] + 1, name="ERR")]
     )
-    data = packed(lambda held: hdus.writeto(held))
-    first, second = (asked(client, data, "a.fits", network="lensnet", hdu=hdu).json() for hdu in ("1", "2"))
-    assert [(one["number"], one["name"]) for one in first["extensions"]] == [(1, "SCI"), (2, "ERR")]
+    data = written(lambda file: hdus.writeto(file))
+    first, second = (post(client, data, "a.fits", network="lensnet", hdu=hdu).json() for hdu in ("1", "2"))
+    assert [(extension["number"], extension["name"]) for extension in first["extensions"]] == [(1, "SCI"), (2, "ERR")]
     assert first["images"][0]["counts"] != second["images"][0]["counts"]
 
 
-def test_a_saliency_is_made_when_asked_for(client: TestClient) -> None:
-    told = asked(client, packed(np.save, IMAGE), "a.npy", network="lensnet", saliency=True).json()
-    assert told["images"][0]["predictions"][0]["saliency"]["shape"] == [150, 150]
+def test_a_saliency_map_is_made_on_request(client: TestClient) -> None:
+    answer = post(client, written(np.save, IMAGE), "a.npy", network="lensnet", saliency=True).json()
+    assert answer["images"][0]["predictions"][0]["saliency"]["shape"] == [150, 150]
 
 
-def test_an_image_that_is_too_small_is_shown_but_not_judged(client: TestClient) -> None:
-    told = asked(client, packed(np.save, IMAGE[:40, :40]), "a.npy", network="lensnet").json()
-    (image,) = told["images"]
+def test_an_image_that_is_too_small_is_sent_back_without_a_prediction(client: TestClient) -> None:
+    answer = post(client, written(np.save, IMAGE[:40, :40]), "a.npy", network="lensnet").json()
+    (image,) = answer["images"]
     assert image["counts"]["shape"] == [40, 40]
     assert "needs 96 x 96" in image["predictions"][0]["error"]
 
@@ -76,30 +76,37 @@ def test_an_image_that_is_too_small_is_shown_but_not_judged(client: TestClient) 
     [
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "a.fits", 415),
         (b"\x80\x04pickled", "a.npy", 415),
-        (packed(lambda held: np.save(held, np.array([{}], object), allow_pickle=True)), "a.npy", 415),
+        (written(lambda file: np.save(file, np.array([{}], object), allow_pickle=True)), "a.npy", 415),
         (b"whatever", "a.h5", 415),
         (b"whatever", "a.zarr", 415),
         (b"whatever", "a.pkl", 415),
         (b"whatever", "..", 415),
         (b"", "a.npy", 422),
         (b"whatever", "a.fits", 422),
-        (packed(np.save, np.zeros((150, 150))), "a.npy", 422),
+        (written(np.save, np.zeros((150, 150))), "a.npy", 422),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_words(data: bytes, name: str, status: int, client: TestClient) -> None:
-    answer = asked(client, data, name)
+def test_an_unusable_file_is_refused_in_words(data: bytes, name: str, status: int, client: TestClient) -> None:
+    answer = post(client, data, name)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert all(answer.json()[part] for part in ("detail", "need", "next"))
 
 
-def test_no_path_of_the_server_is_told(client: TestClient) -> None:
-    answer = asked(client, b"whatever", "../../etc/a.fits")
+def test_an_error_names_the_upload_and_no_path_of_the_server(client: TestClient) -> None:
+    answer = post(client, b"whatever", "../../etc/a.fits")
     assert answer.json()["detail"].startswith("a.fits: ")
+    assert "upload" not in answer.text
+
+
+def test_a_table_of_another_networks_classes_is_refused(client: TestClient) -> None:
+    row = {"id": "a", "label": "spiral", "probs": {"spiral": 0.9, "elliptical": 0.1}}
+    answer = client.post("/v1/catalogue", json={"network": "lensnet", "rows": [row]})
+    assert (answer.status_code, answer.json()["need"]) == (422, "one for each class of the network: no, sphere, vort")
 
 
 def test_an_unknown_network_is_refused(client: TestClient) -> None:
-    answer = asked(client, packed(np.save, IMAGE), "a.npy", network="lensnett")
+    answer = post(client, written(np.save, IMAGE), "a.npy", network="lensnett")
     assert (answer.status_code, answer.json()["next"]) == (404, "Did you mean lensnet?")
 
 
@@ -144,7 +151,7 @@ def test_corrections_are_kept_in_every_format(form: str, client: TestClient, tmp
     assert str(read["error"][1]) == "cannot be read"
 
 
-def test_lines_of_json_hold_all_that_was_said(client: TestClient) -> None:
+def test_lines_of_json_hold_every_cell(client: TestClient) -> None:
     first, second = map(json.loads, table(client, "jsonl").splitlines())
     assert (first["prediction_set"], first["comment"], first["notes"]) == (
         "sphere,no",

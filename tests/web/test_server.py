@@ -1,4 +1,4 @@
-"""The service in a process of its own: a stranger's client, rude callers, signals."""
+"""The service in a process of its own: a foreign client, malformed requests, signals."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
 
 
 class Running:
-    """A server, and where it is."""
+    """A server process and its address."""
 
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "sublens.cli", "serve", "lensnet", "--port", "0", *arguments]
@@ -58,7 +58,7 @@ def connected(server: Running) -> socket.socket:
 
 
 def status(server: Running, request: bytes, *, is_all: bool = False) -> int:
-    """Of the first answer; 0 where the line is closed without one. is_all: say that nothing else will come."""
+    """The status of the first answer; 0 where the connection closes without one. is_all: close our side after it."""
     with connected(server) as line:
         with contextlib.suppress(OSError):
             line.sendall(request)
@@ -74,28 +74,33 @@ def is_well(server: Running) -> bool:
     return status(server, b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
 
 
-def test_a_strangers_client_gets_what_the_predictor_says(server: Running) -> None:
+def test_a_foreign_client_gets_the_predictions_of_the_library(server: Running) -> None:
     client = triton.InferenceServerClient(f"localhost:{server.port}")
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("lensnet")
     assert client.get_server_metadata()["name"] == "sublens"
-    told = client.get_model_metadata("lensnet")
-    given_ = triton.InferInput(told["inputs"][0]["name"], list(IMAGES.shape), told["inputs"][0]["datatype"])
-    given_.set_data_from_numpy(IMAGES.astype(np.float32))
-    answer = client.infer("lensnet", [given_])
+    metadata = client.get_model_metadata("lensnet")
+    (described,) = metadata["inputs"]
+    tensor = triton.InferInput(described["name"], list(IMAGES.shape), described["datatype"])
+    tensor.set_data_from_numpy(IMAGES.astype(np.float32))
+    answer = client.infer("lensnet", [tensor])
     expected = Predictor.load("lensnet")(IMAGES)
-    np.testing.assert_allclose(answer.as_numpy("probs"), [list(one.probs.values()) for one in expected], atol=1e-9)
-    assert answer.as_numpy("ood").tolist() == [one.is_ood for one in expected]
-    assert {one["name"] for one in told["outputs"]} == {one["name"] for one in answer.get_response()["outputs"]}
+    np.testing.assert_allclose(
+        answer.as_numpy("probs"), [list(prediction.probs.values()) for prediction in expected], atol=1e-9
+    )
+    assert answer.as_numpy("ood").tolist() == [prediction.is_ood for prediction in expected]
+    assert {output["name"] for output in metadata["outputs"]} == {
+        output["name"] for output in answer.get_response()["outputs"]
+    }
     client.close()
 
 
-def abused(server: Running, n: int) -> int:
-    """Ask every operation of our own OpenAPI document what it does not expect, n times at most; returns how many."""
-    n_asked = 0
+def send_invalid(server: Running, n: int) -> int:
+    """Send n requests at most to the operations of our own OpenAPI document, valid and invalid; returns how many."""
+    n_sent = 0
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
+    operations = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
@@ -107,19 +112,19 @@ def abused(server: Running, n: int) -> int:
                 database=None,
             )
             @given(case=operation.as_strategy(generation_mode=mode))
-            def ask(case: schemathesis.Case[Any]) -> None:
-                nonlocal n_asked
-                n_asked += 1
+            def send(case: schemathesis.Case[Any]) -> None:
+                nonlocal n_sent
+                n_sent += 1
                 answer = case.call(base_url=server.url, timeout=60)
                 assert answer.status_code < 500 or answer.status_code == 503, (case, answer.text)
 
-            with contextlib.suppress(Unsatisfiable):  # of some, nothing can be wrong
-                ask()
-    return n_asked
+            with contextlib.suppress(Unsatisfiable):  # some operations take no invalid request
+                send()
+    return n_sent
 
 
-def mangled(server: Running, n: int) -> None:
-    """Requests with bytes changed, cut out, doubled, or cut short."""
+def send_mangled(server: Running, n: int) -> None:
+    """Send requests with bytes changed, cut out, doubled, or cut short."""
     rng = np.random.default_rng(1)
     body = json.dumps({"inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "UINT8", "data": [1, 2, 3, 4]}]})
     whole = [
@@ -142,21 +147,21 @@ def mangled(server: Running, n: int) -> None:
                 case 3:
                     del request[max(place, 1) :]
             request = request or bytearray(b"\r\n")
-        told = status(server, bytes(request), is_all=True)
-        assert told < 500 or told == 503, bytes(request)
+        code = status(server, bytes(request), is_all=True)
+        assert code < 500 or code == 503, bytes(request)
 
 
-def test_what_nobody_expects_is_never_our_fault(server: Running) -> None:
-    abused(server, 400)
-    mangled(server, 400)
+def test_unexpected_requests_are_never_our_fault(server: Running) -> None:
+    send_invalid(server, 400)
+    send_mangled(server, 400)
     assert is_well(server)
 
 
 @pytest.mark.slow
 def test_ten_thousand_malformed_requests_are_never_our_fault(server: Running) -> None:
-    n_asked = abused(server, 8000)
-    assert n_asked > 3000
-    mangled(server, 10_000 - n_asked)
+    n_sent = send_invalid(server, 8000)
+    assert n_sent > 3000
+    send_mangled(server, 10_000 - n_sent)
     assert is_well(server)
 
 
@@ -173,7 +178,7 @@ def test_a_body_without_end_is_refused_and_costs_no_memory(server: Running) -> N
     assert memory() - before < 20_000
 
 
-def test_headers_that_never_end_are_not_waited_for(server: Running) -> None:
+def test_headers_without_end_close_the_connection(server: Running) -> None:
     with connected(server) as line:
         with contextlib.suppress(OSError):
             for _ in range(100):
@@ -184,7 +189,7 @@ def test_headers_that_never_end_are_not_waited_for(server: Running) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_on_which_nothing_comes_is_closed(server: Running) -> None:
+def test_a_silent_connection_is_closed(server: Running) -> None:
     with connected(server) as line:
         start = time.monotonic()
         line.sendall(b"GET / HT")
@@ -192,21 +197,19 @@ def test_a_line_on_which_nothing_comes_is_closed(server: Running) -> None:
         assert time.monotonic() - start < 15
 
 
-def test_a_killed_reader_fails_nobody_else(server: Running) -> None:
+def test_a_killed_reader_fails_no_other_request(server: Running) -> None:
     children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True)
     for child in children.stdout.split():
         os.kill(int(child), signal.SIGKILL)
     head = b"POST /v1/predict?name=a.npy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
-    assert status(server, head + b"what") == 422  # as read by a child that is new
+    assert status(server, head + b"what") == 422  # by a new child
     assert is_well(server)
 
 
-def test_what_is_under_way_is_finished_when_the_service_ends() -> None:
+def test_requests_under_way_are_finished_when_the_service_stops() -> None:
     server = Running()
-    told = json.dumps({"inputs": [{"name": "image", "shape": [3, 150, 150], "datatype": "UINT16"}]})
-    given_ = json.loads(told)
-    given_["inputs"][0]["data"] = IMAGES.ravel().tolist()
-    body = json.dumps(given_).encode()
+    tensor = {"name": "image", "shape": [3, 150, 150], "datatype": "UINT16", "data": IMAGES.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
     head = f"POST /v2/models/lensnet/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     lines = [connected(server) for _ in range(30)]
     for line in lines:
@@ -223,10 +226,10 @@ def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_others_are_served_only_with_a_key(tmp_path: Path) -> None:
-    told = refused("--host", "0.0.0.0")
-    assert told.returncode == 2
-    assert "--new-key" in told.stderr
+def test_other_machines_are_served_only_with_a_key(tmp_path: Path) -> None:
+    ended = refused("--host", "0.0.0.0")
+    assert ended.returncode == 2
+    assert "--new-key" in ended.stderr
     (tmp_path / "keys").write_text("")
     assert refused("--host", "0.0.0.0", "--keys", str(tmp_path / "keys")).returncode == 1
 
@@ -240,16 +243,17 @@ def test_a_new_key_opens_what_is_closed(tmp_path: Path) -> None:
     assert server.end() == 0
 
 
-def test_a_port_that_is_taken_is_told_in_words(server: Running) -> None:
-    told = refused("--port", str(server.port))
-    assert told.returncode == 1
-    assert "Choose another with --port" in told.stderr
-    assert "Traceback" not in told.stderr
+def test_a_port_in_use_is_refused_in_words(server: Running) -> None:
+    ended = refused("--port", str(server.port))
+    assert ended.returncode == 1
+    assert "(Address already in use); needs an address" in ended.stderr
+    assert "Choose another port with --port" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
-def test_a_network_that_is_not_there_is_told_in_words() -> None:
-    told = subprocess.run(
+def test_an_unknown_network_is_refused_in_words() -> None:
+    ended = subprocess.run(
         [sys.executable, "-m", "sublens.cli", "serve", "lensnett"], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 1
-    assert "Did you mean lensnet?" in told.stderr
+    assert ended.returncode == 1
+    assert "Did you mean lensnet?" in ended.stderr

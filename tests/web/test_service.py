@@ -1,4 +1,4 @@
-"""Work for a request that may give up, and which networks are served."""
+"""Work for requests that may end early, and the networks that are served."""
 
 import asyncio
 import time
@@ -11,12 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from sublens.errors import BundleError, ConfigError
 from sublens.models import bundle
-from sublens.web.problem import Problem, from_error
+from sublens.web.answers import Array, array
+from sublens.web.problem import Problem
 from sublens.web.prometheus import Metrics
-from sublens.web.service import array, load_networks, together, unless_gone
+from sublens.web.service import load_networks, together, unless_gone
 
 
-def asked(*, leaves_after: float) -> Request:
+def request_of_client(*, leaves_after: float) -> Request:
     async def receive() -> Any:
         await asyncio.sleep(leaves_after)
         return {"type": "http.disconnect"}
@@ -25,11 +26,11 @@ def asked(*, leaves_after: float) -> Request:
 
 
 def outcome(work_seconds: float, leaves_after: float, deadline_seconds: float) -> tuple[object, bool]:
-    """What came of it, and whether the work was cancelled."""
+    """The result or the kind of error, and whether the work was cancelled."""
 
     async def run() -> tuple[object, bool]:
         work = asyncio.ensure_future(asyncio.sleep(work_seconds, "done"))
-        request, deadline = asked(leaves_after=leaves_after), time.monotonic() + deadline_seconds
+        request, deadline = request_of_client(leaves_after=leaves_after), time.monotonic() + deadline_seconds
         try:
             return await unless_gone(request, work, deadline), False
         except (ClientDisconnect, Problem) as err:
@@ -39,7 +40,7 @@ def outcome(work_seconds: float, leaves_after: float, deadline_seconds: float) -
     return asyncio.run(run())
 
 
-def test_work_is_cancelled_when_the_caller_leaves() -> None:
+def test_work_is_cancelled_when_the_client_leaves() -> None:
     assert outcome(5, 0.05, 5) == (ClientDisconnect, True)
 
 
@@ -85,13 +86,4 @@ def test_two_networks_may_not_have_one_name(tmp_path: Path) -> None:
 
 def test_arrays_are_sent_in_little_endian_bytes() -> None:
     first, second = (array(np.arange(6, dtype=kind).reshape(2, 3)) for kind in ("<u2", ">u2"))
-    assert first == second == {"dtype": "uint16", "shape": (2, 3), "data": "AAABAAIAAwAEAAUA"}
-
-
-def test_our_errors_are_told_apart_into_what_need_and_next() -> None:
-    told = from_error(ConfigError("x is 3; needs 4 or more. Raise it. Or leave it out."))
-    assert (told.detail, told.need, told.then) == (
-        "x is 3",
-        "4 or more",
-        "Raise it. Or leave it out.",
-    )
+    assert first == second == Array(dtype="uint16", shape=(2, 3), data="AAABAAIAAwAEAAUA")

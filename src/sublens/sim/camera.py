@@ -1,7 +1,7 @@
 """What the camera does: pixel grid, point-spread function, noise."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def binned(image: Tensor, supersampling: int) -> Tensor:
     return F.avg_pool2d(image, supersampling) if supersampling > 1 else image
 
 
-@cache
+@lru_cache(maxsize=64)  # users of the service set any width
 def psf_kernel(camera: Camera) -> Tensor:
     """The point-spread function on the camera's pixels, [k, k] of odd k, double precision, sum one.
 

@@ -1,10 +1,10 @@
-"""The application: pages, answers and errors put together; tests pass networks of their own."""
+"""The application: routes, pages and error handlers; tests pass networks of their own."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sublens.errors import SublensError
-from sublens.web import oip, predict_api, problem, prometheus, simulator_api
+from sublens.web import answers, oip, predict_api, problem, prometheus, simulator_api
+from sublens.web.answers import NetworkList, SearchLine
 from sublens.web.guard import GONE
-from sublens.web.problem import ERROR_RESPONSES, Problem
+from sublens.web.problem import ERROR_RESPONSES, Problem, ProblemDetails
 from sublens.web.service import Service
 
 STATIC = Path(__file__).parent / "static"
@@ -24,7 +25,7 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:; "
     "frame-ancestors 'self'; sandbox allow-scripts"
 )
-"""A report holds all that it needs; it may run its own scripts, but not as this page."""
+"""Policy of a report, which holds all that it needs and may run its own scripts, but not as the page."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -50,11 +51,13 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(oip.routes(service))
     app.include_router(predict_api.routes(service, parsers))
     app.include_router(simulator_api.routes(service))
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(SublensError, _refused)
-    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(SublensError, _sublens_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _bug)
+    components = app.openapi()["components"]["schemas"]  # FastAPI adds no schema to which a route only refers
+    components.update(answers.schemas(oip.InferRequest, SearchLine, ProblemDetails))
     return app
 
 
@@ -68,52 +71,79 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/report", include_in_schema=False)
     async def report() -> Response:
         if service.report is None:
-            raise Problem(404, "There is no report.", then="Start the service with --report REPORT.html.")
-        content = service.report.read_bytes()
-        own = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
-        return Response(content, media_type="text/html", headers=own)
+            raise Problem(
+                404,
+                "The service was started without a report",
+                need="a report of `sublens compare`",
+                next="Start the service with --report REPORT.html.",
+            )
+        headers = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
+        return Response(service.report.read_bytes(), media_type="text/html", headers=headers)
 
     @app.get("/metrics", tags=["Operation"], responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
-    async def counted() -> Response:
-        """Counts, as Prometheus reads them."""
+    async def counters() -> Response:
+        """Count requests, batches and waiting images, in the text format of Prometheus."""
         return Response(service.metrics.text(), media_type=prometheus.MEDIA_TYPE)
 
     @app.get("/v1/networks", tags=["Images"], responses=ERROR_RESPONSES)
-    async def networks() -> dict[str, Any]:
-        """The networks that are served, and all that their cards tell."""
-        return {
-            "networks": [network.described() for network in service.networks.values()],
-            "formats": predict_api.FORMATS,
-            "report": service.report is not None,
-            "version": version("sublens"),
-        }
+    async def networks() -> NetworkList:
+        """List the networks with their cards."""
+        return NetworkList(
+            networks=[network.summary() for network in service.networks.values()],
+            formats=list(predict_api.FORMATS),
+            report=service.report is not None,
+            version=version("sublens"),
+        )
 
 
-async def _http(request: Request, err: Exception) -> Response:
-    """Of ours, or of the framework: no such path, no such method, a body that is no JSON."""
+async def _http_error(request: Request, err: Exception) -> Response:
+    """Answer with our own problem, or put one of the framework's into words."""
     assert isinstance(err, HTTPException)
-    if isinstance(err, Problem):
-        return problem.response(err, problem.request_id(request))
-    told = Problem(err.status_code, str(err.detail), "what GET /openapi.json says", "Correct it.", err.headers)
-    return problem.response(told, problem.request_id(request))
+    own = err if isinstance(err, Problem) else _framework_problem(request, err)
+    return problem.response(own, problem.request_id(request))
 
 
-async def _invalid(request: Request, err: Exception) -> Response:
+def _framework_problem(request: Request, err: HTTPException) -> Problem:
+    """No such path, no such method, or a body that is no JSON."""
+    path, headers = request.url.path, err.headers or {}
+    if err.status_code == HTTPStatus.NOT_FOUND:
+        what, need = f"There is no {path!r}", "a path that GET /openapi.json lists"
+        return Problem(404, what, need=need, next="Check the path.", headers=headers)
+    if err.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = headers.get("Allow", "another method")
+        what = f"{path!r} does not take {request.method}"
+        return Problem(405, what, need=allowed, next=f"Send the request with {allowed}.", headers=headers)
+    need = f"a body as GET /openapi.json describes it for {path!r}"
+    return Problem(err.status_code, str(err.detail), need=need, next="Correct the body.", headers=headers)
+
+
+async def _invalid_request(request: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
-    told = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in err.errors()[:5])
-    wrong = Problem(422, told, "what GET /openapi.json says", "Correct it.")
-    return problem.response(wrong, problem.request_id(request))
+    faults = {".".join(map(str, fault["loc"][1:])) or "body": fault["msg"] for fault in err.errors()[:5]}
+    invalid = Problem(
+        422,
+        "; ".join(f"{name}: {message}" for name, message in faults.items()),
+        need=f"values as GET /openapi.json describes them for {request.url.path!r}",
+        next=f"Correct {', '.join(faults)}.",
+    )
+    return problem.response(invalid, problem.request_id(request))
 
 
-async def _refused(request: Request, err: Exception) -> Response:
+async def _sublens_error(request: Request, err: Exception) -> Response:
+    assert isinstance(err, SublensError)
     return problem.response(problem.from_error(err), problem.request_id(request))
 
 
-async def _left(request: Request, err: Exception) -> Response:
-    """Nobody reads this."""
+async def _client_gone(request: Request, err: Exception) -> Response:
+    """Answer with a status for the log, which is all that a client that has left gets."""
     return Response(status_code=GONE)
 
 
 async def _bug(request: Request, err: Exception) -> Response:
-    wrong = Problem(500, "Something went wrong here.", then="Tell the sublens developers what was asked.")
-    return problem.response(wrong, problem.request_id(request))
+    bug = Problem(
+        500,
+        "The service failed",
+        need="a fix of sublens itself",
+        next="Report the request and the service's log to the sublens developers.",
+    )
+    return problem.response(bug, problem.request_id(request))

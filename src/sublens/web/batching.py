@@ -1,11 +1,14 @@
-"""Requests that wait for one network are shown to it together, as many as there are when it is free."""
+"""Dynamic batching: requests that wait for one network share a batch, run by the one thread of that network.
 
-import asyncio
+A predictor need not be safe to call from two threads, so nothing else in the service may run one.
+"""
+
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,34 +18,35 @@ from sublens.inference.predictor import BATCH, BatchPrediction, Predictor
 from sublens.web.problem import overloaded
 
 QUEUE_IMAGES = 512
-"""That may wait for one network; more are turned away."""
+"""Images that may wait for one network; more are refused."""
 
 Counts = NDArray[np.uint16]
 
 
 class BatchResult(NamedTuple):
-    """The output for the images of one request, and how long the batch that they shared took."""
+    """The output for the images of one request."""
 
     output: BatchPrediction
     seconds: float
+    """Time that the network took for the whole batch."""
 
 
 @dataclass
-class _Job:
+class _Task:
     n: int
     prepare: Callable[[], Counts]
     deadline: float
-    future: "asyncio.Future[BatchResult]"
+    future: "Future[BatchResult]" = field(default_factory=Future)
 
 
 class Batcher:
-    """A network, a thread that shows it images, and those that wait."""
+    """A network, its thread, and a queue of images."""
 
     def __init__(self, predictor: Predictor, on_batch: Callable[[int], None] = lambda n: None) -> None:
-        """on_batch: told the size of every batch."""
+        """on_batch: called with the number of images of every batch."""
         self.predictor = predictor
         self._on_batch = on_batch
-        self._jobs: deque[_Job] = deque()
+        self._tasks: deque[_Task] = deque()
         self._waiting = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -51,96 +55,96 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Images that wait."""
+        """Images in the queue."""
         return self._waiting
 
-    def submit(self, n: int, prepare: Callable[[], Counts], deadline: float) -> "asyncio.Future[BatchResult]":
-        """Have n images judged by `deadline`, of `time.monotonic`; cancel the future to take them out.
+    def submit(self, n: int, prepare: Callable[[], Counts], deadline: float) -> "Future[BatchResult]":
+        """Queue n images, from any thread; the result comes by `deadline`, of `time.monotonic`, or not at all.
 
-        prepare: makes their counts [n, h, w]; called in the network's thread. Raises `Problem` 503 where
-        too many wait; so does the future where the deadline passes first.
+        prepare: makes their counts [n, h, w], in the network's thread. n above the number that it makes
+        leaves room in the batch; with `BATCH` they share it with no other request. Cancelling the future
+        takes them out of the queue. Raises `Problem` 503 where too many wait; the future does where the
+        deadline passes first.
         """
-        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        task = _Task(n, prepare, deadline)
         with self._changed:
             if self._waiting + n > QUEUE_IMAGES:
-                self._forget_cancelled()
+                self._drop_cancelled()
             if self._waiting and self._waiting + n > QUEUE_IMAGES:
-                raise overloaded(f"{self._waiting} images wait for this network already.")
-            self._jobs.append(_Job(n, prepare, deadline, future))
+                raise overloaded(f"{self._waiting} images wait for this network already")
+            if self._is_closed:
+                raise _stopping()
+            self._tasks.append(task)
             self._waiting += n
             self._changed.notify()
-        return future
+        return task.future
 
-    def _forget_cancelled(self) -> None:
-        self._jobs = deque(job for job in self._jobs if not job.future.cancelled())
-        self._waiting = sum(job.n for job in self._jobs)
+    def _drop_cancelled(self) -> None:
+        self._tasks = deque(task for task in self._tasks if not task.future.cancelled())
+        self._waiting = sum(task.n for task in self._tasks)
 
     def close(self) -> None:
-        """End the thread; what still waits is never answered."""
+        """End the thread; what still waits is refused."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
+        for task in self._tasks:
+            if task.future.set_running_or_notify_cancel():
+                task.future.set_exception(_stopping())
 
     def _work(self) -> None:
-        while jobs := self._next():
-            self._judge(jobs)
+        while tasks := self._next():
+            self._predict(tasks)
 
-    def _next(self) -> list[_Job]:
-        """As many as make a batch, once there are any; none when it is time to end."""
+    def _next(self) -> list[_Task]:
+        """The tasks of the next batch, once there are any; none when the batcher is closed."""
         with self._changed:
-            while not self._jobs and not self._is_closed:
+            while not self._tasks and not self._is_closed:
                 self._changed.wait()
             if self._is_closed:
                 return []
-            taken = [self._jobs.popleft()]
-            n = taken[0].n
-            while self._jobs and n + self._jobs[0].n <= BATCH:
-                taken.append(self._jobs.popleft())
-                n += taken[-1].n
+            tasks = [self._tasks.popleft()]
+            n = tasks[0].n
+            while self._tasks and n + self._tasks[0].n <= BATCH:
+                tasks.append(self._tasks.popleft())
+                n += tasks[-1].n
             self._waiting -= n
-        return taken
+        return tasks
 
-    def _judge(self, jobs: list[_Job]) -> None:
-        ready: list[tuple[_Job, Counts]] = []
-        for job in jobs:
-            if job.future.cancelled():
+    def _predict(self, tasks: list[_Task]) -> None:
+        ready: list[tuple[_Task, Counts]] = []
+        for task in tasks:
+            if not task.future.set_running_or_notify_cancel():
                 continue
             try:
-                if time.monotonic() > job.deadline:
-                    raise overloaded("The answer would have come after the request's deadline.")
-                ready.append((job, job.prepare()))
+                if time.monotonic() > task.deadline:
+                    raise overloaded("The request's deadline passed before its turn came")
+                ready.append((task, task.prepare()))
             except Exception as err:
-                _settle(job, err)
+                task.future.set_exception(err)
         if not ready:
             return
         try:
-            self._show(ready)
+            self._forward(ready)
         except Exception as err:
-            for job, _ in ready:
-                _settle(job, err)
+            for task, _ in ready:
+                task.future.set_exception(err)
 
-    def _show(self, ready: list[tuple[_Job, Counts]]) -> None:
-        counts = np.concatenate([counts for _, counts in ready]) if len(ready) > 1 else ready[0][1]
+    def _forward(self, ready: list[tuple[_Task, Counts]]) -> None:
+        batch = np.concatenate([counts for _, counts in ready]) if len(ready) > 1 else ready[0][1]
         start = time.perf_counter()
-        output = self.predictor.forward(counts)
+        output = self.predictor.forward(batch)
         seconds = time.perf_counter() - start
-        self._on_batch(len(counts))
+        self._on_batch(len(batch))
         first = 0
-        for job, own in ready:
-            _settle(job, BatchResult(output.take(slice(first, first + len(own))), seconds))
-            first += len(own)
+        results = []
+        for _, counts in ready:
+            results.append(BatchResult(output.take(slice(first, first + len(counts))), seconds))
+            first += len(counts)
+        for (task, _), result in zip(ready, results, strict=True):
+            task.future.set_result(result)
 
 
-def _settle(job: _Job, answer: BatchResult | Exception) -> None:
-    """From the thread into the loop that waits."""
-
-    def tell() -> None:
-        if job.future.done():  # nobody waits any more
-            return
-        if isinstance(answer, Exception):
-            job.future.set_exception(answer)
-        else:
-            job.future.set_result(answer)
-
-    job.future.get_loop().call_soon_threadsafe(tell)
+def _stopping() -> Exception:
+    return overloaded("The service is stopping")

@@ -1,4 +1,4 @@
-"""What stands before the service: limits, keys, headers, logs and counts, for every request alike."""
+"""Limits, keys, security headers, log and counters, for every request before it reaches the application."""
 
 import asyncio
 import json
@@ -18,25 +18,27 @@ from sublens.web.problem import Problem, overloaded
 from sublens.web.prometheus import Metrics
 
 MAX_BODY_BYTES = 2**26
-"""Of one request."""
+"""Largest request body, bytes."""
 BODY_SECONDS = 20.0
-"""In which a body must have come."""
+"""Time for a request body to arrive."""
 MAX_HELD_BYTES = 2**30
-"""Of the bodies of all requests that are under way."""
+"""Bytes that the bodies of all requests under way may hold together."""
 SEND_SECONDS = 20.0
-"""In which a piece of an answer must be taken."""
+"""Time for a client to take a piece of an answer."""
 GONE = 499
-"""What is counted where the caller has left."""
+"""Status in log and counters of a request whose client left."""
 HEALTH = "/v2/health/"
-"""Always answered: who is only busy must not be taken for dead."""
+"""Paths that an overloaded service still answers, so that nobody restarts it."""
 MAX_REQUESTS = 512
-"""At the same time."""
+"""Requests answered at the same time."""
 HOLD_SECONDS = 0.5
-"""That one more waits to hear so: or those who ask again at once would leave no time to answer anybody."""
+"""Delay before a 503, so that instant retries do not starve the event loop."""
 OPEN_PATHS = re.compile(r"/|/static/[\w.-]+|/v2/health/(live|ready)")
-"""That need no key: the page without its answers, and whether the service is alive."""
+"""Paths that need no key: the page without its answers, and the health of the service."""
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+"""Ids of requests that a log can hold; others are replaced."""
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""Hosts under which only this machine can reach the service."""
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -63,7 +65,7 @@ class Guard:
     app: ASGIApp
     metrics: Metrics
     key_hashes: Sequence[str] = ()
-    """Of keys, one of which every request for an answer needs; none where only this machine can ask."""
+    """Hashes of the keys that open the service; empty for one that only this machine can reach."""
     log: Callable[[dict[str, Any]], None] = field(default=lambda entry: print(json.dumps(entry), file=sys.stderr))
     _n_open: int = 0
     _n_held: int = 0
@@ -80,50 +82,57 @@ class Guard:
 
 
 class _Request:
-    """One request on its way."""
+    """One request and its answer."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
         self._headers = Headers(scope=scope)
-        given = self._headers.get("x-request-id", "")
-        self._id = scope["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        name = self._headers.get("x-request-id", "")
+        self._id = scope["request_id"] = name if REQUEST_ID.fullmatch(name) else uuid.uuid4().hex
         self._status, self._n_bytes, self._body_deadline = 0, 0, 0.0
         self._is_whole = False
 
     async def serve(self) -> None:
         start = time.perf_counter()
         guard = self._guard
-        is_turned_away = guard._n_open >= MAX_REQUESTS and not self._scope["path"].startswith(HEALTH)
-        guard._n_open += not is_turned_away
+        is_refused = guard._n_open >= MAX_REQUESTS and not self._scope["path"].startswith(HEALTH)
+        guard._n_open += not is_refused
         try:
-            if is_turned_away:
+            if is_refused:
                 await asyncio.sleep(HOLD_SECONDS)
-                raise overloaded(f"{MAX_REQUESTS} requests are being answered already.")
+                raise overloaded(f"{MAX_REQUESTS} requests are under way already")
             self._check()
-            await guard.app(self._scope, self._taken, self._sent)
-        except Problem as err:  # from before the application, or raised out of it with nothing sent
+            await guard.app(self._scope, self._receive_body, self._send_answer)
+        except Problem as err:  # raised before the application, or by it with nothing sent
             await self._answer(err)
-        except TimeoutError:  # nobody reads the answer: leave it unfinished, and the line is closed
+        except TimeoutError:  # the client does not read: leave the answer unfinished, and the connection closes
             self._status = GONE
         finally:
-            guard._n_open -= not is_turned_away
+            guard._n_open -= not is_refused
             guard._n_held -= self._n_bytes
-            self._tell(time.perf_counter() - start)
+            self._record(time.perf_counter() - start)
 
     def _check(self) -> None:
-        """Raise a `Problem` for what need not be looked at."""
+        """Raise `Problem` where the headers alone refuse the request."""
         guard, headers = self._guard, self._headers
         if guard.key_hashes:
             self._check_key()
-        else:  # or a page elsewhere could have a browser on this machine ask, under a name of its own
+        else:  # or a foreign page could reach us through a browser here, under a host name of its own
             host = headers.get("host", "localhost")
             if host.rpartition(":")[0] not in LOCAL_NAMES and host not in LOCAL_NAMES:
-                raise Problem(421, f"Asked for the host {host!r}.", "localhost or 127.0.0.1", "Use that address.")
+                raise Problem(
+                    421, f"The host is {host!r}", need="localhost or 127.0.0.1", next="Use one of these in the address."
+                )
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):  # a proxy may speak TLS
-            raise Problem(403, f"The page {origin!r} asks.", "a request of our own page or of a program", "Ask there.")
+            raise Problem(
+                403,
+                f"The request comes from the page {origin!r}",
+                need="one of the service's own page or of a program",
+                next="Send it from there.",
+            )
         if headers.get("content-encoding", "identity") != "identity":
-            raise Problem(415, "The body is compressed.", "a plain one", "Send it without Content-Encoding.")
+            raise Problem(415, "The body is compressed", need="a plain one", next="Send it without Content-Encoding.")
         length = headers.get("content-length", "0")
         if len(length) > 18 or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             raise _too_large()
@@ -135,15 +144,15 @@ class _Request:
         if kind.lower() != "bearer" or not keys.fits(key.strip(), self._guard.key_hashes):
             raise Problem(
                 401,
-                "There was no key, or a wrong one.",
-                "a key of this service",
-                "Send it as Authorization: Bearer KEY.",
-                {"WWW-Authenticate": "Bearer"},
+                "The request has no key, or a wrong one",
+                need="a key of this service",
+                next="Send it as Authorization: Bearer KEY.",
+                headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _taken(self) -> Message:
-        """A piece of the body; a body may be neither too large nor too slow."""
-        if self._is_whole:  # what comes now is that the caller has gone
+    async def _receive_body(self) -> Message:
+        """A piece of the body. Raises `Problem` where the body is too large or too slow."""
+        if self._is_whole:  # the next message is that the client left
             return await self._receive()
         self._body_deadline = self._body_deadline or time.monotonic() + BODY_SECONDS
         try:
@@ -151,7 +160,7 @@ class _Request:
                 message = await self._receive()
         except TimeoutError:
             raise Problem(
-                408, "The body came too slowly.", f"all of it within {BODY_SECONDS:g} s", "Send it again."
+                408, "The body came too slowly", need=f"all of it within {BODY_SECONDS:g} s", next="Send it again."
             ) from None
         n_new = len(message.get("body", b""))
         self._n_bytes += n_new
@@ -159,24 +168,24 @@ class _Request:
         if self._n_bytes > MAX_BODY_BYTES:
             raise _too_large()
         if self._guard._n_held > MAX_HELD_BYTES:
-            raise overloaded("The requests under way hold as much as they may.")
+            raise overloaded(f"The requests under way hold {MAX_HELD_BYTES:,} bytes already")
         self._is_whole = not message.get("more_body", False)
         return message
 
-    async def _sent(self, message: Message) -> None:
+    async def _send_answer(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            own = {name for name, _ in message["headers"]}
-            extra = [(name, value) for name, value in SECURITY_HEADERS if name not in own]
+            set_already = {name for name, _ in message["headers"]}
+            extra = [(name, value) for name, value in SECURITY_HEADERS if name not in set_already]
             message["headers"] = [*message["headers"], *extra, (b"x-request-id", self._id.encode())]
         async with asyncio.timeout(SEND_SECONDS):
             await self._send(message)
 
     async def _answer(self, err: Problem) -> None:
         if not self._status:
-            await problem.response(err, self._id)(self._scope, self._receive, self._sent)
+            await problem.response(err, self._id)(self._scope, self._receive, self._send_answer)
 
-    def _tell(self, seconds: float) -> None:
+    def _record(self, seconds: float) -> None:
         route = self._scope.get("route")
         path = getattr(route, "path", "") or "other"
         self._guard.metrics.request(path, self._status, seconds)
@@ -196,7 +205,7 @@ class _Request:
 def _too_large() -> Problem:
     return Problem(
         413,
-        f"The body has more than {MAX_BODY_BYTES:,} bytes.",
-        f"at most {MAX_BODY_BYTES:,}",
-        "Cut the images out, or send fewer at a time.",
+        f"The body has more than {MAX_BODY_BYTES:,} bytes",
+        need=f"at most {MAX_BODY_BYTES / 2**20:g} MiB",
+        next="Cut the images out, or send fewer at a time.",
     )

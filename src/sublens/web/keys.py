@@ -1,4 +1,4 @@
-"""Keys of those who may use a service that others can reach. Only their hashes are kept."""
+"""API keys of a service that other machines can reach; a file holds only their hashes."""
 
 import hashlib
 import hmac
@@ -10,10 +10,11 @@ from sublens.errors import ConfigError
 from sublens.storage.files import translate_errors
 
 PREFIX = "sublens-"
+DIGEST = set("0123456789abcdef")
 
 
 def add(path: Path) -> str:
-    """A new key, whose hash is added to the file; the key itself is shown this once."""
+    """A new key, whose hash is appended to the file; nothing can show the key again."""
     key = PREFIX + secrets.token_urlsafe(32)
     with translate_errors(path), path.open("a", encoding="ascii") as file:
         path.chmod(0o600)
@@ -22,20 +23,26 @@ def add(path: Path) -> str:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """The hashes in a file. Raises `ConfigError` where there is none, or something else."""
+    """The hashes in a file. Raises `ConfigError` where it cannot be read or holds anything else."""
     try:
         lines = path.read_text(encoding="ascii").split()
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"{path}: no file of keys. Make one with `sublens serve --new-key {path}`.") from err
-    if not lines or any(len(line) != 64 or set(line) - set("0123456789abcdef") for line in lines):
-        raise ConfigError(f"{path}: holds no hashes of keys. Make one with `sublens serve --new-key {path}`.")
+    except (OSError, UnicodeDecodeError) as err:
+        raise _no_keys(path, f"cannot be read ({getattr(err, 'strerror', 'no text')})") from err
+    if not lines or any(len(line) != 64 or set(line) - DIGEST for line in lines):
+        raise _no_keys(path, "holds no hashes of keys")
     return tuple(lines)
 
 
 def fits(key: str, hashes: Sequence[str]) -> bool:
-    """Whether the key is one of them; takes as long whichever it is. Keys are random, so that no salt is needed."""
+    """Whether the key is one of those hashed, in a time that does not depend on which; random keys need no salt."""
     digest = _hash(key)
-    return sum(hmac.compare_digest(digest, one) for one in hashes) > 0
+    return sum(hmac.compare_digest(digest, known) for known in hashes) > 0
+
+
+def _no_keys(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        what, need="a file of hashed keys", next=f"Make one with `sublens serve --new-key {path}`.", path=path
+    )
 
 
 def _hash(key: str) -> str:

@@ -1,16 +1,15 @@
-"""Files in, judgements out; and a person's corrections into a catalogue."""
+"""Files in, predictions out; and predictions with a person's corrections in, a table out."""
 
 import asyncio
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -20,16 +19,18 @@ from sublens.images import formats
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
 from sublens.images.reader import Extension, Reader, ReadResult
-from sublens.inference import tables
+from sublens.inference import predictor, tables
+from sublens.inference.predictor import Prediction
+from sublens.web.answers import FileExtension, FilePredictions, ImagePredictions, array, as_json
 from sublens.web.problem import ERROR_RESPONSES, Problem
-from sublens.web.service import Json, ServedNetwork, Service, array, together, unless_gone
+from sublens.web.service import ImageOutcome, NamedImage, ServedNetwork, Service, together, unless_gone
 
 MAX_IMAGES = 200
-"""Of one file; a request is no place for a survey."""
+"""Most images of one file; those after them are left out."""
 MAX_PIXELS = 2**24
-"""Of all images of one file together, about."""
+"""Pixels of one file after which its other images are left out."""
 MAX_SHOWN = 512
-"""Side of an image that no network could use, but that is shown all the same; pixels."""
+"""Largest side of an image that is sent back although no network can use it, pixels."""
 PARSERS = 2
 """Child processes that read files."""
 NOT_HERE = frozenset({".h5", ".hdf5", ".zarr"})
@@ -40,17 +41,17 @@ PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
 OBJECT_ARRAY = re.compile(rb"\x93NUMPY.{,128}\|O", re.DOTALL)
 
 
-class Parsed(NamedTuple):
-    """What one file holds."""
+class ParsedFile(NamedTuple):
+    """The content of one file."""
 
-    found: list[ReadResult]
+    results: list[ReadResult]
     extensions: list[Extension]
     is_cut: bool
-    """Whether it holds more images than that."""
+    """Whether images were left out."""
 
 
 class Parsers:
-    """Threads that each keep a child process for files that nobody vouches for."""
+    """Threads that each have a child process to read untrusted files."""
 
     def __init__(self, n: int = PARSERS) -> None:
         self._readers: SimpleQueue[Reader] = SimpleQueue()
@@ -59,40 +60,41 @@ class Parsers:
             self._readers.put(reader)
         self._threads = ThreadPoolExecutor(n)
 
-    async def read(self, path: Path, wanted: ImageSelector, deadline: float) -> Parsed:
-        """The images of a file; what cannot be read is an error in its place."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, path, wanted, deadline)
+    async def read(self, path: Path, selector: ImageSelector, deadline: float) -> ParsedFile:
+        """The images of a file; an error in place of each that cannot be read."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, path, selector, deadline)
 
-    def _read(self, path: Path, wanted: ImageSelector, deadline: float) -> Parsed:
+    def _read(self, path: Path, selector: ImageSelector, deadline: float) -> ParsedFile:
         reader = self._readers.get()
         try:
-            reader.wanted = wanted
-            found, n_pixels, is_cut = list[ReadResult](), 0, False
-            for one in reader.read([path]):
-                is_cut = len(found) == MAX_IMAGES or n_pixels >= MAX_PIXELS
+            reader.wanted = selector
+            results, n_pixels, is_cut = list[ReadResult](), 0, False
+            for result in reader.read([path]):
+                is_cut = len(results) == MAX_IMAGES or n_pixels >= MAX_PIXELS
                 if is_cut or time.monotonic() > deadline:
                     break
-                found.append(one)
-                n_pixels += one.image.pixels.size if isinstance(one.image, Image) else 0
-            return Parsed(found, reader.extensions(path) if time.monotonic() < deadline else [], is_cut)
+                results.append(result)
+                n_pixels += result.image.pixels.size if isinstance(result.image, Image) else 0
+            return ParsedFile(results, reader.extensions(path) if time.monotonic() < deadline else [], is_cut)
         finally:
             self._readers.put(reader)
 
     def close(self) -> None:
-        """End them all."""
+        """End the threads and their child processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for reader in self._all:
             reader.__exit__(None, None, None)
 
 
-class Row(BaseModel):
-    """One judged image, and what a person says of it."""
+class CatalogueRow(BaseModel):
+    """One image, its prediction, and a person's correction."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     id: Annotated[str, Field(max_length=300)]
     path: Annotated[str, Field(max_length=300)] = ""
     label: Annotated[str, Field(max_length=100)] = ""
+    """The predicted class; empty where there is no prediction."""
     probs: Annotated[dict[str, FiniteFloat], Field(max_length=100)] = {}
     prediction_set: Annotated[list[str], Field(max_length=100)] | None = None
     ood_score: FiniteFloat | None = None
@@ -102,23 +104,23 @@ class Row(BaseModel):
     ra: FiniteFloat | None = None
     dec: FiniteFloat | None = None
     correction: Annotated[str, Field(max_length=100)] = ""
-    """The class that the person sees."""
+    """The class that the person assigns."""
     comment: Annotated[str, Field(max_length=1000)] = ""
 
 
 class Catalogue(BaseModel):
-    """What one network, and a person, say of many images."""
+    """The predictions of one network for many images, with corrections."""
 
     model_config = ConfigDict(extra="forbid")
 
     network: str
-    rows: Annotated[list[Row], Field(max_length=20_000)]
+    rows: Annotated[list[CatalogueRow], Field(max_length=20_000)]
 
 
-Name = Annotated[str, Query(max_length=300, description="Of the file; its end tells the format.")]
-Networks = Annotated[list[str], Query(max_length=50, description="Networks to ask; all if none is named.")]
+Name = Annotated[str, Query(max_length=300, description="Name of the file; its end gives the format.")]
+Networks = Annotated[list[str], Query(max_length=50, description="Networks that predict: all by default.")]
 Choice = Annotated[str | None, Query(max_length=100)]
-Scale = Annotated[float | None, Query(ge=1e-6, le=1e3, description="Arcsec a pixel, where the file does not tell.")]
+Scale = Annotated[float | None, Query(ge=1e-6, le=1e3, description="Arcsec a pixel, instead of the file's own.")]
 TableFormat = Literal["csv", "fits", "vot", "ecsv", "jsonl", "parquet"]
 FILE_BODY = {
     "required": True,
@@ -131,7 +133,7 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
     """`/v1/predict` and `/v1/catalogue`."""
     router = APIRouter(prefix="/v1", tags=["Images"], responses=ERROR_RESPONSES)
 
-    @router.post("/predict", openapi_extra={"requestBody": FILE_BODY})
+    @router.post("/predict", response_model=FilePredictions, openapi_extra={"requestBody": FILE_BODY})
     async def predict(
         request: Request,
         name: Name,
@@ -140,61 +142,55 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
         array: Choice = None,
         pixel_scale: Scale = None,
         saliency: bool = False,
-    ) -> dict[str, Any]:
-        """Judge the images of one file, whose bytes are the body: at most 200, at most 64 MiB."""
-        networks, own = service.chosen(network), _safe(name)
+    ) -> Response:
+        """Predict the images of one file, whose bytes are the body: at most 200 images, at most 64 MiB."""
+        upload = Upload(_safe(name), service.select(network), pixel_scale)
         with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
-            path = Path(folder, f"upload{_suffix(own)}")
+            path = Path(folder, f"upload{_suffix(upload.name)}")
             await _save(request, path)
             deadline = service.deadline()
             parsed = await unless_gone(request, parsers.read(path, ImageSelector(hdu, array), deadline), deadline)
-        judging = _judged(service, Asked(own, str(path), networks, pixel_scale, deadline), parsed)
-        told, counts = await unless_gone(request, judging, deadline)
-        if saliency:
-            for image, one in zip(told["images"], counts, strict=True):
-                explained = service.pool.run(partial(_explain, service, image, one))
-                await unless_gone(request, explained, deadline)
-        return told
+        answer = await unless_gone(request, _predict(service, upload, parsed, deadline, saliency), deadline)
+        return as_json(answer)
 
-    @router.post("/catalogue", responses=TABLE)  # type: ignore[arg-type]
+    @router.post("/catalogue", response_class=Response, responses=TABLE)  # type: ignore[arg-type]
     async def catalogue(
-        request: Request, asked: Catalogue, form: Annotated[TableFormat, Query(alias="format")] = "csv"
+        request: Request, catalogue: Catalogue, form: Annotated[TableFormat, Query(alias="format")] = "csv"
     ) -> Response:
-        """A table of judgements and corrections, as `sublens predict --out` writes them."""
-        served = service.network(asked.network)
-        table = service.pool.run(lambda: _table(served, asked.rows, form))
+        """Write predictions and corrections as a table, in the formats of `sublens predict --out`."""
+        network = service.network(catalogue.network)
+        table = service.pool.run(lambda: _table(network, catalogue.rows, form))
         data = await unless_gone(request, table, service.deadline())
-        name = f'attachment; filename="sublens.{form}"'
-        return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
+        disposition = f'attachment; filename="sublens.{form}"'
+        return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
 
     return router
 
 
 def _safe(name: str) -> str:
-    """The last part of a file's name, without what a terminal or a page could trip over."""
+    """The last part of a file's name, without control characters and lone surrogates."""
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", PurePosixPath(name.replace("\\", "/")).name)
 
 
 def _suffix(name: str) -> str:
-    """The end of the name, where it is one that we read here; `Problem` 415 where it is not."""
-    lower = name.lower()
-    fitting = [suffix for suffix in FORMATS if lower.endswith(suffix)]
-    if not fitting:
-        raise _unsupported(f"{name!r} is no image that this service reads.")
-    return max(fitting, key=len)
+    """The end of the name that gives a format. Raises `Problem` 415 where it gives none."""
+    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
+    if not suffixes:
+        raise _unsupported(f"{name!r} does not end as the name of an image that is read here")
+    return max(suffixes, key=len)
 
 
 def _unsupported(what: str) -> Problem:
     return Problem(
         415,
         what,
-        f"one of {', '.join(FORMATS)}",
-        "Convert it, or use `sublens predict` on your own machine.",
+        need=f"one of {', '.join(FORMATS)}",
+        next="Convert the file, or run `sublens predict` on your own machine.",
     )
 
 
 async def _save(request: Request, path: Path) -> None:
-    """Write the body to a file; `Problem` 415 where it is of a kind that is not taken over a network."""
+    """Write the body to a file. Raises `Problem` 415 where its format is not accepted over a network."""
     head = b""
     with path.open("wb") as file:
         async for block in request.stream():
@@ -202,96 +198,134 @@ async def _save(request: Request, path: Path) -> None:
                 head += block[:256]
             file.write(block)
     if head.startswith(HDF5_MAGIC) or PICKLE_MAGIC.match(head) or OBJECT_ARRAY.match(head):
-        raise _unsupported("The file is HDF5, or holds pickled objects, whatever its name says.")
+        raise _unsupported("The file is HDF5 or holds pickled objects, whatever its name says")
     if not head:
-        raise Problem(422, "The file is empty.", "an image", "Send the file's bytes as the body.")
+        raise Problem(422, "The file is empty", need="an image", next="Send the file's bytes as the body.")
 
 
-class Asked(NamedTuple):
-    """One file, and who is to judge it."""
+class Upload(NamedTuple):
+    """One file and the networks that predict its images."""
 
     name: str
-    """As the caller has it."""
-    path: str
-    """Where it lies here, which nobody is told."""
     networks: Sequence[ServedNetwork]
     pixel_scale: float | None
-    deadline: float
+
+    def image_name(self, result: ReadResult) -> str:
+        """The name of an image of the file."""
+        return self.name if result.number is None else f"{self.name}#{result.number}"
 
 
-async def _judged(service: Service, asked: Asked, parsed: Parsed) -> tuple[Json, list[list[Any]]]:
-    """The answer, and the counts of each image in each network's frame."""
-    if len(parsed.found) == 1 and isinstance(err := parsed.found[0].image, ImageError) and not parsed.extensions:
-        raise ImageError(str(err).replace(asked.path, asked.name))
-    good = [one.image for one in parsed.found if isinstance(one.image, Image)]
-    judging = [one.judge(good, asked.deadline, service.pool, asked.pixel_scale) for one in asked.networks]
-    answers = iter(zip(*await together(judging), strict=True))
-    said = [list(next(answers)) if isinstance(one.image, Image) else [] for one in parsed.found]
-    told = {
-        "file": asked.name,
-        "extensions": [one._asdict() for one in parsed.extensions],
-        "images": await service.pool.run(lambda: list(map(partial(_image, asked), parsed.found, said))),
-        "is_cut": parsed.is_cut,
-    }
-    return told, [[frame for _, frame in judged] for judged in said]
+async def _predict(
+    service: Service, upload: Upload, parsed: ParsedFile, deadline: float, has_saliency: bool
+) -> FilePredictions:
+    """The predictions for all images. Raises `ImageError` where the file holds only one, which is unusable."""
+    if len(parsed.results) == 1 and not parsed.extensions and isinstance(err := parsed.results[0].image, ImageError):
+        raise err.about(upload.name)
+    usable = [
+        NamedImage(upload.image_name(result), result.image)
+        for result in parsed.results
+        if isinstance(result.image, Image)
+    ]
+    work = [network.predict(usable, deadline, service.pool, upload.pixel_scale) for network in upload.networks]
+    outcomes = iter(zip(*await together(work), strict=True))
+    images = await service.pool.run(lambda: [_image(upload, result, outcomes) for result in parsed.results])
+    if has_saliency:
+        await _add_saliency(service, images)
+    return FilePredictions(
+        file=upload.name,
+        extensions=[FileExtension(**extension._asdict()) for extension in parsed.extensions],
+        images=[image.answer for image in images],
+        is_cut=parsed.is_cut,
+    )
 
 
-def _image(asked: Asked, one: ReadResult, judged: list[Any]) -> Json:
-    told: Json = {
-        "id": asked.name if one.number is None else f"{asked.name}#{one.number}",
-        "number": one.number,
-        "ra": None,
-        "dec": None,
-        "error": None,
-        "counts": None,
-        "pixel_scale": None,
-        "is_scale_known": False,
-        "predictions": [judgement for judgement, _ in judged],
-    }
-    if isinstance(one.image, ImageError):
-        return told | {"error": str(one.image).replace(asked.path, asked.name)}
-    frames = [(frame, network) for (_, frame), network in zip(judged, asked.networks, strict=True) if frame is not None]
-    shown, scale = one.image.pixels, one.image.pixel_scale
-    if frames:
-        told["counts"], scale = array(frames[0][0]), frames[0][1].predictor.pixel_scale or scale
-    elif max(shown.shape) <= MAX_SHOWN:
-        told["counts"] = array(one.image.counts())
-    is_known = asked.pixel_scale is not None or one.image.pixel_scale is not None
-    return told | {"ra": one.image.ra, "dec": one.image.dec, "pixel_scale": scale, "is_scale_known": is_known}
+class _PredictedImage(NamedTuple):
+    """The answer for one image, and the outcome of each network."""
+
+    answer: ImagePredictions
+    outcomes: Sequence[ImageOutcome]
 
 
-def _explain(service: Service, image: Json, counts: Sequence[Any]) -> None:
-    """Fill in what speaks for each network's label."""
-    for judgement, frame in zip(image["predictions"], counts, strict=True):
-        if frame is not None:
-            network = service.network(judgement["network"])
-            judgement["saliency"] = service.saliency(network, frame, judgement["label"])
+def _image(upload: Upload, result: ReadResult, outcomes: Iterator[Sequence[ImageOutcome]]) -> _PredictedImage:
+    """The answer for one image; a usable one takes the next of the outcomes."""
+    name, image = upload.image_name(result), result.image
+    if isinstance(image, ImageError):
+        return _PredictedImage(ImagePredictions(id=name, number=result.number, error=str(image.about(name))), [])
+    own = next(outcomes)
+    framed = zip(own, upload.networks, strict=True)
+    first = next(((outcome.counts, network) for outcome, network in framed if outcome.counts is not None), None)
+    shown, scale = first[0] if first else None, image.pixel_scale
+    if first:
+        scale = first[1].predictor.pixel_scale or scale
+    elif max(image.pixels.shape) <= MAX_SHOWN:
+        shown = image.counts()
+    answer = ImagePredictions(
+        id=name,
+        number=result.number,
+        ra=image.ra,
+        dec=image.dec,
+        counts=None if shown is None else array(shown),
+        pixel_scale=scale,
+        is_scale_known=upload.pixel_scale is not None or image.pixel_scale is not None,
+        predictions=[outcome.prediction for outcome in own],
+    )
+    return _PredictedImage(answer, own)
 
 
-EXTRA = (
-    tables.Column("correction", "text", "Class that a person sees in it", "meta.code.class"),
-    tables.Column("comment", "text", "What a person says of it", "meta.note"),
+async def _add_saliency(service: Service, images: Sequence[_PredictedImage]) -> None:
+    """Add the saliency map of each network's label."""
+    for image in images:
+        for prediction, counts in image.outcomes:
+            if counts is not None and prediction.label is not None:
+                network = service.network(prediction.network)
+                prediction.saliency = await service.saliency(network, counts, prediction.label)
+
+
+CORRECTION = (
+    tables.Column("correction", "text", "Class that a person assigned", "meta.code.class"),
+    tables.Column("comment", "text", "Comment of that person", "meta.note"),
 )
 
 
-def _table(network: ServedNetwork, rows: Sequence[Row], form: str) -> bytes:
+def _table(network: ServedNetwork, rows: Sequence[CatalogueRow], form: str) -> bytes:
     """The bytes of a table in that format."""
-    known = [*tables.columns(network.card.classes), *EXTRA]
+    columns = [*tables.columns(network.card.classes), *CORRECTION]
     records = [_record(network, row) for row in rows]
     with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
         path = Path(folder, f"table.{form}")
-        tables.WRITERS[path.suffix](path, known, lambda: iter(records))
+        tables.WRITERS[path.suffix](path, columns, lambda: iter(records))
         return path.read_bytes()
 
 
-def _record(network: ServedNetwork, row: Row) -> tables.Record:
-    held = row.prediction_set
-    plain = row.model_dump(exclude={"probs", "prediction_set", "notes"})
-    return {
-        **plain,
-        **{f"p_{name}": row.probs.get(name) for name in network.card.classes},
-        "prediction_set": "" if held is None else ",".join(held) or "none",
-        "notes": "; ".join(row.notes),
-        "bundle": network.card.judge,
-        "version": version("sublens"),
-    }
+def _record(network: ServedNetwork, row: CatalogueRow) -> tables.Record:
+    """The row as `sublens predict` writes it, with the correction."""
+    card = network.card
+    plain = predictor.Row(
+        path=Path(row.path),
+        prediction=_prediction(row, card.classes) if row.label else None,
+        error=row.error,
+        notes=tuple(row.notes),
+        ra=row.ra,
+        dec=row.dec,
+        id=row.id,
+    )
+    own = {"path": row.path, "correction": row.correction, "comment": row.comment}
+    return {**tables.record(plain, card.classes, card.judge, version("sublens")), **own}
+
+
+def _prediction(row: CatalogueRow, classes: Sequence[str]) -> Prediction:
+    """The prediction that a row holds. Raises `Problem` 422 where it is one of other classes."""
+    if row.probs.keys() != set(classes):
+        raise Problem(
+            422,
+            f"The row {row.id!r} has probabilities of {', '.join(row.probs) or 'no class'}",
+            need=f"one for each class of the network: {', '.join(classes)}",
+            next="Name the network that made the prediction.",
+        )
+    return Prediction(
+        label=row.label,
+        probs=row.probs,
+        prediction_set=None if row.prediction_set is None else tuple(row.prediction_set),
+        ood=row.ood_score,
+        is_ood=row.ood,
+    )

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus."""
+"""Counters of a service, in the text format of Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -11,7 +11,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The counts of one service."""
+    """The counters of one service."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -24,23 +24,23 @@ class Metrics:
             registry=self._registry,
         )
         self._batches = Histogram(
-            "sublens_batch_images", "Images shown together", ["network"], buckets=SIZES, registry=self._registry
+            "sublens_batch_images", "Images in a batch", ["network"], buckets=SIZES, registry=self._registry
         )
         self._waiting = Gauge("sublens_waiting_images", "Images that wait", ["network"], registry=self._registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One request has been answered; status is 499 where the caller left."""
+        """Count one answered request; status is 499 where the client left."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, network: str, n: int) -> None:
-        """A network has looked at n images."""
+        """Count a batch of n images."""
         self._batches.labels(network).observe(n)
 
     def watch(self, network: str, batcher: Batcher) -> None:
-        """Tell, whenever asked, how many images wait for it."""
+        """Report how many images wait for a network whenever the counters are read."""
         self._waiting.labels(network).set_function(lambda: batcher.waiting)
 
     def text(self) -> bytes:
-        """All counts, as Prometheus reads them."""
+        """All counters, as Prometheus reads them."""
         return generate_latest(self._registry)

@@ -1,7 +1,8 @@
-"""Runs the application until it is asked to end."""
+"""Running the application until it is asked to stop."""
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,75 +19,76 @@ from sublens.web.prometheus import Metrics
 from sublens.web.service import Service, load_networks
 
 HEADER_SECONDS = 10.0
-"""In which the first line and the headers of a request must have come."""
+"""Time for the first line and the headers of a request to arrive."""
 MAX_HEADER_BYTES = 2**16
+"""Largest first line and headers of a request."""
 GRACE_SECONDS = 1.0
-"""That a service which is no longer ready still listens: for requests that are on their way."""
+"""Time for which a stopping service still listens, for requests on their way."""
 DRAIN_SECONDS = 12
-"""That requests may go on after the service has been asked to end."""
+"""Time for requests under way to end once the service stops."""
 
 
 class GracefulProtocol(HttpToolsProtocol):
-    """A connection that is closed where headers are too long in coming; uvicorn alone would wait for ever."""
+    """A connection that closes when headers take too long; uvicorn alone would wait for ever."""
 
-    _slow: asyncio.TimerHandle | None = None
+    _clock: asyncio.TimerHandle | None = None
     _n_bytes = 0
     _is_head = True
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait."""
+        """Start the clock."""
         super().connection_made(transport)
-        self._wait()
+        self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
-        self._wait_no_more()
+        """Stop the clock."""
+        self._stop_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Parse bytes; close the connection where they make too long a header."""
         super().data_received(data)
         self._n_bytes += len(data)
-        if self._slow and self._is_head and self._n_bytes > MAX_HEADER_BYTES:
+        if self._clock and self._is_head and self._n_bytes > MAX_HEADER_BYTES:
             self.transport.close()
-        if not self._slow and (self.cycle is None or self.cycle.response_complete):
-            self._wait(is_head=False)  # blank lines, or the rest of a body that was refused
+        if not self._clock and (self.cycle is None or self.cycle.response_complete):
+            self._start_clock(is_head=False)  # blank lines, or the rest of a body that was refused
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Restart the clock for a new request."""
         super().on_message_begin()
-        self._wait_no_more()
-        self._wait()
+        self._stop_clock()
+        self._start_clock()
 
     def on_headers_complete(self) -> None:
-        """Headers are whole; the guard watches over what follows."""
-        self._wait_no_more()
+        """Stop the clock; the guard limits the body."""
+        self._stop_clock()
         super().on_headers_complete()
 
-    def _wait(self, *, is_head: bool = True) -> None:
+    def _start_clock(self, *, is_head: bool = True) -> None:
         self._n_bytes, self._is_head = 0, is_head
-        self._slow = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+        self._clock = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
-    def _wait_no_more(self) -> None:
-        if self._slow:
-            self._slow.cancel()
-            self._slow = None
+    def _stop_clock(self) -> None:
+        if self._clock:
+            self._clock.cancel()
+            self._clock = None
 
 
 class Server(uvicorn.Server):
-    """Says where it is once it can be asked, and is not ready once it has been asked to end."""
+    """A server that prints its address once it listens, and is not ready once it has been asked to stop."""
 
     def __init__(self, config: uvicorn.Config, service: Service, address: str) -> None:
         super().__init__(config)
         self._service, self._address = service, address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Listen, and print the address."""
         await super().startup(sockets)
         print(self._address, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what has begun."""
+        """Finish the requests under way."""
         self._service.is_ready = False
         await asyncio.sleep(GRACE_SECONDS)
         await super().shutdown(sockets)
@@ -100,13 +102,13 @@ def serve(
     key_file: Path | None = None,
     report: Path | None = None,
 ) -> None:
-    """Serve networks until SIGINT or SIGTERM, then finish what has begun.
+    """Serve networks until SIGINT or SIGTERM, then finish the requests under way.
 
     Raises `ConfigError` where the address cannot be used, `BundleError` where a network cannot.
     """
     hashes = keys.read(key_file) if key_file else ()
     metrics = Metrics()
-    listening = _bound(host, port)
+    listener = _listen(host, port)
     service = Service(load_networks(names, metrics), metrics, report=report)
     guard = Guard(create_app(service), metrics, hashes)
     config = uvicorn.Config(
@@ -121,17 +123,19 @@ def serve(
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     name = f"[{host}]" if ":" in host else host
-    server = Server(config, service, f"http://{name}:{listening.getsockname()[1]}")
+    server = Server(config, service, f"http://{name}:{listener.getsockname()[1]}")
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once all is done
-        server.run(sockets=[listening])
+        server.run(sockets=[listener])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as err:
+        reason = os.strerror(err.errno) if err.errno and err.errno > 0 else err.strerror  # asyncio's has the address
         raise ConfigError(
-            f"{host}:{port} cannot be used ({err.strerror or err}); needs a free port of this machine. Choose another "
-            "with --port, or 0 for any."
+            f"{host}:{port} cannot be used ({reason})",
+            need="an address of this machine with a free port",
+            next="Choose another port with --port, or 0 for any.",
         ) from err

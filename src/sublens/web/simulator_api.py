@@ -1,36 +1,50 @@
-"""The live simulator: a scene in, its image and what the networks see of it out."""
+"""The live simulator: scenes, their images and predictions, detection limits, and the speed of a network."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 
 from sublens.errors import SublensError
-from sublens.evaluation.detection_limit import N_NOISE, Step, smallest_mass
+from sublens.evaluation.detection_limit import N_NOISE, Classifier, Step, smallest_mass
 from sublens.images.pixels import Image
 from sublens.inference.engines import n_threads
 from sublens.inference.predictor import BATCH
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
-from sublens.web.problem import ERROR_RESPONSES, Problem, overloaded
-from sublens.web.service import ServedNetwork, Service, array, together, unless_gone
+from sublens.web import problem
+from sublens.web.answers import (
+    SearchResult,
+    SearchStep,
+    SimulatedImage,
+    Speed,
+    SurveyList,
+    SurveySummary,
+    array,
+    as_json,
+)
+from sublens.web.problem import ERROR_RESPONSES, Problem, ProblemDetails, overloaded
+from sublens.web.service import NamedImage, ServedNetwork, Service, together, unless_gone
 
 BENCHMARK_SECONDS = 0.5
-"""Of each of the two rates."""
+"""Computing time after which a speed is known."""
+BUSY_SECONDS = 2.0
+"""Time after which a speed is taken from what a busy network has done so far."""
 SLIDERS = ("theta_e", "halo_q", "gamma", "psf_fwhm", "background", "noise_rms")
-NOBODY = "none"
+NO_NETWORK = "none"
+"""Name with which a request leaves out all networks."""
 SMOOTH = "no"
+"""Class of a lens without substructure."""
 
-Networks = Annotated[list[str], Query(max_length=50, description="Networks to ask: all if none is named, or `none`.")]
+Networks = Annotated[list[str], Query(max_length=50, description="Networks that predict: all by default, or `none`.")]
 Position = Annotated[float, Query(ge=-10, le=10, allow_inf_nan=False, description="Arcsec from the centre.")]
-STREAM = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
+LINES = {200: {"content": {"application/x-ndjson": {"schema": {"$ref": "#/components/schemas/SearchLine"}}}}}
 
 
 def routes(service: Service) -> APIRouter:
@@ -39,9 +53,9 @@ def routes(service: Service) -> APIRouter:
     measuring = asyncio.Lock()
 
     @router.get("/surveys")
-    async def surveys() -> dict[str, Any]:
-        """The surveys whose camera can be used."""
-        return {"surveys": await service.pool.run(lambda: [_survey(name) for name in presets.names()])}
+    async def surveys() -> SurveyList:
+        """List the surveys whose camera can be used."""
+        return await service.pool.run(lambda: SurveyList(surveys=[_summary(name) for name in presets.names()]))
 
     @router.get("/scene")
     async def drawn(
@@ -49,125 +63,147 @@ def routes(service: Service) -> APIRouter:
         label: Literal["no", "sphere", "vort"] = "sphere",
         seed: Annotated[int, Query(ge=0, lt=2**53)] = 1,
     ) -> Scene:
-        """A scene drawn from a survey's own distributions."""
+        """Draw a scene from a survey's own distributions."""
         return await service.pool.run(lambda: scene.drawn(survey, label, seed))
 
-    @router.post("/simulate")
-    async def simulate(request: Request, asked: Scene, network: Networks = []) -> dict[str, Any]:  # noqa: B006
-        """The image of a scene, what its substructure changed in it, and what the networks say."""
-        networks = [] if network == [NOBODY] else service.chosen(network)
-        deadline = service.deadline()
-        start = time.perf_counter()
-        rendering = service.pool.run(lambda: _rendered(asked))
-        counts, noiseless, smooth = await unless_gone(request, rendering, deadline)
-        render_ms = 1e3 * (time.perf_counter() - start)
-        pixel_scale = scene.survey_of(asked).camera.pixel_scale
-        image = Image(counts.astype(np.float64), pixel_scale=pixel_scale)
-        answers = together(one.judge([image], deadline, service.pool) for one in networks)
-        said = await unless_gone(request, answers, deadline)
-        return {
-            "counts": array(counts),
-            "noiseless": array(noiseless),
-            "residual": array(noiseless - smooth),
-            "pixel_scale": pixel_scale,
-            "halo_mass_msun": scene.total_msun(asked) - asked.substructure_msun,
-            "render_ms": round(render_ms, 3),
-            "predictions": [one[0][0] for one in said],
-        }
+    @router.post("/simulate", response_model=SimulatedImage)
+    async def simulate(request: Request, lens: Scene, network: Networks = []) -> Response:  # noqa: B006
+        """Render the image of a scene and the residual of its substructure, and let the networks predict."""
+        networks = [] if network == [NO_NETWORK] else service.select(network)
+        return as_json(await _simulate(service, request, lens, networks))
 
-    @router.post("/smallest-mass", response_class=StreamingResponse, responses=STREAM)  # type: ignore[arg-type]
-    async def smallest(asked: Scene, network: str, x: Position, y: Position) -> StreamingResponse:
-        """The smallest subhalo that a network sees at a place: a line of JSON for each step of a bisection."""
-        seen = service.network(network)
-        if SMOOTH not in seen.card.classes:
-            raise Problem(422, f"{network} has no class {SMOOTH!r}.", "a network that has", "Choose another one.")
-        await service.pool.run(lambda: scene.truth(asked))  # or tell at once what is wrong
-        return StreamingResponse(_steps(service, seen, asked, (x, y)), media_type="application/x-ndjson")
+    @router.post("/smallest-mass", response_class=StreamingResponse, responses=LINES)  # type: ignore[arg-type]
+    async def smallest(lens: Scene, network: str, x: Position, y: Position) -> StreamingResponse:
+        """Find the smallest subhalo that a network detects at a position, by bisection: a line of JSON a step."""
+        served = service.network(network)
+        if SMOOTH not in served.card.classes:
+            raise Problem(
+                422,
+                f"{network} has the classes {', '.join(served.card.classes)}",
+                need=f"a network with the class {SMOOTH!r}",
+                next="Choose another network.",
+            )
+        await service.pool.run(lambda: scene.truth(lens))  # so that a scene that cannot be gets its 422
+        return StreamingResponse(_search(service, served, lens, (x, y)), media_type="application/x-ndjson")
 
     @router.post("/benchmark")
-    async def benchmark(request: Request, network: str) -> dict[str, Any]:
-        """How fast a network is on this machine, while nothing else is measured: takes a second."""
-        seen = service.network(network)
+    async def benchmark(request: Request, network: str) -> Speed:
+        """Measure the speed of a network on this machine, in about a second."""
+        served = service.network(network)
         if measuring.locked():
-            raise overloaded("Another network is being measured.")
+            raise overloaded("Another network is being measured")
         async with measuring:
-            one = await unless_gone(request, service.pool.run(lambda: _rate(seen, 1)), service.deadline())
-            many = await unless_gone(request, service.pool.run(lambda: _rate(seen, BATCH)), service.deadline())
-        return {
-            "network": seen.name,
-            "one_ms": 1e3 / one,
-            "one_per_s": one,
-            "batch": BATCH,
-            "batch_per_s": many,
-            "threads": n_threads(),
-        }
+            deadline = service.deadline()
+            single = await unless_gone(request, _images_per_second(served, 1, deadline), deadline)
+            full = await unless_gone(request, _images_per_second(served, BATCH, deadline), deadline)
+        return Speed(
+            network=served.name,
+            one_ms=1e3 / single,
+            one_per_s=single,
+            batch=BATCH,
+            batch_per_s=full,
+            threads=n_threads(),
+        )
 
     return router
 
 
-def _survey(name: str) -> dict[str, Any]:
+def _summary(name: str) -> SurveySummary:
     survey = presets.preset(name)
-    return {
-        "name": name,
-        "description": survey.description.strip(),
-        "n_pixels": survey.camera.n_pixels,
-        "pixel_scale": survey.camera.pixel_scale,
-        "sliders": {key: _range(key) for key in SLIDERS},
-    }
+    return SurveySummary(
+        name=name,
+        description=survey.description.strip(),
+        n_pixels=survey.camera.n_pixels,
+        pixel_scale=survey.camera.pixel_scale,
+        sliders={key: _range(key) for key in SLIDERS},
+    )
 
 
 def _range(name: str) -> tuple[float, float]:
-    """The least and the greatest that a scene may have."""
-    found = {type(rule).__name__: rule for rule in Scene.model_fields[name].metadata}
-    return float(found["Ge"].ge), float(found["Le"].le)
+    """The least and the greatest value of one of a scene's numbers."""
+    rules = {type(rule).__name__: rule for rule in Scene.model_fields[name].metadata}
+    return float(rules["Ge"].ge), float(rules["Le"].le)
 
 
 def warm_up() -> None:
-    """Make the first scene, which takes half a second, before somebody waits for it."""
-    _rendered(scene.drawn("common-test-1", "sphere", 1))
+    """Render a first scene, which takes half a second, before a request waits for it."""
+    _render(scene.drawn("common-test-1", "sphere", 1))
 
 
-def _rendered(asked: Scene) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32]]:
+def _render(lens: Scene) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32]]:
     """Counts, and the noiseless images with and without substructure."""
-    return scene.observed(asked)[0], scene.noiseless(asked), scene.noiseless(scene.smooth(asked))
+    return scene.observed(lens)[0], scene.noiseless(lens), scene.noiseless(scene.smooth(lens))
 
 
-async def _steps(service: Service, seen: ServedNetwork, asked: Scene, place: tuple[float, float]) -> AsyncIterator[str]:
-    """Lines as they are found; the search ends with the caller."""
-    pixel_scale, smooth = scene.survey_of(asked).camera.pixel_scale, seen.card.classes.index(SMOOTH)
+async def _simulate(
+    service: Service, request: Request, lens: Scene, networks: Sequence[ServedNetwork]
+) -> SimulatedImage:
+    deadline, start = service.deadline(), time.perf_counter()
+    counts, noiseless, smooth = await unless_gone(request, service.pool.run(lambda: _render(lens)), deadline)
+    render_ms = round(1e3 * (time.perf_counter() - start), 3)
+    pixel_scale = scene.survey_of(lens).camera.pixel_scale
+    image = NamedImage("the simulated image", Image(counts.astype(np.float64), pixel_scale=pixel_scale))
+    work = together(network.predict([image], deadline, service.pool) for network in networks)
+    outcomes = await unless_gone(request, work, deadline)
+    return SimulatedImage(
+        counts=array(counts),
+        noiseless=array(noiseless),
+        residual=array(noiseless - smooth),
+        pixel_scale=pixel_scale,
+        halo_mass_msun=scene.total_msun(lens) - lens.substructure_msun,
+        render_ms=render_ms,
+        predictions=[outcome.prediction for (outcome,) in outcomes],
+    )
 
-    def judge(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
-        images = [Image(one.astype(np.float64), pixel_scale=pixel_scale) for one in counts]
-        framed = [seen.predictor.framed(image, None).counts() for image in images]
-        return np.asarray(1 - seen.predictor.probs(np.stack(framed))[:, smooth])
 
-    steps, found = smallest_mass(asked, *place, judge), list[Step]()
+async def _search(
+    service: Service, network: ServedNetwork, lens: Scene, position: tuple[float, float]
+) -> AsyncIterator[str]:
+    """Lines of a bisection, each as soon as it is known; the search ends when the client leaves."""
+    bisection, steps = smallest_mass(lens, *position, _classifier(service, network, lens)), list[Step]()
     try:
-        while step := await service.pool.run(lambda: next(steps, None)):
-            found.append(step)
-            yield json.dumps(asdict(step)) + "\n"
-        yield json.dumps(_answer(found)) + "\n"
+        while step := await service.pool.run(lambda: next(bisection, None)):
+            steps.append(step)
+            yield _line(SearchStep(**asdict(step)))
+        yield _line(_result(steps))
     except SublensError as err:
-        yield json.dumps({"error": str(err)}) + "\n"
+        yield _line(problem.details(problem.from_error(err)))
+    except Problem as err:
+        yield _line(problem.details(err))
 
 
-def _answer(found: Sequence[Step]) -> dict[str, Any]:
-    visible = [step.mass_msun for step in found if step.visible]
-    return {
-        "done": True,
-        "smallest_msun": min(visible, default=None),
-        "low_msun": MASSES_MSUN[0],
-        "high_msun": found[1].mass_msun,
-        "n_noise": N_NOISE,
-    }
+def _classifier(service: Service, network: ServedNetwork, lens: Scene) -> Classifier:
+    """The probability of substructure in images of the scene's survey; it waits for the network's own thread."""
+    pixel_scale, smooth = scene.survey_of(lens).camera.pixel_scale, network.card.classes.index(SMOOTH)
+
+    def substructure(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
+        images = [Image(image.astype(np.float64), pixel_scale=pixel_scale) for image in counts]
+        framed = np.stack([network.predictor.framed(image, None).counts() for image in images])
+        result = network.batcher.submit(len(framed), lambda: framed, service.deadline()).result()
+        return np.asarray(1 - result.output.probs[:, smooth])
+
+    return substructure
 
 
-def _rate(seen: ServedNetwork, n: int) -> float:
-    """Images a second, n at a time."""
-    counts = np.random.default_rng(0).poisson(30, (n, *seen.card.image_shape)).astype(np.uint16)
-    seen.predictor.forward(counts)
-    n_done, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < BENCHMARK_SECONDS or not n_done:
-        seen.predictor.forward(counts)
-        n_done += n
+def _line(answer: SearchStep | SearchResult | ProblemDetails) -> str:
+    return answer.model_dump_json() + "\n"
+
+
+def _result(steps: Sequence[Step]) -> SearchResult:
+    return SearchResult(
+        smallest_msun=min((step.mass_msun for step in steps if step.visible), default=None),
+        low_msun=MASSES_MSUN[0],
+        high_msun=steps[1].mass_msun,
+        n_noise=N_NOISE,
+    )
+
+
+async def _images_per_second(network: ServedNetwork, n: int, deadline: float) -> float:
+    """Images a second of computing time, n at a time."""
+    counts = np.random.default_rng(0).poisson(30, (n, *network.card.image_shape)).astype(np.uint16)
+    await network.submit(counts, deadline, is_alone=True)  # the first of a size takes longer
+    seconds, n_done, end = 0.0, 0, time.monotonic() + BUSY_SECONDS
+    while not n_done or (seconds < BENCHMARK_SECONDS and time.monotonic() < end):
+        result = await network.submit(counts, deadline, is_alone=True)
+        seconds, n_done = seconds + result.seconds, n_done + n
     return n_done / seconds

@@ -1,0 +1,68 @@
+"""API keys and the file that holds their hashes."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sublens.errors import ConfigError, DataError
+from sublens.web import keys
+
+
+def test_a_file_holds_the_hash_of_a_key_and_nothing_else(tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys")
+    assert (tmp_path / "keys").read_text() == hashlib.sha256(key.encode()).hexdigest() + "\n"
+    assert (tmp_path / "keys").stat().st_mode & 0o077 == 0
+
+
+def test_every_key_of_a_file_opens_and_no_other_does(tmp_path: Path) -> None:
+    first, second = (keys.add(tmp_path / "keys") for _ in range(2))
+    hashes = keys.read(tmp_path / "keys")
+    assert [keys.fits(key, hashes) for key in (first, second, first[:-1], "", hashes[0])] == [True, True] + [False] * 3
+
+
+def test_no_key_fits_an_empty_list() -> None:
+    assert not keys.fits("sublens-anything", ())
+
+
+def test_keys_differ_and_cannot_be_guessed(tmp_path: Path) -> None:
+    made = {keys.add(tmp_path / "keys") for _ in range(20)}
+    assert len(made) == 20
+    assert {key.startswith(keys.PREFIX) and len(key) > 40 for key in made} == {True}
+
+
+def test_a_revoked_key_opens_nothing(tmp_path: Path) -> None:
+    revoked, kept = (keys.add(tmp_path / "keys") for _ in range(2))
+    lines = (tmp_path / "keys").read_text().splitlines()
+    (tmp_path / "keys").write_text(lines[1])
+    assert [keys.fits(key, keys.read(tmp_path / "keys")) for key in (revoked, kept)] == [False, True]
+
+
+def test_a_key_that_is_no_utf_8_is_wrong_and_no_failure(tmp_path: Path) -> None:
+    keys.add(tmp_path / "keys")
+    assert not keys.fits("sublens-\udcff", keys.read(tmp_path / "keys"))
+
+
+def test_a_file_that_was_readable_by_others_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "keys").touch(mode=0o644)
+    keys.add(tmp_path / "keys")
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), (b"", "no hashes"), (b"not a hash\n", "no hashes"), (b"\xff\xfe", "no text")],
+)
+def test_a_file_without_hashes_is_refused_with_its_remedy(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as refusal:
+        keys.read(path)
+    assert (refusal.value.path, refusal.value.need) == (str(path), "a file of hashed keys")
+    assert f"--new-key {path}" in refusal.value.next
+
+
+def test_a_key_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing"):
+        keys.add(tmp_path / "missing" / "keys")
