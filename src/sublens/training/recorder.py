@@ -148,8 +148,8 @@ class TrainingRecorder:
     log: TextIO
     advance: Advance
     ranks: Ranks
-    start: float = field(default_factory=monotonic)
-    saved: float = field(default_factory=monotonic)
+    start: float = field(default_factory=lambda: monotonic())
+    saved: float = field(default_factory=lambda: monotonic())
     """Time of the last checkpoint, on the monotonic clock."""
     steps: int = 0
     images: int = 0
