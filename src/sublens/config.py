@@ -122,8 +122,10 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
     return checked(tree, RunConfig)
 
 
-def checked(tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str, Any] | None = None) -> Settings:
-    """`tree` as settings of that kind, or a `ConfigError` that lists all problems."""
+def checked(
+    tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str, Any] | None = None, path: Path | None = None
+) -> Settings:
+    """`tree` as settings of that kind; raises `ConfigError`, about `path`, that lists all problems."""
     try:
         return kind.model_validate(tree, context=context)
     except ValidationError as err:
@@ -132,6 +134,7 @@ def checked(tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str,
             f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used",
             need="settings that exist, with values in their range",
             next="\n  ".join(["Correct:", *problems]),
+            path=path,
         ) from err
 
 

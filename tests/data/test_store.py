@@ -170,7 +170,7 @@ def test_an_interrupted_store_is_continued_to_the_same_hash(breaks: list[int]) -
         assert sorted(path.name for path in Path(folder).iterdir()) == ["s", "w"]
 
 
-def test_what_is_done_is_not_starts_for_again(tmp_path: Path) -> None:
+def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
     chunks, starts = [chunk(2), chunk(2, start=2), chunk(2, start=4)], []
 
     def source(n_done: int, n_more: int) -> Iterator[Chunk]:
