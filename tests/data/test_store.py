@@ -97,7 +97,7 @@ def test_a_store_of_another_format_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_store_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no store .no readable manifest.json"):
+    with pytest.raises(DataError, match="not a store .no readable manifest.json"):
         store.read_manifest(tmp_path)
 
 

@@ -70,7 +70,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(shelf: Path) -> None:
 
 def test_a_folder_is_located_even_where_it_is_no_bundle(tmp_path: Path) -> None:
     assert bundle.locate(tmp_path) == tmp_path
-    with pytest.raises(BundleError, match=f"{tmp_path}: is no trained model") as caught:
+    with pytest.raises(BundleError, match=f"{tmp_path}: not a trained model") as caught:
         bundle.read_card(tmp_path)
     assert caught.value.need == "a folder that `sublens train` wrote"
 
@@ -120,13 +120,13 @@ def test_a_bundle_in_training_has_no_calibration(saved: Path) -> None:
 
 def test_a_changed_calibration_is_refused(calibrated: Path) -> None:
     damage(calibrated / CALIBRATION)
-    with pytest.raises(BundleError, match=f"{CALIBRATION}: is not the file that its card was written for"):
+    with pytest.raises(BundleError, match=f"{CALIBRATION}: is not what its card was written for"):
         bundle.load_calibration(calibrated, bundle.read_card(calibrated))
 
 
 def test_a_missing_calibration_is_named(calibrated: Path) -> None:
     (calibrated / CALIBRATION).unlink()
-    with pytest.raises(BundleError, match=f"{calibrated}: has no readable {CALIBRATION}; needs all files"):
+    with pytest.raises(BundleError, match=f"{calibrated}: has no {CALIBRATION}; needs all files"):
         bundle.load_calibration(calibrated, bundle.read_card(calibrated))
 
 
@@ -138,13 +138,13 @@ def test_a_bundle_without_a_graph_says_what_to_do(saved: Path) -> None:
 def test_a_changed_graph_is_refused(graphed: Path) -> None:
     assert bundle.graph(graphed, bundle.read_card(graphed)) == graphed / GRAPH
     damage(graphed / GRAPH)
-    with pytest.raises(BundleError, match=f"{GRAPH}: is not the file that its card was written for"):
+    with pytest.raises(BundleError, match=f"{GRAPH}: is not what its card was written for"):
         bundle.graph(graphed, bundle.read_card(graphed))
 
 
 def test_a_missing_graph_is_named(graphed: Path) -> None:
     (graphed / GRAPH).unlink()
-    with pytest.raises(BundleError, match=f"has no readable {GRAPH}.*Copy the whole folder again"):
+    with pytest.raises(BundleError, match=f"has no {GRAPH}.*Copy the whole folder again"):
         bundle.graph(graphed, bundle.read_card(graphed))
 
 
@@ -154,5 +154,5 @@ def test_weights_that_a_graph_needs_are_checked_with_it(graphed: Path) -> None:
     if card.graph and card.graph.is_alone:
         assert bundle.graph(graphed, card) == graphed / GRAPH
     else:
-        with pytest.raises(BundleError, match=f"has no readable {WEIGHTS}"):
+        with pytest.raises(BundleError, match=f"has no {WEIGHTS}"):
             bundle.graph(graphed, card)

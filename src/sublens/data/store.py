@@ -208,7 +208,7 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("the seal is broken")
     except OSError as err:
         raise DataError(
-            f"is no store (no readable {MANIFEST})",
+            f"not a store (no readable {MANIFEST})",
             need="a store's folder",
             next="Make one with `sublens simulate` or `sublens pack`.",
             path=path,

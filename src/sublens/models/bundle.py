@@ -258,11 +258,11 @@ def read_verified(path: Path, digest: str) -> bytes:
         data = path.read_bytes()
     except OSError as err:
         raise BundleError(
-            f"has no readable {path.name}", need="all files that its card names", next=COPY_AGAIN, path=path.parent
+            f"has no {path.name}", need="all files that its card names", next=COPY_AGAIN, path=path.parent
         ) from err
     if hashlib.sha256(data).hexdigest() != digest:
         raise BundleError(
-            "is not the file that its card was written for (sha256 differs)",
+            "is not what its card was written for (sha256 differs)",
             need=f"the one whose sha256 begins with {digest[:12]}",
             next=COPY_AGAIN,
             path=path,
@@ -319,7 +319,7 @@ def read_card(folder: Path) -> Card:
         return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as err:
         raise BundleError(
-            f"is no trained model (no {CARD})",
+            f"not a trained model (no {CARD})",
             need="a folder that `sublens train` wrote",
             next="Name one, or train one first.",
             path=folder,

@@ -94,7 +94,8 @@ def fit(
             optimizer.step()
             number += 1
             means = [None if term is None else ranks.mean(term.item()) for term in (truth, distill)]
-            on_step(Step(number, epoch, ranks.mean(loss.item()), *means, ranks.n * len(batch.labels), done))
+            n_images = ranks.n * len(batch.labels)
+            on_step(Step(number, epoch, ranks.mean(loss.item()), means[0], means[1], n_images, done))
         on_epoch(epoch)
         if share_done(number) >= 1:
             return
