@@ -16,7 +16,7 @@ store is continued from its last whole shard.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -60,7 +60,7 @@ class Chunk:
 
 
 Source = Callable[[int], Iterable[Chunk]]
-"""From a number of chunks to the rest of the chunks of one split, the same in every call."""
+"""Function from a number of chunks to leave out to the other chunks of one split, the same in every call."""
 
 
 class Origin(Frozen):
@@ -237,41 +237,49 @@ def check_class_names(names: Iterable[str], path: Path) -> None:
 
 def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
     """The chunks of one split, images memory-mapped and read only when used."""
-    folder = path / name
     if not manifest.splits.get(name):
         return []
-    tables = [table for table in TABLES if f"{name}/{table}.npy" in manifest.files]
-    for table in tables:
-        if not _is_whole(folder / f"{table}.npy", manifest.files[f"{name}/{table}.npy"]):
-            raise DataError(
-                "is missing or changed",
-                need="the file that the manifest lists",
-                next=f"Run `sublens verify {path}`, or copy the store again.",
-                path=folder / f"{table}.npy",
-            )
-    shards = [_array(file, mapped=True) for file in sorted(folder.glob("images-*.npy"))]
-    if any(shard.dtype != np.uint16 or shard.shape[1:] != manifest.shape for shard in shards):
-        raise DataError(
-            "holds images of another type or shape than its manifest lists",
-            need=f"uint16 images of {manifest.shape[0]} x {manifest.shape[1]} pixels",
-            next=f"Run `sublens verify {path}`.",
-            path=folder,
-        )
-    if sum(map(len, shards)) != manifest.splits[name]:
-        raise DataError(
-            f"holds {sum(map(len, shards))} images",
-            need=f"the {manifest.splits[name]} that its manifest lists",
-            next=f"Run `sublens verify {path}`.",
-            path=folder,
-        )
-    labels, ids, *truths = (_array(folder / f"{table}.npy") for table in tables)
+    labels, ids, *truths = _read_tables(path, manifest, name)
     truth = Truth(*truths) if truths else None
+    shards = [_array(file, mapped=True) for file in sorted((path / name).glob("images-*.npy"))]
+    _refuse_other_images(path, manifest, name, shards)
     chunks, start = [], 0
     for shard in shards:
         rows = np.arange(start, start + len(shard))
         chunks.append(Chunk(shard, labels[rows], ids[rows], truth.take(rows) if truth else None))
         start += len(shard)
     return chunks
+
+
+def _read_tables(path: Path, manifest: Manifest, split: str) -> list[NDArray[Any]]:
+    names = [f"{split}/{table}.npy" for table in TABLES if f"{split}/{table}.npy" in manifest.files]
+    for name in names:
+        if not _is_whole(path / name, manifest.files[name]):
+            raise DataError(
+                "is missing or changed",
+                need="the file that the manifest lists",
+                next=f"Run `sublens verify {path}`, or copy the store again.",
+                path=path / name,
+            )
+    return [_array(path / name) for name in names]
+
+
+def _refuse_other_images(path: Path, manifest: Manifest, split: str, shards: Sequence[NDArray[Any]]) -> None:
+    shape, n_images, advice = manifest.shape, sum(map(len, shards)), f"Run `sublens verify {path}`."
+    if any(shard.dtype != np.uint16 or shard.shape[1:] != shape for shard in shards):
+        raise DataError(
+            "holds images of another type or shape than its manifest lists",
+            need=f"uint16 images of {shape[0]} x {shape[1]} pixels",
+            next=advice,
+            path=path / split,
+        )
+    if n_images != manifest.splits[split]:
+        raise DataError(
+            f"holds {n_images} images",
+            need=f"the {manifest.splits[split]} that its manifest lists",
+            next=advice,
+            path=path / split,
+        )
 
 
 def _is_whole(file: Path, expected: str) -> bool:

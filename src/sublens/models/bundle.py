@@ -181,9 +181,9 @@ class Card(Frozen):
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""
     calibration: CardCalibration | None = None
-    """None until the training is complete."""
+    """Calibration parameters; None until the training is complete."""
     graph: CardGraph | None = None
-    """None until the training is complete, and where the network cannot be exported."""
+    """Exported graph; None until the training is complete, and where the network cannot be exported."""
     scores: tuple[CardScores, ...] = ()
     """Scores of a published run, then those of its other seeds and tracks; empty before it is published."""
     rounding: float | None = None

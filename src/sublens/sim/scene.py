@@ -229,30 +229,35 @@ def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Sce
     mass = float(row["halo_mass_msun"] + row["string_mass_msun"] + whole.subhaloes["mass_msun"].sum())
     theta_e = float(row["theta_e"] * np.sqrt(mass / row["halo_mass_msun"]))
     scale = (theta_e / _unit(survey)) ** 2 / mass
-
-    def named(prefix: str, *names: str) -> dict[str, Any]:
-        return {name: _short(row[prefix + name]) for name in names}
-
-    least, most = MASSES_MSUN
-    masses = np.clip(whole.subhaloes["mass_msun"] * scale, least, most)
-    subhaloes = tuple(
-        Subhalo(x=_short(subhalo["x"]), y=_short(subhalo["y"]), mass_msun=_short(mass_msun))
-        for subhalo, mass_msun in zip(whole.subhaloes, masses, strict=True)
-    )
-    string = None
-    if label == "vort":
-        segment = named("string_", "x", "y", "angle", "half_length")
-        string = String(**segment, mass_msun=_short(row["string_mass_msun"] * scale))
     return Scene(
         survey=survey,
         theta_e=_short(theta_e),
-        **named("", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
-        source=Source(**named("source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
+        **_columns(row, "", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
+        source=Source(**_columns(row, "source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
         psf_fwhm=_short(getattr(base.camera.psf, "fwhm", DEFAULT_FWHM)),
-        subhaloes=subhaloes,
-        string=string,
+        subhaloes=_drawn_subhaloes(whole, scale),
+        string=_drawn_string(row, scale) if label == "vort" else None,
         seed=seed,
     )
+
+
+def _drawn_subhaloes(whole: Truth, scale: float) -> tuple[Subhalo, ...]:
+    """The subhaloes of a drawn scene, their masses times `scale`."""
+    masses = np.clip(whole.subhaloes["mass_msun"] * scale, *MASSES_MSUN)
+    return tuple(
+        Subhalo(x=_short(row["x"]), y=_short(row["y"]), mass_msun=_short(mass_msun))
+        for row, mass_msun in zip(whole.subhaloes, masses, strict=True)
+    )
+
+
+def _drawn_string(row: np.void, scale: float) -> String:
+    """The string of a drawn scene, its mass times `scale`."""
+    mass_msun = _short(row["string_mass_msun"] * scale)
+    return String(**_columns(row, "string_", "x", "y", "angle", "half_length"), mass_msun=mass_msun)
+
+
+def _columns(row: np.void, prefix: str, *names: str) -> dict[str, Any]:
+    return {name: _short(row[prefix + name]) for name in names}
 
 
 def _short(value: Any) -> float:
