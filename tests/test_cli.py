@@ -172,7 +172,7 @@ def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: 
     [
         (("simulate", "common-test-2"), "Did you mean common-test-1?"),
         (("train", "nowhere"), "nowhere: no such folder"),
-        (("run", "FOLDER", "--models", "resnet18,lensnett"), "Did you mean lensnet?"),
+        (("run", "FOLDER", "--models", "resnet18,lensnett"), "Did you mean lensnet, "),
         (("train", "FOLDER", "--model", "resnet81"), "Did you mean resnet"),
         (("train", "FOLDER", "--set", "train.epoch=3"), "train.epoch: no such setting. Did you mean epochs?"),
         (("train", "FOLDER", "--set", "train.epochs=many"), "train.epochs"),

@@ -34,35 +34,35 @@ Settings = TypeVar("Settings", bound=Frozen)
 
 
 class SplitConfig(Frozen):
-    """How images are divided; a function of each image's id and the seed alone."""
+    """Division of images into parts; a function of each image's id and the seed alone."""
 
     seed: NonNegativeInt = 0
     """Seed of the division."""
     selection: Share = 0.1
-    """Share of the training images that choose the best epoch and are not trained on."""
+    """Share of the training images set aside as the selection part, which chooses the best epoch."""
     test: Share = 0.2
     """Share set aside as the test part where the data set has none of its own."""
 
 
 class InputConfig(Frozen):
-    """What a network sees of an image."""
+    """Steps from an image to the network's input."""
 
     crop: PositiveInt | None = None
-    """Side of the central square that is kept, pixels; everything if unset."""
+    """Side of the central square that is kept, pixels; the whole image if unset."""
     binning: PositiveInt = 1
     """Pixels summed along each side into one."""
     resize: PositiveInt | None = None
     """Side after bilinear resampling, pixels; not resampled if unset."""
     channels: Literal[1, 3] = 1
-    """1, or 3 to copy the image three times."""
+    """1, or 3 for three copies of the image."""
     transform: Literal["anscombe", "minmax"] = "anscombe"
     """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel."""
     highpass: PositiveFloat | None = None
-    """Standard deviation of the Gaussian whose blurred image is subtracted, pixels; nothing if unset."""
+    """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset."""
 
 
 class ModelConfig(Frozen):
-    """Which network, and where its weights start."""
+    """Network and initial weights."""
 
     name: str = "lensnet"
     """One of ours (`sublens networks` lists them) or any timm name."""
@@ -71,30 +71,30 @@ class ModelConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """How one run is trained; where files go is not its business."""
+    """Settings of one training."""
 
     epochs: PositiveInt = 20
-    """Epochs; after each, the selection part is looked at."""
+    """Number of epochs; the selection part is measured after each."""
     epoch_images: PositiveInt | None = None
     """Training images an epoch, in whole batches. Unset: one pass over all of them."""
     minutes: PositiveFloat | None = None
-    """Train for this long instead of for `epochs`."""
+    """Length of the training, minutes, instead of `epochs`."""
     batch_size: PositiveInt | None = None
-    """Images a step. Unset: the network's own choice."""
+    """Images a step. Unset: the network's own value."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon turns convolutions and matrices; AdamW takes the rest, or everything."""
+    """`muon`: Muon on convolutions and AdamW on the rest; `adamw`: AdamW on everything."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Muon. Unset: the network's own choice."""
+    """Peak learning rate: Muon's, or AdamW's where the optimizer is `adamw`. Unset: the network's own value."""
     adamw_lr: PositiveFloat | None = None
-    """Peak learning rate of AdamW. Unset: the network's own choice."""
+    """Peak learning rate of AdamW; the same as `lr` where the optimizer is `adamw`. Unset: the network's own value."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     warmup: Share = 0.05
     """Share of training spent rising to the peak rate; the rest is a cosine to zero."""
     flips: bool = True
-    """Mirror images in x and y at random: the data's true symmetries."""
+    """Whether images are mirrored in x and y at random, the true symmetries of the data."""
     truth_weight: NonNegativeFloat | None = None
-    """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own choice."""
+    """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own value."""
     teacher: str | None = None
     """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -102,19 +102,19 @@ class TrainConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything that decides one run."""
+    """All settings of one run."""
 
     model: ModelConfig = ModelConfig()
     input: InputConfig | None = None
-    """Unset: the network's own choice."""
+    """Steps from an image to the network's input. Unset: the network's own steps."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
 
 
 def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Settings from a TOML file, then `section.key=value` overrides on top.
+    """Settings from a TOML file with `section.key=value` overrides on top.
 
-    Raises `ConfigError` naming every problem at once.
+    Raises `ConfigError`, which lists every problem.
     """
     tree = read_toml(path) if path else {}
     for override in overrides:
@@ -122,34 +122,54 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
     return checked(tree, RunConfig)
 
 
-def checked(tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str, Any] | None = None) -> Settings:
-    """`tree` as settings of that kind, or a `ConfigError` that lists all problems."""
+def checked(
+    tree: Mapping[str, Any], kind: type[Settings], context: Mapping[str, Any] | None = None, path: Path | None = None
+) -> Settings:
+    """`tree` as settings of that kind; raises `ConfigError`, about `path`, that lists all problems."""
     try:
         return kind.model_validate(tree, context=context)
     except ValidationError as err:
         problems = [_explain(kind, dict(problem)) for problem in err.errors()]
-        raise ConfigError("These settings cannot be used:\n  " + "\n  ".join(problems)) from err
+        raise ConfigError(
+            f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used",
+            need="settings that exist, with values in their range",
+            next="\n  ".join(["Correct:", *problems]),
+            path=path,
+        ) from err
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's content, or a `ConfigError`."""
+    """The content of a TOML file; `ConfigError` where it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
-        raise ConfigError(f"{path}: cannot be read ({err.strerror}). Name a TOML file of settings.") from err
+        raise ConfigError(
+            f"cannot be read ({err.strerror})",
+            need="a readable TOML file of settings",
+            next="Correct the path, or the file's permissions.",
+            path=path,
+        ) from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
-        raise ConfigError(f"{path}: is not valid TOML ({err}). Mend that line.") from err
+        raise ConfigError(f"is not valid TOML ({err})", need="TOML 1.0", next="Mend that line.", path=path) from err
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override}: needs the form section.key=value, such as train.lr=0.01.")
+        raise ConfigError(
+            f"--set {override} has no key and value",
+            need="the form section.key=value",
+            next="Write it as in --set train.lr=0.01.",
+        )
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section. Leave out what follows it.")
+            raise ConfigError(
+                f"--set {override}: {section} is a value",
+                need="a section before the dot",
+                next=f"Leave out what follows {section}.",
+            )
     tree[last] = _value(text)
 
 
@@ -161,22 +181,22 @@ def _value(text: str) -> Any:
 
 
 def _explain(kind: type[Frozen], problem: dict[str, Any]) -> str:
-    """One problem in a line: where, what is wrong, what was given."""
+    """One problem in a line: the setting, the fault and the value."""
     is_unknown = problem["type"] == "extra_forbidden"
     names = [str(name) for name in problem["loc"]]
     sections, where = [kind], []
     for name in names[: -1 if is_unknown else None]:
         holders = [section for section in sections if name in section.model_fields]
-        if holders:  # else it is not a setting, but says which of several classes was tried
+        if holders:  # else it is not a setting but the name of one of several classes
             where.append(name)
             sections = [part for holder in holders for part in _sections(holder.model_fields[name].annotation)]
     if is_unknown:
         known = [name for section in sections for name in section.model_fields]
         return f"{'.'.join([*where, names[-1]])}: no such setting. {nearest(names[-1], known)}"
-    place = ".".join(where) or "the whole"
-    words = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], Mapping) or len(where) == 0 else f" (got {problem['input']!r})"
-    return f"{place}: {words}{given}"
+    setting = ".".join(where) or "the whole"
+    fault = problem["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(problem["input"], Mapping) or len(where) == 0 else f" (got {problem['input']!r})"
+    return f"{setting}: {fault}{value}"
 
 
 def _sections(annotation: Any) -> list[type[Frozen]]:
@@ -186,29 +206,32 @@ def _sections(annotation: Any) -> list[type[Frozen]]:
     return [section for option in get_args(annotation) for section in _sections(option)]
 
 
-def field_of_view(seen: InputConfig, shape: tuple[int, int]) -> int:
-    """Side of the square that is kept of images of this shape, pixels.
+def field_of_view(config: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the central square that is kept of images of this shape, pixels.
 
-    Raises `ConfigError` where they cannot be cropped and binned so.
+    Raises `ConfigError` where it is larger than the images or not a multiple of the binning.
     """
-    side = seen.crop or min(shape)
+    side = config.crop or min(shape)
     if side > min(shape):
         raise ConfigError(
-            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}. Set input.crop "
-            f"to {min(shape)} or less."
+            f"input.crop is {side} pixels but the images are {shape[0]} x {shape[1]}",
+            need="a crop that fits the images",
+            next=f"Set input.crop to {min(shape)} or less.",
         )
-    if side % seen.binning:
+    if side % config.binning:
         raise ConfigError(
-            f"input.binning {seen.binning} does not divide the side of {side} pixels. Choose a divisor of it."
+            f"input.binning {config.binning} does not divide the side of {side} pixels",
+            need="a divisor of the side",
+            next="Change input.binning or input.crop.",
         )
     return side
 
 
-def side_seen(seen: InputConfig, shape: tuple[int, int]) -> int:
-    """Side of the square that the network gets of images of this shape, its own pixels."""
-    return seen.resize or field_of_view(seen, shape) // seen.binning
+def side_seen(config: InputConfig, shape: tuple[int, int]) -> int:
+    """Side of the network's input for images of this shape, input pixels."""
+    return config.resize or field_of_view(config, shape) // config.binning
 
 
-def zoom(seen: InputConfig, shape: tuple[int, int]) -> float:
-    """Pixels that the network sees along a side for each pixel of images of this shape; below 1 if binned."""
-    return side_seen(seen, shape) / field_of_view(seen, shape)
+def zoom(config: InputConfig, shape: tuple[int, int]) -> float:
+    """Input pixels for each pixel of images of this shape, along a side; below 1 if binned."""
+    return side_seen(config, shape) / field_of_view(config, shape)

@@ -1,7 +1,9 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from sublens.config import SplitConfig
 from sublens.data import dataset, folders, store
 from sublens.data.dataset import Dataset, Part
+from sublens.data.store import Origin
 from sublens.errors import DataError, ImageError
 
 EVERY_PART = SplitConfig(selection=0.3)
@@ -63,7 +66,7 @@ def test_an_image_stays_in_its_part_whatever_the_others(share: float, seed: int,
     assert set(fewer.ids) == set(aside.ids) & {f"train/{number}" for number in kept}
 
 
-def test_about_the_asked_share_is_set_aside() -> None:
+def test_about_that_share_is_set_aside() -> None:
     _, aside = dataset.split(named(10_000), 0.2, 3, "test")
     assert 1850 < len(aside) < 2150
 
@@ -102,9 +105,9 @@ def test_a_folder_packed_into_a_store_is_the_same_data_set(image_folder: Path, t
     dataset.pack(image_folder, tmp_path / "store")
     folder, packed = (dataset.open_dataset(path, EVERY_PART) for path in (image_folder, tmp_path / "store"))
     for name in ("train", "selection", "test"):
-        one, other = getattr(folder, name), getattr(packed, name)
-        assert one.ids.tolist() == other.ids.tolist()
-        assert np.array_equal(one.counts(np.arange(len(one))), other.counts(np.arange(len(other))))
+        part, same = getattr(folder, name), getattr(packed, name)
+        assert part.ids.tolist() == same.ids.tolist()
+        assert np.array_equal(part.counts(np.arange(len(part))), same.counts(np.arange(len(same))))
 
 
 def test_writing_a_folder_and_reading_it_keeps_every_count(small_store: Path, tmp_path: Path) -> None:
@@ -151,19 +154,48 @@ def test_any_number_of_classes_is_fine(image_folder: Path) -> None:
     assert dataset.open_dataset(image_folder, EVERY_PART).classes == ("plain", "ring", "third")
 
 
+@pytest.mark.parametrize("name", ["naïve", "渦", 'a "b"', "a|b", "spiral galaxy", "ü̈", "<script>"])
+def test_a_class_may_have_any_printable_name(image_folder: Path, name: str) -> None:
+    for split in ("train", "test"):
+        (image_folder / split / "ring").rename(image_folder / split / name)
+    assert name in dataset.open_dataset(image_folder, EVERY_PART).classes
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a,b", " a", "a ", "a\u202eb", "a\u2028b", "\udcff"])
+def test_a_class_name_that_no_table_holds_is_refused_at_once(image_folder: Path, name: str) -> None:
+    (image_folder / "train" / "ring").rename(image_folder / "train" / name)
+    with pytest.raises(DataError, match="train: has a class called .*; needs names of printable") as caught:
+        dataset.open_dataset(image_folder, EVERY_PART)
+    assert str(caught.value).encode()
+    assert str(caught.value).isprintable()
+
+
+def test_such_a_name_is_refused_in_a_store_too(tmp_path: Path) -> None:
+    store.write(tmp_path / "s", ("a\nb", "c"), Origin(source="t"), {"train": lambda n_done: [chunk(4)]})
+    with pytest.raises(DataError, match=r"s: has a class called 'a\\nb'"):
+        dataset.open_dataset(tmp_path / "s", EVERY_PART)
+
+
+def test_a_file_name_that_is_no_utf_8_is_escaped(image_folder: Path) -> None:
+    (image_folder / "test" / "ring" / "0.npy").rename(image_folder / "test" / "ring" / os.fsdecode(b"\xff.npy"))
+    test = dataset.open_dataset(image_folder, EVERY_PART).test
+    assert r"test/ring/\udcff.npy" in test.ids
+    assert len(test) == 8
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         dataset.open_dataset(tmp_path / "nowhere", EVERY_PART)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0 class folders; needs at least two"):
+    with pytest.raises(DataError, match="has 0 class folders; needs at least two"):
         dataset.open_dataset(tmp_path, EVERY_PART)
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
-    with pytest.raises(DataError, match="1 class folders: only; needs at least two"):
+    with pytest.raises(DataError, match="has 1 class folders: only; needs at least two"):
         dataset.open_dataset(tmp_path, EVERY_PART)
 
 
@@ -189,7 +221,7 @@ def test_a_class_that_the_test_part_lacks_is_named(image_folder: Path) -> None:
 
 def test_mixed_sizes_are_named(image_folder: Path) -> None:
     np.save(image_folder / "test" / "plain" / "0.npy", np.eye(20))
-    with pytest.raises(ImageError, match=r"0\.npy: is 20 x 20 pixels but .* is 16 x 16"):
+    with pytest.raises(ImageError, match=r"0\.npy: is 20 x 20 pixels but .* is 16 x 16; needs one size"):
         dataset.open_dataset(image_folder, EVERY_PART)
 
 

@@ -60,7 +60,7 @@ def test_the_folder_can_be_trained_on(folder: Path, small_survey: Survey) -> Non
     assert np.array_equal(formats.read_counts(folder / "train" / "no" / "0000000.fits"), counts[0])
 
 
-def test_npy_folders_have_no_place_for_maps(tmp_path: Path, small_survey: Survey) -> None:
-    with pytest.raises(ConfigError, match="no place for maps"):
+def test_npy_folders_hold_no_maps(tmp_path: Path, small_survey: Survey) -> None:
+    with pytest.raises(ConfigError, match="hold no maps; needs the format store or fits"):
         generate.simulate(small_survey, {"train": 3}, tmp_path / "f", seed=1, form="folder", save_maps=True)
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,10 @@ from sublens.models import calibration
 from sublens.models.calibration import Floats, Labels
 
 
-class Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class FromLogits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier whose inputs are its logits."""
 
-    def fit(self, x: Floats, y: Labels) -> "Given":
+    def fit(self, x: Floats, y: Labels) -> "FromLogits":
         self.classes_ = np.unique(y)
         return self
 
@@ -46,13 +46,13 @@ def test_the_temperature_is_found(overconfidence: float) -> None:
 
 def test_the_temperature_is_that_of_scikit_learn() -> None:
     logits, labels = draw(5_000, 1, 2.5)
-    theirs = CalibratedClassifierCV(FrozenEstimator(Given().fit(logits, labels)), method="temperature")
+    theirs = CalibratedClassifierCV(FrozenEstimator(FromLogits().fit(logits, labels)), method="temperature")
     theirs.fit(logits, labels)
     ours = calibration.softmax(logits / calibration.fit_temperature(logits, labels))
-    assert np.abs(ours - theirs.predict_proba(logits)).max() < 2e-3  # which has no doubt of any label
+    assert np.abs(ours - theirs.predict_proba(logits)).max() < 2e-3  # which does not smooth the labels
 
 
-def test_few_images_told_rightly_do_not_make_sure() -> None:
+def test_few_images_all_correct_do_not_make_certain() -> None:
     logits, labels = 6 * np.eye(3)[np.arange(12) % 3], np.arange(12) % 3
     probs = calibration.softmax(logits / calibration.fit_temperature(logits, labels))
     assert 0.7 < probs.max(axis=1).min() < 0.95
@@ -71,14 +71,14 @@ def test_the_cutoff_is_the_rank_that_the_theorem_asks_for(n: int, seed: int, cov
 def test_the_sets_are_those_of_mapie() -> None:
     logits, labels = draw(3_000, 2)
     fresh, _ = draw(500, 3)
-    theirs = SplitConformalClassifier(Given().fit(logits, labels), confidence_level=0.9, conformity_score="lac")
+    theirs = SplitConformalClassifier(FromLogits().fit(logits, labels), confidence_level=0.9, conformity_score="lac")
     theirs.conformalize(logits, labels)
     cutoff = calibration.fit_cutoff(calibration.softmax(logits), labels)
     ours = calibration.Calibration(1.0, cutoff).sets(calibration.softmax(fresh))
     assert np.array_equal(ours, theirs.predict_set(fresh)[1][:, :, 0])
 
 
-def test_sets_hold_the_truth_as_often_as_they_say() -> None:
+def test_sets_hold_the_truth_with_their_coverage() -> None:
     held = []
     for seed in range(200):
         probs, labels = calibration.softmax(draw(100, seed)[0]), draw(100, seed)[1]
@@ -93,14 +93,14 @@ def test_what_is_unlike_the_training_images_is_far() -> None:
     mixing = rng.normal(0, 1, (20, 20))
     train, selection, fresh = (rng.normal(0, 1, (n, 20)) @ mixing for n in (4000, 2000, 2000))
     logits, labels = draw(2000)
-    found = calibration.fit(logits, labels, [selection, selection[:, :4]], [train, train[:, :4]])
-    assert (found.ood([fresh, fresh[:, :4]]) > found.ood_threshold).mean() == pytest.approx(0.01, abs=0.006)
+    fitted = calibration.fit(logits, labels, [selection, selection[:, :4]], [train, train[:, :4]])
+    assert (fitted.ood([fresh, fresh[:, :4]]) > fitted.ood_threshold).mean() == pytest.approx(0.01, abs=0.006)
     moved = fresh + 10 * mixing[0]  # ten sigma in a direction of its own
-    usual, far = (found.ood([one, one[:, :4]]) for one in (fresh, moved))
-    assert np.mean(far[:, None] > usual) > 0.95
+    near, far = (fitted.ood([moments, moments[:, :4]]) for moments in (fresh, moved))
+    assert np.mean(far[:, None] > near) > 0.95
 
 
-def test_a_silent_channel_does_no_harm() -> None:
+def test_a_constant_channel_does_no_harm() -> None:
     moments = np.random.default_rng(0).normal(0, 1, (50, 5))
     moments[:, 2] = 0
     layer = calibration.fit_layer(moments)
@@ -111,6 +111,6 @@ def test_a_silent_channel_does_no_harm() -> None:
 
 def test_without_feature_maps_nothing_is_ood() -> None:
     logits, labels = draw(100)
-    found = calibration.fit(logits, labels, [], [])
-    assert found.layers == ()
-    assert found.ood_threshold == np.inf
+    fitted = calibration.fit(logits, labels, [], [])
+    assert fitted.layers == ()
+    assert fitted.ood_threshold == np.inf

@@ -30,17 +30,57 @@ def test_each_network_turns_images_into_logits(name: str, n_classes: int, channe
         assert model(torch.zeros(2, channels, 56, 56)).shape == (2, n_classes)
 
 
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_the_table_has_the_number_of_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name, 3)
+    assert networks.NETWORKS[name].n_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_our_own_network_is_small() -> None:
-    assert sum(parameter.numel() for parameter in build("lensnet", 3).parameters()) < 500_000
+    assert networks.NETWORKS["lensnet"].n_parameters < 500_000
+
+
+@pytest.mark.parametrize(
+    ("network_input", "expected"),
+    [
+        (InputConfig(), "whole image"),
+        (InputConfig(crop=96, binning=2), "central 96 x 96 pixels, binned 2 x 2"),
+        (
+            InputConfig(crop=96, highpass=3, resize=144),
+            "central 96 x 96 pixels, high-pass of 3 pixels, resampled to 144 x 144",
+        ),
+        (InputConfig(transform="minmax", channels=3), "whole image, scaled to [0, 1], 3 equal channels"),
+    ],
+)
+def test_an_input_is_described_in_words(network_input: InputConfig, expected: str) -> None:
+    assert networks.describe_input(network_input) == expected
+
+
+@pytest.mark.parametrize("pattern", ["resnet18", "*resnet18", "RESNET18*"])
+def test_the_names_of_timm_are_listed_by_pattern(pattern: str) -> None:
+    names = networks.timm_names(pattern)
+    assert names == sorted(names)
+    assert "resnet18" in names
+    assert all("resnet18" in name for name in names)
 
 
 def test_any_timm_name_works() -> None:
     assert build("resnet10t", 4)(torch.zeros(2, 1, 64, 64)).shape == (2, 4)
 
 
-def test_an_unknown_network_offers_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no network called 'resnet81'. Did you mean resnet"):
+def test_an_unknown_network_offers_the_nearest_five() -> None:
+    with pytest.raises(
+        ConfigError, match="no network called 'resnet81'; needs one of .* Did you mean resnet18, "
+    ) as caught:
         build("resnet81", 3)
+    assert len(set(caught.value.next.split("?")[0].split(", "))) == 5
+    assert len(str(caught.value)) < 300
+
+
+def test_a_name_like_no_other_offers_the_list() -> None:
+    with pytest.raises(ConfigError, match="timm's. `sublens networks --all PATTERN` lists"):
+        build("qqq", 3)
 
 
 def test_weights_that_cannot_be_fetched_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +89,8 @@ def test_weights_that_cannot_be_fetched_are_explained(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(import_timm(), "create_model", refuse)
     with pytest.raises(
-        ConfigError, match="could not be fetched .OSError: no route to host.*leave out model.pretrained"
+        ConfigError,
+        match="could not be fetched .OSError: no route to host.*; needs a connection.*leave out model.pretrained",
     ):
         build("resnet18", 3, pretrained=True)
 
@@ -59,7 +100,7 @@ def test_our_own_network_has_no_foreign_weights() -> None:
         build("lensnet", 3, pretrained=True)
 
 
-def test_the_whole_image_is_seen_unless_told_otherwise() -> None:
+def test_the_whole_image_is_the_default_input() -> None:
     assert counts_to_input(counts(), InputConfig()).shape == (3, 1, 24, 24)
 
 
@@ -71,8 +112,8 @@ def test_minmax_is_the_pixel_of_the_original_files() -> None:
 
 @given(st.floats(5, 500), st.sampled_from([1, 2]))
 def test_the_anscombe_input_has_the_same_noise_everywhere(mean: float, binning: int) -> None:
-    seen = counts_to_input(counts(side=200, mean=mean), InputConfig(binning=binning))
-    assert float(seen.std()) * 10 * binning == pytest.approx(1, abs=0.06)
+    prepared = counts_to_input(counts(side=200, mean=mean), InputConfig(binning=binning))
+    assert float(prepared.std()) * 10 * binning == pytest.approx(1, abs=0.06)
 
 
 def test_empty_sky_is_zero_to_the_anscombe_input() -> None:
@@ -80,7 +121,7 @@ def test_empty_sky_is_zero_to_the_anscombe_input() -> None:
     assert float(counts_to_input(sky, InputConfig()).abs().max()) < 0.02
 
 
-def test_an_image_of_unknown_counts_is_scaled_to_the_usual_peak() -> None:
+def test_an_image_of_unknown_counts_is_scaled_to_the_nominal_peak() -> None:
     image = counts(mean=200)
     image = (image * (NOMINAL_PEAK / image.max(axis=(1, 2), keepdims=True))).round().astype(np.uint16)
     scaled = (image / image.max(axis=(1, 2), keepdims=True) * QUANTISED_PEAK).round().astype(np.uint16)
@@ -100,19 +141,20 @@ def test_binning_adds_counts() -> None:
     assert np.unique(counts_to_input(image, InputConfig(binning=2))).tolist() == pytest.approx([expected], rel=1e-5)
 
 
-def test_resizing_gives_the_asked_side() -> None:
+def test_resizing_gives_that_side() -> None:
     assert counts_to_input(counts(), InputConfig(resize=32)).shape == (3, 1, 32, 32)
 
 
 def test_three_channels_are_the_same_image() -> None:
-    seen = counts_to_input(counts(), InputConfig(channels=3))
-    assert torch.equal(seen[:, 0], seen[:, 2])
+    prepared = counts_to_input(counts(), InputConfig(channels=3))
+    assert torch.equal(prepared[:, 0], prepared[:, 2])
 
 
 @given(st.integers(0, 1000))
 def test_preparing_one_by_one_or_together_is_the_same(seed: int) -> None:
-    image, seen = counts(seed), InputConfig(crop=20, binning=2)
-    assert torch.equal(counts_to_input(image, seen), torch.cat([counts_to_input(one[None], seen) for one in image]))
+    images, config = counts(seed), InputConfig(crop=20, binning=2)
+    apart = torch.cat([counts_to_input(image[None], config) for image in images])
+    assert torch.equal(counts_to_input(images, config), apart)
 
 
 def test_a_crop_beyond_the_image_is_refused() -> None:
@@ -124,18 +166,18 @@ def test_a_crop_beyond_the_image_is_refused() -> None:
 def test_a_high_pass_subtracts_the_blurred_image(binning: int) -> None:
     image = counts(side=96)
     plain = counts_to_input(image, InputConfig(binning=binning)).numpy()[:, 0].astype(np.float64)
-    seen = counts_to_input(image, InputConfig(binning=binning, highpass=3)).numpy()[:, 0]
+    prepared = counts_to_input(image, InputConfig(binning=binning, highpass=3)).numpy()[:, 0]
     sigma = 3 / binning
     left = DETAIL_GAIN * (plain - ndimage.gaussian_filter(plain, (0, sigma, sigma), truncate=8))
     inside = slice(24 // binning, -24 // binning)
-    np.testing.assert_allclose(seen[:, inside, inside], left[:, inside, inside], atol=1e-4)
+    np.testing.assert_allclose(prepared[:, inside, inside], left[:, inside, inside], atol=1e-4)
 
 
 def test_a_high_pass_leaves_nothing_of_an_even_image() -> None:
     even = np.full((1, 24, 24), 50, np.uint16)
     even[0, 0, 0] = 0
-    seen = counts_to_input(even, InputConfig(crop=20, highpass=3))
-    assert float(seen.abs().max()) < 1e-4
+    prepared = counts_to_input(even, InputConfig(crop=20, highpass=3))
+    assert float(prepared.abs().max()) < 1e-4
 
 
 def test_a_binning_that_does_not_divide_is_refused() -> None:
@@ -143,19 +185,39 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
         counts_to_input(counts(), InputConfig(binning=5))
 
 
-def test_small_images_shrink_the_usual_crop() -> None:
-    seen = networks.resolved(RunConfig(), (49, 49)).input
-    assert seen is not None
-    assert side_seen(seen, (49, 49)) == 24
+def test_small_images_shrink_the_default_crop() -> None:
+    network_input = networks.resolved(RunConfig(), (49, 49)).input
+    assert network_input is not None
+    assert side_seen(network_input, (49, 49)) == 24
 
 
-def test_a_network_brings_its_own_settings_unless_told_otherwise() -> None:
+def test_a_network_fills_in_its_own_settings() -> None:
     own = networks.resolved(RunConfig(model=ModelConfig(name="resnet18")), (150, 150))
-    usual = networks.NETWORKS["resnet18"]
-    assert (own.input, own.train.truth_weight, own.train.batch_size) == (usual.input, 10, 32)
-    assert (own.train.lr, own.train.adamw_lr) == (usual.lr, usual.adamw_lr)
-    told = RunConfig(input=InputConfig(resize=224), train=TrainConfig(truth_weight=0, batch_size=7, lr=1, adamw_lr=0.1))
-    assert networks.resolved(told, (150, 150)) == told
+    row = networks.NETWORKS["resnet18"]
+    assert (own.input, own.train.truth_weight, own.train.batch_size) == (row.input, 10, 32)
+    assert (own.train.lr, own.train.adamw_lr) == (row.lr, row.adamw_lr)
+
+
+def test_settings_of_the_user_stay() -> None:
+    train = TrainConfig(truth_weight=0, batch_size=7, lr=1, adamw_lr=0.1)
+    whole = RunConfig(input=InputConfig(resize=224), train=train)
+    assert networks.resolved(whole, (150, 150)) == whole
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"), [({"lr": 0.5}, 0.5), ({"adamw_lr": 0.5}, 0.5), ({}, 3e-3), ({"lr": 1, "adamw_lr": 1}, 1)]
+)
+def test_adamw_alone_has_one_rate(rates: dict[str, float], expected: float) -> None:
+    config = RunConfig(train=TrainConfig.model_validate({"optimizer": "adamw", **rates}))
+    resolved = networks.resolved(config, (150, 150))
+    assert (resolved.train.lr, resolved.train.adamw_lr) == (expected, expected)
+    assert networks.resolved(resolved, (150, 150)) == resolved
+
+
+def test_two_rates_for_adamw_alone_are_refused() -> None:
+    config = RunConfig(train=TrainConfig(optimizer="adamw", lr=0.1, adamw_lr=0.2))
+    with pytest.raises(ConfigError, match="train.lr is 0.1 and train.adamw_lr 0.2; needs one rate"):
+        networks.resolved(config, (150, 150))
 
 
 def test_a_wide_network_starts_at_even_odds() -> None:

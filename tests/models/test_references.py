@@ -51,8 +51,8 @@ def test_it_does_on_fresh_images_what_its_card_says(name: str) -> None:
     truth, counts = simulate(preset("common-test-1"), 6, "test", range(1_000))
     probs, labels = probs_of(Predictor.load(name), counts), truth.scenes["label"].astype(np.int64)
     score = bundle.read_card(bundle.locate(name)).scores[0]
-    seen = metrics.score(probs, labels, CLASSES)
-    assert seen["auc_macro"]["low"] <= score.auc <= seen["auc_macro"]["high"]
+    scores = metrics.score(probs, labels, CLASSES)
+    assert scores["auc_macro"]["low"] <= score.auc <= scores["auc_macro"]["high"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +60,7 @@ def test_it_is_right_on_the_real_images(name: str, real_data: Path) -> None:
     paths = sorted((real_data / "common_test_1").glob("*/*.npy"))
     predictions = Predictor.load(name).files(paths)
     assert len(paths) == 15
-    assert sum(one.label == path.parent.name for one, path in zip(predictions, paths, strict=True)) >= 14
+    assert sum(prediction.label == path.parent.name for prediction, path in zip(predictions, paths, strict=True)) >= 14
 
 
 @pytest.mark.slow

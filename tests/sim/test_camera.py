@@ -65,8 +65,8 @@ def test_a_spot_becomes_the_psf(any_camera: Camera) -> None:
     kernel = camera.psf_kernel(any_camera)
     square = torch.outer(kernel, kernel) if kernel.ndim == 1 else kernel
     reach = len(kernel) // 2
-    seen = camera.blurred(spot(), kernel)[0, 45 - reach : 46 + reach, 45 - reach : 46 + reach]
-    torch.testing.assert_close(seen, 5 * square)
+    blurred = camera.blurred(spot(), kernel)[0, 45 - reach : 46 + reach, 45 - reach : 46 + reach]
+    torch.testing.assert_close(blurred, 5 * square)
 
 
 def test_the_blurred_spot_is_as_wide_as_the_psf() -> None:
@@ -95,8 +95,8 @@ def test_the_blur_agrees_with_scipy() -> None:
 
 
 def expose(rates: torch.Tensor, seeds: list[int], *, sky: float = 10, rms: float = 0, gain: float = 1) -> np.ndarray:
-    one = np.ones(len(rates))
-    return camera.expose(rates, sky * one, rms * one, gain, seeds)
+    ones = np.ones(len(rates))
+    return camera.expose(rates, sky * ones, rms * ones, gain, seeds)
 
 
 def test_counts_are_poisson() -> None:
@@ -131,13 +131,13 @@ def test_counts_above_the_minimum_start_at_zero() -> None:
 
 
 def test_counts_that_do_not_fit_a_store_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"70,000 counts .* Raise camera\.gain"):
+    with pytest.raises(ConfigError, match=r"70,000 counts above its minimum; needs up to 65,535.* Raise camera\.gain"):
         camera.above_minimum(np.array([[[0, 70_000]]], np.int32))
 
 
 @pytest.mark.parametrize("rate", [np.nan, -1.0, 2e9])
 def test_rates_that_are_no_counts_are_refused(rate: float) -> None:
-    with pytest.raises(ConfigError, match="expects"):
+    with pytest.raises(ConfigError, match="a pixel expects .* needs a number from 0 to 1e.09"):
         expose(torch.full((1, 4, 4), rate), [1], sky=0)
 
 

@@ -15,12 +15,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def surprise(drawn: NDArray[np.int32], mean: float) -> float:
     """Chance of a chi-square as bad as that of these draws, if they are Poisson."""
-    seen = np.bincount(drawn.ravel())
-    expected = poisson.pmf(np.arange(len(seen)), mean) * drawn.size
+    counts = np.bincount(drawn.ravel())
+    expected = poisson.pmf(np.arange(len(counts)), mean) * drawn.size
     common = expected > 10
-    seen_all = np.append(seen[common], drawn.size - seen[common].sum())
+    counts_all = np.append(counts[common], drawn.size - counts[common].sum())
     expected_all = np.append(expected[common], drawn.size - expected[common].sum())
-    return float(chisquare(seen_all, expected_all).pvalue)
+    return float(chisquare(counts_all, expected_all).pvalue)
 
 
 @pytest.mark.parametrize("mean", [0.1, 1, 10, 13.1, 63.99, 64, 100, 1000, 1030.5, 4000])
@@ -67,6 +67,6 @@ def test_points_are_those_of_the_formula(dtype: type[np.floating[Any]]) -> None:
     assert not alpha_x[1].any()
     plane_x, plane_y = torch.from_numpy(x)[None, :], torch.from_numpy(y)[:, None]
     for image, own in ((0, masses[:4]), (2, masses[4:])):
-        expected = [mass.point_deflection(plane_x, plane_y, *torch.from_numpy(one)) for one in own]
+        expected = [mass.point_deflection(plane_x, plane_y, *torch.from_numpy(parameters)) for parameters in own]
         for got, component in zip((alpha_x, alpha_y), zip(*expected, strict=True), strict=True):
             torch.testing.assert_close(torch.from_numpy(got[image]), sum(component), rtol=1e-4, atol=1e-5)

@@ -221,20 +221,20 @@ def test_sis_points_outwards() -> None:
 @given(radii, angles)
 def test_a_round_ellipsoid_is_a_sphere(theta_e: float, angle: float) -> None:
     x, y = grid()
-    for one, other in zip(
+    for component, expected in zip(
         ours("sie", "deflection", x, y, (theta_e, 1.0, angle)), ours("sis", "deflection", x, y, (theta_e,)), strict=True
     ):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(component, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_widely_truncated_halo_is_an_nfw_halo() -> None:
     x, y = grid()
-    for one, other in zip(
+    for component, expected in zip(
         ours("tnfw", "deflection", x, y, (0.1, 0.2, 0.5, 0.4, 4000.0)),
         ours("nfw", "deflection", x, y, (0.1, 0.2, 0.5, 0.4)),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(component, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nfw_has_its_deflection_at_its_scale_radius() -> None:
@@ -297,11 +297,11 @@ def test_the_string_is_the_limit_of_many_points(segment: Numbers) -> None:
     n = 4000
     along = (torch.arange(n, dtype=torch.float64) + 0.5) / n * 2 * half - half
     expected_x, expected_y = torch.zeros_like(x), torch.zeros_like(y)
-    for place in along.tolist():
-        bead = (x_0 + place * math.cos(angle), y_0 + place * math.sin(angle), theta_e / math.sqrt(n))
-        one_x, one_y = mass.point_deflection(x, y, *bead)  # type: ignore[arg-type]
-        expected_x += one_x
-        expected_y += one_y
+    for offset in along.tolist():
+        bead = (x_0 + offset * math.cos(angle), y_0 + offset * math.sin(angle), theta_e / math.sqrt(n))
+        dx, dy = mass.point_deflection(x, y, *bead)  # type: ignore[arg-type]
+        expected_x += dx
+        expected_y += dy
     far = distance("string", x, y, segment) > 0.02
     for got, expected in zip(ours("string", "deflection", x, y, segment), (expected_x, expected_y), strict=True):
         torch.testing.assert_close(got[far], expected[far], rtol=1e-3, atol=2e-5)
@@ -344,5 +344,5 @@ def test_turning_a_mass_turns_its_deflection(name: str, data: st.DataObject, tur
     turned_x, turned_y = turned(x, y, turn)
     got = ours(name, "deflection", turned_x, turned_y, TURNING[name](parameters, turn))
     far = distance(name, x, y, parameters) > 1e-3
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one[far], other[far], rtol=1e-6, atol=1e-8)
+    for component, turned_component in zip(got, expected, strict=True):
+        torch.testing.assert_close(component[far], turned_component[far], rtol=1e-6, atol=1e-8)

@@ -140,10 +140,10 @@ def test_the_mass_map_holds_all_mass_inside_the_field(truth: Truth) -> None:
 
 def test_the_mass_map_puts_a_subhalo_into_its_cell(truth: Truth) -> None:
     sphere = of_class(truth, "sphere").take(np.array([0]))
-    one = Truth(sphere.scenes.copy(), sphere.subhaloes[:1].copy())
-    one.scenes["n_subhaloes"] = 1
-    one.subhaloes["x"], one.subhaloes["y"], one.subhaloes["mass_msun"] = 0.9, -1.9, 5e9
-    mapped = mass_map(one, 4, 4.0)
+    single = Truth(sphere.scenes.copy(), sphere.subhaloes[:1].copy())
+    single.scenes["n_subhaloes"] = 1
+    single.subhaloes["x"], single.subhaloes["y"], single.subhaloes["mass_msun"] = 0.9, -1.9, 5e9
+    mapped = mass_map(single, 4, 4.0)
     assert np.argwhere(mapped[0]).tolist() == [[0, 2]]
     assert mapped[0, 0, 2] == 5e9
 
@@ -235,9 +235,9 @@ def test_more_subhaloes_come_on_top_of_the_same_ones() -> None:
         for n in (20, 25)
     )
     for position in range(30):
-        one, other = (truth.take(np.array([position])).subhaloes for truth in (few, many))
-        assert len(one) <= len(other)
-        assert np.array_equal(one["mass_msun"], other["mass_msun"][: len(one)])
+        fewer, more = (truth.take(np.array([position])).subhaloes for truth in (few, many))
+        assert len(fewer) <= len(more)
+        assert np.array_equal(fewer["mass_msun"], more["mass_msun"][: len(fewer)])
 
 
 @pytest.mark.parametrize("indices", [range(5, 0, -1), range(-3, 2)])

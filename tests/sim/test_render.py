@@ -79,11 +79,11 @@ def test_deflection_has_no_curl_and_only_the_halos_convergence(truth: Truth, sma
     axis = torch.linspace(-2.9, 2.9, 31, dtype=torch.float64)
     y, x = (plane[None].clone().requires_grad_() for plane in torch.meshgrid(axis, axis, indexing="ij"))
     for position in (0, 1, 2):
-        one = truth.take(np.array([position]))
-        alpha_x, alpha_y = render.deflection(one, small_survey, x, y)
+        single = truth.take(np.array([position]))
+        alpha_x, alpha_y = render.deflection(single, small_survey, x, y)
         xx, xy = torch.autograd.grad(alpha_x.sum(), (x, y), retain_graph=True)
         yx, yy = torch.autograd.grad(alpha_y.sum(), (x, y))
-        kappa = float(one.scenes["theta_e"][0]) / (2 * torch.hypot(x, y).clamp_min(1e-9))
+        kappa = float(single.scenes["theta_e"][0]) / (2 * torch.hypot(x, y).clamp_min(1e-9))
         away = torch.hypot(x, y) > 0.1
         torch.testing.assert_close(((xx + yy) / 2)[away], kappa[away], rtol=1e-5, atol=1e-5)
         assert (yx - xy).abs()[away].max() < 1e-6
@@ -223,34 +223,34 @@ def their_image(truth: Truth, row: int, survey: Survey) -> np.ndarray:
     from lenstronomy.ImSim.image_model import ImageModel
     from lenstronomy.LightModel.light_model import LightModel
 
-    one, seen = truth.take(np.array([row])), survey.camera
-    scene = one.scenes[0]
-    corner = -(seen.n_pixels - 1) / 2 * seen.pixel_scale
+    single, pixels = truth.take(np.array([row])), survey.camera
+    scene = single.scenes[0]
+    corner = -(pixels.n_pixels - 1) / 2 * pixels.pixel_scale
     frame = ImageData(
-        image_data=np.zeros((seen.n_pixels, seen.n_pixels)),
+        image_data=np.zeros((pixels.n_pixels, pixels.n_pixels)),
         ra_at_xy_0=corner,
         dec_at_xy_0=corner,
-        transform_pix2angle=np.eye(2) * seen.pixel_scale,
+        transform_pix2angle=np.eye(2) * pixels.pixel_scale,
         background_rms=1,
         exposure_time=1,
     )
-    is_gaussian = isinstance(seen.psf, Gaussian)
-    blur = {"psf_type": "GAUSSIAN", "fwhm": seen.psf.fwhm, "truncation": 4, "pixel_size": seen.pixel_scale}  # type: ignore[union-attr]
-    lens, masses = lens_of(scene, survey, one.subhaloes)
-    place = (scene["source_x"], scene["source_y"], scene["source_q"], scene["source_angle"])
+    is_gaussian = isinstance(pixels.psf, Gaussian)
+    blur = {"psf_type": "GAUSSIAN", "fwhm": pixels.psf.fwhm, "truncation": 4, "pixel_size": pixels.pixel_scale}  # type: ignore[union-attr]
+    lens, masses = lens_of(scene, survey, single.subhaloes)
+    position = (scene["source_x"], scene["source_y"], scene["source_q"], scene["source_angle"])
     model = ImageModel(
         frame,
         PSF(**blur) if is_gaussian else PSF(psf_type="NONE"),
         lens,
         LightModel(["SERSIC_ELLIPSE"]),
         LightModel(["SERSIC_ELLIPSE"] if survey.lens_light else []),
-        kwargs_numerics={"supersampling_factor": seen.supersampling, "supersampling_convolution": False},
+        kwargs_numerics={"supersampling_factor": pixels.supersampling, "supersampling_convolution": False},
     )
     for profile in (*model.SourceModel.func_list, *model.LensLightModel.func_list):
         profile._smoothing = 1e-15
     own = [sersic_of(scene, "lens", 0, 0, scene["halo_q"], scene["halo_angle"])] if survey.lens_light else []
-    image = np.asarray(model.image(masses, [sersic_of(scene, "source", *place)], own)) / seen.pixel_scale**2
-    return image if is_gaussian else by_moffat(image, seen.psf.fwhm / seen.pixel_scale, seen.psf.beta)  # type: ignore[union-attr]
+    image = np.asarray(model.image(masses, [sersic_of(scene, "source", *position)], own)) / pixels.pixel_scale**2
+    return image if is_gaussian else by_moffat(image, pixels.psf.fwhm / pixels.pixel_scale, pixels.psf.beta)  # type: ignore[union-attr]
 
 
 def by_moffat(image: np.ndarray, fwhm: float, beta: float) -> np.ndarray:

@@ -14,32 +14,31 @@ from sublens.sim.scene import Scene, String, Subhalo
 
 
 @pytest.mark.parametrize("label", CLASSES)
-def test_a_drawn_scene_looks_as_the_survey_has_it(label: str) -> None:
-    survey, place = presets.preset("common-test-1"), CLASSES.index(label)
-    whole = render(draw(survey, 11, "test", range(place, place + 1)), survey)[0].numpy()
+def test_a_drawn_scene_has_the_image_of_its_survey(label: str) -> None:
+    survey, index = presets.preset("common-test-1"), CLASSES.index(label)
+    whole = render(draw(survey, 11, "test", range(index, index + 1)), survey)[0].numpy()
     again = scene.noiseless(scene.drawn("common-test-1", label, 11))  # type: ignore[arg-type]
     assert np.abs(again - whole).max() < 0.02 * whole.max()  # four digits of each number are kept
 
 
 @pytest.mark.parametrize("name", presets.names())
 @pytest.mark.parametrize("label", CLASSES)
-def test_every_survey_can_be_drawn_from_and_seen(name: str, label: str) -> None:
-    one = scene.drawn(name, label, 3)  # type: ignore[arg-type]
+def test_every_survey_can_be_drawn_from_and_observed(name: str, label: str) -> None:
+    lens = scene.drawn(name, label, 3)  # type: ignore[arg-type]
     side = presets.preset(name).camera.n_pixels
-    assert scene.observed(one).shape == (1, side, side)
-    assert Scene.model_validate_json(one.model_dump_json()) == one
+    assert scene.observed(lens).shape == (1, side, side)
+    assert Scene.model_validate_json(lens.model_dump_json()) == lens
 
 
 def test_substructure_is_taken_out_of_the_halo() -> None:
-    one = Scene(
+    lens = Scene(
         subhaloes=(Subhalo(x=1, y=0, mass_msun=1e10),),
         string=String(x=0, y=1, angle=0, half_length=0.5, mass_msun=3e10),
     )
-    row = scene.truth(one).scenes[0]
-    assert row["halo_mass_msun"] + 4e10 == pytest.approx(scene.total_msun(one), rel=1e-12)
-    assert row["theta_e"] ** 2 + row["string_theta_e"] ** 2 + scene.truth(one).subhaloes["theta_e"][
-        0
-    ] ** 2 == pytest.approx(one.theta_e**2, rel=1e-12)
+    row, subhalo = scene.truth(lens).scenes[0], scene.truth(lens).subhaloes[0]
+    assert row["halo_mass_msun"] + 4e10 == pytest.approx(scene.total_msun(lens), rel=1e-12)
+    squares = row["theta_e"] ** 2 + row["string_theta_e"] ** 2 + subhalo["theta_e"] ** 2
+    assert squares == pytest.approx(lens.theta_e**2, rel=1e-12)
 
 
 def test_substructure_may_not_outweigh_the_halo() -> None:
@@ -50,24 +49,24 @@ def test_substructure_may_not_outweigh_the_halo() -> None:
 @given(x=st.floats(-2, 2), y=st.floats(-2, 2))
 def test_a_heavier_subhalo_changes_more_light(x: float, y: float) -> None:
     ring = Scene(theta_e=1.2, source={"r_eff": 1.0})  # type: ignore[arg-type]
-    with_one = ring.model_copy(update={"subhaloes": (Subhalo(x=x, y=y, mass_msun=1e6),)})
+    with_subhalo = ring.model_copy(update={"subhaloes": (Subhalo(x=x, y=y, mass_msun=1e6),)})
     heavier = ring.model_copy(update={"subhaloes": (Subhalo(x=x, y=y, mass_msun=1e9),)})
     smooth = scene.noiseless(ring)
-    light, heavy = (np.abs(scene.noiseless(one) - smooth).sum() for one in (with_one, heavier))
+    light, heavy = (np.abs(scene.noiseless(lens) - smooth).sum() for lens in (with_subhalo, heavier))
     assert light < heavy
 
 
 def test_without_substructure_there_is_no_residual() -> None:
-    one = scene.drawn("common-test-1", "sphere", 4)
-    assert not np.array_equal(scene.noiseless(one), scene.noiseless(scene.smooth(one)))
-    assert scene.smooth(scene.smooth(one)) == scene.smooth(one)
+    lens = scene.drawn("common-test-1", "sphere", 4)
+    assert not np.array_equal(scene.noiseless(lens), scene.noiseless(scene.smooth(lens)))
+    assert scene.smooth(scene.smooth(lens)) == scene.smooth(lens)
 
 
 def test_noise_follows_from_the_seed() -> None:
-    one = scene.drawn("common-test-1", "no", 4)
-    two = scene.observed(one, 2)
-    np.testing.assert_array_equal(two[:1], scene.observed(one))
-    np.testing.assert_array_equal(two[1:], scene.observed(one.model_copy(update={"seed": one.seed + 1})))
+    lens = scene.drawn("common-test-1", "no", 4)
+    two = scene.observed(lens, 2)
+    np.testing.assert_array_equal(two[:1], scene.observed(lens))
+    np.testing.assert_array_equal(two[1:], scene.observed(lens.model_copy(update={"seed": lens.seed + 1})))
     assert not np.array_equal(two[0], two[1])
 
 

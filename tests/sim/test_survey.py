@@ -16,8 +16,8 @@ from sublens.sim.survey import ALMOST_ONE, Prior, Survey
 TEXT = presets.source("common-test-1").read_text()
 
 
-def prior(given: object) -> Prior:
-    return Prior.model_validate(given)
+def prior(tree: object) -> Prior:
+    return Prior.model_validate(tree)
 
 
 def reading(tmp_path: Path, text: str) -> Survey:
@@ -26,7 +26,7 @@ def reading(tmp_path: Path, text: str) -> Survey:
 
 
 @pytest.mark.parametrize(
-    ("given", "distribution"),
+    ("tree", "distribution"),
     [
         ({"uniform": [2, 5]}, stats.uniform(2, 3)),
         ({"normal": [1, 0.5]}, stats.norm(1, 0.5)),
@@ -36,13 +36,13 @@ def reading(tmp_path: Path, text: str) -> Survey:
         ({"power_law": [2, 0.001, 3]}, stats.powerlaw(3, scale=3)),
     ],
 )
-def test_priors_are_the_distributions_of_their_names(given: object, distribution: object) -> None:
+def test_priors_are_the_distributions_of_their_names(tree: object, distribution: object) -> None:
     if distribution is None:
         with pytest.raises(ValueError, match="0 < low <= high"):
-            prior(given)
+            prior(tree)
         return
     u = np.random.default_rng(0).random(4000)
-    assert stats.kstest(prior(given).quantile(u), distribution.cdf).pvalue > 1e-3  # type: ignore[attr-defined]
+    assert stats.kstest(prior(tree).quantile(u), distribution.cdf).pvalue > 1e-3  # type: ignore[attr-defined]
 
 
 @given(st.floats(0.5, 60), st.floats(0, ALMOST_ONE))
@@ -56,10 +56,10 @@ def test_a_number_is_itself() -> None:
     assert prior(3).quantile(np.array([0.0, 0.7])).tolist() == [3, 3]
 
 
-@pytest.mark.parametrize("given", [3.0, {"uniform": (0.0, 1.0)}, {"poisson": 25.0}, {"power_law": (-0.9, 1.0, 2.0)}])
-def test_priors_survive_a_round_trip(given: object) -> None:
-    assert prior(given).model_dump() == given
-    assert Prior.model_validate_json(prior(given).model_dump_json()) == prior(given)
+@pytest.mark.parametrize("tree", [3.0, {"uniform": (0.0, 1.0)}, {"poisson": 25.0}, {"power_law": (-0.9, 1.0, 2.0)}])
+def test_priors_survive_a_round_trip(tree: object) -> None:
+    assert prior(tree).model_dump() == tree
+    assert Prior.model_validate_json(prior(tree).model_dump_json()) == prior(tree)
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -128,8 +128,9 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     text = text.replace("uniform = [0.4, 1]", "flat = [0.4, 1]") + "\nwidth = 3\n"
     with pytest.raises(ConfigError) as caught:
         reading(tmp_path, text)
-    for place in ("halo.mass_msun", "cosmology.z_source", "camera.pixel_scale", "no.fits", "source.q", "vortex.width"):
-        assert place in str(caught.value)
+    for name in ("halo.mass_msun", "cosmology.z_source", "camera.pixel_scale", "no.fits", "source.q", "vortex.width"):
+        assert name in str(caught.value)
+    assert caught.value.path == str(tmp_path / "mine.toml")
 
 
 def test_an_unknown_preset_offers_the_nearest() -> None:
@@ -154,7 +155,7 @@ def with_psf(tmp_path: Path, pixels: np.ndarray) -> Survey:
 
 def test_a_psf_file_is_found_beside_the_survey(tmp_path: Path) -> None:
     psf = with_psf(tmp_path, spot(5)).camera.psf.model_dump()
-    assert psf["file"] == "psf.npy"  # where it lies is nobody else's business
+    assert psf["file"] == "psf.npy"  # without its folder
     assert len(psf["sha256"]) == 64
 
 

@@ -38,10 +38,10 @@ def test_a_restored_training_goes_on_bit_for_bit(tmp_path: Path, optimizer: str)
 
     other, fresh = made(optimizer)
     torch.manual_seed(9)
-    found, damaged = checkpoint.latest(tmp_path)
-    assert found is not None
-    assert (found.step, found.facts["seconds"], damaged) == (1, 2.5, [])
-    checkpoint.restore(found, {"model": other}, fresh)
+    last, damaged = checkpoint.latest(tmp_path)
+    assert last is not None
+    assert (last.step, last.facts["seconds"], damaged) == (1, 2.5, [])
+    checkpoint.restore(last, {"model": other}, fresh)
     step(other, fresh)
     assert all(map(torch.equal, other.parameters(), expected))
     assert torch.equal(torch.rand(3), noise)
@@ -59,24 +59,24 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60)
-@given(place=st.floats(0, 1, exclude_max=True), is_cut=st.booleans())
+@given(share=st.floats(0, 1, exclude_max=True), is_cut=st.booleans())
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
-    tmp_path_factory: pytest.TempPathFactory, place: float, is_cut: bool
+    tmp_path_factory: pytest.TempPathFactory, share: float, is_cut: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     for number in (1, 2):
         save_small(folder, number)
-    last = sorted((folder / checkpoint.FOLDER).iterdir())[-1]
-    data = bytearray(last.read_bytes())
-    at = int(place * len(data))
+    path = sorted((folder / checkpoint.FOLDER).iterdir())[-1]
+    data = bytearray(path.read_bytes())
+    at = int(share * len(data))
     if is_cut:
         data = data[:at]
     else:
         data[at] ^= 1
-    last.write_bytes(data)
-    found, damaged = checkpoint.latest(folder)
-    assert found is not None
-    assert (found.step, found.facts, damaged) == (1, {"n": 1}, [last])
+    path.write_bytes(data)
+    last, damaged = checkpoint.latest(folder)
+    assert last is not None
+    assert (last.step, last.facts, damaged) == (1, {"n": 1}, [path])
 
 
 @pytest.mark.slow
@@ -86,18 +86,18 @@ def test_every_cut_and_every_flipped_byte_of_a_real_checkpoint_is_noticed(tmp_pa
     for number in (1, 2):
         step(model, descent)
         checkpoint.save(tmp_path, checkpoint.captured(number, {"model": model}, descent, {"seconds": 2.5}))
-    last = sorted((tmp_path / checkpoint.FOLDER).iterdir())[-1]
-    data, rng = last.read_bytes(), random.Random(0)
+    path = sorted((tmp_path / checkpoint.FOLDER).iterdir())[-1]
+    data, rng = path.read_bytes(), random.Random(0)
     for number in range(1200):
         damaged, at = bytearray(data), rng.randrange(len(data))
         if number < 200:
             del damaged[at:]
         else:
             damaged[at] ^= rng.randrange(1, 256)
-        last.write_bytes(damaged)
-        found, wrong = checkpoint.latest(tmp_path)
-        assert found is not None
-        assert (found.step, wrong) == (1, [last])
+        path.write_bytes(damaged)
+        last, wrong = checkpoint.latest(tmp_path)
+        assert last is not None
+        assert (last.step, wrong) == (1, [path])
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:

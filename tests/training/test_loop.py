@@ -18,13 +18,13 @@ from sublens.sim.population import mass_map
 from sublens.training import loop
 from sublens.training.loop import Batch, BatchSource, Step
 
-SEEN = InputConfig(crop=48, binning=2)
+NETWORK_INPUT = InputConfig(crop=48, binning=2)
 RATED = TrainConfig(lr=0.02, adamw_lr=3e-3)
 
 
 def feed(dataset: Dataset, n_cells: int = 0, **settings: object) -> BatchSource:
     config = TrainConfig.model_validate({"batch_size": 16, **settings})
-    return BatchSource(dataset.train, SEEN, config, "cpu", dataset.survey if n_cells else None, n_cells)
+    return BatchSource(dataset.train, NETWORK_INPUT, config, "cpu", dataset.survey if n_cells else None, n_cells)
 
 
 def learn(model: nn.Module, batches: list[Batch], head: TruthHead | None = None, **settings: object) -> list[Step]:
@@ -137,9 +137,9 @@ def test_set_rate_scales_every_group() -> None:
 
 def test_an_epoch_visits_each_image_once(small_dataset: Dataset) -> None:
     source = feed(small_dataset, batch_size=1, flips=False)
-    seen = torch.cat([batch.images for batch in source.epoch(0)])
-    assert len(seen) == len(small_dataset.train)
-    assert len({image.numpy().tobytes() for image in seen}) == len(seen)
+    images = torch.cat([batch.images for batch in source.epoch(0)])
+    assert len(images) == len(small_dataset.train)
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
 
 
 def test_each_epoch_has_an_order_of_its_own(small_dataset: Dataset) -> None:
@@ -200,15 +200,17 @@ def test_the_truth_map_is_mirrored_with_its_image(small_dataset: Dataset) -> Non
 
 
 def plain(dataset: Dataset) -> NDArray[np.float32]:
-    """All training images as the network sees them, in their stored order."""
+    """All training images as network input, in their stored order."""
     part = dataset.train
-    return np.asarray(counts_to_input(part.counts(np.arange(len(part))), SEEN).numpy())
+    return np.asarray(counts_to_input(part.counts(np.arange(len(part))), NETWORK_INPUT).numpy())
 
 
 def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> None:
     size = len(small_dataset.train)
     batch = next(feed(small_dataset, n_cells=6, batch_size=size, flips=False).epoch(0))
-    order = [list(map(np.ndarray.tobytes, plain(small_dataset))).index(one.numpy().tobytes()) for one in batch.images]
+    order = [
+        list(map(np.ndarray.tobytes, plain(small_dataset))).index(image.numpy().tobytes()) for image in batch.images
+    ]
     truth = small_dataset.train.take(np.array(order)).truth
     assert truth is not None
     assert batch.masses is not None
@@ -219,8 +221,8 @@ def test_batches_carry_the_log_mass_of_their_images(small_dataset: Dataset) -> N
 
 def test_there_is_no_truth_head_without_truth_or_weight(small_dataset: Dataset) -> None:
     model = build("lensnet", 3)
-    assert loop.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=3))[1] == 6
-    assert loop.truth_head(model, SEEN, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
+    assert loop.truth_head(model, NETWORK_INPUT, small_dataset, TrainConfig(truth_weight=3))[1] == 6
+    assert loop.truth_head(model, NETWORK_INPUT, small_dataset, TrainConfig(truth_weight=0)) == (None, 0)
 
 
 def test_depthwise_filters_are_left_to_adamw() -> None:

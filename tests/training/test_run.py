@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
+from sublens.parallel.torchrun import ALONE
 from sublens.storage.files import lock_folder
 from sublens.training import checkpoint, loop, recorder, run
 from sublens.training.loop import Batch, BatchSource
@@ -152,7 +154,9 @@ def test_a_loss_that_explodes_is_explained_and_keeps_the_best(
             yield Batch(batch.images * (np.nan if epoch == 1 else 1), batch.labels)
 
     monkeypatch.setattr(BatchSource, "epoch", poisoned)
-    with pytest.raises(DataError, match=r"loss became nan in step \d+ \(batch 1 of epoch 1\). Lower train.lr"):
+    with pytest.raises(
+        DataError, match=r"loss became nan in step \d+ \(batch 1 of epoch 1\); needs a finite loss.*Lower train.lr"
+    ):
         run.train_run(easy, QUICK, tmp_path / "run")
     assert Predictor.load(tmp_path / "run").classes == ("empty", "square")
 
@@ -180,10 +184,13 @@ def test_scores_of_other_data_do_not_count_as_measured(done: Path, easy: Dataset
     assert not evaluate.is_measured(done, small_dataset)
 
 
-def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path) -> None:
-    config = RunConfig(train=TrainConfig(minutes=0.02, batch_size=16))
+def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(recorder, "monotonic", lambda: next(clock) / 100)  # 10 ms a glance
+    config = RunConfig(train=TrainConfig(minutes=0.02, epochs=1, batch_size=16))
     assert run.train_run(easy, config, tmp_path / "run")
-    assert 1 <= bundle.read_card(tmp_path / "run").training.seconds < 6
+    assert rows(tmp_path / "run", "step")[-1]["seconds"] == pytest.approx(1.2, abs=0.05)
+    assert len(rows(tmp_path / "run", "epoch")) > 1  # the budget of time replaces that of epochs
 
 
 def test_truth_is_learned_where_there_is_some(small_dataset: Dataset, tmp_path: Path) -> None:
@@ -236,11 +243,11 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(
     assert run.train_run(easy, QUICK, tmp_path / "run", resume=True)
     assert bundle.read_card(tmp_path / "run").weights_sha256 == bundle.read_card(done).weights_sha256
     kept = ("kind", "step", "epoch", "loss", "train_loss", "selection_loss")
-    told = [
+    resumed, whole = (
         [{k: row.get(k) for k in kept} for row in rows(folder, "step") + rows(folder, "epoch")]
         for folder in (tmp_path / "run", done)
-    ]
-    assert told[0] == told[1]
+    )
+    assert resumed == whole
     assert not (tmp_path / "run" / checkpoint.FOLDER).exists()
 
 
@@ -268,9 +275,25 @@ class Noisy(networks.LensNet):
         return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
 
 
+@pytest.mark.parametrize("name", ["lr", "adamw_lr"])
+def test_the_rate_of_adamw_alone_has_either_name(easy: Dataset, name: str) -> None:
+    config = RunConfig(train=TrainConfig.model_validate({"optimizer": "adamw", name: 1e-9}))
+    state = run.build_state(easy, run.resolve_settings(config, easy), ALONE)
+    assert {group["peak_lr"] for group in state.optimizer.param_groups} == {1e-9}
+
+
+def test_two_rates_of_adamw_give_two_losses(easy: Dataset, tmp_path: Path) -> None:
+    for rate in (1e-9, 1e-2):
+        train = TrainConfig(optimizer="adamw", lr=rate, epochs=1, batch_size=16)
+        run.train_run(easy, RunConfig(train=train), tmp_path / f"{rate}")
+    slow, fast = (rows(tmp_path / f"{rate}", "step") for rate in (1e-9, 1e-2))
+    assert slow[0]["loss"] == fast[0]["loss"]
+    assert slow[-1]["loss"] != fast[-1]["loss"]
+
+
 def test_resuming_with_other_settings_lists_what_differs(easy: Dataset, stopped: Path) -> None:
     other = RunConfig(train=TrainConfig(epochs=9, batch_size=16, lr=0.01))
-    with pytest.raises(DataError, match=r"train.epochs: 8 before, 9 now\n  train.lr: 0.02 before, 0.01 now"):
+    with pytest.raises(DataError, match=r"train.epochs: 8 before, 9 now; train.lr: 0.02 before, 0.01 now"):
         run.train_run(easy, other, stopped, resume=True)
 
 
@@ -290,7 +313,7 @@ def test_resuming_where_nothing_was_begun_begins(easy: Dataset, tmp_path: Path) 
 def test_a_run_whose_checkpoints_are_all_damaged_says_so(easy: Dataset, stopped: Path) -> None:
     for path in (stopped / checkpoint.FOLDER).iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="all of its checkpoints are damaged"):
+    with pytest.raises(DataError, match="holds 2 checkpoints, all damaged"):
         run.train_run(easy, QUICK, stopped, resume=True)
 
 
@@ -307,7 +330,7 @@ def test_a_lack_of_memory_is_answered_with_a_batch_that_fits(
     monkeypatch.setattr(networks.LensNet, "forward", hungry)
     monkeypatch.setattr(networks, "check_input_size", lambda *arguments: None)
     with pytest.raises(
-        DataError, match=r"batches of 16 images. A batch of 4 may fit: begin again with --set train.batch_size=4"
+        DataError, match=r"batches of 16 images; needs batches of 4 or fewer. Begin again with --set train.batch_size=4"
     ):
         run.train_run(easy, QUICK, tmp_path / "run")
 
@@ -421,7 +444,7 @@ def test_a_second_ctrl_c_loses_no_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stopped_at(patch, 2)
-        patch.setattr(recorder.TrainingRecorder, "judge", impatient)
+        patch.setattr(recorder.TrainingRecorder, "evaluate", impatient)
         run.train_run(easy, QUICK, tmp_path / "run")
     assert checkpoint.last_step(tmp_path / "run") == 2
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
@@ -448,8 +471,8 @@ def test_what_a_disk_refuses_costs_no_checkpoint(
             fail_while_saving(patch, OSError(number, os.strerror(number)), rng)
             with pytest.raises(DataError, match=os.strerror(number)):
                 run.train_run(easy, QUICK, out, resume=True)
-        found, damaged = checkpoint.latest(out)
-        assert found
+        last, damaged = checkpoint.latest(out)
+        assert last
         assert not damaged
     assert run.train_run(easy, QUICK, out, resume=True)
     assert weights(out) == weights(done)
@@ -457,24 +480,24 @@ def test_what_a_disk_refuses_costs_no_checkpoint(
 
 def fail_while_saving(patch: pytest.MonkeyPatch, error: OSError, rng: random.Random) -> None:
     """Have the third checkpoint from now on fail: before it is written, in the middle, at its end, or when renamed."""
-    save, saved, place = checkpoint.save, list[int](), rng.randrange(4)
+    save, saved, stage = checkpoint.save, list[int](), rng.randrange(4)
     write = Path.write_bytes
 
     def torn(self: Path, data: bytes) -> int:
-        write(self, data[: place * len(data) // 2])
+        write(self, data[: stage * len(data) // 2])
         raise error
 
     def refused(*arguments: object) -> None:
         raise error
 
-    def failing(out: Path, found: checkpoint.Checkpoint) -> None:
-        saved.append(found.step)
+    def failing(out: Path, state: checkpoint.Checkpoint) -> None:
+        saved.append(state.step)
         with pytest.MonkeyPatch.context() as inner:
-            if len(saved) == 3 and place < 3:
+            if len(saved) == 3 and stage < 3:
                 inner.setattr(Path, "write_bytes", torn)
             elif len(saved) == 3:
                 inner.setattr(Path, "replace", refused)
-            save(out, found)
+            save(out, state)
 
     patch.setattr(checkpoint, "save", failing)
 
@@ -535,13 +558,11 @@ def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> N
         publish([stopped], easy, stopped.parent / "bundle")
 
 
-def test_a_best_epoch_that_its_checkpoint_does_not_know_is_judged_again(
-    easy: Dataset, done: Path, stopped: Path
-) -> None:
-    told = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
-    told["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
+def test_a_best_epoch_after_the_checkpoint_is_evaluated_again(easy: Dataset, done: Path, stopped: Path) -> None:
+    fields = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
+    fields["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
     save_weights(stopped, networks.build("lensnet", 2))
-    bundle.write_card(stopped, **told)
+    bundle.write_card(stopped, **fields)
     run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)
     assert bundle.read_card(stopped).training.selection_loss == bundle.read_card(done).training.selection_loss
@@ -591,9 +612,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(
     assert checkpoint.last_step(stopped) == 26
 
 
-def test_going_on_with_other_threads_is_spoken_of(
-    easy: Dataset, stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_with_other_threads_warns(easy: Dataset, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     with pytest.warns(UserWarning, match="was begun with 1 threads.*its weights may differ"):
         run.train_run(easy, QUICK, stopped, resume=True)

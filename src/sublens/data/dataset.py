@@ -27,14 +27,16 @@ from sublens.storage.files import sha256
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a data set, with their labels, ids and (if simulated) truth."""
+    """Images of a data set with their labels, ids and, if simulated, truth."""
 
     shards: tuple[NDArray[np.uint16], ...]
-    """Images [any, h, w]; all shards but the last have the same length."""
+    """Images [n, h, w] for each shard; all but the last have the same length."""
     rows: NDArray[np.int64]
-    """[n], positions of this part's images in the concatenated shards."""
+    """Positions [n] of this part's images in the concatenated shards."""
     labels: NDArray[np.int64]
+    """Positions [n] in the data set's classes."""
     ids: NDArray[np.str_]
+    """Names [n], unique in the data set."""
     truth: Truth | None
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in three parts; see `split` for how they come about."""
+    """Labelled images in three parts, divided by `split`."""
 
     name: str
     classes: tuple[str, ...]
@@ -77,9 +79,9 @@ class Dataset:
     hash: str
     """sha256 of the store's manifest, or of a folder's ids and pixels."""
     survey: Survey | None
-    """The simulation's settings, where there was one."""
+    """Settings of the simulation; None for other images."""
     split: SplitConfig
-    """How it was divided."""
+    """Settings of the division."""
 
     @property
     def imbalance(self) -> float:
@@ -91,7 +93,7 @@ class Dataset:
 def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
     """The data set at `path`, a store or a folder of class folders, divided by `split`.
 
-    A folder is read with a progress bar; what lies on an object store is fetched first. Raises
+    A folder is read with a progress bar; files on an object store are fetched first. Raises
     `DataError` or `ImageError` where it cannot be used.
     """
     path = object_store.local(path, bar)
@@ -113,7 +115,7 @@ def _open_store(path: Path, split: SplitConfig) -> Dataset:
 
 
 def _part(chunks: Sequence[Chunk]) -> Part:
-    """One part of all these chunks."""
+    """The part that all these chunks make up."""
     truths = [chunk.truth for chunk in chunks if chunk.truth]
     return Part(
         shards=tuple(chunk.counts for chunk in chunks),
@@ -136,22 +138,29 @@ def _split_dataset(
     config: SplitConfig,
 ) -> Dataset:
     if len(train) == 0:
-        raise DataError(f"{name}: holds no training images. Add some, or name another data set.")
+        raise DataError(
+            "holds no training images",
+            need="some of every class",
+            next="Add some, or name another data set.",
+            path=name,
+        )
     if len(test) == 0:
         train, test = split(train, config.test, config.seed, "test")
     train, selection = split(train, config.selection, config.seed, "selection")
-    for part, what in ((train, "training"), (selection, "selection"), (test, "test")):
+    for part, kind in ((train, "training"), (selection, "selection"), (test, "test")):
         absent = [label for number, label in enumerate(classes) if number not in part.labels]
         if absent:
             raise DataError(
-                f"{name}: the {what} part ({len(part)} images) holds no image of class {', '.join(absent)}; "
-                "every part needs every class. Add images, or raise split.selection or split.test."
+                f"the {kind} part ({len(part)} images) holds no image of class {', '.join(absent)}",
+                need="every class in every part",
+                next="Add images, or raise split.selection or split.test.",
+                path=name,
             )
     return Dataset(name, classes, train, selection, test, digest, survey, config)
 
 
 def split(part: Part, share: float, seed: int, purpose: str) -> tuple[Part, Part]:
-    """The images that stay, and those set aside: about `share` of them.
+    """The images that stay, and those set aside, about `share` of them.
 
     Whether an image is set aside depends on its id, the seed and the purpose alone, so that
     adding, removing or reordering others does not move it.
@@ -174,7 +183,7 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
 
 
 def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = False, bar: Bar = silent) -> None:
-    """Convert a folder of class folders into a store; cluster: where it is read, see `sublens.parallel.dask.opened`."""
+    """Convert a folder of class folders into a store; cluster: see `sublens.parallel.dask.open_cluster`."""
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)

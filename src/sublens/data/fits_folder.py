@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 EXTENSIONS = {"convergence": "KAPPA", "noiseless": "NOISELES"}
-"""Name of the extension that holds a map."""
+"""Name of the extension for each map."""
 
 
 def write(
@@ -45,15 +45,15 @@ def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
     from astropy.io import fits  # slow to import
 
     assert chunk.truth is not None, "only simulations are written as FITS"
-    one = chunk.truth.take(np.array([row]))
+    truth = chunk.truth.take(np.array([row]))
     header = _pixels(survey)
     header["CLASS"] = (label, "what the lens holds")
     header["SURVEY"] = (survey.name, "preset it was simulated with")
     header["GAIN"] = (survey.camera.gain, "electrons a count")
-    for column in one.scenes.dtype.names or ():
-        header[f"HIERARCH SUBLENS {column}"] = one.scenes[column][0].item()
+    for column in truth.scenes.dtype.names or ():
+        header[f"HIERARCH SUBLENS {column}"] = truth.scenes[column][0].item()
     planes = [fits.ImageHDU(plane[row], _pixels(survey), EXTENSIONS[name]) for name, plane in chunk.maps.items()]
-    table = fits.BinTableHDU(one.subhaloes, name="SUBHALO")
+    table = fits.BinTableHDU(truth.subhaloes, name="SUBHALO")
     return fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(chunk.counts[row], header, "SCI"), *planes, table])
 
 

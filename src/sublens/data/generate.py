@@ -39,10 +39,14 @@ def simulate(
 
     The images depend on the survey, the seed, the split and their index alone. An interrupted
     store is continued by the same call. workers: processes of this machine; or else cluster, see
-    `sublens.parallel.dask.opened`. save_maps: store the convergence and the noiseless image as well.
+    `sublens.parallel.dask.open_cluster`. save_maps: store the convergence and the noiseless image as well.
     """
     if save_maps and form == "folder":
-        raise ConfigError("Folders of .npy files have no place for maps. Choose the format store or fits, or no maps.")
+        raise ConfigError(
+            "folders of .npy files hold no maps",
+            need="the format store or fits for --save-maps",
+            next="Choose one of these, or leave out --save-maps.",
+        )
     files.refuse_existing(out, force=force)
     computed = open_cluster(cluster) if cluster else open_processes(workers)
     with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:

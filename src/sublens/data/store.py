@@ -16,7 +16,7 @@ store is continued from its last whole shard.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from sublens.config import Frozen
 from sublens.errors import DataError
@@ -34,10 +33,14 @@ from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 
 FORMAT = 2
+"""Format of a store."""
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+"""Name of a file that is being written."""
+COPY_AGAIN = "Copy the store again, or make it again."
+"""Advice for a damaged store."""
 TABLES = ("labels", "ids", "scenes", "subhaloes")
-"""What stands beside the images; the last two where the truth is known."""
+"""Tables beside the images; the last two of simulated data sets only."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +48,38 @@ class Chunk:
     """Consecutive images of one split."""
 
     counts: NDArray[np.uint16]
-    """[n, h, w], above each image's minimum."""
+    """Counts above each image's minimum, [n, h, w]."""
     labels: NDArray[np.int64]
-    """[n], positions in the data set's classes."""
+    """Positions [n] in the data set's classes."""
     ids: NDArray[np.str_]
-    """[n], unique in the data set."""
+    """Names [n], unique in the data set."""
     truth: Truth | None = None
-    """What was simulated, where that is known."""
+    """Truth of simulated images; None for others."""
     maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """More planes [n, h, w] by name, such as the convergence."""
+    """Further planes [n, h, w] by name, such as the convergence."""
 
 
 Source = Callable[[int], Iterable[Chunk]]
-"""Gives the chunks of one split, always the same ones, from the one of that number on."""
+"""Function from a number of chunks to leave out to the other chunks of one split, the same in every call."""
 
 
 class Origin(Frozen):
-    """Where a data set comes from."""
+    """Origin of a data set."""
 
     source: str
-    """The preset's name, or the folder's."""
+    """Name of the preset, or of the folder."""
     seed: int | None = None
-    """The simulation's seed."""
+    """Seed of the simulation."""
     survey: Survey | None = None
-    """The simulation's settings."""
+    """Settings of the simulation."""
 
     def write_beside(self, folder: Path) -> None:
-        """Leave simulation.json in a folder of images that has no manifest."""
+        """Write simulation.json into a folder of images that has no manifest."""
         (folder / "simulation.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 class Manifest(Frozen):
-    """What `manifest.json` says."""
+    """Content of `manifest.json`."""
 
     format: int
     sublens: str
@@ -88,10 +91,10 @@ class Manifest(Frozen):
     files: dict[str, str]
     """sha256 by path."""
     seal: str = ""
-    """sha256 of all the above, so that a change of the manifest itself is noticed."""
+    """sha256 of all the above, which detects a change of the manifest itself."""
 
     def text(self) -> str:
-        """The manifest as it stands in its file."""
+        """The content of its file, sealed."""
         rest = self.model_dump_json(exclude={"seal"})
         sealed = self.model_copy(update={"seal": hashlib.sha256(rest.encode()).hexdigest()})
         return sealed.model_dump_json(indent=1) + "\n"
@@ -108,8 +111,8 @@ def write(
 ) -> str:
     """Write a store and return its hash, the sha256 of the manifest.
 
-    plan: what, with classes and origin, decides the content; with one, a store that was
-    interrupted is continued. Raises `DataError` where `out` exists and `force` is false, or
+    plan: all else that decides the content, beside classes and origin; with one, an interrupted
+    store is continued. Raises `DataError` where `out` exists and `force` is false, or
     cannot be written.
     """
     ours = version("sublens")
@@ -135,7 +138,7 @@ def write(
 
 
 def _write_split(folder: Path, pieces: Path, source: Source) -> None:
-    """Write the shards that are not there yet, then join their tables."""
+    """Write the shards that are still missing, then join their tables."""
     folder.mkdir(exist_ok=True)
     n_done = len(list(folder.glob("images-*.npy")))
     for number, chunk in enumerate(source(n_done), start=n_done):
@@ -160,7 +163,7 @@ def _write_shard(folder: Path, pieces: Path, number: int, chunk: Chunk) -> None:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    """Whole or not at all, so that what is there when a store is continued can be relied on."""
+    """Write an array, whole or not at all, so that an interrupted store holds only whole files."""
     partial = path.with_name(PARTIAL)
     with partial.open("wb") as file:
         np.save(file, array)
@@ -181,58 +184,102 @@ def read_map(path: Path, manifest: Manifest, split: str, name: str) -> list[NDAr
     """
     files = [file for file in manifest.files if file.startswith(f"{split}/{name}-")]
     if not files:
-        raise DataError(f"{path}: holds no {name} maps. Simulate it with --save-maps.")
+        raise DataError(
+            f"holds no {name} maps", need="a store with maps", next="Simulate it with --save-maps.", path=path
+        )
     return [_array(path / file, mapped=True) for file in sorted(files)]
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the store at `path`; `DataError` where there is none that we understand."""
+    """The manifest of the store at `path`; `DataError` where there is none, or none that this version reads."""
     file = path / MANIFEST
     try:
         text = local(file).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)
         if content.get("format") != FORMAT:
             raise DataError(
-                f"{path}: a store of format {content.get('format')}; this version of sublens reads "
-                f"format {FORMAT}. Install the version that wrote it, or simulate it again."
+                f"is a store of format {content.get('format')}",
+                need=f"format {FORMAT}, which this version of sublens reads",
+                next="Install the version that wrote it, or simulate it again.",
+                path=path,
             )
         manifest = Manifest.model_validate(content)
         if manifest.text() != text:
             raise ValueError("the seal is broken")
-        return manifest
     except OSError as err:
         raise DataError(
-            f"{path}: not a store (no readable {MANIFEST}). Make one with `sublens simulate` or `sublens pack`."
+            f"not a store (no readable {MANIFEST})",
+            need="a store's folder",
+            next="Make one with `sublens simulate` or `sublens pack`.",
+            path=path,
         ) from err
-    except (ValueError, AttributeError, RecursionError, ValidationError) as err:
-        raise DataError(f"{file}: is damaged. Copy the store again, or make it again.") from err
+    except (ValueError, AttributeError, RecursionError) as err:  # ValidationError is a ValueError
+        raise DataError("is damaged", need="the manifest as it was written", next=COPY_AGAIN, path=file) from err
+    check_class_names(manifest.classes, path)
+    return manifest
+
+
+def check_class_names(names: Iterable[str], path: Path) -> None:
+    """Raise `DataError` for a class name that some prediction table cannot hold.
+
+    Letters of any script are allowed; control characters and bytes that are no UTF-8 are not, nor commas,
+    which separate the names of a prediction set, nor blanks at either end, which FITS drops.
+    """
+    wrong = [name for name in names if not name.isprintable() or "," in name or name != name.strip()]
+    if wrong:
+        raise DataError(
+            f"has a class called {wrong[0]!r}",
+            need="names of printable characters without commas, and without blanks at either end",
+            next="Rename the class folder and, for a store, pack it again.",
+            path=path,
+        )
 
 
 def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
     """The chunks of one split, images memory-mapped and read only when used."""
-    folder = path / name
     if not manifest.splits.get(name):
         return []
-    tables = [table for table in TABLES if f"{name}/{table}.npy" in manifest.files]
-    for table in tables:
-        if not _is_whole(folder / f"{table}.npy", manifest.files[f"{name}/{table}.npy"]):
-            raise DataError(f"{folder / table}.npy: missing or changed. Run `sublens verify {path}`, or copy it again.")
-    shards = [_array(file, mapped=True) for file in sorted(folder.glob("images-*.npy"))]
-    if any(shard.dtype != np.uint16 or shard.shape[1:] != manifest.shape for shard in shards):
-        raise DataError(f"{folder}: holds images of another kind than its manifest says. Run `sublens verify {path}`.")
-    if sum(map(len, shards)) != manifest.splits[name]:
-        raise DataError(
-            f"{folder}: holds fewer or more than the {manifest.splits[name]} images its manifest lists. "
-            f"Run `sublens verify {path}`."
-        )
-    labels, ids, *truths = (_array(folder / f"{table}.npy") for table in tables)
+    labels, ids, *truths = _read_tables(path, manifest, name)
     truth = Truth(*truths) if truths else None
+    shards = [_array(file, mapped=True) for file in sorted((path / name).glob("images-*.npy"))]
+    _refuse_other_images(path, manifest, name, shards)
     chunks, start = [], 0
     for shard in shards:
         rows = np.arange(start, start + len(shard))
         chunks.append(Chunk(shard, labels[rows], ids[rows], truth.take(rows) if truth else None))
         start += len(shard)
     return chunks
+
+
+def _read_tables(path: Path, manifest: Manifest, split: str) -> list[NDArray[Any]]:
+    names = [f"{split}/{table}.npy" for table in TABLES if f"{split}/{table}.npy" in manifest.files]
+    for name in names:
+        if not _is_whole(path / name, manifest.files[name]):
+            raise DataError(
+                "is missing or changed",
+                need="the file that the manifest lists",
+                next=f"Run `sublens verify {path}`, or copy the store again.",
+                path=path / name,
+            )
+    return [_array(path / name) for name in names]
+
+
+def _refuse_other_images(path: Path, manifest: Manifest, split: str, shards: Sequence[NDArray[Any]]) -> None:
+    shape, n_images, advice = manifest.shape, sum(map(len, shards)), f"Run `sublens verify {path}`."
+    if any(shard.dtype != np.uint16 or shard.shape[1:] != shape for shard in shards):
+        raise DataError(
+            "holds images of another type or shape than its manifest lists",
+            need=f"uint16 images of {shape[0]} x {shape[1]} pixels",
+            next=advice,
+            path=path / split,
+        )
+    if n_images != manifest.splits[split]:
+        raise DataError(
+            f"holds {n_images} images",
+            need=f"the {manifest.splits[split]} that its manifest lists",
+            next=advice,
+            path=path / split,
+        )
 
 
 def _is_whole(file: Path, expected: str) -> bool:
@@ -243,12 +290,12 @@ def _array(file: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     except NPY_ERRORS as err:
-        raise DataError(f"{file}: missing or damaged. Copy the store again, or make it again.") from err
+        raise DataError("is missing or damaged", need="a whole .npy file", next=COPY_AGAIN, path=file) from err
     return array
 
 
 def damage(path: Path, manifest: Manifest) -> Iterable[tuple[str, str | None]]:
-    """For each file of the store: its path, and what is wrong with it (None if nothing is)."""
+    """Path and fault of each file of the store; None for a file without fault."""
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():

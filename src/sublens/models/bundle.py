@@ -1,9 +1,9 @@
-"""A trained model on disk: its files, and a JSON card that vouches for them. Knows no torch.
+"""A trained model on disk: its files, and a JSON card that holds their hashes. Knows no torch.
 
-card.json                  what it is, and the hashes of the other files
+card.json                  how it was trained, and the hashes of the other files
 weights.safetensors        the weights; `sublens.models.weights` makes the network of them
-graph.onnx                 what to compute with them, for engines other than torch
-calibration.safetensors    what makes its word honest
+graph.onnx                 the computation, for engines other than torch
+calibration.safetensors    parameters of the calibration and of the out-of-distribution score
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import AliasChoices, ConfigDict, Field
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
@@ -23,8 +23,12 @@ from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
+FORMAT: Literal[1] = 1
+"""Format of the card."""
+COPY_AGAIN = "Copy the whole folder again, or train again."
+"""Advice for a damaged bundle."""
 BUNDLE_FOLDERS = tuple(Path(__file__).parents[levels] / "bundles" for levels in (1, 3))
-"""Where the trained networks that come with sublens lie, in an installation and in a source tree."""
+"""Folders of the trained networks that come with sublens, in an installation and in a source tree."""
 
 
 class CardData(Frozen):
@@ -38,7 +42,7 @@ class CardData(Frozen):
 
 
 class CardTraining(Frozen):
-    """How the training went; the scores are those of the best epoch on the selection part."""
+    """Cost and outcome of a training; the scores are those of the best epoch on the selection part."""
 
     steps: int
     images: int
@@ -56,10 +60,11 @@ class CardMap(Frozen):
     n_cells: int
     """Cells along each side."""
     cell_arcsec: float
+    """Side of a cell, arcsec."""
 
 
 Track = Literal["labels only", "simulator in the loop"]
-"""What a run learned from: images and labels, or also what the simulator knows."""
+"""Source of supervision: images and labels, or the simulator's truth as well."""
 LABELS: Track = "labels only"
 SIMULATOR: Track = "simulator in the loop"
 
@@ -70,33 +75,37 @@ class CardTeacher(Frozen):
     network: str
     weights_sha256: str
     trained_on: str
-    """Hash of the data set."""
+    """Hash of the teacher's data set."""
     track: Track
 
 
 class CardScores(Frozen):
-    """How one run did on a test part that nothing was chosen by."""
+    """Scores of one run on a test part that nothing was chosen by."""
 
     track: Track
     seed: int
     trained_on: str
-    """Hash of the data set."""
+    """Hash of the data set that it learned from."""
     tested_on: str
+    """Hash of the data set whose test part was measured."""
     images: int
-    """Images seen in training."""
+    """Images that training went through, repeats included."""
     selection_loss: float
     n: int
-    """Test images."""
+    """Number of test images."""
     auc: float
     auc_low: float
+    """Lower end of the 95 % interval of the macro AUC over resampled test images."""
     auc_high: float
-    """95 % interval of the macro AUC over resampled test images."""
+    """Upper end of that interval."""
     accuracy: float
     loss: float
 
 
 class CardCalibration(Frozen):
-    """How its word is made honest: see `sublens.models.calibration.Calibration`."""
+    """Calibration parameters; see `sublens.models.calibration.Calibration`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     temperature: float
     cutoff: float
@@ -104,57 +113,60 @@ class CardCalibration(Frozen):
     coverage: float
     """Share of images whose set holds the truth."""
     ood_threshold: float | None
-    """None where the network has no feature maps to look at."""
+    """Least out-of-distribution score of an image that is flagged; None where the network has no feature maps."""
     false_alarms: float
-    """Share of familiar images whose score is above the threshold."""
+    """Share of in-distribution images whose score is above the threshold."""
     n: int
-    """Selection images it was fitted to."""
-    usual: tuple[tuple[float, float], ...]
-    """Of each layer: mean and standard deviation of its log squared distances."""
+    """Number of selection images it was fitted to."""
+    log_distances: tuple[tuple[float, float], ...] = Field(
+        validation_alias=AliasChoices("usual", "log_distances"), serialization_alias="usual"
+    )
+    """Mean and standard deviation of the log squared distances, for each layer; `usual` in the file."""
     sha256: str
-    """Of `calibration.safetensors`."""
+    """Hash of `calibration.safetensors`."""
 
 
 class CardGraph(Frozen):
-    """The graph that engines other than torch run, and how closely they follow it."""
+    """The graph that engines other than torch run, and how closely it follows the network in torch."""
 
     sha256: str
-    """Of `graph.onnx`."""
+    """Hash of `graph.onnx`."""
     precision: Literal["float32", "int8"]
     is_alone: bool
-    """Whether the weights are in it too; else they are those of `weights.safetensors`."""
+    """Whether the graph holds the weights as well; if not, they are those of `weights.safetensors`."""
     n: int
-    """Selection images it was compared with torch in double precision on, in batches of several sizes."""
+    """Number of selection images on which it was compared with torch in double precision, in batches of several
+    sizes."""
     deviation: float
-    """The most that any probability differed; of an int8 graph, from those of the float32 graph."""
+    """Largest difference of any probability; for an int8 graph, from the float32 graph's."""
     auc_change: tuple[float, float, float] | None = None
-    """Of an int8 graph: how much its macro AUC is greater than the float32 graph's, and the 95 % interval."""
+    """Macro AUC of an int8 graph minus that of the float32 graph, and its 95 % interval."""
     mirror_gain: tuple[float, float, float] | None = None
-    """Of a graph that judges each image by the mean over its four mirror images: how much that raises the
-    macro AUC on the selection part, and the 95 % interval."""
+    """Gain in macro AUC on the selection part from the mean over each image's four mirror images, and its 95 %
+    interval; None for a graph that predicts from the image alone."""
 
 
 class CardMachine(Frozen):
-    """Where it was trained."""
+    """The machine of a training."""
 
     processor: str
     processes: int = 1
     threads: int
-    """Of each process."""
+    """Threads of each process."""
     device: str
 
 
 class Card(Frozen):
-    """What `card.json` says of a trained model."""
+    """Content of `card.json`: all that is known of a trained model."""
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     network: str
     """A name that `sublens.models.networks.build` knows."""
     classes: tuple[str, ...]
     image_shape: tuple[int, int]
     """Height and width of the images it was trained on, pixels."""
     input: InputConfig
-    """What it sees of them."""
+    """Steps from those images to the network's input."""
     settings: RunConfig
     """Everything that decided the training."""
     data: CardData
@@ -163,48 +175,50 @@ class Card(Frozen):
     """sublens, torch, timm and Python."""
     machine: CardMachine
     weights_sha256: str
-    """Of `weights.safetensors`."""
+    """Hash of `weights.safetensors`."""
     map: CardMap | None = None
-    """What the truth head draws, where it was trained with one."""
+    """Map that the truth head predicts; None where it was trained without one."""
     teacher: CardTeacher | None = None
-    """Who taught it, where it had a teacher."""
+    """Teacher of a distilled network; None for others."""
     calibration: CardCalibration | None = None
-    """None while it is trained."""
+    """Calibration parameters; None until the training is complete."""
     graph: CardGraph | None = None
-    """None while it is trained, and where the network cannot be made into one."""
+    """Exported graph; None until the training is complete, and where the network cannot be exported."""
     scores: tuple[CardScores, ...] = ()
-    """Of published runs: this one's, then those of its other seeds and tracks."""
+    """Scores of a published run, then those of its other seeds and tracks; empty before it is published."""
     rounding: float | None = None
-    """Of published runs: the most that rounding the weights to 16 bits changed any probability of the
-    selection part of the data they were tested on."""
+    """Largest change of any probability from rounding the weights of a published run to 16 bits, over the
+    selection part of the data it was tested on."""
 
     @property
     def judge(self) -> str:
-        """Who judged, in a table: the network, its weights, and how its graph computes if not plainly."""
-        told = f"{self.network} {self.weights_sha256[:12]}"
+        """Origin of a prediction in a table: the network, its weights, and its graph's computation unless plain."""
+        parts = [self.network, self.weights_sha256[:12]]
         if self.graph and self.graph.precision != "float32":
-            told += f" {self.graph.precision}"
-        return f"{told} mean of mirror images" if self.graph and self.graph.mirror_gain else told
+            parts.append(self.graph.precision)
+        if self.graph and self.graph.mirror_gain:
+            parts.append("mean of mirror images")
+        return " ".join(parts)
 
     @property
     def track(self) -> Track:
-        """What it learned from; a teacher that knew more than its pupil's images and labels counts too."""
+        """Source of supervision; a teacher that had more than its student's images and labels counts too."""
         by_labels = self.teacher is None or (self.teacher.track, self.teacher.trained_on) == (LABELS, self.data.hash)
         return LABELS if self.map is None and by_labels else SIMULATOR
 
 
 def write_card(folder: Path, **fields: Any) -> None:
-    """Write the card of the weights in `folder`; fields: those of `Card` but the hash."""
+    """Write the card of the weights in `folder`; fields: those of `Card`, without the hash of the weights."""
     save_card(folder, Card(**fields, weights_sha256=sha256(folder / WEIGHTS)))
 
 
 def save_card(folder: Path, card: Card) -> None:
-    """Write a card, as it is."""
+    """Write a card as it stands."""
     write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
 def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCalibration:
-    """Write the Gaussians of a calibration on `n` images; returns what the card has to say of it."""
+    """Write the Gaussians of a calibration on `n` images; returns its entry for the card."""
     tensors = {
         f"{number}.{name}": np.ascontiguousarray(getattr(layer, name), dtype=np.float32)
         for number, layer in enumerate(calibration.layers)
@@ -218,43 +232,53 @@ def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCali
         ood_threshold=calibration.ood_threshold if calibration.layers else None,
         false_alarms=calibration.false_alarms,
         n=n,
-        usual=tuple(layer.usual for layer in calibration.layers),
+        log_distances=tuple(layer.log_distance for layer in calibration.layers),
         sha256=sha256(folder / CALIBRATION),
     )
 
 
 def load_calibration(folder: Path, card: Card) -> Calibration | None:
     """The calibration of the trained network in `folder`; None where it has none. Raises as `load` does."""
-    told = card.calibration
-    if told is None:
+    entry = card.calibration
+    if entry is None:
         return None
-    tensors = from_bytes(read_verified(folder / CALIBRATION, told.sha256))
+    tensors = from_bytes(read_verified(folder / CALIBRATION, entry.sha256))
+    doubles = {name: value.astype(np.float64) for name, value in tensors.items()}
     layers = [
-        Layer(tensors[f"{number}.mean"].astype(np.float64), tensors[f"{number}.precision"].astype(np.float64), usual)
-        for number, usual in enumerate(told.usual)
+        Layer(doubles[f"{number}.mean"], doubles[f"{number}.precision"], log_distance)
+        for number, log_distance in enumerate(entry.log_distances)
     ]
-    threshold = np.inf if told.ood_threshold is None else told.ood_threshold
-    return Calibration(told.temperature, told.cutoff, told.coverage, tuple(layers), threshold, told.false_alarms)
+    threshold = np.inf if entry.ood_threshold is None else entry.ood_threshold
+    return Calibration(entry.temperature, entry.cutoff, entry.coverage, tuple(layers), threshold, entry.false_alarms)
 
 
 def read_verified(path: Path, digest: str) -> bytes:
-    """The content of a file that the card has the hash of, or a `BundleError`."""
+    """The content of a file, whose sha256 the card gives; `BundleError` where it is missing or another."""
     try:
         data = path.read_bytes()
     except OSError as err:
-        raise BundleError(f"{path.parent}: has no {path.name}. Copy the whole folder again, or train again.") from err
+        raise BundleError(
+            f"has no {path.name}", need="all files that its card names", next=COPY_AGAIN, path=path.parent
+        ) from err
     if hashlib.sha256(data).hexdigest() != digest:
         raise BundleError(
-            f"{path}: is not what its card was written for (sha256 differs). Copy the "
-            "whole folder again, or train again."
+            "is not what its card was written for (sha256 differs)",
+            need=f"the one whose sha256 begins with {digest[:12]}",
+            next=COPY_AGAIN,
+            path=path,
         )
     return data
 
 
 def graph(folder: Path, card: Card) -> Path:
-    """The graph of the trained network in `folder`, vouched for; `BundleError` where it has none."""
+    """The graph of the trained network in `folder`, its hashes checked; `BundleError` where it has none."""
     if card.graph is None:
-        raise BundleError(f"{folder}: has no {GRAPH}. Make one with `sublens export`, or use --engine torch.")
+        raise BundleError(
+            f"has no {GRAPH}",
+            need="one for every engine other than torch",
+            next="Make one with `sublens export`, or use --engine torch.",
+            path=folder,
+        )
     read_verified(folder / GRAPH, card.graph.sha256)
     if not card.graph.is_alone:
         read_verified(folder / WEIGHTS, card.weights_sha256)
@@ -274,8 +298,10 @@ def locate(name: str | Path) -> Path:
     known = shipped()
     if str(name) not in known:
         raise BundleError(
-            f"{name}: no such folder, and no trained network of that name comes with this installation. "
-            f"{nearest(str(name), known)} Or name a folder that `sublens train` wrote."
+            "no such folder, and no trained network of that name comes with this installation",
+            need="a folder that `sublens train` wrote, or a name that `sublens networks` lists",
+            next=nearest(str(name), known),
+            path=name,
         )
     return known[str(name)]
 
@@ -287,14 +313,21 @@ def shipped() -> dict[str, Path]:
 
 
 def read_card(folder: Path) -> Card:
-    """The card in `folder`, or a `BundleError` where there is none that we understand."""
+    """The card in `folder`; `BundleError` where there is none, or none that this version reads."""
+    path = folder / CARD
     try:
-        return Card.model_validate(json.loads((folder / CARD).read_text(encoding="utf-8")))
+        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as err:
         raise BundleError(
-            f"{folder}: not a trained model (no {CARD}). Name a folder that `sublens train` wrote."
+            f"not a trained model (no {CARD})",
+            need="a folder that `sublens train` wrote",
+            next="Name one, or train one first.",
+            path=folder,
         ) from err
-    except (ValueError, ValidationError) as err:
+    except (ValueError, RecursionError) as err:  # ValidationError is a ValueError
         raise BundleError(
-            f"{folder / CARD}: is damaged, or of another version of sublens. Copy it again, or train again."
+            "is damaged, or of another version of sublens",
+            need=f"a card of format {FORMAT}",
+            next=COPY_AGAIN,
+            path=path,
         ) from err

@@ -1,11 +1,10 @@
-"""What the word of a trained network is worth: temperature, prediction sets, and how strange an image is.
+"""Calibration: temperature scaling, conformal prediction sets and the out-of-distribution (OOD) score.
 
-Arrays in, values out. Logits and features of images that no weight was fitted to make probabilities
-honest, sets that hold the truth as often as they say, and a threshold that few familiar images pass.
+Arrays in, values out. Fitted to logits and features of the selection part, which no weight was fitted to.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,61 +17,63 @@ Labels = NDArray[np.int64]
 COVERAGE = 0.9
 """Share of images whose set holds the truth."""
 FALSE_ALARMS = 0.01
-"""Share of familiar images that are called strange."""
+"""Share of in-distribution images that are flagged as out of distribution."""
 TEMPERATURES = (0.05, 20.0)
+"""Least and greatest temperature that is tried."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The moments of one feature map over the training images: a Gaussian, and its usual distances."""
+    """Gaussian of the moments of one feature map over the training images."""
 
     mean: Floats
     """[d]"""
     precision: Floats
     """Inverse of the shrunk covariance, [d, d]."""
-    usual: tuple[float, float]
-    """Mean and standard deviation of the logarithm of the squared distance."""
+    log_distance: tuple[float, float]
+    """Mean and standard deviation of the log squared Mahalanobis distance over the training images."""
 
     def distance(self, moments: Floats) -> Floats:
-        """How far [n, d] are from the mean: log squared Mahalanobis distance, in its standard deviations, [n]."""
-        off = moments - self.mean
+        """Standardised log squared Mahalanobis distance of moments [n, d] from the mean, [n]."""
+        off, (mean, spread) = moments - self.mean, self.log_distance
         squared = ((off @ self.precision) * off).sum(1)
-        return np.asarray((np.log(np.maximum(squared, 1e-300)) - self.usual[0]) / self.usual[1])
+        return np.asarray((np.log(np.maximum(squared, 1e-300)) - mean) / spread)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learned from images that no weight was fitted to."""
+    """Calibration parameters of one network."""
 
     temperature: float
-    """Logits are divided by it: above 1 where the network was too sure."""
+    """Divisor of the logits: above 1 for an overconfident network."""
     cutoff: float
     """Least probability of a class in a prediction set."""
     coverage: float = COVERAGE
     """Share of images whose set holds the truth."""
     layers: tuple[Layer, ...] = ()
-    """Empty where the network has no feature maps to look at."""
+    """Empty where the network has no feature maps."""
     ood_threshold: float = np.inf
-    """Score above which an image is called strange."""
+    """Score above which an image is out of distribution."""
     false_alarms: float = FALSE_ALARMS
-    """Share of familiar images above it."""
+    """Share of in-distribution images above it."""
 
     def probs(self, logits: Floats) -> Floats:
         """Probabilities [n, c]."""
         return softmax(logits / self.temperature)
 
     def sets(self, probs: Floats) -> NDArray[np.bool_]:
-        """Which classes are in each prediction set, [n, c]; a set is empty where no class is probable enough."""
+        """Membership of each class in the prediction sets, [n, c]; empty where no class is probable enough."""
         return np.asarray(probs >= self.cutoff)
 
     def ood(self, moments: Sequence[Floats]) -> Floats:
-        """How unlike the training images each is, [n]: mean distance over the layers; 0 is usual.
+        """Out-of-distribution score [n]: mean distance over the layers; 0 is that of an average training image.
 
-        Mahalanobis distances in several feature maps, added up, are those of Lee et al. 2018,
-        arXiv:1807.03888; mean, spread and maximum of each channel, and one Gaussian for all classes,
-        are ours: what is strange here shows in noise, sharpness and single spots.
+        moments: [n, d] for each layer. Mahalanobis distances summed over feature maps are those of Lee
+        et al. 2018, arXiv:1807.03888; mean, spread and maximum of each channel, and one Gaussian for all
+        classes, are ours: images out of distribution differ here in noise, sharpness and single spots.
         """
-        return np.asarray(np.mean([layer.distance(one) for layer, one in zip(self.layers, moments, strict=True)], 0))
+        distances = [layer.distance(rows) for layer, rows in zip(self.layers, moments, strict=True)]
+        return np.asarray(np.mean(distances, 0))
 
 
 def softmax(logits: Floats) -> Floats:
@@ -84,29 +85,29 @@ def softmax(logits: Floats) -> Floats:
 def fit_temperature(logits: Floats, labels: Labels) -> float:
     """The temperature of least cross-entropy (Guo et al. 2017, arXiv:1706.04599).
 
-    Labels are taken for right with a probability of (n + 1) / (n + c), as Platt (1999) did, or few
-    images that are all told rightly would ask for certainty.
+    Labels are smoothed to a probability of (n + 1) / (n + c), as Platt (1999) did; without that, few
+    images that are all classified correctly would drive the temperature to zero.
     """
     from scipy.optimize import minimize_scalar
 
     n, n_classes = logits.shape
-    doubt = (n_classes - 1) / (n + n_classes)
+    smoothing = (n_classes - 1) / (n + n_classes)
 
     def cost(log_temperature: float) -> float:
         probs = softmax(logits / np.exp(log_temperature))
         others = -np.log(np.maximum(probs, 1e-300)).mean(axis=1)
-        return float(((1 - doubt) * losses(probs, labels) + doubt * others).mean())
+        return float(((1 - smoothing) * losses(probs, labels) + smoothing * others).mean())
 
     low, high = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
 
 
 def fit_cutoff(probs: Floats, labels: Labels, coverage: float = COVERAGE) -> float:
-    """The least probability of a class in a set, so that sets of new images hold the truth often enough.
+    """The least probability of a class in a set, at which sets of new images hold the truth with that coverage.
 
     Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019, arXiv:1609.00451):
     of n images, the (n + 1)(1 - coverage)-th least probability of the truth, rounded down; 0, so that
-    sets hold every class, where there are too few images for a promise.
+    sets hold every class, where there are too few images for a guarantee.
     """
     true = np.sort(probs[np.arange(len(labels)), labels])
     rank = int(np.floor((len(true) + 1) * (1 - coverage) + 1e-9))
@@ -114,11 +115,11 @@ def fit_cutoff(probs: Floats, labels: Labels, coverage: float = COVERAGE) -> flo
 
 
 def fit_layer(moments: Floats) -> Layer:
-    """The Gaussian of these moments [n, d], its covariance shrunk as Ledoit & Wolf (2004) say."""
+    """The Gaussian of these moments [n, d], its covariance shrunk as by Ledoit & Wolf (2004)."""
     from sklearn.covariance import LedoitWolf
 
     mean, spread = moments.mean(0), moments.std(0)
-    spread = np.where(spread > 0, spread, 1.0)  # of a channel that is always silent
+    spread = np.where(spread > 0, spread, 1.0)  # a constant channel
     precision = LedoitWolf(assume_centered=True).fit((moments - mean) / spread).precision_
     layer = Layer(mean, precision / np.outer(spread, spread), (0.0, 1.0))
     distances = layer.distance(moments)
@@ -126,17 +127,17 @@ def fit_layer(moments: Floats) -> Layer:
 
 
 def fit(
-    logits: Floats, labels: Labels, moments: Sequence[Floats], familiar: Sequence[Floats], coverage: float = COVERAGE
+    logits: Floats, labels: Labels, moments: Sequence[Floats], training: Sequence[Floats], coverage: float = COVERAGE
 ) -> Calibration:
     """Calibrate on the selection part.
 
     logits [n, c], labels [n] and moments, [n, d] for each layer, are those of the selection part;
-    familiar: moments of training images, which the Gaussians are fitted to.
+    training: moments of training images, which the Gaussians are fitted to.
     """
     temperature = fit_temperature(logits, labels)
     cutoff = fit_cutoff(softmax(logits / temperature), labels, coverage)
-    calm = Calibration(temperature, cutoff, coverage, tuple(map(fit_layer, familiar)))
-    if not calm.layers:
-        return calm
-    threshold = float(np.quantile(calm.ood(moments), 1 - FALSE_ALARMS))
-    return Calibration(temperature, cutoff, coverage, calm.layers, threshold)
+    without_threshold = Calibration(temperature, cutoff, coverage, tuple(map(fit_layer, training)))
+    if not without_threshold.layers:
+        return without_threshold
+    threshold = float(np.quantile(without_threshold.ood(moments), 1 - FALSE_ALARMS))
+    return replace(without_threshold, ood_threshold=threshold)

@@ -17,40 +17,40 @@ NOMINAL_PEAK = 801.0
 SKY = 9.3
 """Counts of empty sky above the minimum in common-test-1; the Anscombe input is zero there."""
 DETAIL_GAIN = 6.0
-"""Makes detail of common-test-1 about as wide as 1 when a blur of 3 pixels is subtracted."""
+"""Factor that brings the detail of common-test-1, less a blur of 3 pixels, to a width of about 1."""
 
 
-def counts_to_input(counts: NDArray[np.uint16], seen: InputConfig) -> Tensor:
-    """What a network sees: counts above the minimum [b, h, w] -> [b, channels, s, s] float32; see `to_input`."""
-    return to_input(torch.from_numpy(counts.astype(np.float32)), seen)
+def counts_to_input(counts: NDArray[np.uint16], config: InputConfig) -> Tensor:
+    """Network input: counts above the minimum [b, h, w] -> [b, channels, s, s] float32; see `to_input`."""
+    return to_input(torch.from_numpy(counts.astype(np.float32)), config)
 
 
-def to_input(images: Tensor, seen: InputConfig) -> Tensor:
-    """Counts above the minimum [b, h, w], float32 -> what a network sees of them [b, channels, s, s].
+def to_input(images: Tensor, config: InputConfig) -> Tensor:
+    """Counts above the minimum [b, h, w], float32 -> network input [b, channels, s, s].
 
     Cropped to the centre, binned, transformed, high-passed, resampled, copied to `channels`, in that
     order. `anscombe` is 2 sqrt(k + 3/8), which has unit noise for Poisson counts k (Anscombe 1948,
-    Biometrika 35, 246), shifted so that empty sky is 0 and divided by 10 times the binning. What a
-    high-pass leaves is multiplied by `DETAIL_GAIN`.
+    Biometrika 35, 246), shifted so that empty sky is 0 and divided by 10 times the binning. The
+    high-passed image is multiplied by `DETAIL_GAIN`.
     """
     peak = images.amax((1, 2), keepdim=True)
-    if seen.transform == "minmax":
+    if config.transform == "minmax":
         images = images / peak
     else:
         images = torch.where(peak == QUANTISED_PEAK, images * (NOMINAL_PEAK / QUANTISED_PEAK), images)
-    images = _bin(_crop(images, field_of_view(seen, (images.shape[1], images.shape[2]))), seen.binning)
-    if seen.transform == "anscombe":
-        area = seen.binning**2
-        images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * seen.binning)
+    images = _bin(_crop(images, field_of_view(config, (images.shape[1], images.shape[2]))), config.binning)
+    if config.transform == "anscombe":
+        area = config.binning**2
+        images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * config.binning)
     images = images[:, None]
-    if seen.highpass:
-        rows = torch.from_numpy(_blur_weights(images.shape[-1], seen.highpass / seen.binning)).to(images.device)
+    if config.highpass:
+        rows = torch.from_numpy(_blur_weights(images.shape[-1], config.highpass / config.binning)).to(images.device)
         blurred = rows @ images.double() @ rows.T  # in float32 its errors would be the largest of all
         images = (DETAIL_GAIN * (images - blurred)).to(images.dtype)
-    if seen.resize:
-        rows = torch.from_numpy(_resample_weights(images.shape[-1], seen.resize)).to(images)
+    if config.resize:
+        rows = torch.from_numpy(_resample_weights(images.shape[-1], config.resize)).to(images)
         images = rows @ images @ rows.T
-    return images.expand(-1, seen.channels, -1, -1)
+    return images.expand(-1, config.channels, -1, -1)
 
 
 @lru_cache

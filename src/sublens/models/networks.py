@@ -1,18 +1,19 @@
-"""The networks: one table from name to module, and how each is trained unless the user says otherwise."""
+"""The networks: one table from name to module, with the settings that each is trained with by default."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, RunConfig, side_seen
-from sublens.errors import ConfigError, nearest
+from sublens.config import InputConfig, RunConfig, TrainConfig, side_seen
+from sublens.errors import ConfigError
 
 Module = TypeVar("Module", bound=nn.Module)
 SMALLEST_BF16_SIDE = 33
-"""Twice what the usual networks shrink into one pixel, and one more."""
+"""Least input side that is trained in bfloat16, pixels: networks that reduce by 32 keep more than one pixel of it."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,11 @@ class Network:
     """One row of the table of networks."""
 
     timm_name: str | None
-    """None: `LensNet`, which is ours."""
+    """Name in timm; None for `LensNet`, which is ours."""
+    n_parameters: int
+    """Weights of the network for three classes and one channel."""
     input: InputConfig
-    """What it sees unless the user says otherwise."""
+    """Input that the network takes by default."""
     truth_weight: float
     """Weight of the truth head's loss that leaves the plateau soonest (measured, 40,000-70,000 images)."""
     has_bf16_gain: bool
@@ -32,7 +35,7 @@ class Network:
     lr: float
     """Muon's peak rate at which it leaves the plateau before the rate falls (measured, 360,000 images)."""
     adamw_lr: float
-    """AdamW's."""
+    """AdamW's peak rate."""
     has_even_start: bool = False
     """Whether its classifier starts at zero, at even odds. timm draws those of EfficientNet-B5 and
     MobileNetV3-small 26 and 19 times wider than torch would, which drowns what the first layers are to learn."""
@@ -40,16 +43,18 @@ class Network:
 
 NETWORKS = {
     "mobilenetv3-small": Network(
-        "mobilenetv3_small_100", InputConfig(crop=96, resize=144), 100, False, 32, 0.01, 1.5e-3, True
+        "mobilenetv3_small_100", 1_520_643, InputConfig(crop=96, resize=144), 100, False, 32, 0.01, 1.5e-3, True
     ),
-    "resnet18": Network("resnet18", InputConfig(crop=96), 10, True, 32, 0.02, 3e-3),
-    "efficientnet-b5": Network("efficientnet_b5", InputConfig(crop=96, binning=2), 100, False, 32, 5e-3, 5e-4, True),
-    "lensnet": Network(None, InputConfig(crop=96, binning=2), 10, True, 64, 0.02, 3e-3),
+    "resnet18": Network("resnet18", 11_171_779, InputConfig(crop=96), 10, True, 32, 0.02, 3e-3),
+    "efficientnet-b5": Network(
+        "efficientnet_b5", 28_346_067, InputConfig(crop=96, binning=2), 100, False, 32, 5e-3, 5e-4, True
+    ),
+    "lensnet": Network(None, 381_667, InputConfig(crop=96, binning=2), 10, True, 64, 0.02, 3e-3),
 }
 OWN_CHOICES = "truth_weight", "batch_size", "lr", "adamw_lr"
-"""Settings of training that a network has its own values for."""
-DEFAULT = Network(None, InputConfig(), 30, False, 32, 0.01, 1.5e-3)
-"""What is assumed of networks that are not in the table."""
+"""Settings of training that each network has its own values for."""
+DEFAULT = Network(None, 0, InputConfig(), 30, False, 32, 0.01, 1.5e-3)
+"""Settings assumed for networks that are not in the table."""
 
 
 class Block(nn.Module):
@@ -79,7 +84,7 @@ class LensNet(nn.Module):
     """A residual network of 0.38 M parameters for faint local dents on smooth arcs.
 
     Three quarters of its work are done on cells of 4 and 8 image pixels, the size of the
-    point-spread function and of a dent; what they show is pooled only at the end.
+    point-spread function and of a dent; its maps are pooled only at the end.
     """
 
     def __init__(self, n_classes: int, channels: int) -> None:
@@ -98,9 +103,9 @@ class LensNet(nn.Module):
         ]
 
     def features(self, x: Tensor) -> Tensor:
-        """What is averaged over the image before the decision, [b, 128, h / 8, w / 8]."""
-        seen: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return seen
+        """Feature map that is averaged over the image before the classifier, [b, 128, h / 8, w / 8]."""
+        features: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
@@ -110,27 +115,59 @@ class LensNet(nn.Module):
 def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:
     """The settings with the network's own choices filled in, for images of this shape.
 
-    Raises `ConfigError` where there is no such network, or it cannot see images of this shape so.
+    Raises `ConfigError` where there is no such network, its input does not fit images of this shape, or
+    AdamW alone is given two rates.
     """
     name = config.model.name
     timm_name(name)
-    seen = config.input or _default_input(name, shape)
-    side_seen(seen, shape)
-    usual = NETWORKS.get(name, DEFAULT)
-    chosen = {key: getattr(usual, key) for key in OWN_CHOICES if getattr(config.train, key) is None}
-    return config.model_copy(update={"input": seen, "train": config.train.model_copy(update=chosen)})
+    network_input = config.input or _default_input(name, shape)
+    side_seen(network_input, shape)
+    train = _with_own_choices(config.train, NETWORKS.get(name, DEFAULT))
+    return config.model_copy(update={"input": network_input, "train": train})
 
 
 def _default_input(name: str, shape: tuple[int, int]) -> InputConfig:
-    seen = NETWORKS.get(name, DEFAULT).input
-    side = min(shape) - min(shape) % seen.binning
-    return seen if seen.crop is None or seen.crop <= side else seen.model_copy(update={"crop": side})
+    default = NETWORKS.get(name, DEFAULT).input
+    side = min(shape) - min(shape) % default.binning
+    return default if default.crop is None or default.crop <= side else default.model_copy(update={"crop": side})
+
+
+def _with_own_choices(train: TrainConfig, network: Network) -> TrainConfig:
+    choices = {key: getattr(network, key) for key in OWN_CHOICES}
+    if train.optimizer == "adamw":
+        choices |= dict.fromkeys(("lr", "adamw_lr"), _adamw_rate(train) or network.adamw_lr)
+    return train.model_copy(update={key: value for key, value in choices.items() if getattr(train, key) is None})
+
+
+def _adamw_rate(train: TrainConfig) -> float | None:
+    """The rate given for AdamW alone, under either name; None where there is none."""
+    if train.lr and train.adamw_lr and train.lr != train.adamw_lr:
+        raise ConfigError(
+            f"train.lr is {train.lr:g} and train.adamw_lr {train.adamw_lr:g}",
+            need="one rate where train.optimizer is adamw",
+            next="Leave one of them out.",
+        )
+    return train.lr or train.adamw_lr
+
+
+def describe_input(config: InputConfig) -> str:
+    """The steps from an image to the network's input, in words: "central 96 x 96 pixels, binned 2 x 2"."""
+    crop, binning, resize = config.crop, config.binning, config.resize
+    steps = [
+        f"central {crop} x {crop} pixels" if crop else "whole image",
+        f"binned {binning} x {binning}" if binning > 1 else "",
+        "scaled to [0, 1]" if config.transform == "minmax" else "",
+        f"high-pass of {config.highpass:g} pixels" if config.highpass else "",
+        f"resampled to {resize} x {resize}" if resize else "",
+        f"{config.channels} equal channels" if config.channels > 1 else "",
+    ]
+    return ", ".join(filter(None, steps))
 
 
 def has_bf16_gain(name: str, device: str, side: int) -> bool:
     """Whether bfloat16 makes training this network faster on this device.
 
-    side: that of the square that it sees. Never for small ones: on a map of a single pixel the
+    side: pixels along a side of its input. False for small inputs: on a map of a single pixel the
     CPU's bfloat16 gradient of a strided 3x3 convolution is made of unset memory (torch 2.13).
     """
     if side < SMALLEST_BF16_SIDE:
@@ -142,7 +179,7 @@ def has_bf16_gain(name: str, device: str, side: int) -> bool:
 
 
 def timm_name(name: str) -> str | None:
-    """What timm calls the network of that name; None for `LensNet`.
+    """Name in timm of the network of that name; None for `LensNet`.
 
     Raises `ConfigError` where there is no such network.
     """
@@ -151,10 +188,30 @@ def timm_name(name: str) -> str | None:
     from sublens.models.timm_import import import_timm
 
     timm = import_timm()
-    is_tagged = "." in name  # as in resnet18.a1_in1k; is_model looks at what comes before the tag
+    is_tagged = "." in name  # as in resnet18.a1_in1k; is_model ignores the tag
     if not timm.is_model(name) or (is_tagged and name not in timm.list_models(pretrained=True)):
-        raise ConfigError(f"There is no network called {name!r}. {nearest(name, [*NETWORKS, *timm.list_models()])}")
+        raise ConfigError(
+            f"there is no network called {name!r}",
+            need=f"one of {', '.join(NETWORKS)} or a name of timm's",
+            next=_nearest_networks(name, [*NETWORKS, *timm.list_models()]),
+        )
     return name
+
+
+def _nearest_networks(name: str, known: list[str]) -> str:
+    """A sentence that offers up to five known names close to `name`, and one on where all are listed."""
+    close = list(dict.fromkeys(get_close_matches(name, known, n=6)))[:5]
+    offer = f"Did you mean {', '.join(close)}? " if close else ""
+    return f"{offer}`sublens networks --all PATTERN` lists timm's names."
+
+
+def timm_names(pattern: str = "*") -> list[str]:
+    """All names in timm that match a pattern, sorted; without * or ? it may stand anywhere in the name."""
+    from sublens.models.timm_import import import_timm
+
+    whole = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    names: list[str] = import_timm().list_models(whole.lower())
+    return names
 
 
 def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = False) -> nn.Module:
@@ -166,7 +223,11 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
     theirs = timm_name(name)
     if theirs is None:
         if pretrained:
-            raise ConfigError(f"{name} has no ImageNet weights. Leave out model.pretrained.")
+            raise ConfigError(
+                f"{name} has no ImageNet weights",
+                need="a network of timm's for model.pretrained",
+                next="Leave out model.pretrained, or choose another network.",
+            )
         return LensNet(n_classes, channels)
     from sublens.models.timm_import import import_timm
 
@@ -177,9 +238,9 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
         if not pretrained:
             raise
         raise ConfigError(
-            f"The ImageNet weights of {name} could not be fetched ({type(err).__name__}: "
-            f"{str(err)[:120]}). "
-            "Go online once so that they are cached, or leave out model.pretrained."
+            f"the ImageNet weights of {name} could not be fetched ({type(err).__name__}: {str(err)[:120]})",
+            need="a connection once, after which timm keeps them",
+            next="Go online, or leave out model.pretrained.",
         ) from err
     if NETWORKS.get(name, DEFAULT).has_even_start:
         for parameter in model.get_classifier().parameters():  # type: ignore[operator]
@@ -188,19 +249,20 @@ def build(name: str, n_classes: int, channels: int = 1, *, pretrained: bool = Fa
 
 
 def check_input_size(model: nn.Module, name: str, channels: int, side: int) -> None:
-    """Show the model one blank image; `ConfigError` where it cannot take one of that size."""
+    """Run the model on one blank image; raises `ConfigError` where it cannot take one of that size."""
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, channels, side, side))
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as err:
         raise ConfigError(
-            f"{name} cannot take images of {side} x {side} pixels ({str(err)[:120]}). "
-            "Set input.resize to the side it was made for, such as 224."
+            f"{name} cannot take images of {side} x {side} pixels ({str(err)[:120]})",
+            need="the size that the network was made for",
+            next="Set input.resize to it, such as 224.",
         ) from err
 
 
 def device() -> str:
-    """Where networks run: a GPU if there is one."""
+    """The device that networks run on: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,7 +1,7 @@
 """Import timm beside any build of torch.
 
 timm imports torchvision, and PyPI's torchvision cannot load its compiled part beside a CPU
-build of torch: it dies with "operator torchvision::nms does not exist". sublens uses none of
+build of torch: it ends with "operator torchvision::nms does not exist". sublens uses none of
 those operators, so declaring their schemas is enough. With a matching build nothing is done.
 """
 

@@ -16,9 +16,9 @@ from sublens.models.networks import build, to_device
 from sublens.storage.files import whole_file
 
 HEAD = "truth_head."
-"""What the names of the truth head's weights begin with."""
+"""Prefix of the names of the truth head's weights."""
 LARGE = 2**14
-"""Elements of a tensor that is worth narrowing."""
+"""Least number of elements of a tensor that is narrowed."""
 
 
 def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None) -> None:
@@ -56,6 +56,9 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError) as err:
         raise BundleError(
-            f"{folder / WEIGHTS}: does not fit the network {card.network}. Train again with this version of sublens."
+            f"does not fit the network {card.network}",
+            need="the weights of that network as this version of sublens builds it",
+            next="Copy the whole folder again, or train again with this version.",
+            path=folder / WEIGHTS,
         ) from err
     return to_device(model, device).eval(), to_device(head, device).eval() if head else None

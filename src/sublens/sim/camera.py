@@ -1,4 +1,4 @@
-"""What the camera does: pixel grid, point-spread function, noise."""
+"""The camera: pixel grid, point-spread function, noise."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,13 +14,13 @@ from sublens.sim import compiled
 from sublens.sim.survey import FWHM_PER_SIGMA, Camera, Gaussian, Moffat
 
 PSF_REACH = 4.0
-"""A Gaussian is cut this many standard deviations from its centre, to the nearest pixel."""
+"""Radius at which a Gaussian is cut, in standard deviations; to the nearest pixel."""
 MOFFAT_REACH = 8.0
-"""A Moffat profile is cut at this many times its full width at half maximum, or at the image's size."""
+"""Radius at which a Moffat profile is cut, in full widths at half maximum; at most the image's size."""
 MOST_ELECTRONS = 1e9
-"""In a pixel: what whole numbers of 32 bits can count."""
+"""Most electrons in a pixel that whole numbers of 32 bits count."""
 FULL_SCALE = 65535
-"""The most counts above the minimum that a store can hold."""
+"""Most counts above the minimum that a store holds."""
 
 
 def pixel_centres(n_pixels: int, pixel_scale: float, supersampling: int = 1) -> Tensor:
@@ -64,10 +64,9 @@ def _offsets(reach: float, n_pixels: int) -> Tensor:
 
 
 def blurred(image: Tensor, kernel: Tensor) -> Tensor:
-    """Images [b, h, w] as seen through a point-spread function of `psf_kernel`.
+    """Images [b, h, w], convolved with a point-spread function of `psf_kernel`.
 
-    Light outside the image equals that of the nearest edge pixel, as the edges of the
-    published images show.
+    Light outside the image equals that of the nearest edge pixel, as in the published images.
     """
     reach = len(kernel) // 2
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
@@ -85,10 +84,10 @@ def blurred(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _convolved(padded: Tensor, kernel: Tensor, shape: torch.Size) -> Tensor:
-    """By Fourier transform, one image at a time: its result must not depend on its neighbours."""
+    """Convolution by Fourier transform, image by image: no result may depend on its neighbours."""
     size = padded.shape[1:]
     transfer = torch.fft.rfft2(kernel, s=size)
-    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(one) * transfer, s=size) for one in padded])
+    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(plane) * transfer, s=size) for plane in padded])
     edge = len(kernel) - 1
     return full[:, edge : edge + shape[1], edge : edge + shape[2]].clamp_min(0)  # rounding goes below
 
@@ -106,20 +105,21 @@ def expose(
     least, most = (float(rate) for rate in rates.aminmax())
     if not 0 <= least <= most <= MOST_ELECTRONS:  # NaN fails as well
         raise ConfigError(
-            f"A pixel expects {most:g} electrons; needs a number up to {MOST_ELECTRONS:g}. "
-            "Lower the exposure or the brightness, or make extreme priors milder."
+            f"a pixel expects {most:g} electrons",
+            need=f"a number from 0 to {MOST_ELECTRONS:g}",
+            next="Lower the exposure or the brightness, or make extreme priors milder.",
         )
     if image.device.type != "cpu":
         generators = [torch.Generator(image.device).manual_seed(seed) for seed in seeds]
         drawn = [torch.poisson(rate, generator) for rate, generator in zip(rates, generators, strict=True)]
         rates = torch.stack(drawn).cpu()
     counts = np.empty(rates.shape, np.int32)
-    for rate, rms, seed, one in zip(rates.numpy(), noise_rms, seeds, counts, strict=True):
+    for rate, rms, seed, image_counts in zip(rates.numpy(), noise_rms, seeds, counts, strict=True):
         rng = np.random.Generator(np.random.SFC64(seed))
         electrons = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
         if rms or gain != 1:
             electrons = np.rint((electrons + rms * rng.standard_normal(rate.shape)) / gain)
-        one[:] = electrons
+        image_counts[:] = electrons
     return counts
 
 
@@ -132,9 +132,14 @@ def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:
     peaks = counts.max(axis=(1, 2))
     if peaks.max(initial=0) > FULL_SCALE:
         raise ConfigError(
-            f"An image has {peaks.max():,} counts above its minimum; a store holds up to {FULL_SCALE:,}. "
-            "Raise camera.gain, or lower the exposure or the brightness."
+            f"an image has {peaks.max():,} counts above its minimum",
+            need=f"up to {FULL_SCALE:,}, which a store holds",
+            next="Raise camera.gain, or lower the exposure or the brightness.",
         )
     if not peaks.all():
-        raise ConfigError("An image has not one count above its minimum. Raise the exposure or the brightness.")
+        raise ConfigError(
+            "an image has not one count above its minimum",
+            need="one count or more",
+            next="Raise the exposure or the brightness.",
+        )
     return np.asarray(counts, dtype=np.uint16)

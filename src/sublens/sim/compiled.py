@@ -1,6 +1,6 @@
 """Loops that torch cannot fuse, compiled by numba; the Poisson draws are one.
 
-What is compiled is kept on disk, so only the first run ever waits for it, a few seconds.
+Compiled code is kept on disk, so only the first run waits for it, a few seconds.
 """
 
 import math
@@ -19,7 +19,7 @@ Reals = NDArray[np.floating[Any]]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a loop of plain numbers. What it calls must stand in its own file, or changes go unnoticed."""
+    """A loop of plain numbers, compiled; functions that it calls must stand in its file, or changes go unnoticed."""
     try:
         fast = njit(function, cache=True, error_model="numpy")  # numpy's: else a division is not vectorised
     except RuntimeError:  # no folder to keep it in can be written
@@ -28,11 +28,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FINE, COARSE, COARSEST = 0.125, 64.0, 1024.0
-"""Means that have a table: multiples of FINE up to COARSE, and of COARSE up to COARSEST."""
+"""Steps and limits of the tabulated means: multiples of FINE up to COARSE, and of COARSE up to COARSEST."""
 BRIGHT = 4096.0
-"""Means above this would take too many steps of COARSEST."""
+"""Greatest mean drawn from the tables; larger ones would take too many steps of COARSEST."""
 GUIDES = 256
-"""Entries of a guide table, which says where in a distribution's table the search for a number starts."""
+"""Entries of a guide table, each the start of a search in a distribution's table."""
 
 
 @cache
@@ -57,7 +57,7 @@ def _tables(step: float, top: float) -> tuple[NDArray[np.int64], Floats, NDArray
 
 @compiled
 def _look_up(u: float, mean: int, chances: Floats, guides: NDArray[np.uint8]) -> tuple[int, float]:
-    """The count whose interval u fell in, and where in it, which is a uniform number again."""
+    """The count whose interval holds u, and the position of u in it, which is a uniform number again."""
     entry = int(guides[mean, int(u * GUIDES)])
     entry += u >= chances[mean, entry + 1]  # most often enough, and no branch to be predicted wrongly
     while u >= chances[mean, entry + 1]:
@@ -104,7 +104,7 @@ def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
 
     Poisson numbers add: one of mean 205.3 is the sum of one each of the means 192, 13.25 and
     0.05. The first two have tables, the last is mostly zero; and one uniform number serves all
-    three, for what it leaves inside the interval it fell in is uniform again. Exact to double
+    three, since its position inside the interval that holds it is uniform again. Exact to double
     precision, with the tables cut 9 standard deviations out. rates: >= 0 and below 1e9; numpy
     draws for those above BRIGHT.
     """

@@ -1,4 +1,4 @@
-"""A contact sheet: what the images of a survey look like, class by class."""
+"""A contact sheet: example images of a survey, class by class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from sublens.storage.files import whole_file
 COLUMNS = 4
 """Images of each class."""
 WIDTH, HEIGHT = 8.5, 5.6
-"""Inches of one survey."""
+"""Size of one survey's panel, inches."""
 HALF_FIELD = 3.0
-"""Arcsec shown on each side of the lens, where the image reaches that far."""
+"""Half of the panel's field around the lens, arcsec; less where the image is smaller."""
 
 
 def write(path: Path, surveys: Sequence[Survey], seed: int = 1) -> None:
-    """Draw images of each survey, classes in rows; beside each row, what its last image's substructure changes.
+    """Draw images of each survey, classes in rows; beside each row, its last image's residual from substructure.
 
     The picture's format follows the ending of `path`: .png, .pdf or .svg.
     """
@@ -55,18 +55,19 @@ def _draw(panel: SubFigure, survey: Survey, seed: int) -> None:
     row[COLUMNS].set_title("what substructure changed", fontsize=8)
 
 
-def _show(axes: Axes, image: NDArray[np.float64], survey: Survey, **look: object) -> None:
+def _show(axes: Axes, image: NDArray[np.float64], survey: Survey, **style: object) -> None:
     """An image on its grid in arcsec, y upwards."""
     half = survey.field / 2
-    axes.imshow(image, origin="lower", extent=(-half, half, -half, half), **look)  # type: ignore[arg-type]
-    shown = min(half, HALF_FIELD)
-    axes.set(xlim=(-shown, shown), ylim=(-shown, shown), xticks=[], yticks=[])
+    axes.imshow(image, origin="lower", extent=(-half, half, -half, half), **style)  # type: ignore[arg-type]
+    reach = min(half, HALF_FIELD)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
 
 
 def _mark(axes: Axes, truth: Truth) -> None:
     """Circles on the subhaloes, the larger the heavier; a line on the string."""
-    of = truth.subhaloes
-    axes.scatter(of["x"], of["y"], 60 * np.sqrt(of["mass_msun"] / 1e10), facecolors="none", edgecolors="k", lw=0.7)
+    subhaloes = truth.subhaloes
+    sizes = 60 * np.sqrt(subhaloes["mass_msun"] / 1e10)
+    axes.scatter(subhaloes["x"], subhaloes["y"], sizes, facecolors="none", edgecolors="k", lw=0.7)
     scene = truth.scenes[0]
     if scene["string_mass_msun"]:
         reach = np.array([-1, 1]) * scene["string_half_length"]

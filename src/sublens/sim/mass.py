@@ -22,10 +22,10 @@ Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""
 
 TINY = cast(float, np.float32(1e-12))
-"""The least squared distance, arcsec^2: keeps a mass on a pixel centre finite. In single precision,
-for `add_points` would compute in double with anything else."""
+"""Least squared distance, arcsec^2: keeps a mass on a pixel centre finite. In single precision, as
+`add_points` would compute in double precision with anything else."""
 ROUNDEST = 1 - 1e-9
-"""An ellipsoid's axis ratio is kept below this, where its formulae divide by zero."""
+"""Greatest axis ratio of an ellipsoid; its formulae divide by zero at 1."""
 
 
 def sis_potential(x: Tensor, y: Tensor, theta_e: Tensor) -> Tensor:
@@ -130,9 +130,9 @@ def add_points(
             for i in range(start, ends[b]):
                 x_0, y_0, theta_e = masses[i, 0], masses[i, 1], masses[i, 2]
                 for column in range(alpha_x.shape[2]):  # innermost, so that it is vectorised
-                    one_x, one_y = _compiled_point_deflection(axis_x[column], axis_y[row], x_0, y_0, theta_e)
-                    row_x[column] += one_x
-                    row_y[column] += one_y
+                    dx, dy = _compiled_point_deflection(axis_x[column], axis_y[row], x_0, y_0, theta_e)
+                    row_x[column] += dx
+                    row_y[column] += dy
         start = ends[b]
 
 
@@ -169,8 +169,9 @@ def nfw_convergence(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Te
 
 
 SMALL = 1e-2
-"""Radii below this over the scale radius use a series: the closed form cancels there."""
+"""Radius over the scale radius below which a series is used: the closed form cancels there."""
 NEAR_ONE = 1e-5
+"""Distance of r / r_s from 1 below which convergences are evaluated at 1 + NEAR_ONE: they are 0/0 at 1."""
 
 
 def _nfw_f(t: Tensor) -> Tensor:
@@ -254,15 +255,15 @@ def string_deflection(
     mass. With w = (z - z_0) e^(-i angle), the conjugate deflection is theta_e^2 e^(-i angle)
     / 2 half log((w + half) / (w - half)): the integral of the point's theta_e^2 / (z - z_i)
     along the segment. It jumps by pi theta_e^2 / half across the string, and has no convergence
-    elsewhere. The imaginary part is the angle under which the string is seen.
+    elsewhere. The imaginary part is the angle that the string subtends.
     """
     u, v = _along_across(x - x_0, y - y_0, angle)
     left, right = u + half, u - half
     v2 = v * v + TINY
     log_ratio = torch.log(torch.addcmul(v2, left, left) / torch.addcmul(v2, right, right))
-    seen_under = torch.atan2((2 * half) * v, torch.addcmul(v2, left, right))
+    subtended = torch.atan2((2 * half) * v, torch.addcmul(v2, left, right))
     scale = theta_e * theta_e / (2 * half)
-    return _turned(log_ratio, seen_under, (scale / 2, scale), angle)
+    return _turned(log_ratio, subtended, (scale / 2, scale), angle)
 
 
 def _along_across(x: Tensor, y: Tensor, angle: Tensor) -> Field:

@@ -3,8 +3,8 @@
 One image is decided by (seed, split, index) alone: its class is index modulo the number of
 classes, and its random numbers are a fixed stretch of a counter-based generator's sequence.
 Any slice of a data set can therefore be drawn by itself, in any order, on any number of workers;
-and each quantity has a place of its own in that stretch, so that changing one prior leaves all
-else as it was; more subhaloes come on top of the same ones.
+and each quantity has a position of its own in that stretch, so that changing one prior leaves all
+else as it was, and more subhaloes are added to the same ones.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from sublens.sim.cosmology import einstein_radius, nfw_angles
 from sublens.sim.survey import Camera, Floats, Light, PixelatedSource, Prior, Survey
 
 CLASSES = ("no", "sphere", "vort")
-"""Smooth halo, subhaloes, vortex. A label is a position in this tuple."""
+"""Smooth halo, subhaloes and vortex; a label is a position in this tuple."""
 
 Split = Literal["train", "test"]
 Purpose = Literal["scene", "number", "subhaloes", "noise"]
@@ -35,17 +35,17 @@ _REALS = (
     *("string_x", "string_y", "string_angle", "string_half_length", "string_mass_msun", "string_theta_e"),
 )
 SCENE = np.dtype([("index", "<i8"), ("label", "<i8"), *((name, "<f8") for name in _REALS), ("n_subhaloes", "<i8")])
-"""One row an image. Lengths are arcsec, angles radians, light electrons a pixel in the whole exposure;
-what a scene lacks (lens light, string) has intensity or mass 0."""
+"""Columns of the truth table, one row an image. Lengths are arcsec, angles radians, light electrons a pixel in
+the whole exposure; lens light and string have intensity or mass 0 where a scene has none."""
 
 SUBHALO = np.dtype([(name, "<f8") for name in ("x", "y", "mass_msun", "theta_e", "r_s", "alpha_rs", "r_t")])
-"""One row a subhalo, in the order of the images that hold them. theta_e is that of a point of its
-mass; r_s and alpha_rs are 0 for a point, r_t where it is not truncated."""
+"""Columns of the table of subhaloes, one row each, in the order of the images that hold them. theta_e is that of
+a point of the same mass; r_s and alpha_rs are 0 for a point, r_t where it is not truncated."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was simulated: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO."""
+    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO."""
 
     scenes: NDArray[np.void]
     subhaloes: NDArray[np.void]
@@ -54,7 +54,7 @@ class Truth:
         return len(self.scenes)
 
     def owners(self) -> NDArray[np.int64]:
-        """For each subhalo, the position of its image in `scenes`."""
+        """Position in `scenes` of each subhalo's image, [any]."""
         return np.repeat(np.arange(len(self)), self.scenes["n_subhaloes"])
 
     def take(self, positions: NDArray[np.int64]) -> Self:
@@ -71,14 +71,12 @@ SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
-
-
 MOST_NUMBERS = 2**16
 """Uniform numbers set aside for the subhaloes of one image."""
 
 
 def _stream(seed: int, split: Split, purpose: Purpose, index: int, width: int) -> Generator:
-    """Uniform numbers from those of image `index` on, `width` an image, a multiple of 4."""
+    """Generator of uniform numbers that starts at image `index`; width: numbers an image, a multiple of 4."""
     key = SeedSequence((seed, ("train", "test").index(split), PURPOSES.index(purpose)))
     counter = index * width // 4  # four numbers a count
     return Generator(Philox(key=key.generate_state(2, np.uint64), counter=counter))
@@ -93,7 +91,7 @@ def _uniform(seed: int, split: Split, purpose: Purpose, indices: range, width: i
 
 
 def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
-    """One seed of noise an image."""
+    """Seeds of the noise, one an image."""
     return [int(number) for number in _uniform(seed, split, "noise", indices, 4)[:, 0] * 2**53]
 
 
@@ -107,10 +105,10 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     scenes = np.zeros(len(indices), SCENE)
     scenes["index"] = indices
     scenes["label"] = scenes["index"] % len(CLASSES)
-    places = iter(_uniform(seed, split, "scene", indices, SCENE_WIDTH).T)
+    columns = iter(_uniform(seed, split, "scene", indices, SCENE_WIDTH).T)
 
     def drawn(prior: Prior) -> Floats:
-        return prior.quantile(next(places))
+        return prior.quantile(next(columns))
 
     _draw_lens(scenes, survey, drawn)
     _draw_string(scenes, survey, drawn)
@@ -121,9 +119,11 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
 
 
 NOTHING = Prior(kind="fixed", values=(0.0,))
-"""Keeps a quantity's place among the random numbers where the survey lacks it."""
+"""Prior that takes a random number for a quantity that the survey lacks, so that the others keep theirs."""
 UNIT = Prior(kind="uniform", values=(0.0, 1.0))
+"""Prior of a uniform number in [0, 1)."""
 Drawn = Callable[[Prior], Floats]
+"""From a prior to its draws, one a scene."""
 
 
 def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
@@ -152,7 +152,7 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
         scenes["source_x"], scenes["source_y"] = drawn(source.x or NOTHING), drawn(source.y or NOTHING)
     brightness = drawn(source.intensity or source.magnitude or NOTHING)
     if isinstance(source, PixelatedSource):
-        for _ in ("q", "n", "r_eff"):  # keep their places
+        for _ in ("q", "n", "r_eff"):  # their random numbers stay unused
             drawn(NOTHING)
         total = np.full(len(scenes), float(light.picture(source).sum()) * source.scale**2)
     else:
@@ -168,9 +168,9 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
         scenes["lens_intensity"] = _intensity(lens, brightness, total, camera) * exposure
 
 
-def _intensity(of: Light, brightness: Floats, total: Floats, camera: Camera) -> Floats:
+def _intensity(component: Light, brightness: Floats, total: Floats, camera: Camera) -> Floats:
     """Electrons a pixel a second at the effective radius. total: all light over that, arcsec^2."""
-    return brightness if of.intensity else _per_second(brightness, camera) * camera.pixel_scale**2 / total
+    return brightness if component.intensity else _per_second(brightness, camera) * camera.pixel_scale**2 / total
 
 
 def _per_second(magnitude: Floats, camera: Camera) -> Floats:
@@ -179,7 +179,7 @@ def _per_second(magnitude: Floats, camera: Camera) -> Floats:
 
 
 def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
-    """Into the rows of class `vort`."""
+    """Draw the strings of the rows of class `vort`."""
     is_strung = scenes["label"] == CLASSES.index("vort")
     for name in ("x", "y", "half_length", "angle"):
         scenes[f"string_{name}"] = np.where(is_strung, drawn(getattr(survey.vortex, name)), 0)
@@ -189,7 +189,7 @@ def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None
 def _draw_subhaloes(
     scenes: NDArray[np.void], survey: Survey, seed: int, split: Split, indices: range
 ) -> NDArray[np.void]:
-    """The subhaloes of the rows of class `sphere`, whose numbers are filled in."""
+    """The subhaloes of the rows of class `sphere`; `n_subhaloes` is filled in."""
     dark = survey.subhaloes
     numbers = dark.number.quantile(_uniform(seed, split, "number", indices, 4)[:, 0])
     scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), np.rint(numbers), 0)
@@ -198,20 +198,20 @@ def _draw_subhaloes(
         _stream(seed, split, "subhaloes", int(row["index"]), MOST_NUMBERS).random((row["n_subhaloes"], SUBHALO_WIDTH))
         for row in holders
     ]
-    places = iter(np.concatenate([np.zeros((0, SUBHALO_WIDTH)), *each]).T)
+    columns = iter(np.concatenate([np.zeros((0, SUBHALO_WIDTH)), *each]).T)
     subhaloes = np.zeros(int(scenes["n_subhaloes"].sum()), SUBHALO)
-    radius, direction = dark.radius.quantile(next(places)), 2 * np.pi * next(places)
+    radius, direction = dark.radius.quantile(next(columns)), 2 * np.pi * next(columns)
     subhaloes["x"], subhaloes["y"] = radius * np.cos(direction), radius * np.sin(direction)
-    subhaloes["mass_msun"] = dark.mass_msun.quantile(next(places))
+    subhaloes["mass_msun"] = dark.mass_msun.quantile(next(columns))
     if dark.concentration:
         owner = np.repeat(np.arange(len(scenes)), scenes["n_subhaloes"])
-        concentration = dark.concentration.quantile(next(places))
+        concentration = dark.concentration.quantile(next(columns))
         redshifts = scenes["z_lens"][owner], scenes["z_source"][owner]
         subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(
             subhaloes["mass_msun"], concentration, *redshifts, survey.cosmology
         )
     if dark.truncation:
-        subhaloes["r_t"] = dark.truncation.quantile(next(places)) * subhaloes["r_s"]
+        subhaloes["r_t"] = dark.truncation.quantile(next(columns)) * subhaloes["r_s"]
     return subhaloes
 
 
@@ -223,8 +223,10 @@ def _weigh(truth: Truth, survey: Survey) -> None:
     )
     if (scenes["halo_mass_msun"] <= 0).any():
         raise ConfigError(
-            f"{survey.name}: the substructure of image {scenes['index'][scenes['halo_mass_msun'] <= 0][0]} "
-            "outweighs its halo. Raise halo.mass_msun, or lower subhaloes.number or their mass_msun."
+            f"the substructure of image {scenes['index'][scenes['halo_mass_msun'] <= 0][0]} outweighs its halo",
+            need="a heavier halo or lighter substructure",
+            next="Raise halo.mass_msun, or lower subhaloes.number or their mass_msun.",
+            path=survey.name,
         )
     unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
     scenes["theta_e"] = unit * np.sqrt(scenes["halo_mass_msun"])
@@ -245,14 +247,14 @@ def smoothed(truth: Truth) -> Truth:
 
 
 STRING_SAMPLES = 64
-"""Pieces that a string is cut into to share its mass out over cells."""
+"""Pieces of a string whose mass is shared out over cells."""
 
 
 def mass_map(truth: Truth, n_cells: int, field: float, samples: int = STRING_SAMPLES) -> Floats:
     """Substructure mass in each cell, Msun, [n, n_cells, n_cells] with rows along y.
 
     field: side of the square around the optical axis that the cells divide, arcsec. Mass outside
-    is left out. samples: pieces that a string is cut into, each put into the cell of its middle.
+    is left out. samples: pieces of a string, each added to the cell of its middle.
     """
     strung = np.flatnonzero(truth.scenes["string_mass_msun"] > 0)
     scenes = truth.scenes[strung]

@@ -20,7 +20,7 @@ def preset(name: str) -> Survey:
     Raises `ConfigError`, with every problem at once, where it cannot be used.
     """
     path = source(name)
-    return checked(read_toml(path), Survey, {"folder": path.absolute().parent})
+    return checked(read_toml(path), Survey, {"folder": path.absolute().parent}, path)
 
 
 def source(name: str) -> Path:
@@ -29,7 +29,8 @@ def source(name: str) -> Path:
         return Path(name)
     if name not in names():
         raise ConfigError(
-            f"There is no preset called {name!r}. {nearest(name, names())} A survey of your own is "
-            "named by its path, which ends in .toml."
+            f"there is no preset called {name!r}",
+            need=f"one of {', '.join(names())}, or the path of a survey of your own, which ends in .toml",
+            next=nearest(name, names()),
         )
     return FOLDER / f"{name}.toml"

@@ -12,17 +12,16 @@ from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 8_000_000
-"""Points at which light is computed together, of one image or of several. On a processor such a
+"""Number of points at which light is computed together, over one image or several. On a processor such a
 plane fits its cache, and an image cannot depend on its neighbours, not even in the last bit; a
-GPU wants many at once."""
+GPU is fastest with many."""
 MOST_IN_BLOCK = 256
+"""Greatest number of images in a block."""
 STRING_PIECES = 10_000
-"""Pieces that a string is cut into to share its convergence out over pixels."""
-
-
-ALLOCATOR_HINT = 31 * 2**20
-"""Bytes. Once it has seen a block of this size freed, glibc keeps smaller ones for reuse instead of
-returning them to the system; the page faults would cost as much time as the rendering."""
+"""Pieces of a string whose convergence is shared out over pixels."""
+ALLOCATOR_BLOCK = 31 * 2**20
+"""Size of a block, bytes, whose release makes glibc keep smaller ones for reuse instead of returning them to
+the system; the page faults would cost as much time as the rendering."""
 
 Columns = dict[str, Tensor]
 """A truth table by column, each [n, 1, 1] to meet planes of pixels."""
@@ -36,8 +35,8 @@ def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype
 def convergence(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """Convergence of each scene, [n, h, w].
 
-    At pixel centres; but point masses and strings, whose convergence is nowhere or infinite, are
-    spread over the pixels they lie in.
+    Values at pixel centres; but point masses and strings, whose convergence is zero or infinite, are
+    spread over the pixels that hold them.
     """
     return _in_blocks(_convergence, truth, survey, device, dtype)
 
@@ -56,17 +55,18 @@ def simulate(
 
 
 def observe(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
-    """What the camera saves of noiseless images: counts above each image's minimum, [n, h, w]."""
+    """Noisy images of noiseless ones: counts above each image's minimum, [n, h, w]."""
     scenes = truth.scenes
     counts = camera.expose(images, scenes["background"], scenes["noise_rms"], survey.camera.gain, seeds)
     return camera.above_minimum(counts)
 
 
 Maps = dict[str, NDArray[np.float32]]
+"""Planes [n, h, w] by name."""
 
 
 def maps(truth: Truth, survey: Survey) -> Maps:
-    """What a camera cannot see: `convergence`, and the `noiseless` image, each [n, h, w]."""
+    """The `convergence` and the `noiseless` image of each scene, [n, h, w]."""
     kappa = convergence(truth, survey, dtype=torch.float64).float()  # in double: it cancels near an NFW radius
     return {"convergence": kappa.numpy(), "noiseless": render(truth, survey).numpy()}
 
@@ -84,7 +84,7 @@ def _in_blocks(
     device: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    np.empty(ALLOCATOR_HINT, np.uint8)
+    np.empty(ALLOCATOR_BLOCK, np.uint8)
     side = survey.camera.n_pixels
     images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
     with torch.inference_mode():
@@ -95,8 +95,8 @@ def _in_blocks(
 
 def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -> mass.Field:
     """Positions as a row x [1, 1, w] and a column y [1, h, 1], arcsec."""
-    seen = survey.camera
-    axis = camera.pixel_centres(seen.n_pixels, seen.pixel_scale, supersampling).to(device, dtype)
+    pixels = survey.camera
+    axis = camera.pixel_centres(pixels.n_pixels, pixels.pixel_scale, supersampling).to(device, dtype)
     return axis[None, None, :], axis[None, :, None]
 
 
@@ -134,18 +134,18 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
     return alpha_x, alpha_y
 
 
-def _add(one: mass.Field, total: mass.Field, rows: Tensor) -> None:
+def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
     """Add deflections to the total of those scenes."""
-    for component, of_total in zip(one, total, strict=True):
+    for component, sums in zip(deflections, total, strict=True):
         if component.device.type != "cpu":
-            of_total.index_add_(0, rows, component)
+            sums.index_add_(0, rows, component)
             continue
         for row, plane in zip(rows.tolist(), component, strict=True):  # index_add_ takes five times as long here
-            of_total[row].add_(plane)
+            sums[row].add_(plane)
 
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
-    """One mass at a time: a block [b, n, h, w] would not fit the processor's cache."""
+    """Add the deflections mass by mass: a block [b, n, h, w] would not fit the processor's cache."""
     is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
     if survey.subhaloes.profile == "point" and x.device.type == "cpu" and is_grid and not x.requires_grad:
         axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
@@ -161,7 +161,7 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
     x, y = _grid(survey, 1, device, dtype)
     scene = _columns(truth.scenes, x)
     kappa = mass.sie_convergence(x, y, scene["theta_e"], scene["halo_q"], scene["halo_angle"])
-    thin = truth  # whose convergence is nowhere or infinite
+    thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
         thin = Truth(truth.scenes.copy(), truth.subhaloes[:0])
         thin.scenes["n_subhaloes"] = 0
@@ -174,15 +174,15 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
 
 
 def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
-    look = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
+    shared = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
     if isinstance(survey.source, PixelatedSource):
-        return light.pixelated(x, y, light.picture(survey.source), scale=survey.source.scale, **look)
-    return light.sersic(x, y, **look, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
+        return light.pixelated(x, y, light.picture(survey.source), scale=survey.source.scale, **shared)
+    return light.sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 
 def _lens_light(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
-    look = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
-    return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **look)
+    profile = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
+    return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **profile)
 
 
 def _columns(table: NDArray[np.void], like: Tensor) -> Columns:
@@ -197,12 +197,13 @@ DEFLECTIONS: dict[str, Callable[..., mass.Field]] = {
     "nfw": mass.nfw_deflection,
     "tnfw": mass.tnfw_deflection,
 }
+"""Deflection of a subhalo, by profile."""
 PARAMETERS = {
     "point": ("x", "y", "theta_e"),
     "nfw": ("x", "y", "alpha_rs", "r_s"),
     "tnfw": ("x", "y", "alpha_rs", "r_s", "r_t"),
 }
-"""Columns of a subhalo that those take, and the convergences."""
+"""Columns of a subhalo that its deflection and its convergence take, by profile."""
 
 
 def _subhaloes(truth: Truth, survey: Survey, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -211,9 +212,9 @@ def _subhaloes(truth: Truth, survey: Survey, like: Tensor) -> Iterator[tuple[Ten
     Yields the scenes' positions [k], and parameters, each [k, 1, 1].
     """
     counts, owners = truth.scenes["n_subhaloes"], truth.owners()
-    place = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
+    ordinal = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
     columns = _columns(truth.subhaloes, like)
     for number in range(counts.max()):
-        chosen = np.flatnonzero(place == number)
+        chosen = np.flatnonzero(ordinal == number)
         parameters = torch.stack([columns[name][chosen] for name in PARAMETERS[survey.subhaloes.profile]])
         yield torch.from_numpy(owners[chosen]).to(like.device), parameters

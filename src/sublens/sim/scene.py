@@ -1,4 +1,4 @@
-"""One lens as a person sets it up, in place of one drawn from a survey's distributions."""
+"""One lens set up by hand, instead of drawn from a survey's distributions."""
 
 from functools import lru_cache
 from math import pi
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sublens.config import Frozen
-from sublens.errors import ConfigError
+from sublens.errors import ConfigError, nearest
 from sublens.sim import presets
 from sublens.sim.cosmology import einstein_radius, nfw_angles
 from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw
@@ -17,11 +17,11 @@ from sublens.sim.render import observe, render
 from sublens.sim.survey import Gaussian, Prior, SersicSource, Survey
 
 MASSES_MSUN = 1e6, 1e11
-"""Of one subhalo."""
+"""Least and greatest mass of a subhalo, solar masses."""
 DEFAULT_FWHM = 0.2
-"""Arcsec, where a survey's point-spread function is a picture."""
+"""Full width at half maximum, arcsec, where a survey's point-spread function is a picture."""
 DIGITS = 4
-"""Of a drawn scene's numbers, so that a link to it stays short."""
+"""Significant digits of a drawn scene's numbers, which keep a link to it short."""
 
 Angle = Annotated[float, Field(ge=-2 * pi, le=2 * pi)]
 Offset = Annotated[float, Field(ge=-10, le=10)]
@@ -31,11 +31,13 @@ class Source(Frozen):
     """The lensed galaxy: an elliptical Sersic profile."""
 
     x: Offset = 0.0
-    """Centre, arcsec."""
+    """Position of its centre along x, arcsec."""
     y: Offset = 0.0
+    """Position of its centre along y, arcsec."""
     q: Annotated[float, Field(ge=0.1, le=1)] = 1.0
     """Axis ratio."""
     angle: Angle = 0.0
+    """Position angle of the long axis, radians."""
     n: Annotated[float, Field(ge=0.3, le=10)] = 1.0
     """Sersic index."""
     r_eff: Annotated[float, Field(ge=0.01, le=5)] = 0.25
@@ -45,61 +47,75 @@ class Source(Frozen):
 
 
 class Subhalo(Frozen):
-    """One dark clump."""
+    """One dark subhalo."""
 
     x: Offset
-    """Arcsec from the centre."""
+    """Position along x from the lens, arcsec."""
     y: Offset
+    """Position along y from the lens, arcsec."""
     mass_msun: Annotated[float, Field(ge=MASSES_MSUN[0], le=MASSES_MSUN[1])]
+    """Mass, solar masses."""
 
 
 class String(Frozen):
     """A vortex: a straight uniform string."""
 
     x: Offset
-    """Of its middle, arcsec."""
+    """Position of its middle along x, arcsec."""
     y: Offset
+    """Position of its middle along y, arcsec."""
     angle: Angle
+    """Position angle, radians."""
     half_length: Annotated[float, Field(ge=0.01, le=5)]
-    """Arcsec."""
+    """Half of its length, arcsec."""
     mass_msun: Annotated[float, Field(ge=MASSES_MSUN[0], le=1e12)]
+    """Mass, solar masses."""
 
 
 class Scene(Frozen):
-    """A lens, what it holds, and how it is seen; redshifts are the medians of the survey's."""
+    """A lens, its substructure and its observation; redshifts are the survey's medians."""
 
     survey: Annotated[str, Field(max_length=64)] = "common-test-1"
-    """A preset: its camera and cosmology."""
+    """Preset of camera and cosmology."""
     theta_e: Annotated[float, Field(ge=0.1, le=5)] = 1.2
     """Einstein radius of halo and substructure together, arcsec."""
     halo_q: Annotated[float, Field(ge=0.2, le=1)] = 1.0
-    """Axis ratio."""
+    """Axis ratio of the halo."""
     halo_angle: Angle = 0.0
+    """Position angle of the halo's long axis, radians."""
     gamma: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Strength of the external shear."""
     shear_angle: Angle = 0.0
+    """Position angle of the external shear, radians."""
     source: Source = Source()
+    """Lensed galaxy."""
     psf_fwhm: Annotated[float, Field(ge=0.02, le=1)] = DEFAULT_FWHM
-    """Full width at half maximum of a Gaussian, arcsec."""
+    """Full width at half maximum of the Gaussian point-spread function, arcsec."""
     background: Annotated[float, Field(ge=0, le=1e7)] = 10.0
     """Sky, electrons a pixel."""
     noise_rms: Annotated[float, Field(ge=0, le=1e4)] = 0.0
     """Gaussian noise, electrons a pixel."""
     subhaloes: Annotated[tuple[Subhalo, ...], Field(max_length=500)] = ()
+    """Dark subhaloes of the lens."""
     string: String | None = None
+    """Vortex of the lens; none if left out."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 1
-    """Of the noise."""
+    """Seed of the noise."""
 
     @property
     def substructure_msun(self) -> float:
-        """Mass of all that it holds."""
-        return sum(one.mass_msun for one in self.subhaloes) + (self.string.mass_msun if self.string else 0.0)
+        """Mass of subhaloes and string, solar masses."""
+        return sum(subhalo.mass_msun for subhalo in self.subhaloes) + (self.string.mass_msun if self.string else 0.0)
 
 
 def survey_of(scene: Scene) -> Survey:
-    """The survey whose camera sees the scene. Raises `ConfigError` where there is none of that name."""
+    """The survey of the scene, with its camera, halo and source; `ConfigError` where there is none of that name."""
     if scene.survey not in presets.names():  # never a path
-        raise ConfigError(f"There is no preset called {scene.survey!r}; needs one of {', '.join(presets.names())}.")
+        raise ConfigError(
+            f"there is no preset called {scene.survey!r}",
+            need=f"one of {', '.join(presets.names())}",
+            next=nearest(scene.survey, presets.names()),
+        )
     base = _preset(scene.survey)
     return base.model_copy(
         update={
@@ -129,7 +145,7 @@ def _redshifts(survey: Survey) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def total_msun(scene: Scene) -> float:
-    """Mass of halo and substructure, as Einstein radius and redshifts have it, solar masses."""
+    """Mass of halo and substructure that gives the Einstein radius at these redshifts, solar masses."""
     return (scene.theta_e / _unit(scene.survey)) ** 2
 
 
@@ -139,8 +155,9 @@ def truth(scene: Scene) -> Truth:
     halo_msun = total_msun(scene) - scene.substructure_msun
     if halo_msun <= 0:
         raise ConfigError(
-            f"The substructure has {scene.substructure_msun:.3g} solar masses; needs less than the lens's "
-            f"{total_msun(scene):.3g}. Take some out, or raise the Einstein radius."
+            f"the substructure has {scene.substructure_msun:.3g} solar masses",
+            need=f"less than the lens's {total_msun(scene):.3g}",
+            next="Take some out, or raise the Einstein radius.",
         )
     row = np.zeros(1, SCENE)
     row["z_lens"], row["z_source"] = _redshifts(survey)
@@ -156,24 +173,24 @@ def truth(scene: Scene) -> Truth:
         row["string_theta_e"] = unit * np.sqrt(scene.string.mass_msun)
     row["n_subhaloes"] = len(scene.subhaloes)
     row["label"] = CLASSES.index("vort" if scene.string else "sphere" if scene.subhaloes else "no")
-    return Truth(row, _clumps(scene, survey, unit))
+    return Truth(row, _subhaloes(scene, survey, unit))
 
 
-def _clumps(scene: Scene, survey: Survey, unit: float) -> NDArray[np.void]:
-    """With the survey's profile, at its median concentration and truncation."""
+def _subhaloes(scene: Scene, survey: Survey, unit: float) -> NDArray[np.void]:
+    """The scene's subhaloes with the survey's profile, at its median concentration and truncation."""
     dark, half = survey.subhaloes, np.array([0.5])
-    clumps = np.zeros(len(scene.subhaloes), SUBHALO)
-    for place, one in enumerate(scene.subhaloes):
-        clumps[place]["x"], clumps[place]["y"], clumps[place]["mass_msun"] = one.x, one.y, one.mass_msun
-    clumps["theta_e"] = unit * np.sqrt(clumps["mass_msun"])
-    if dark.concentration and len(clumps):
-        concentration = np.full(len(clumps), dark.concentration.quantile(half))
-        clumps["r_s"], clumps["alpha_rs"] = nfw_angles(
-            clumps["mass_msun"], concentration, *_redshifts(survey), survey.cosmology
+    rows = np.zeros(len(scene.subhaloes), SUBHALO)
+    for row, subhalo in zip(rows, scene.subhaloes, strict=True):
+        row["x"], row["y"], row["mass_msun"] = subhalo.x, subhalo.y, subhalo.mass_msun
+    rows["theta_e"] = unit * np.sqrt(rows["mass_msun"])
+    if dark.concentration and len(rows):
+        concentration = np.full(len(rows), dark.concentration.quantile(half))
+        rows["r_s"], rows["alpha_rs"] = nfw_angles(
+            rows["mass_msun"], concentration, *_redshifts(survey), survey.cosmology
         )
     if dark.truncation:
-        clumps["r_t"] = dark.truncation.quantile(half) * clumps["r_s"]
-    return clumps
+        rows["r_t"] = dark.truncation.quantile(half) * rows["r_s"]
+    return rows
 
 
 def smooth(scene: Scene) -> Scene:
@@ -188,52 +205,59 @@ def noiseless(scene: Scene) -> NDArray[np.float32]:
 
 
 def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
-    """What the camera saves: counts above the minimum, [n, h, w], under the noise of this seed and those after it."""
-    survey, one = survey_of(scene), truth(scene)
-    image = render(one, survey).expand(n_noise, -1, -1).contiguous()
-    rows = one.take(np.zeros(n_noise, np.int64))
+    """Noisy images: counts above the minimum, [n, h, w], with the noise of this seed and those after it."""
+    survey, single = survey_of(scene), truth(scene)
+    image = render(single, survey).expand(n_noise, -1, -1).contiguous()
+    rows = single.take(np.zeros(n_noise, np.int64))
     return observe(rows, image, survey, range(scene.seed, scene.seed + n_noise))
 
 
 def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Scene:
     """A scene of this class from the survey's own distributions, without the lens galaxy's light.
 
-    Its own redshifts become the medians; each mass keeps its share of the whole.
+    Its redshifts become the medians, and each mass keeps its share of the whole. Raises `ConfigError`
+    where there is no survey of that name, or its source is a picture.
     """
-    survey_of(Scene(survey=survey))  # or there is none of that name
+    survey_of(Scene(survey=survey))  # raises for an unknown name
     base = _preset(survey)
     if not isinstance(base.source, SersicSource):
-        raise ConfigError(f"{survey}: its source is a picture, which cannot be set up by hand. Choose another survey.")
+        raise ConfigError(
+            "has a picture for a source", need="a Sersic source", next="Choose another survey.", path=survey
+        )
     whole = draw(base, seed, "test", range(CLASSES.index(label), CLASSES.index(label) + 1))
     row = whole.scenes[0]
     mass = float(row["halo_mass_msun"] + row["string_mass_msun"] + whole.subhaloes["mass_msun"].sum())
     theta_e = float(row["theta_e"] * np.sqrt(mass / row["halo_mass_msun"]))
     scale = (theta_e / _unit(survey)) ** 2 / mass
-
-    def named(prefix: str, *names: str) -> dict[str, Any]:
-        return {name: _short(row[prefix + name]) for name in names}
-
-    least, most = MASSES_MSUN
-    clumps = tuple(
-        Subhalo(
-            x=_short(one["x"]), y=_short(one["y"]), mass_msun=_short(np.clip(one["mass_msun"] * scale, least, most))
-        )
-        for one in whole.subhaloes
-    )
-    string = None
-    if label == "vort":
-        place = named("string_", "x", "y", "angle", "half_length")
-        string = String(**place, mass_msun=_short(row["string_mass_msun"] * scale))
     return Scene(
         survey=survey,
         theta_e=_short(theta_e),
-        **named("", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
-        source=Source(**named("source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
+        **_columns(row, "", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
+        source=Source(**_columns(row, "source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
         psf_fwhm=_short(getattr(base.camera.psf, "fwhm", DEFAULT_FWHM)),
-        subhaloes=clumps,
-        string=string,
+        subhaloes=_drawn_subhaloes(whole, scale),
+        string=_drawn_string(row, scale) if label == "vort" else None,
         seed=seed,
     )
+
+
+def _drawn_subhaloes(whole: Truth, scale: float) -> tuple[Subhalo, ...]:
+    """The subhaloes of a drawn scene, their masses times `scale`."""
+    masses = np.clip(whole.subhaloes["mass_msun"] * scale, *MASSES_MSUN)
+    return tuple(
+        Subhalo(x=_short(row["x"]), y=_short(row["y"]), mass_msun=_short(mass_msun))
+        for row, mass_msun in zip(whole.subhaloes, masses, strict=True)
+    )
+
+
+def _drawn_string(row: np.void, scale: float) -> String:
+    """The string of a drawn scene, its mass times `scale`."""
+    mass_msun = _short(row["string_mass_msun"] * scale)
+    return String(**_columns(row, "string_", "x", "y", "angle", "half_length"), mass_msun=mass_msun)
+
+
+def _columns(row: np.void, prefix: str, *names: str) -> dict[str, Any]:
+    return {name: _short(row[prefix + name]) for name in names}
 
 
 def _short(value: Any) -> float:

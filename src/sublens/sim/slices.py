@@ -1,4 +1,4 @@
-"""Simulate in slices, wherever they are computed; they come back in order."""
+"""Simulation in slices, by any mapper; results are in order."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,19 +13,20 @@ from sublens.sim.render import Maps, maps, simulate
 from sublens.sim.survey import Survey
 
 SLICE_PIXELS = 500 * 150 * 150
-"""Pixels a slice, about."""
+"""Approximate number of pixels in a slice."""
 
 
 def slice_length(survey: Survey) -> int:
-    """Images a slice: what bounds the memory, and what an interruption loses at most."""
+    """Images a slice, which bounds the memory and the loss at an interruption."""
     return int(np.clip(SLICE_PIXELS // survey.camera.n_pixels**2, 1, 500))
 
 
 Slice = tuple[Truth, NDArray[np.uint16], Maps]
+"""Truth, counts above the minimum [n, h, w] and maps of consecutive images."""
 
 
-class Wish(NamedTuple):
-    """A slice that is to be simulated."""
+class Task(NamedTuple):
+    """A slice to be simulated."""
 
     survey: Survey
     seed: int
@@ -39,20 +40,20 @@ def slices(
 ) -> Iterator[Slice]:
     """The first `n` images of a split, `slice_length` at a time: truth, counts above the minimum, maps.
 
-    mapper: where they are computed. n_done: slices to leave out at the start. Every slice is computed
-    on one thread, so the images do not depend on where that is.
+    mapper: processes that compute them. n_done: slices to leave out at the start. Every slice is computed
+    on one thread, so the images do not depend on the mapper.
     """
     length = slice_length(survey)
     ranges = (range(start, min(start + length, n)) for start in range(n_done * length, n, length))
-    return mapper(simulated, (Wish(survey, seed, split, indices, with_maps) for indices in ranges))
+    return mapper(simulated, (Task(survey, seed, split, indices, with_maps) for indices in ranges))
 
 
-def simulated(wish: Wish) -> Slice:
+def simulated(task: Task) -> Slice:
     """One slice, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        truth, counts = simulate(wish.survey, wish.seed, wish.split, wish.indices)
-        return truth, counts, maps(truth, wish.survey) if wish.with_maps else {}
+        truth, counts = simulate(task.survey, task.seed, task.split, task.indices)
+        return truth, counts, maps(truth, task.survey) if task.with_maps else {}
     finally:
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""What a survey is: the distributions that scenes are drawn from, and the camera that sees them.
+"""A survey: the distributions that scenes are drawn from, and the camera that observes them.
 
 A survey is data: a TOML file with the sections below. Wherever a `Prior` stands, a number means
-that value, always; `{ uniform = [low, high] }` and the others of `PRIORS` mean a distribution.
+a fixed value; `{ uniform = [low, high] }` and the others of `PRIORS` mean a distribution.
 Sky angles are arcsec; position angles are radians, counter-clockwise from x, of the long axis.
 Knows no torch.
 """
@@ -34,7 +34,7 @@ from sublens.storage.files import sha256
 Floats = NDArray[np.float64]
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 ALMOST_ONE = 1 - 2**-53
-"""The largest number that a uniform draw can be."""
+"""Largest value of a uniform draw."""
 
 
 def _normal(u: Floats, mean: float, sigma: float) -> Floats:
@@ -44,7 +44,7 @@ def _normal(u: Floats, mean: float, sigma: float) -> Floats:
 
 
 def _power_law(u: Floats, slope: float, low: float, high: float) -> Floats:
-    """By way of logarithms, which is exact for slopes near -1 as well."""
+    """Quantiles by way of logarithms, exact for slopes near -1 as well."""
     power, reach = slope + 1, np.log(high / low)
     share = u * reach if power == 0 else np.log1p(u * np.expm1(power * reach)) / power
     return np.asarray(low * np.exp(share))
@@ -65,7 +65,7 @@ class Shape(NamedTuple):
     """Inverse of the cumulative distribution: (u, *parameters) -> values."""
     is_valid: Callable[..., bool]
     rule: str
-    """What `is_valid` asks of the parameters, in words."""
+    """Condition of `is_valid`, in words."""
 
 
 PRIORS = {
@@ -94,27 +94,26 @@ PRIORS = {
 
 
 class Prior(Frozen):
-    """The distribution of one quantity; see `PRIORS` for the kinds."""
+    """Distribution of one quantity, of a kind in `PRIORS`."""
 
     kind: str
-    """A key of `PRIORS`."""
+    """Key of `PRIORS`."""
     values: tuple[float, ...]
-    """Its parameters."""
+    """Parameters of that kind."""
 
     @model_validator(mode="before")
     @classmethod
-    def _parsed(cls, given: object) -> object:
-        if isinstance(given, bool) or not isinstance(given, int | float | Mapping | Prior):
+    def _parsed(cls, value: object) -> object:
+        if isinstance(value, Prior):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float | Mapping):
             raise ValueError("needs a number or a prior such as { uniform = [0, 1] }")
-        if isinstance(given, int | float):
-            given = {"fixed": given}
-        if isinstance(given, Prior):
-            return given
-        if given.keys() == {"kind", "values"}:
-            given = {str(given["kind"]): given["values"]}
-        if len(given) != 1:
+        tree = value if isinstance(value, Mapping) else {"fixed": value}
+        if tree.keys() == {"kind", "values"}:
+            tree = {str(tree["kind"]): tree["values"]}
+        if len(tree) != 1:
             raise ValueError("needs one prior, such as { uniform = [0, 1] }")
-        ((kind, values),) = given.items()
+        ((kind, values),) = tree.items()
         if kind not in PRIORS:
             raise ValueError(f"there is no prior {kind!r}. {nearest(str(kind), PRIORS)}")
         shape = PRIORS[kind]
@@ -132,17 +131,17 @@ class Prior(Frozen):
         return {self.kind: self.values if len(self.values) > 1 else self.values[0]}
 
     def quantile(self, u: Floats) -> Floats:
-        """The values below which a share `u` of draws lies; of uniform u in [0, 1) it makes draws."""
+        """Values below which shares `u` of the draws lie; draws, for uniform u in [0, 1)."""
         return PRIORS[self.kind].quantile(u, *self.values)
 
     @property
     def low(self) -> float:
-        """The least value, -inf if there is none."""
+        """Least value, -inf if there is none."""
         return -np.inf if self.kind == "normal" else float(self.quantile(np.zeros(1))[0])
 
     @property
     def high(self) -> float:
-        """The greatest value, inf if there is none."""
+        """Greatest value, inf if there is none."""
         return np.inf if self.kind == "normal" else float(self.quantile(np.full(1, ALMOST_ONE))[0])
 
 
@@ -169,13 +168,13 @@ class ImageFile(Frozen):
     """An image that a survey needs, named beside its TOML file."""
 
     file: Path
-    """FITS, .npy or PNG; relative to the survey's own file."""
+    """Path of a FITS, .npy or PNG file, relative to the survey's own file."""
     sha256: str = ""
-    """Of the file's bytes; filled in when the survey is read."""
+    """Hash of the file's bytes; filled in when the survey is read."""
 
     @model_validator(mode="after")
-    def _found(self, info: ValidationInfo) -> Self:
-        if not info.context:  # a manifest is read where the file need not be
+    def _resolved(self, info: ValidationInfo) -> Self:
+        if not info.context:  # as in a manifest, which is read without the file
             return self
         path = (info.context["folder"] / self.file).resolve()
         try:
@@ -187,14 +186,16 @@ class ImageFile(Frozen):
         return self.model_copy(update={"file": path, "sha256": sha256(path)})
 
     def pixels(self) -> Floats:
-        """The image, with the dark below zero that noise made cut off.
+        """The image, its negative noise set to zero.
 
         Raises `ConfigError` where the file is not the one that the survey was read with.
         """
         if self.sha256 and not (self.file.is_file() and sha256(self.file) == self.sha256):
             raise ConfigError(
-                f"{self.file}: is missing, or not the file that this survey was made with. "
-                "Read the survey again from its TOML file."
+                "is missing, or not the file that this survey was made with",
+                need=f"the file whose sha256 begins with {self.sha256[:12]}",
+                next="Put it back, or read the survey again from its TOML file.",
+                path=self.file,
             )
         return formats.read(self.file).pixels.clip(0)
 
@@ -222,12 +223,12 @@ class Moffat(Frozen):
 
 
 class PixelatedPsf(ImageFile):
-    """A point-spread function given as an image on the camera's own pixels, odd sides, peak amid."""
+    """A point-spread function as an image on the camera's own pixels, with odd sides and a central peak."""
 
     profile: Literal["pixelated"]
 
     def check(self, n_pixels: int | None) -> None:
-        """Raise `ValueError` where it cannot blur an image of so many pixels a side."""
+        """Raise `ValueError` where it does not fit an image of `n_pixels` a side."""
         pixels, name = self.pixels(), self.file.name
         height, width = pixels.shape
         peak = np.unravel_index(pixels.argmax(), pixels.shape)
@@ -243,10 +244,10 @@ Psf = Annotated[Gaussian | Moffat | PixelatedPsf, Field(discriminator="profile")
 
 
 class Cosmology(Frozen):
-    """Where lens and source are."""
+    """Redshifts of lens and source, and the distances between them."""
 
     convention: Literal["angular-diameter", "deeplense"] = "angular-diameter"
-    """How distances enter the Einstein radius; see `sublens.sim.cosmology`."""
+    """Convention by which distances enter the Einstein radius; see `sublens.sim.cosmology`."""
     h0: PositiveFloat = 70
     """Hubble constant, km/s/Mpc."""
     om0: Annotated[float, Field(gt=0, le=1)] = 0.3
@@ -269,7 +270,7 @@ class Cosmology(Frozen):
 
 
 class Camera(Frozen):
-    """The pixels, the blur and the noise. Light is counted in electrons, and saved in counts."""
+    """Pixels, point-spread function and noise. Light is measured in electrons, and saved in counts."""
 
     n_pixels: Annotated[int, Field(ge=8, le=1024)]
     """Pixels along one side of the image."""
@@ -282,13 +283,13 @@ class Camera(Frozen):
     exposure_s: Positive = Prior(kind="fixed", values=(1.0,))
     """Length of one exposure, s."""
     n_exposures: PositiveInt = 1
-    """Exposures that are added up."""
+    """Number of exposures that are added up."""
     zero_point: float | None = None
     """Magnitude of one electron a second."""
     background: NonNegative | None = None
-    """Sky, electrons a pixel a second; or else give `sky_magnitude`."""
+    """Sky, electrons a pixel a second; alternative to `sky_magnitude`."""
     sky_magnitude: Prior | None = None
-    """Sky, magnitudes a square arcsec."""
+    """Sky, magnitudes a square arcsec; alternative to `background`."""
     background_rms: NonNegativeFloat = 0
     """Gaussian noise that grows with the exposure, electrons a pixel a second."""
     read_noise: NonNegativeFloat = 0
@@ -322,7 +323,7 @@ class Halo(Frozen):
     """The lens galaxy's mass: a singular isothermal ellipsoid at the origin; a sphere where q is 1."""
 
     mass_msun: Positive
-    """Halo and substructure together, solar masses: what substructure holds, the halo lacks."""
+    """Mass of halo and substructure together, solar masses; that of substructure is taken out of the halo."""
     q: AxisRatio = Prior(kind="fixed", values=(1.0,))
     """Axis ratio of the convergence."""
     angle: Prior = Prior(kind="uniform", values=(0.0, float(np.pi)))
@@ -339,12 +340,13 @@ class Shear(Frozen):
 
 
 class Light(Frozen):
-    """How bright something is."""
+    """Brightness of a light component."""
 
     intensity: Positive | None = None
-    """Electrons a pixel a second at the effective radius (the peak of a pixelated source); or else `magnitude`."""
+    """Electrons a pixel a second at the effective radius, or at the peak of a pixelated source; alternative to
+    `magnitude`."""
     magnitude: Prior | None = None
-    """Total magnitude, unlensed."""
+    """Total magnitude, unlensed; alternative to `intensity`."""
 
     @model_validator(mode="after")
     def _one_brightness(self) -> Self:
@@ -354,16 +356,16 @@ class Light(Frozen):
 
 
 class Placed(Light):
-    """A source, and where it is: within a circle around the origin, or x and y each by itself."""
+    """Brightness and position of a source: within a circle around the origin, or x and y independently."""
 
     angle: Prior
     """Position angle."""
     offset: NonNegative | None = None
-    """Distance from the origin, in a uniform direction; or else `x` and `y`."""
+    """Distance from the origin, in a uniform direction, arcsec; alternative to `x` and `y`."""
     x: Prior | None = None
-    """Centre."""
+    """Position of the centre along x, arcsec."""
     y: Prior | None = None
-    """Centre."""
+    """Position of the centre along y, arcsec."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -385,7 +387,7 @@ class SersicSource(Placed):
 
 
 class PixelatedSource(Placed, ImageFile):
-    """A source that is a picture of a real galaxy, without its sky."""
+    """A picture of a real galaxy, without its sky, as the source."""
 
     profile: Literal["pixelated"]
     scale: PositiveFloat
@@ -407,15 +409,15 @@ class Subhaloes(Frozen):
     profile: Literal["point", "nfw", "tnfw"] = "point"
     """Point masses, NFW haloes, or NFW haloes truncated as (1 + r^2 / r_t^2)^-1."""
     number: Annotated[Prior, _bounded(0, 1500, "within 0 and 1500")]
-    """How many; rounded to whole ones."""
+    """Number of subhaloes; rounded to a whole number."""
     mass_msun: Positive
     """Mass of one, solar masses; M200 at the lens redshift for the NFW kinds."""
     radius: NonNegative
-    """Distance from the origin, in a uniform direction."""
+    """Distance from the origin, in a uniform direction, arcsec."""
     concentration: Positive | None = None
-    """Of the NFW kinds: r_200 over the scale radius."""
+    """r_200 over the scale radius; NFW kinds only."""
     truncation: Positive | None = None
-    """Of `tnfw`: truncation radius over the scale radius."""
+    """Truncation radius over the scale radius; `tnfw` only."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -430,45 +432,45 @@ class Vortex(Frozen):
     """The straight uniform string of a `vort` image."""
 
     mass_fraction: Fraction
-    """Its mass over the halo's `mass_msun`."""
+    """Mass over the halo's `mass_msun`."""
     x: Prior
-    """Centre."""
+    """Position of the middle along x, arcsec."""
     y: Prior
-    """Centre."""
+    """Position of the middle along y, arcsec."""
     half_length: Positive
-    """Half of its length."""
+    """Half of its length, arcsec."""
     angle: Prior = Prior(kind="uniform", values=(0.0, float(2 * np.pi)))
     """Position angle."""
 
 
 class Survey(Frozen):
-    """A survey: what there is to see, and the camera that sees it."""
+    """A survey: the distributions of its lenses and sources, and its camera."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    """What data sets made with it are called: letters, digits, dots, dashes and underscores."""
+    """Name of the survey and of its data sets: letters, digits, dots, dashes and underscores."""
     description: Annotated[str, Field(pattern=r"\S")]
-    """What it stands for, in a sentence; below it what was corrected, and where numbers come from."""
+    """Purpose in a sentence; below it, corrections and the sources of its numbers."""
     cosmology: Cosmology
-    """See `Cosmology`, and so on."""
+    """Redshifts of lens and source, and the distances between them."""
     camera: Camera
-    """The pixels, the blur and the noise."""
+    """Pixels, point-spread function and noise."""
     halo: Halo
-    """The lens galaxy's mass."""
+    """Mass of the lens galaxy."""
     shear: Shear
-    """What lies around it."""
+    """Shear from the mass around the lens."""
     source: Annotated[SersicSource | PixelatedSource, Field(discriminator="profile")]
-    """The lensed galaxy."""
+    """Lensed galaxy."""
     lens_light: LensLight | None = None
-    """The lens galaxy's light; dark if left out."""
+    """Light of the lens galaxy; dark if left out."""
     subhaloes: Subhaloes
-    """What a `sphere` image holds."""
+    """Substructure of the class `sphere`."""
     vortex: Vortex
-    """What a `vort` image holds."""
+    """Substructure of the class `vort`."""
 
     @field_validator("source", mode="before")
     @classmethod
-    def _sersic_unless_said(cls, given: Any) -> Any:
-        return {"profile": "sersic", **given} if isinstance(given, Mapping) else given
+    def _sersic_by_default(cls, value: Any) -> Any:
+        return {"profile": "sersic", **value} if isinstance(value, Mapping) else value
 
     @field_validator("source", "lens_light")
     @classmethod

@@ -1,1 +1,1 @@
-"""One network trained, from the first step to its bundle."""
+"""Training of one network, from the first step to its bundle."""

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: one file a checkpoint, its hash in its name, the last two kept.
+"""Checkpoints of a training on disk: one file each, its hash in its name, the last two kept.
 
 RUN/checkpoints/000001200-<sha256>.safetensors   weights, optimiser and random state after step 1,200
 """
@@ -20,18 +20,19 @@ from sublens.storage.files import remove, write_bytes
 
 FOLDER, SUFFIX = "checkpoints", ".safetensors"
 KEPT = 2
+"""Number of checkpoints kept."""
 RANDOM, OPTIMIZER, FACTS = "random", "optimizer", "facts"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on as if it had never stopped."""
+    """Complete state of a training, from which it resumes as if it had never stopped."""
 
     step: int
-    """Steps taken."""
+    """Number of steps taken."""
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
-    """What is no tensor, as JSON has it."""
+    """Settings, counters and other values that JSON holds."""
 
 
 def captured(
@@ -52,7 +53,7 @@ def captured(
 
 
 def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Put modules, optimiser and torch's random state back to where `captured` found them."""
+    """Put modules, optimiser and torch's random state back to those of `captured`."""
     for name, module in modules.items():
         prefix = f"{name}/"
         module.load_state_dict(
@@ -70,7 +71,7 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """With the strides of its parameter: sums in another order would differ in their last bits."""
+    """The value with the strides of its parameter: sums in another order would differ in their last bits."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
@@ -81,13 +82,13 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
     name = f"{checkpoint.step:09d}-{hashlib.sha256(data).hexdigest()}{SUFFIX}"
     write_bytes(run / FOLDER / name, data)
     kept = _files(run)[-KEPT:]
-    for old in (run / FOLDER).iterdir():  # among them what a kill left half-written
+    for old in (run / FOLDER).iterdir():  # among them files that a kill left half-written
         if old not in kept:
             remove(old)
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """The last checkpoint of a run that is whole, and the later ones that are damaged."""
+    """The last whole checkpoint of a run, None where there is none, and the later ones, which are damaged."""
     damaged: list[Path] = []
     for path in reversed(_files(run)):
         try:
@@ -101,7 +102,7 @@ def _read(path: Path) -> Checkpoint:
     step, digest = path.stem.split("-")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError("not what was written")
+        raise ValueError("sha256 differs from the name")
     tensors = from_bytes(data)
     return Checkpoint(int(step), tensors, json.loads(tensors.pop(FACTS).numpy().tobytes()))
 
@@ -112,7 +113,7 @@ def last_step(run: Path) -> int:
 
 
 def discard(run: Path) -> None:
-    """Remove all checkpoints of a run, which is complete."""
+    """Remove all checkpoints of a complete run."""
     remove(run / FOLDER)
 
 

@@ -1,7 +1,7 @@
-"""A trained network shows another one what to look at, layer by layer, while that is trained.
+"""Feature distillation: a student network learns to reproduce feature maps of a trained teacher.
 
-FitNets: Romero et al. 2015, arXiv:1412.6550. What leads a network away from chance is not the
-teacher's word, which says no more than the labels do, but what its first layers see.
+FitNets: Romero et al. 2015, arXiv:1412.6550. The teacher's probabilities hold little more than the
+labels; the feature maps of its first layers are what leads the student away from chance.
 """
 
 from dataclasses import dataclass
@@ -22,42 +22,39 @@ from sublens.models.networks import to_device
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose feature maps another one imitates."""
+    """A trained network whose feature maps a student imitates."""
 
     card: Card
     model: nn.Module
     maps: FeatureMaps
-    """Of all whose cells have the same size, the last."""
+    """The last feature map of each cell size."""
 
     @classmethod
-    def load(cls, name: str, dataset: Dataset, seen: InputConfig, device: str) -> Self:
-        """The trained network of that name or folder, for a pupil that sees the images of `dataset` so.
+    def load(cls, name: str, dataset: Dataset, student_input: InputConfig, device: str) -> Self:
+        """The trained network of that name or folder, for a student that takes the images of `dataset` so.
 
-        Raises `ConfigError` where it cannot teach that one, or learned from what the pupil is chosen by.
+        Raises `ConfigError` where the two take different fields of view, where the teacher learned from the
+        student's selection or test part, and where it has no feature maps.
         """
         folder = bundle.locate(name)
         card, shape = bundle.read_card(folder), dataset.train.shape
-        sides = [field_of_view(one, size) for one, size in ((card.input, card.image_shape), (seen, shape))]
-        if (card.image_shape, sides[0]) != (shape, sides[1]):
-            raise ConfigError(
-                f"train.teacher {name}: sees the central {sides[0]} of {card.image_shape} pixels, this network "
-                f"{sides[1]} of {shape}. Both must see the same: set input.crop, or name another teacher."
-            )
-        if card.data.hash == dataset.hash and card.settings.split != dataset.split:
-            raise ConfigError(
-                f"train.teacher {name}: learned from images that this network is not to know of. "
-                "Divide the data as it did: give its split.seed, split.selection and split.test."
-            )
+        _refuse_other_field(name, card, student_input, shape)
+        _refuse_other_split(name, card, dataset)
         model = to_device(weights.load(folder, card)[0], device)
         last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
         teacher, side = cls(card, model, FeatureMaps(model, list(last.values()))), side_seen(card.input, shape)
-        if not teacher.show(torch.zeros(1, card.input.channels, side, side, device=device)) or not teacher.maps.fit():
-            raise ConfigError(f"train.teacher {name}: {card.network} has no feature maps to imitate. Name another one.")
+        blank = torch.zeros(1, card.input.channels, side, side, device=device)
+        if not teacher.feature_maps(blank) or not teacher.maps.fit():
+            raise ConfigError(
+                f"train.teacher {name}: {card.network} has no feature maps",
+                need="a teacher with feature maps, such as lensnet",
+                next="Name another one.",
+            )
         return teacher
 
     @property
-    def told(self) -> CardTeacher:
-        """What the pupil's card has to say."""
+    def card_entry(self) -> CardTeacher:
+        """The teacher's entry in its student's card."""
         return CardTeacher(
             network=self.card.network,
             weights_sha256=self.card.weights_sha256,
@@ -65,55 +62,82 @@ class Teacher:
             track=self.card.track,
         )
 
-    def show(self, images: Tensor) -> list[Tensor]:
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Its feature maps [b, c, g, g] of images prepared for it."""
         with torch.no_grad():
             self.model(images)
         return self.maps()
 
 
-class StudentMaps(nn.Module):
-    """A training-only head: from feature maps of `model`, 1x1 convolutions tell what the teacher's show.
+def _refuse_other_field(name: str, card: Card, student_input: InputConfig, shape: tuple[int, int]) -> None:
+    theirs, ours = field_of_view(card.input, card.image_shape), field_of_view(student_input, shape)
+    if (card.image_shape, theirs) != (shape, ours):
+        raise ConfigError(
+            f"train.teacher {name} takes the central {theirs} of {card.image_shape} pixels, this network {ours} of "
+            f"{shape}",
+            need="the same field of view for both",
+            next="Set input.crop, or name another teacher.",
+        )
 
-    Each of the teacher's is told from the one whose cells come closest to its own. To be called
-    after the model, on the same batch.
+
+def _refuse_other_split(name: str, card: Card, dataset: Dataset) -> None:
+    if card.data.hash == dataset.hash and card.settings.split != dataset.split:
+        raise ConfigError(
+            f"train.teacher {name} learned from images that are not in this network's training part",
+            need="the same division of the data for both",
+            next="Give the teacher's split.seed, split.selection and split.test.",
+        )
+
+
+class StudentMaps(nn.Module):
+    """A training-only head: 1x1 convolutions on feature maps of `model` predict the teacher's.
+
+    Each of the teacher's maps is predicted from the one whose cells come closest to its own. Called after
+    the model, on the same batch.
     """
 
-    def __init__(self, model: nn.Module, seen: InputConfig, teacher: Teacher) -> None:
-        """seen: what `model` sees of the teacher's images. Raises `ConfigError` where it has no feature maps."""
+    def __init__(self, model: nn.Module, config: InputConfig, teacher: Teacher) -> None:
+        """config: the input of `model`. Raises `ConfigError` where `model` has no feature maps."""
         super().__init__()
-        shape, told = teacher.card.image_shape, "train.teacher: this network has no feature maps. Leave it out."
+        shape, side = teacher.card.image_shape, side_seen(config, teacher.card.image_shape)
         if not getattr(model, "feature_info", None):
-            raise ConfigError(told)
-        finer, side = zoom(seen, shape) / zoom(teacher.card.input, shape), side_seen(seen, shape)
+            raise _no_feature_maps()
+        finer = zoom(config, shape) / zoom(teacher.card.input, shape)
         taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.maps.taps]
         self._maps = FeatureMaps(model, taps)
         with torch.no_grad():
-            model.eval()(torch.zeros(1, seen.channels, side, side))
+            model.eval()(torch.zeros(1, config.channels, side, side))
         if not self._maps.fit():
-            raise ConfigError(told)
+            raise _no_feature_maps()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(mine["num_chs"], theirs["num_chs"], 1)
-            for mine, theirs in zip(taps, teacher.maps.taps, strict=True)
+            nn.Conv2d(ours["num_chs"], theirs["num_chs"], 1)
+            for ours, theirs in zip(taps, teacher.maps.taps, strict=True)
         )
 
     def forward(self) -> list[Tensor]:
-        """What the teacher's maps would show of the batch that the model saw last."""
-        return [convolution(seen) for convolution, seen in zip(self.convolutions, self._maps(), strict=True)]
+        """Predictions [b, c, g, g] of the teacher's maps for the last batch of the model."""
+        return [convolution(maps) for convolution, maps in zip(self.convolutions, self._maps(), strict=True)]
 
 
-def distill_loss(told: list[Tensor], shown: list[Tensor]) -> Tensor:
+def _no_feature_maps() -> ConfigError:
+    return ConfigError(
+        "train.teacher: this network has no feature maps",
+        need="a student with feature maps, such as lensnet",
+        next="Leave out train.teacher, or choose another network.",
+    )
+
+
+def distill_loss(student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
     """Sum over maps of the mean squared error, in units of each channel's variance over the batch."""
-    return torch.stack(
-        [F.mse_loss(mine.float(), _standard(one, mine)) for mine, one in zip(told, shown, strict=True)]
-    ).sum()
+    pairs = zip(student_maps, teacher_maps, strict=True)
+    return torch.stack([F.mse_loss(ours.float(), _standard(theirs, ours)) for ours, theirs in pairs]).sum()
 
 
-def _standard(shown: Tensor, mine: Tensor) -> Tensor:
-    """On the grid of `mine`, each channel with zero mean and unit variance."""
-    resampled = F.interpolate(shown, mine.shape[2:], mode="bilinear", antialias=True)
+def _standard(planes: Tensor, like: Tensor) -> Tensor:
+    """The planes on the grid of `like`, each channel with zero mean and unit variance."""
+    resampled = F.interpolate(planes, like.shape[2:], mode="bilinear", antialias=True)
     return F.batch_norm(resampled, None, None, training=True, eps=LEAST_VARIANCE)
 
 
 LEAST_VARIANCE = 1e-4
-"""Of a channel that has anything to show."""
+"""Variance added to each channel's, so that constant channels stay finite."""

@@ -1,4 +1,4 @@
-"""fit(): the whole training loop on one screen, and what it needs."""
+"""The training loop `fit`, with its batches, optimiser and learning rate."""
 
 import itertools
 import math
@@ -25,21 +25,21 @@ from sublens.training.distillation import StudentMaps, Teacher, distill_loss
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from."""
+    """Images and targets of one step."""
 
     images: Tensor
-    """[b, channels, s, s], prepared."""
+    """Network input [b, channels, s, s]."""
     labels: Tensor
-    """[b]"""
+    """Positions in the classes, [b]."""
     masses: Tensor | None = None
-    """log(1 + M / 1e9 Msun) in each cell, [b, g, g], where truth is known and wanted."""
-    shown: list[Tensor] | None = None
+    """log(1 + M / 1e9 Msun) in each cell, [b, g, g], where a truth head is trained."""
+    teacher_maps: list[Tensor] | None = None
     """Feature maps of the teacher, [b, c, g, g], where there is one."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did."""
+    """Outcome of one step."""
 
     number: int
     epoch: int
@@ -60,21 +60,21 @@ def fit(
     share_done: Callable[[int], float],
     on_step: Callable[[Step], object],
     on_epoch: Callable[[int], object],
-    hints: StudentMaps | None = None,
+    student: StudentMaps | None = None,
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
 ) -> None:
-    """Train `model` in place.
+    """Train `model` in place, with its heads.
 
-    optimizer: over all parameters of all three, as `make_optimizer` gives it. share_done: from the
-    number of steps taken to the share of training that is behind us; the learning rate follows
-    it, and training ends where it reaches 1. `on_epoch` is called after each epoch and at the
-    end. after: the epoch that `epochs` begins in, and the steps taken before. ranks: the processes that
-    train it together, each with its share of every batch; what a `Step` tells is of all of them.
+    optimizer: `make_optimizer` of model, head and student. share_done: from the number of steps taken to
+    the share of training done; the learning rate follows it, and training ends where it reaches 1.
+    on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. after: the
+    epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train together,
+    each with its share of every batch; a `Step` holds means and sums over all of them.
     """
     device = next(model.parameters()).device.type
-    whole = ranks.together(_Learning(model, head, hints))
+    whole = ranks.together(_WithHeads(model, head, student))
     first_epoch, number = after
     for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
@@ -85,39 +85,52 @@ def fit(
             set_rate(optimizer, rate_at(done, config.warmup))
             ranks.begin_step(config.seed, number)
             with torch.autocast(device, torch.bfloat16, enabled=has_bf16), ranks.normalising():
-                logits, mapped, hinted = whole(batch.images)
-            loss = F.cross_entropy(logits.float(), batch.labels)
-            truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
-            with ranks.normalising():
-                guided = None if hinted is None or batch.shown is None else distill_loss(hinted, batch.shown)
-            total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
-            total = total if guided is None else total + HINT_WEIGHT * guided
+                outputs = whole(batch.images)
+            loss, truth, distill = _losses(outputs, batch, ranks)
+            weighted = ((config.truth_weight or 0, truth), (DISTILL_WEIGHT, distill))
+            total = sum((weight * term for weight, term in weighted if term is not None), loss)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
-            told = [None if one is None else ranks.mean(one.item()) for one in (truth_loss, guided)]
-            on_step(Step(number, epoch, ranks.mean(loss.item()), told[0], told[1], ranks.n * len(batch.labels), done))
+            means = [None if term is None else ranks.mean(term.item()) for term in (truth, distill)]
+            n_images = ranks.n * len(batch.labels)
+            on_step(Step(number, epoch, ranks.mean(loss.item()), means[0], means[1], n_images, done))
         on_epoch(epoch)
         if share_done(number) >= 1:
             return
 
 
-class _Learning(nn.Module):
-    """A network and the heads that listen to it."""
+Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None]
+"""Logits, the truth head's map and the predicted maps of the teacher; None without such a head."""
 
-    def __init__(self, model: nn.Module, head: TruthHead | None, hints: StudentMaps | None) -> None:
+
+def _losses(outputs: Outputs, batch: Batch, ranks: Ranks) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Cross-entropy of the labels, and the losses of the truth head's map and of the teacher's maps."""
+    logits, masses, student_maps = outputs
+    loss, truth, distill = F.cross_entropy(logits.float(), batch.labels), None, None
+    if masses is not None and batch.masses is not None:
+        truth = F.mse_loss(masses.float(), batch.masses)
+    if student_maps is not None and batch.teacher_maps is not None:
+        with ranks.normalising():
+            distill = distill_loss(student_maps, batch.teacher_maps)
+    return loss, truth, distill
+
+
+class _WithHeads(nn.Module):
+    """A network and the heads that read its feature maps."""
+
+    def __init__(self, model: nn.Module, head: TruthHead | None, student: StudentMaps | None) -> None:
         super().__init__()
-        self.model, self.head, self.hints = model, head, hints
+        self.model, self.head, self.student = model, head, student
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
-        """Logits, and what the heads make of what the network has seen."""
+    def forward(self, images: Tensor) -> Outputs:
         logits = self.model(images)
-        return logits, self.head() if self.head else None, self.hints() if self.hints else None
+        return logits, self.head() if self.head else None, self.student() if self.student else None
 
 
-HINT_WEIGHT = 16.0
-"""Of the teacher's feature maps beside the labels: of 1, 4 and 16 it left chance soonest (38,400 images)."""
+DISTILL_WEIGHT = 16.0
+"""Weight of the distillation loss beside the labels': of 1, 4 and 16 it left chance soonest (38,400 images)."""
 
 
 def rate_at(done: float, warmup: float) -> float:
@@ -128,7 +141,7 @@ def rate_at(done: float, warmup: float) -> float:
 
 
 def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon on convolutions with AdamW on the rest.
+    """AdamW, or Muon on convolutions with AdamW on the rest; the settings must be resolved.
 
     Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm. It makes
     the rows of a matrix orthogonal, so depthwise convolutions, whose filters do not share an
@@ -176,22 +189,22 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
 
 
 def is_out_of_memory(err: Exception) -> bool:
-    """Whether this is how a lack of memory shows, on a GPU or a processor."""
+    """Whether an error is a lack of memory, on a GPU or a processor."""
     return isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
-def fitting_batch(model: nn.Module, feed: "BatchSource", *, has_bf16: bool) -> int:
-    """The largest of half, a quarter ... of a batch whose gradient memory is enough for; 0 if none is.
+def fitting_batch(model: nn.Module, batches: "BatchSource", *, has_bf16: bool) -> int:
+    """The largest of half, a quarter ... of a batch whose gradient fits into memory; 0 if none does.
 
-    Found by trying, on blank images. What the optimiser needs besides is not counted.
+    Measured on blank images; the optimiser's own memory is not counted.
     """
-    side, size = side_seen(feed.seen, feed.part.shape), feed.size // feed.ranks.n // 2
+    side, size = side_seen(batches.seen, batches.part.shape), batches.size // batches.ranks.n // 2
     while size:
         try:
-            with torch.autocast(feed.device, torch.bfloat16, enabled=has_bf16):
-                images = torch.zeros(size, feed.seen.channels, side, side, device=feed.device)
+            with torch.autocast(batches.device, torch.bfloat16, enabled=has_bf16):
+                images = torch.zeros(size, batches.seen.channels, side, side, device=batches.device)
                 model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
-            return size * feed.ranks.n
+            return size * batches.ranks.n
         except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
             if not isinstance(err, ValueError) and not is_out_of_memory(err):
                 raise
@@ -202,20 +215,19 @@ def fitting_batch(model: nn.Module, feed: "BatchSource", *, has_bf16: bool) -> i
 
 
 def truth_head(
-    model: nn.Module, seen: InputConfig, dataset: Dataset, config: TrainConfig
+    model: nn.Module, network_input: InputConfig, dataset: Dataset, config: TrainConfig
 ) -> tuple[TruthHead | None, int]:
     """A truth head for this network and the number of cells along its map's side.
 
-    None where the data set has no truth, the settings want none, or the network offers no early
-    feature map.
+    None and 0 where the data set has no truth, its weight is 0, or the network has no early feature map.
     """
     assert config.truth_weight is not None, "settings must be resolved"
     if not (dataset.survey and dataset.train.truth and config.truth_weight and getattr(model, "feature_info", None)):
         return None, 0
-    side = side_seen(seen, dataset.train.shape)
-    head = TruthHead(model, zoom(seen, dataset.train.shape))
+    side = side_seen(network_input, dataset.train.shape)
+    head = TruthHead(model, zoom(network_input, dataset.train.shape))
     with torch.no_grad():
-        model.eval()(torch.zeros(1, seen.channels, side, side))
+        model.eval()(torch.zeros(1, network_input.channels, side, side))
         return (head, head().shape[-1]) if head.maps.fit() else (None, 0)
 
 
@@ -228,29 +240,30 @@ class BatchSource:
     config: TrainConfig
     device: str
     survey: Survey | None = None
-    """The simulation's settings, where truth maps are wanted."""
+    """Settings of the simulation, where a truth head is trained."""
     n_cells: int = 0
+    """Cells along the side of the truth head's map."""
     teacher: Teacher | None = None
     ranks: Ranks = ALONE
     """The processes that share every batch."""
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Number of steps an epoch."""
         return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self.size)
 
     @property
     def size(self) -> int:
-        """Images in each batch."""
+        """Number of images in each batch."""
         assert self.config.batch_size is not None, "settings must be resolved"
         return min(self.config.batch_size, len(self.part))
 
     @property
     def _per_pass(self) -> int:
-        """Batches in one pass over the part; a last, smaller one is left out unless it is the only one."""
+        """Number of batches in one pass over the part; a last, smaller one is left out."""
         return len(self.part) // self.size
 
     def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
-        """Endless epochs from this one on, without its first `n_done` batches."""
+        """Endless epochs that begin with this one, without its first `n_done` batches."""
         yield self.epoch(epoch, n_done)
         yield from map(self.epoch, itertools.count(epoch + 1))
 
@@ -261,8 +274,8 @@ class BatchSource:
         of its own, but for the few that fill no batch.
         """
         for number in range(epoch * len(self) + n_done, (epoch + 1) * len(self)):
-            passes, place = divmod(number, self._per_pass)
-            positions = _order(len(self.part), self.config.seed, passes)[place * self.size :][: self.size]
+            passes, batch = divmod(number, self._per_pass)
+            positions = _order(len(self.part), self.config.seed, passes)[batch * self.size :][: self.size]
             draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
             flips = draws < (0.5 if self.config.flips else 0)
             yield self._batch(positions[self.ranks.share], flips[self.ranks.share])
@@ -270,21 +283,21 @@ class BatchSource:
     def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
         part = self.part.take(positions)
         counts = self.part.counts(positions)
-        images, masses, shown = self._seen(counts, self.seen, flips), None, None
+        images, masses, teacher_maps = self._prepared(counts, self.seen, flips), None, None
         if self.survey and part.truth:
             field = field_of_view(self.seen, self.part.shape) * self.survey.camera.pixel_scale
-            mapped = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
-            masses = mirrored(mapped, flips).to(self.device)
+            logs = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
+            masses = mirrored(logs, flips).to(self.device)
         if self.teacher:
-            shown = self.teacher.show(self._seen(counts, self.teacher.card.input, flips))
-        return Batch(images, torch.from_numpy(part.labels).to(self.device), masses, shown)
+            teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
+        return Batch(images, torch.from_numpy(part.labels).to(self.device), masses, teacher_maps)
 
-    def _seen(self, counts: NDArray[np.uint16], seen: InputConfig, flips: NDArray[np.bool_]) -> Tensor:
-        return mirrored(counts_to_input(counts, seen), flips).to(self.device, memory_format=torch.channels_last)
+    def _prepared(self, counts: NDArray[np.uint16], config: InputConfig, flips: NDArray[np.bool_]) -> Tensor:
+        return mirrored(counts_to_input(counts, config), flips).to(self.device, memory_format=torch.channels_last)
 
 
 FLIPS, ORDER = 0, 1
-"""What a random sequence decides, so that no two share their numbers."""
+"""Purposes of random sequences, so that no two share their numbers."""
 
 
 @lru_cache(maxsize=2)

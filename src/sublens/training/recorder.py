@@ -1,4 +1,4 @@
-"""What follows one training: its log, the best epoch, checkpoints, the card; and the signals that stop it."""
+"""Record of one training: its log, the best epoch, checkpoints and the card; and the signals that stop it."""
 
 import json
 import os
@@ -39,16 +39,16 @@ from sublens.training.distillation import StudentMaps
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 ENDING = (signal.SIGINT, signal.SIGTERM)
 KEEPING = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
-"""Signals at which a training writes a checkpoint and ends, or goes on."""
+"""Signals at which a training writes a checkpoint and goes on; at those of `ENDING` it writes one and ends."""
 ECHO_SECONDS = 2.0
-"""In which the same signal again is no second one: torchrun hands on what all have got already."""
+"""Time within which a repeated signal counts as the first: torchrun repeats the signals of its process group."""
 CHECKPOINT_SECONDS = 120.0
-"""A checkpoint is written this often, between steps or epochs, and with every new best."""
+"""Time between checkpoints, which are written between steps or epochs, and with every new best."""
 
 
 @contextmanager
 def open_log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
-    """The log of a run, in a folder emptied for a new one; removed where there was nothing to keep in the end."""
+    """The log of a run, in a folder emptied for a new one; removed with the folder where no step was taken."""
     with files.lock_folder(out):
         for leftover in out.iterdir() if is_new else ():
             files.remove(leftover)
@@ -62,120 +62,122 @@ def open_log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
 
 @contextmanager
 def open_no_log() -> Iterator[TextIO]:
+    """A log that keeps nothing."""
     with Path(os.devnull).open("w", encoding="utf-8") as log:
         yield log
 
 
 def has_no_steps(out: Path) -> bool:
-    """Whether a training was begun in `out`, or about to be, but has not taken a step."""
+    """Whether `out` is missing, or holds a training that has no checkpoint after a step."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     return names <= {LOG, checkpoint.FOLDER} and checkpoint.last_step(out) == 0
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """A network about to be trained, and what trains it."""
+    """A network in training, with its heads, optimiser and batches."""
 
     model: nn.Module
     head: TruthHead | None
-    hints: StudentMaps | None
+    student: StudentMaps | None
     optimizer: torch.optim.Optimizer
-    feed: loop.BatchSource
+    batches: loop.BatchSource
     has_bf16: bool
 
-    def drawn(self, dataset: Dataset) -> CardMap | None:
-        """The map that the truth head draws, if there is one."""
+    def card_map(self, dataset: Dataset) -> CardMap | None:
+        """The card's entry of the truth head's map; None without a head."""
         if not (self.head and dataset.survey):
             return None
-        side = field_of_view(self.feed.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
-        return CardMap(n_cells=self.feed.n_cells, cell_arcsec=side / self.feed.n_cells)
+        side = field_of_view(self.batches.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
+        return CardMap(n_cells=self.batches.n_cells, cell_arcsec=side / self.batches.n_cells)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """All that has weights."""
-        named = {"model": self.model, "head": self.head, "hints": self.hints}
+        """All modules with weights, by name."""
+        named = {"model": self.model, "head": self.head, "student": self.student}
         return {name: module for name, module in named.items() if module}
 
 
 @dataclass
 class Requests:
-    """What signals have asked of a training."""
+    """Requests that signals have made of a training."""
 
     to_end: bool = False
     to_keep: bool = False
-    """To write a checkpoint and go on."""
+    """Whether a checkpoint is to be written."""
 
 
 @contextmanager
 def graceful_stop() -> Iterator[Requests]:
-    """Ctrl-C and SIGTERM wait until a checkpoint can be written; the second one does not. SIGUSR1 asks for one.
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests; a second Ctrl-C or SIGTERM interrupts at once.
 
-    A signal that is ignored, as in a script's background, stays so.
+    A signal that is ignored, as in a script's background, stays ignored.
     """
-    asked, came = Requests(), dict[int, float]()
+    requests, first_times = Requests(), dict[int, float]()
 
-    def note(number: int, frame: object) -> None:
-        if monotonic() - came.setdefault(number, monotonic()) > ECHO_SECONDS and number in ENDING:
+    def record(number: int, frame: object) -> None:
+        if monotonic() - first_times.setdefault(number, monotonic()) > ECHO_SECONDS and number in ENDING:
             raise KeyboardInterrupt
         if number in ENDING:
-            asked.to_end = True
+            requests.to_end = True
         else:
-            asked.to_keep = True
+            requests.to_keep = True
 
     if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
-        yield asked
+        yield requests
         return
     current = {number: signal.getsignal(number) for number in (*ENDING, *KEEPING)}
-    heeded = {number: handler for number, handler in current.items() if handler not in (None, signal.SIG_IGN)}
-    for number in heeded:
-        signal.signal(number, note)
+    replaced = {number: handler for number, handler in current.items() if handler not in (None, signal.SIG_IGN)}
+    for number in replaced:
+        signal.signal(number, record)
     try:
-        yield asked
+        yield requests
     finally:
-        for number, handler in heeded.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
 
 
 @dataclass
 class TrainingRecorder:
-    """Follows one training: keeps its log, judges each epoch, saves the best."""
+    """Recorder of one training: writes its log and checkpoints, evaluates each epoch, saves the best."""
 
     dataset: Dataset
     config: RunConfig
-    pupil: TrainState
+    state: TrainState
     out: Path
     log: TextIO
     advance: Advance
     ranks: Ranks
-    start: float = field(default_factory=monotonic)
-    saved: float = field(default_factory=monotonic)
-    """When the last checkpoint was."""
+    start: float = field(default_factory=lambda: monotonic())
+    saved: float = field(default_factory=lambda: monotonic())
+    """Time of the last checkpoint, on the monotonic clock."""
     steps: int = 0
     images: int = 0
-    place: tuple[int, int] = (0, 0)
-    """The epoch that training goes on in, and the batches of it that are behind us."""
+    resume_at: tuple[int, int] = (0, 0)
+    """Epoch at which training resumes, and the number of its batches already done."""
     losses: list[float] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
-    """Epoch and scores on the selection part of the weights that are kept."""
-    asked: Requests = field(default_factory=Requests)
+    """Epoch and selection scores of the best weights so far; empty before the first epoch ends."""
+    requests: Requests = field(default_factory=Requests)
     is_ending: bool = False
-    """Whether one of the processes was asked to end, and all know."""
+    """Whether any of the processes has a request to end; the same in all."""
     versions: dict[str, str] = field(default_factory=lambda: versions())
-    """Of the code that trains, which may change on disk meanwhile."""
+    """Versions of the running code, which may change on disk meanwhile."""
 
     @property
     def seconds(self) -> float:
+        """Length of the training so far, interruptions left out."""
         return monotonic() - self.start
 
     def share_done(self, step: int) -> float:
-        """By the clock where there is a budget of minutes, else by the number of steps."""
+        """Share of the training done: by the clock where there is a budget of minutes, else by steps."""
         train_config = self.config.train
         if train_config.minutes:
             return self.ranks.first(self.seconds / (60 * train_config.minutes))
-        return step / (train_config.epochs * len(self.pupil.feed))
+        return step / (train_config.epochs * len(self.state.batches))
 
     def keep(self, epoch: int) -> None:
-        """Write a checkpoint of a training that is in this epoch."""
+        """Write a checkpoint during this epoch."""
         os.fsync(self.log.fileno())
         facts = {
             "settings": self.config.model_dump(mode="json"),
@@ -188,64 +190,74 @@ class TrainingRecorder:
             "seconds": self.seconds,
             "losses": self.losses,
             "best": self.best,
-            "best_weights": self._kept_weights() if self.best else "",
+            "best_weights": self._best_weights() if self.best else "",
             "log_bytes": self.log.tell(),
         }
-        found = checkpoint.captured(self.steps, self.pupil.modules, self.pupil.optimizer, facts)
-        checkpoint.save(self.out, found)
-        self.saved, self.asked.to_keep = monotonic(), False
+        checkpoint.save(self.out, checkpoint.captured(self.steps, self.state.modules, self.state.optimizer, facts))
+        self.saved, self.requests.to_keep = monotonic(), False
 
     def _threads(self) -> int:
-        """Of all processes."""
+        """Number of threads of all processes."""
         return self.ranks.n * torch.get_num_threads()
 
-    def _kept_weights(self) -> str:
-        """Hash of the weights that are kept, "" if there are none."""
+    def _best_weights(self) -> str:
+        """Hash of the best weights on disk, "" if there are none."""
         return bundle.read_card(self.out).weights_sha256 if (self.out / bundle.CARD).is_file() else ""
 
     def _teacher_hash(self) -> str | None:
-        teacher = self.pupil.feed.teacher
+        teacher = self.state.batches.teacher
         return teacher.card.weights_sha256 if teacher else None
 
     def continue_from(self, before: Checkpoint) -> None:
-        """Take up a training where its checkpoint left it; the log is cut back to there.
+        """Resume a training from its checkpoint; the log is cut back to there and later scores are removed.
 
-        What was measured since is removed. Raises `DataError` for a checkpoint of another version, or where
-        the teacher is another one now.
+        Raises `DataError` for a checkpoint of another version, or where the teacher has changed.
         """
-        facts = before.facts
-        if facts.get("teacher") != self._teacher_hash():
+        if before.facts.get("teacher") != self._teacher_hash():
             raise DataError(
-                f"{self.out}: was begun with another teacher, which {self.config.train.teacher} was then. "
-                "Put that one back, or begin again with --force."
+                f"was begun with another teacher, which {self.config.train.teacher} was then",
+                need="the same teacher to the end",
+                next="Put that one back, or begin again with --force.",
+                path=self.out,
             )
         try:
-            checkpoint.restore(before, self.pupil.modules, self.pupil.optimizer)
-            self.images, self.losses = facts["images"], facts["losses"]
-            self.steps, self.place = before.step, (facts["epoch"], before.step - facts["epoch"] * len(self.pupil.feed))
-            self.start = monotonic() - facts["seconds"]
-            if facts["best_weights"] == self._kept_weights():  # else a later epoch's, which will come again
-                self.best = facts["best"]
-            self.cut_log(facts["log_bytes"])
+            self._restore(before)
         except (RuntimeError, KeyError, ValueError) as err:
             raise DataError(
-                f"{self.out}: its checkpoint was written by another version of sublens. "
-                "Install that one, or begin again with --force."
+                "has a checkpoint that was written by another version of sublens",
+                need="the version that began the training",
+                next="Install that one, or begin again with --force.",
+                path=self.out,
             ) from err
-        if (facts["versions"], facts["threads"]) != (self.versions, self._threads()):
-            warnings.warn(
-                f"{self.out}: was begun with {facts['threads']} threads of {facts['versions']}; going on with "
-                f"{self._threads()} of {self.versions}, its weights may differ from those of an unbroken run.",
-                stacklevel=2,
-            )
+        self._warn_of_changes(before)
         for name in (SCORES, PREDICTIONS, GALLERY):
             files.remove(self.out / name)
 
+    def _restore(self, before: Checkpoint) -> None:
+        facts, epoch = before.facts, before.facts["epoch"]
+        checkpoint.restore(before, self.state.modules, self.state.optimizer)
+        self.images, self.losses = facts["images"], facts["losses"]
+        self.steps, self.resume_at = before.step, (epoch, before.step - epoch * len(self.state.batches))
+        self.start = monotonic() - facts["seconds"]
+        if facts["best_weights"] == self._best_weights():  # else a later epoch's, which will come again
+            self.best = facts["best"]
+        self.cut_log(facts["log_bytes"])
+
+    def _warn_of_changes(self, before: Checkpoint) -> None:
+        versions, threads = before.facts["versions"], before.facts["threads"]
+        if (versions, threads) != (self.versions, self._threads()):
+            warnings.warn(
+                f"{self.out}: was begun with {threads} threads of {versions}; going on with {self._threads()} of "
+                f"{self.versions}, its weights may differ from those of an unbroken run.",
+                stacklevel=4,
+            )
+
     def cut_log(self, n_bytes: int) -> None:
-        """Forget what comes after so many bytes."""
+        """Cut the log to so many bytes."""
         self.log.truncate(min(n_bytes, self.log.tell()))
 
     def on_step(self, step: loop.Step) -> None:
+        """Log a step; write a checkpoint where one is due, and stop where that is requested."""
         self.steps, self.images = step.number, self.images + step.n_images
         self.losses.append(step.loss)
         rate = self.images / self.seconds
@@ -254,82 +266,86 @@ class TrainingRecorder:
         selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
         if not np.isfinite(step.loss):
-            batch = step.number - step.epoch * len(self.pupil.feed)
+            batch = step.number - step.epoch * len(self.state.batches)
             raise self._diverged(step.loss, f"step {step.number} (batch {batch} of epoch {step.epoch})")
-        self.is_ending = self.ranks.any(self.asked.to_end)
+        self.is_ending = self.ranks.any(self.requests.to_end)
         if self._is_due():
             self.keep(step.epoch)
-        self._heed()
+        self._raise_if_stopping()
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return self.is_ending or self.asked.to_keep or monotonic() - self.saved > CHECKPOINT_SECONDS
+        return self.is_ending or self.requests.to_keep or monotonic() - self.saved > CHECKPOINT_SECONDS
 
-    def _heed(self) -> None:
+    def _raise_if_stopping(self) -> None:
+        """Raise `KeyboardInterrupt` where the training is to end."""
         if self.is_ending:
             raise KeyboardInterrupt
 
     def on_epoch(self, epoch: int) -> None:
-        """Judge the model; a checkpoint follows where there is much to lose."""
-        is_best = self.judge(epoch)
-        self.is_ending = self.ranks.any(self.asked.to_end)
-        is_whole = self.steps == (epoch + 1) * len(self.pupil.feed)  # else the clock has ended it
+        """Evaluate the model; write a checkpoint after a new best and where one is due."""
+        is_best = self.evaluate(epoch)
+        self.is_ending = self.ranks.any(self.requests.to_end)
+        is_whole = self.steps == (epoch + 1) * len(self.state.batches)  # else the clock has ended it
         if is_whole and (is_best or self._is_due()):
             self.keep(epoch + 1)
-            self._heed()
+            self._raise_if_stopping()
 
-    def judge(self, epoch: int) -> bool:
-        """Judge the model on the selection part, and save it if its loss there is the least so far.
+    def evaluate(self, epoch: int) -> bool:
+        """Evaluate the model on the selection part; save it if its loss is the least so far, and return whether.
 
-        The loss, not the AUC: it is a proper score, so it also asks for honest probabilities.
-        Returns whether it was.
+        The loss, not the AUC: it is a proper score, so it rewards calibrated probabilities as well.
         """
         part = self.dataset.selection
         probs = predict_dataset.predict_all(self._predictor(), part).probs
-        scored = {
+        scores = {
             "selection_loss": float(metrics.losses(probs, part.labels).mean()),
             "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
             "selection_auc": metrics.macro_auc(probs, part.labels),
         }
-        if not np.isfinite(scored["selection_loss"]):
-            raise self._diverged(scored["selection_loss"], f"epoch {epoch}")
-        is_best = not self.best or scored["selection_loss"] < self.best["selection_loss"]
+        if not np.isfinite(scores["selection_loss"]):
+            raise self._diverged(scores["selection_loss"], f"epoch {epoch}")
+        is_best = not self.best or scores["selection_loss"] < self.best["selection_loss"]
         mean_loss = float(np.mean(self.losses)) if self.losses else None
-        self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scored, is_best=is_best)
+        self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scores, is_best=is_best)
         self.losses.clear()
         if is_best:
-            weights.save(self.out, self.pupil.model, self.pupil.head)
-            self.best = {"best_epoch": epoch, **scored}
+            weights.save(self.out, self.state.model, self.state.head)
+            self.best = {"best_epoch": epoch, **scores}
             self.write_card(is_interrupted=True)
         return is_best
 
     def _diverged(self, loss: float, where: str) -> DataError:
-        kept = f"; {self.out} keeps the best epoch before it" if self.best else ""
-        return DataError(f"The loss became {loss} in {where}. Lower train.lr or train.adamw_lr and train again{kept}.")
+        kept = f" {self.out} keeps the best epoch before it." if self.best else ""
+        return DataError(
+            f"the loss became {loss} in {where}",
+            need="a finite loss in every step",
+            next=f"Lower train.lr or train.adamw_lr and train again.{kept}",
+        )
 
     def close(self) -> None:
-        """Complete the card of a training that was stopped; the weights of now are judged where none were yet."""
+        """Complete the card of a stopped training; the present weights are evaluated where none were before."""
         if not self.best:
-            self.judge(0)
+            self.evaluate(0)
         self.write_card(is_interrupted=True)
 
     def finish(self, bar: Bar) -> None:
-        """Calibrate the best weights on the selection part, make a graph of them, and complete the card."""
+        """Calibrate the best weights on the selection part, export their graph, and complete the card."""
         self.close()
         part, graph = self.dataset.selection, None
-        found = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
+        fitted = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
             graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
         except BundleError as err:
             warnings.warn(str(err), stacklevel=2)
-        calibration = bundle.save_calibration(self.out, found, len(part))
+        calibration = bundle.save_calibration(self.out, fitted, len(part))
         self.write_card(is_interrupted=False, calibration=calibration, graph=graph)
         checkpoint.discard(self.out)
 
     def write_card(
         self, *, is_interrupted: bool, calibration: CardCalibration | None = None, graph: CardGraph | None = None
     ) -> None:
-        """Describe the best weights so far and the training so far."""
+        """Write the card of the best weights and of the training so far."""
         assert self.config.input is not None
         bundle.write_card(
             self.out,
@@ -352,8 +368,8 @@ class TrainingRecorder:
                 **self.best,
                 "interrupted": is_interrupted,
             },
-            map=self.pupil.drawn(self.dataset),
-            teacher=self.pupil.feed.teacher and self.pupil.feed.teacher.told,
+            map=self.state.card_map(self.dataset),
+            teacher=self.state.batches.teacher and self.state.batches.teacher.card_entry,
             calibration=calibration,
             graph=graph,
             versions=self.versions,
@@ -367,7 +383,7 @@ class TrainingRecorder:
 
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
-        model, shape = self.pupil.model.eval(), self.dataset.train.shape
+        model, shape = self.state.model.eval(), self.dataset.train.shape
         return predict_dataset.eager(model, self.dataset.classes, shape, self.config.input, device())
 
     def _write(self, kind: str, **entry: object) -> None:
@@ -378,14 +394,14 @@ class TrainingRecorder:
 
 
 class NullRecorder(TrainingRecorder):
-    """That of a process which is not the first: it keeps pace, and leaves the rest to that one."""
+    """Recorder of a process that is not the first: it counts steps and writes nothing."""
 
     def keep(self, epoch: int) -> None:
-        self.saved, self.asked.to_keep = monotonic(), False
+        self.saved, self.requests.to_keep = monotonic(), False
 
     def cut_log(self, n_bytes: int) -> None: ...
 
-    def judge(self, epoch: int) -> bool:
+    def evaluate(self, epoch: int) -> bool:
         return False
 
     def close(self) -> None: ...
@@ -396,14 +412,14 @@ class NullRecorder(TrainingRecorder):
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with."""
-    found = {name: version(name) for name in ("sublens", "torch", "timm")}
+    """Versions of sublens, torch, timm and Python, and the commit of a source tree."""
+    installed = {name: version(name) for name in ("sublens", "torch", "timm")}
     commit = _commit()
-    return {**found, "python": platform.python_version(), **({"commit": commit} if commit else {})}
+    return {**installed, "python": platform.python_version(), **({"commit": commit} if commit else {})}
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that this code runs from, if it is one; + marks local changes."""
+    """The commit of the source tree of this code, + for local changes; None where it is installed."""
     here = Path(__file__).parent
     if not (here.parents[2] / ".git").exists():
         return None
@@ -415,5 +431,5 @@ def _commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())

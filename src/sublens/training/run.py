@@ -2,8 +2,8 @@
 
 RUN/weights.safetensors, card.json   the bundle
 RUN/log.jsonl                        one line a step and an epoch
-RUN/checkpoints/                     where an unfinished training stands
-RUN/scores.json, predictions.csv     what the test part said
+RUN/checkpoints/                     state of an unfinished training
+RUN/scores.json, predictions.csv     scores and predictions of the test part
 RUN/gallery.npz                      some test images, for the report
 """
 
@@ -37,7 +37,7 @@ from sublens.training.recorder import (
 
 
 def resolve_settings(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The settings that a run on this data set has: the network's own choices, and how the data were divided."""
+    """Settings of a run on this data set, with the network's own values and the data's division filled in."""
     filled = networks.resolved(config, dataset.train.shape)
     return filled.model_copy(update={"split": dataset.split})
 
@@ -52,13 +52,13 @@ def train_run(
     ranks: Ranks = ALONE,
     bar: Bar = silent,
 ) -> bool:
-    """Train one network and leave its bundle and log in `out`.
+    """Train one network and write its bundle and log to `out`.
 
-    resume: go on where an earlier call with the same settings and data stopped, however it did,
-    begin where none did, and leave a complete run alone. With a number of epochs, on a processor
-    and with as many threads, the weights become the same as without the stop. ranks: the processes
-    that call this together, to train one network; they all see `out`, and the first one writes it.
-    Returns False where Ctrl-C or SIGTERM ended it early; the best weights by then are saved all the same.
+    resume: continue an interrupted run of the same settings and data, begin where there is none, and leave
+    a complete run alone. With a number of epochs, on a processor and with as many threads, the weights
+    are the same as without the stop. ranks: the processes that call this together, to train one network;
+    all of them read `out`, and the first writes it. Returns False where Ctrl-C or SIGTERM ended the
+    training early; the best weights by then are saved all the same.
     """
     config = resolve_settings(config, dataset)
     if resume and is_trained(out, config, dataset):
@@ -68,99 +68,105 @@ def train_run(
     before = _unfinished(out, config, dataset) if resume else None
     if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, force=force)
-    ranks.wait()  # until all have seen what is there
+    ranks.wait()  # until all have read `out`
     with torch.random.fork_rng(), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
-        pupil = build_state(dataset, config, ranks)
+        state = build_state(dataset, config, ranks)
         with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
             with bar(f"training {config.model.name}", 1) as advance:
-                diary = (TrainingRecorder if ranks.is_first else NullRecorder)(
-                    dataset, config, pupil, out, log, advance, ranks
-                )
+                kind = TrainingRecorder if ranks.is_first else NullRecorder
+                recorder = kind(dataset, config, state, out, log, advance, ranks)
                 if before:
-                    diary.continue_from(before)
+                    recorder.continue_from(before)
                 else:
-                    diary.keep(0)
+                    recorder.keep(0)
                 try:
-                    with graceful_stop() as diary.asked:
-                        _fit(diary)
+                    with graceful_stop() as recorder.requests:
+                        _fit(recorder)
                 except KeyboardInterrupt:
-                    diary.close()
+                    recorder.close()
                     return False
-            diary.finish(bar)
+            recorder.finish(bar)
     return True
 
 
 def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:
+    """The network, its heads, its optimiser and its batches, before the first step."""
     assert config.input is not None
-    name, seen, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
-    model = networks.build(name, len(dataset.classes), seen.channels, pretrained=config.model.pretrained)
-    networks.check_input_size(model, name, seen.channels, side)
-    head, n_cells = loop.truth_head(model, seen, dataset, config.train)
-    teacher, hints = None, None
+    name, network_input, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
+    model = networks.build(name, len(dataset.classes), network_input.channels, pretrained=config.model.pretrained)
+    networks.check_input_size(model, name, network_input.channels, side)
+    head, n_cells = loop.truth_head(model, network_input, dataset, config.train)
+    teacher, student = None, None
     if config.train.teacher:
-        teacher = Teacher.load(config.train.teacher, dataset, seen, device())
-        hints = StudentMaps(model, seen, teacher)
-    modules = [networks.to_device(module, device()) for module in (model, head, hints) if module]
+        teacher = Teacher.load(config.train.teacher, dataset, network_input, device())
+        student = StudentMaps(model, network_input, teacher)
+    modules = [networks.to_device(module, device()) for module in (model, head, student) if module]
     survey = dataset.survey if head else None
-    feed = loop.BatchSource(dataset.train, seen, config.train, device(), survey, n_cells, teacher, ranks)
-    ranks.check(feed.size)
+    batches = loop.BatchSource(dataset.train, network_input, config.train, device(), survey, n_cells, teacher, ranks)
+    ranks.check(batches.size)
     return TrainState(
         model,
         head,
-        hints,
+        student,
         loop.make_optimizer(modules, config.train),
-        feed,
+        batches,
         networks.has_bf16_gain(name, device(), side),
     )
 
 
-def _fit(diary: "TrainingRecorder") -> None:
-    """Train; where memory runs out, say which batch would have fitted."""
-    pupil, config, (epoch, n_done) = diary.pupil, diary.config.train, diary.place
+def _fit(recorder: TrainingRecorder) -> None:
+    """Train; `DataError` with the batch that would fit where memory runs out."""
+    state, config, (epoch, n_done) = recorder.state, recorder.config.train, recorder.resume_at
     try:
         loop.fit(
-            pupil.model,
-            pupil.head,
-            pupil.optimizer,
-            pupil.feed.epochs(epoch, n_done),
+            state.model,
+            state.head,
+            state.optimizer,
+            state.batches.epochs(epoch, n_done),
             config=config,
-            share_done=diary.share_done,
-            on_step=diary.on_step,
-            on_epoch=diary.on_epoch,
-            hints=pupil.hints,
-            has_bf16=pupil.has_bf16,
-            after=(epoch, diary.steps),
-            ranks=diary.ranks,
+            share_done=recorder.share_done,
+            on_step=recorder.on_step,
+            on_epoch=recorder.on_epoch,
+            student=state.student,
+            has_bf16=state.has_bf16,
+            after=(epoch, recorder.steps),
+            ranks=recorder.ranks,
         )
         return
     except (MemoryError, RuntimeError) as err:
         if not loop.is_out_of_memory(err):
             raise
-    fitting = loop.fitting_batch(pupil.model, pupil.feed, has_bf16=pupil.has_bf16)  # now that the error holds none
-    advice = (
-        f"A batch of {fitting} may fit: begin again with --set train.batch_size={fitting}."
+    fitting = loop.fitting_batch(state.model, state.batches, has_bf16=state.has_bf16)  # now that the error holds none
+    raise DataError(
+        f"memory ran out with batches of {state.batches.size} images",
+        need=f"batches of {fitting} or fewer" if fitting else "more memory, as not even one image fits",
+        next=f"Begin again with --set train.batch_size={fitting}."
         if fitting
-        else "Not even one image fits: set a smaller input.crop, or choose a smaller network."
+        else "Set a smaller input.crop, or choose a smaller network.",
     )
-    raise DataError(f"Memory ran out with batches of {pupil.feed.size} images. {advice}")
 
 
 def _unfinished(out: Path, config: RunConfig, dataset: Dataset) -> Checkpoint | None:
-    """Where the interrupted training in `out` stands; None where there is none to go on with.
+    """The last checkpoint of the interrupted training in `out`; None where there is none.
 
     Raises `DataError` where it has other settings or is on other data.
     """
-    found, damaged = checkpoint.latest(out)
-    if found is None and damaged:
-        raise DataError(f"{out}: all of its checkpoints are damaged. Begin again with --force.")
+    last, damaged = checkpoint.latest(out)
+    if last is None and damaged:
+        raise DataError(
+            f"holds {len(damaged)} checkpoints, all damaged",
+            need="a whole one to resume from",
+            next="Begin again with --force.",
+            path=out,
+        )
     for path in damaged:
         warnings.warn(f"{path} is damaged; the checkpoint before it is used.", stacklevel=2)
         path.unlink(missing_ok=True)
-    if found:
-        _refuse_changes(out, found.facts["settings"], config)
-        _refuse_other_data(out, found.facts["data"], dataset)
-    return found
+    if last:
+        _refuse_changes(out, last.facts["settings"], config)
+        _refuse_other_data(out, last.facts["data"], dataset)
+    return last
 
 
 def _refuse_changes(out: Path, before: dict[str, Any], config: RunConfig) -> None:
@@ -170,16 +176,20 @@ def _refuse_changes(out: Path, before: dict[str, Any], config: RunConfig) -> Non
     ]
     if changed:
         raise DataError(
-            f"{out}: holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
-            "Give the same ones, choose another --out, or begin again with --force."
+            f"holds a run with other settings ({'; '.join(changed)})",
+            need="the same settings to go on",
+            next="Give the same ones, choose another --out, or begin again with --force.",
+            path=out,
         )
 
 
 def _refuse_other_data(out: Path, digest: str, dataset: Dataset) -> None:
     if digest != dataset.hash:
         raise DataError(
-            f"{out}: holds a run on other data than {dataset.name}. Name that data, choose another --out, or "
-            "begin again with --force."
+            f"holds a run on other data than {dataset.name}",
+            need="the same data to go on",
+            next="Name that data, choose another --out, or begin again with --force.",
+            path=out,
         )
 
 
@@ -195,8 +205,8 @@ def settings_of(out: Path) -> RunConfig | None:
     """The settings of the training in `out`, complete or not, if there is one."""
     if (out / bundle.CARD).is_file():
         return bundle.read_card(out).settings
-    found, _ = checkpoint.latest(out)
-    return checked(found.facts["settings"], RunConfig) if found else None
+    last, _ = checkpoint.latest(out)
+    return checked(last.facts["settings"], RunConfig) if last else None
 
 
 def is_trained(folder: Path, config: RunConfig, dataset: Dataset) -> bool:
