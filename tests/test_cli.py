@@ -153,6 +153,13 @@ def test_networks_lists_ours_and_what_is_shipped(capsys: pytest.CaptureFixture[s
     untrained, trained = ([row.split()[0] for row in rows if (" trained," in row) == is_it] for is_it in (False, True))
     assert untrained == ["mobilenetv3-small", "resnet18", "efficientnet-b5", "lensnet"]
     assert trained == list(bundle.shipped())
+    assert not any("{" in row for row in rows)
+
+
+def test_networks_of_timm_are_listed_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sublens("networks", "--all", "convnextv2_t*") == 0
+    assert capsys.readouterr().out.split() == ["convnextv2_tiny"]
+    assert "Try --all resnet" in refused(capsys, "networks", "--all", "nothing-like-it")
 
 
 def test_verify_names_a_changed_byte(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -345,17 +345,32 @@ def verify(
 
 
 @app.command()
-def networks() -> None:
+def networks(
+    pattern: Annotated[
+        str | None, typer.Option("--all", metavar="PATTERN", help="List timm's networks whose name matches instead.")
+    ] = None,
+) -> None:
     """List the networks, and the trained ones that are shipped.
+
+    sublens networks --all 'convnext*'
 
     sublens networks
     """
+    from sublens.errors import ConfigError
     from sublens.models import bundle
-    from sublens.models.networks import NETWORKS, build
+    from sublens.models.networks import NETWORKS, describe_input, timm_names
 
+    if pattern is not None:
+        if not (names := timm_names(pattern)):
+            raise ConfigError(
+                f"no network of timm matches {pattern!r}",
+                need="a part of a name, or a pattern",
+                next="Try --all resnet.",
+            )
+        print("\n".join(names))
+        return
     for name, network in NETWORKS.items():
-        parameters = sum(parameter.numel() for parameter in build(name, 3).parameters())
-        print(f"{name:18} {parameters / 1e6:6.2f} M parameters   {network.input.model_dump(exclude_none=True)}")
+        print(f"{name:18} {network.n_parameters / 1e6:6.2f} M parameters   {describe_input(network.input)}")
     for name, folder in bundle.shipped().items():
         best = bundle.read_card(folder).scores[0]
         print(f"{name:18} trained, AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]   {folder}")
