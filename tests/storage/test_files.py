@@ -39,7 +39,10 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "mine").write_text("precious")
-    with pytest.raises(DataError, match="exists already.*--force"), files.whole_folder(tmp_path / "store", force=False):
+    with (
+        pytest.raises(DataError, match="exists already; needs a new or empty folder.*--force"),
+        files.whole_folder(tmp_path / "store", force=False),
+    ):
         pass
     assert (tmp_path / "store" / "mine").read_text() == "precious"
 
@@ -56,7 +59,7 @@ def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) 
 
 def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="could not be written"):
+    with pytest.raises(DataError, match=r"below: could not be written \(.*needs a place with free space"):
         files.write_bytes(tmp_path / "file" / "below", b"x")
 
 
@@ -105,12 +108,12 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 
 
 def interrupted(out: Path, plan: str, *, force: bool = False) -> list[str]:
-    """What was there when a block began that breaks off after some work."""
+    """Names in the folder as a block begins that breaks off after some work."""
     with suppress(KeyboardInterrupt), files.whole_folder(out, force=force, plan=plan) as partial:
-        found = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
+        names = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
         (partial / plan).touch()
         raise KeyboardInterrupt
-    return found
+    return names
 
 
 def test_kept_work_is_found_again_by_the_same_plan_alone(tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "link"):
-        with pytest.raises(DataError, match="no folder"):
+        with pytest.raises(DataError, match="exists and is not a folder; needs a folder"):
             files.refuse_existing(tmp_path / name, force=True)
 
 
