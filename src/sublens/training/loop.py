@@ -84,12 +84,11 @@ def fit(
                 break
             set_rate(optimizer, rate_at(done, config.warmup))
             ranks.begin_step(config.seed, number)
-            with torch.autocast(device, torch.bfloat16, enabled=has_bf16), ranks.normalising():
+            with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
                 logits, mapped, hinted = whole(batch.images)
             loss = F.cross_entropy(logits.float(), batch.labels)
             truth_loss = None if mapped is None or batch.masses is None else F.mse_loss(mapped.float(), batch.masses)
-            with ranks.normalising():
-                guided = None if hinted is None or batch.shown is None else distill_loss(hinted, batch.shown)
+            guided = None if hinted is None or batch.shown is None else distill_loss(hinted, batch.shown)
             total = loss if truth_loss is None else loss + (config.truth_weight or 0) * truth_loss
             total = total if guided is None else total + HINT_WEIGHT * guided
             optimizer.zero_grad(set_to_none=True)
