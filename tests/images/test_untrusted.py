@@ -333,7 +333,7 @@ def test_the_table_holds_all_limits_and_cases() -> None:
     assert set(re.findall(r"^\| (.+?) \|", text, re.MULTILINE)) - {"the file holds"} == set(CASES)
 
 
-def test_unusual_values_are_kept(child: Reader, tmp_path: Path) -> None:
+def test_extreme_values_and_other_dtypes_are_kept(child: Reader, tmp_path: Path) -> None:
     arrays = [-LIGHT, changed(1e38).astype("f4"), LIGHT.astype(">f8"), LIGHT.astype(">i2"), LIGHT > 30]
     paths = [tmp_path / f"{number}.npy" for number in range(len(arrays))]
     for path, pixels in zip(paths, arrays, strict=True):

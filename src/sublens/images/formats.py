@@ -62,7 +62,7 @@ def read(path: Path) -> Image:
     """The one image of a file that holds one; raises as `read_all` does."""
     first = next(read_all(path), None)
     if not isinstance(first, Image) or first.number is not None:
-        raise ImageError("holds a stack of images", need="one", next="Save one image a file.", path=path)
+        raise ImageError("holds a stack of images", need="a single image", next="Save one image a file.", path=path)
     return first
 
 
@@ -91,7 +91,7 @@ def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Imag
 
 
 def _fill_missing(raw: RawImage, path: Path) -> Image | ImageError:
-    """The image; in place of one of a stack that cannot be used, its error."""
+    """The image, or the error of an image of a stack that cannot be used."""
     if raw.number is None:
         return fill_missing(raw, str(path))
     try:
@@ -132,7 +132,7 @@ def read_archive(path: Path) -> NDArray[np.uint16]:
 
 
 def _suffix(path: Path) -> str:
-    """The end of the name that tells the format: .npy, .fits.gz ..."""
+    """The end of the name, which decides the format: .npy, .fits.gz ..."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 

@@ -29,7 +29,7 @@ def list_images(inputs: Iterable[Path]) -> Iterator[Path | ReadResult]:
             matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - a Path globs below a folder
             yield from map(Path, matching)
             if not matching:
-                error = ImageError("no file has such a name", need="one at least", next="Check the pattern.", path=path)
+                error = ImageError("matches no file", need="a pattern that does", next="Check the pattern.", path=path)
                 yield ReadResult(path, error)
         else:
             yield path

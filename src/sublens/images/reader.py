@@ -92,7 +92,7 @@ ReadRequest = Path | FetchedCopy | ReadResult | Cutout
 """An image file to read, a cutout to make, or a result that needs no reading."""
 
 
-def locate_positions(path: Path, at: Path, wanted: ImageSelector) -> Positions:
+def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions:
     """The positions of the catalogue `at` in the big image at `path`, read in a child process.
 
     Raises `DataError` where the one or the other cannot be used.
@@ -100,7 +100,7 @@ def locate_positions(path: Path, at: Path, wanted: ImageSelector) -> Positions:
     copy, catalogue = object_store.local(path), object_store.local(at)
     child = Child("sublens.images.reader")
     try:
-        child.send({"path": path_to_hex(copy), "selector": wanted, "at": path_to_hex(catalogue)})
+        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue)})
         message = child.receive(START_SECONDS)
         if message["kind"] == "end":
             problem = message["problem"]
@@ -125,7 +125,9 @@ class Reader(Keeper):
     """
 
     wanted: ImageSelector = field(default_factory=ImageSelector)
+    """Choice of an extension or array."""
     seconds: float = SECONDS
+    """Longest time to read one image."""
     _copies: dict[Path, Path] = field(default_factory=dict, init=False)
     """The big images on this machine, by their path on the store."""
 
