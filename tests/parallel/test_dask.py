@@ -259,6 +259,11 @@ def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: p
             list_of(abs)
 
 
+def test_two_clusters_of_one_machine_do_not_meet() -> None:
+    with dask.open_cluster("local:1") as mapper, dask.open_cluster("local:1") as other:
+        assert list(mapper(abs, [-1])) == list(other(abs, [-1])) == [1]
+
+
 def test_a_cluster_reports_its_progress() -> None:
     with dask.open_cluster("local:2") as mapper:
         assert list(mapper(abs, range(5))) == list(range(5))

@@ -125,7 +125,13 @@ def _local(n: int | None) -> Any:
 
     for _ in range(STARTS):
         try:
-            return LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, silence_logs=50)
+            return LocalCluster(
+                n_workers=n,
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",  # None would be port 8787 on every interface
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=50,
+            )
         except RuntimeError as err:
             lost = err
     raise DataError(
