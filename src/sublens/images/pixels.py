@@ -59,41 +59,27 @@ def check_pixels(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
     if pixels.ndim == 3 and pixels.shape[0] == 1:
         pixels = pixels[0]
     if pixels.ndim != 2 or min(pixels.shape) < 2:
-        raise ImageError(
-            f"has shape {pixels.shape}",
-            need="(height, width) or (1, height, width)",
-            next="Save one image a file.",
-            path=name,
-        )
+        shapes = "(height, width) or (1, height, width)"
+        raise ImageError(f"has shape {pixels.shape}", need=shapes, next="Save one image a file.", path=name)
     if pixels.dtype.kind not in "fiub":
-        raise ImageError(
-            f"holds {pixels.dtype} values", need="real numbers", next="Save it as float or integer.", path=name
-        )
+        advice = "Save it as float or integer."
+        raise ImageError(f"holds {pixels.dtype} values", need="real numbers", next=advice, path=name)
     values = pixels.astype(np.float64)
+    _check_values(values, name)
+    return values
+
+
+def _check_values(values: NDArray[np.float64], name: str) -> None:
     if not np.isfinite(values).all():
-        n_bad = int((~np.isfinite(values)).sum())
-        raise ImageError(
-            f"{n_bad} of {values.size} pixels are NaN or infinite",
-            need="finite pixels",
-            next="Fill or cut them out.",
-            path=name,
-        )
+        what = f"{(~np.isfinite(values)).sum()} of {values.size} pixels are NaN or infinite"
+        raise ImageError(what, need="finite pixels", next="Fill or cut them out.", path=name)
     low, high = values.min(), values.max()
     if low == high:
-        raise ImageError(
-            f"every pixel is {low:g}: there is nothing to see",
-            need="pixels that differ",
-            next="Leave this image out.",
-            path=name,
-        )
+        what = f"every pixel is {low:g}: there is nothing to see"
+        raise ImageError(what, need="pixels that differ", next="Leave this image out.", path=name)
     if high / 2 - low / 2 > np.finfo(np.float64).max / 4:
-        raise ImageError(
-            f"pixels span {low:g} to {high:g}, too far to compute with",
-            need="a smaller range",
-            next="Rescale the image.",
-            path=name,
-        )
-    return values
+        what = f"pixels span {low:g} to {high:g}, too far to compute with"
+        raise ImageError(what, need="a smaller range", next="Rescale the image.", path=name)
 
 
 def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images.formats import MAX_SIDE
+from sublens.images.limits import MAX_SIDE
 from sublens.images.pixels import Image
 
 SAME_SCALE = 0.01

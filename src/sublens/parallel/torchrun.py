@@ -121,7 +121,7 @@ def _choose_gpu(local_rank: int, n_gpus: int) -> None:
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """The module, its batch normalisation replaced by one that takes the statistics of all GPUs."""
-    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation in timm's layers
+    from timm import layers  # torch's own conversion drops the activation in timm's layers
 
-    converted: nn.Module = convert_sync_batchnorm(module)
+    converted: nn.Module = layers.convert_sync_batchnorm(module)  # type: ignore[attr-defined, no-untyped-call]
     return converted
