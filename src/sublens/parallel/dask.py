@@ -36,7 +36,7 @@ SETTINGS = {
 EXPORT = f'export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{dict(MALLOC_TRIM_THRESHOLD_=None, **ONE_THREAD)}"'
 """Line of a job script that has the same effect on workers that SLURM starts."""
 WHERE = "local, local:N, tcp://HOST:PORT or slurm:FILE.toml"
-"""What `--cluster` may name."""
+"""Values of `--cluster`."""
 AGAIN = "then run the command again: it goes on where it was."
 """End of the advice where work that is done is kept."""
 
