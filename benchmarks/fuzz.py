@@ -1,19 +1,19 @@
-"""Damaged image files, read as a user's are: what becomes of them, and at what cost.
+"""Damaged image files, read as a user's are: the outcomes, and their cost.
 
-    python benchmarks/fuzz.py --files 10000 --seed 1
+    python benchmarks/fuzz.py --files 10000
 
-Of each format a few small images are written, then damaged at random: bits flipped, numbers in binary
+A few small images of each format are written, then damaged at random: bits flipped, numbers in binary
 and in text replaced, parts cut out, put in or taken from another file. Half of them are damaged before
-they are packed or summed, so that the damage gets past that. A `reading.Reader` reads them all, with a
+they are packed or summed, so that the damage gets past that. A `Reader` reads them all, with a
 whole file after every batch, which must still be read.
 
-Prints a row for each format: files that gave an image, and that gave an `ImageError` alone; those that
-cost the child process, and those stopped after their time; exceptions of any other kind; files of which
-nothing was heard; files over 5 s; the longest; the peak memory that this process grew by. Files that cost
-the child are listed with the reason. Exits with 1 where there was an exception, a file over 5 s or
+Prints a row for each format, with the library that reads it: files that gave an image, and that gave an
+`ImageError` alone; those that made the child process crash, run out of memory or hang, and those that
+did so only after the files before them; exceptions of any other kind; files without an answer; files over 5 s; the
+longest; the growth of this process's peak memory. Exits with 1 where there was an exception, a file over 5 s or
 without an answer, 50 MB of growth, or a whole file that was not read.
 
-A file is made again by its number: `--formats png8 --first 123 --files 1 --keep FOLDER`.
+The damage is drawn anew in each run, and no file is kept: a crash of a library is counted, not handed on.
 """
 
 import argparse
@@ -24,13 +24,11 @@ import os
 import random
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import zipfile
 import zlib
 from collections import Counter
@@ -53,16 +51,16 @@ from sublens.images.reader import SECONDS, Reader
 
 BATCH = 200
 SLACK_SECONDS = 0.5
-"""That the parent needs beside the child's time."""
+"""Time that the parent takes beside the child's."""
 MAX_GROWTH = 50e6
-"""Bytes that the peak memory of this process may grow by while a format is read."""
+"""Largest growth of this process's peak memory while a format is read, bytes."""
 MEMORY = Path("/dev/shm")
-"""Where files cost no disk, on Linux."""
+"""A folder in memory, on Linux."""
 NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 4096, 32767, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63)
 
 Pixels = NDArray[np.generic]
 Content = dict[str, bytes]
-"""Of the files of one image, by their paths below it: one with the path '', but for a zarr store."""
+"""The files of one image, by their paths below it: a single one with the path '', or those of a zarr store."""
 
 
 # --- whole files ------------------------------------------------------------------------------
@@ -172,45 +170,45 @@ def stores() -> Iterator[Content]:
                 zarr.create_array(
                     path, name="light" if name == "group" else None, data=pixels, zarr_format=version, **options
                 )
-                found = sorted(one for one in path.rglob("*") if one.is_file())
-                yield {one.relative_to(path).as_posix(): one.read_bytes() for one in found}
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                yield {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 # --- damage -----------------------------------------------------------------------------------
 
 
-def place(data: bytes, rng: random.Random) -> int:
-    """Somewhere in `data`, more often near its beginning."""
+def offset(data: bytes, rng: random.Random) -> int:
+    """A random offset in `data`, more often near its beginning."""
     return rng.randrange(min(len(data), rng.choice((64, 512, len(data)))) + 1)
 
 
 def span(data: bytes, rng: random.Random) -> slice:
-    start = place(data, rng)
+    start = offset(data, rng)
     return slice(start, start + rng.choice((1, 4, 16, 100, 1000)))
 
 
 def flip(data: bytes, other: bytes, rng: random.Random) -> bytes:
     flipped = bytearray(data + b"\0")
     for _ in range(rng.choice((1, 1, 2, 8))):
-        flipped[place(data, rng)] ^= 1 << rng.randrange(8)
+        flipped[offset(data, rng)] ^= 1 << rng.randrange(8)
     return bytes(flipped[: len(data)])
 
 
 def renumber(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Another number in binary."""
     kind = rng.choice("BHIQ")
-    n_bytes, start = struct.calcsize(kind), place(data, rng)
+    n_bytes, start = struct.calcsize(kind), offset(data, rng)
     number = rng.choice((rng.choice(NUMBERS), rng.getrandbits(64))) % 2 ** (8 * n_bytes)
     return data[:start] + struct.pack(rng.choice("<>") + kind, number) + data[start + n_bytes :]
 
 
 def reword(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Another number, or word, in text; half of the time of the same length."""
-    found = list(re.finditer(rng.choice((rb"[0-9]+", rb"[0-9]+", rb"[A-Za-z_]+")), data[:6000]))
-    if not found:
+    words = list(re.finditer(rng.choice((rb"[0-9]+", rb"[0-9]+", rb"[A-Za-z_]+")), data[:6000]))
+    if not words:
         return data
-    old = rng.choice(found)
-    new = rng.choice((str(rng.choice(NUMBERS)).encode(), b"-1", b"1e308", b"null", b"''", rng.choice(found)[0]))
+    old = rng.choice(words)
+    new = rng.choice((str(rng.choice(NUMBERS)).encode(), b"-1", b"1e308", b"null", b"''", rng.choice(words)[0]))
     if rng.random() < 0.5:
         new = new[: len(old[0])].rjust(len(old[0]))
     return data[: old.start()] + new + data[old.end() :]
@@ -226,15 +224,15 @@ def cut_out(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def put_in(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    start = place(data, rng)
+    start = offset(data, rng)
     new = rng.choice((rng.randbytes(rng.choice((1, 4, 100))), bytes(rng.choice((1, 8, 3000))), data[span(data, rng)]))
     return data[:start] + new + data[start:]
 
 
 def paste(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """A part of another file in its place, or the rest of it."""
-    start, new = place(data, rng), other[span(other, rng)]
-    return data[:start] + rng.choice((new + data[start + len(new) :], other[place(other, rng) :]))
+    """A part of another file in place of a part, or of the rest."""
+    start, new = offset(data, rng), other[span(other, rng)]
+    return data[:start] + rng.choice((new + data[start + len(new) :], other[offset(other, rng) :]))
 
 
 DAMAGES = (flip, flip, renumber, renumber, reword, reword, truncate, cut_out, put_in, paste)
@@ -280,25 +278,27 @@ class Format(NamedTuple):
     """Files of one kind."""
 
     suffix: str
+    library: str
+    """The library that reads them."""
     samples: Callable[[], Iterable[bytes | Content]]
     pack: Callable[[bytes], bytes] = unchanged
-    """What is done last where a file is made: damage before it gets past it."""
+    """The last step of making a file; damage done before it is not noticed by checksums."""
 
 
 FORMATS = {
-    "npy": Format(".npy", npy),
-    "npz": Format(".npz", npy_stacks, zipped),
-    "fits": Format(".fits", fits_images),
-    "fits.gz": Format(".fits.gz", fits_images, gzipped),
-    "fz": Format(".fits.fz", fits_tiles),
-    "png8": Format(".png", png8, summed),
-    "png16": Format(".png", png16, summed),
-    "tif8": Format(".tif", lambda: tif("u1")),
-    "tif16": Format(".tif", lambda: tif("u2")),
-    "tif32": Format(".tif", lambda: tif("f4")),
-    "jpg": Format(".jpg", jpg),
-    "h5": Format(".h5", hdf5),
-    "zarr": Format(".zarr", stores),
+    "npy": Format(".npy", "numpy", npy),
+    "npz": Format(".npz", "numpy", npy_stacks, zipped),
+    "fits": Format(".fits", "astropy", fits_images),
+    "fits.gz": Format(".fits.gz", "astropy", fits_images, gzipped),
+    "fz": Format(".fits.fz", "astropy with CFITSIO", fits_tiles),
+    "png8": Format(".png", "Pillow", png8, summed),
+    "png16": Format(".png", "Pillow", png16, summed),
+    "tif8": Format(".tif", "Pillow with libtiff", lambda: tif("u1")),
+    "tif16": Format(".tif", "Pillow with libtiff", lambda: tif("u2")),
+    "tif32": Format(".tif", "Pillow with libtiff", lambda: tif("f4")),
+    "jpg": Format(".jpg", "Pillow with libjpeg", jpg),
+    "h5": Format(".h5", "h5py", hdf5),
+    "zarr": Format(".zarr", "zarr with numcodecs", stores),
 }
 
 
@@ -327,42 +327,43 @@ def write(path: Path, content: Content) -> Path:
 # --- reading ----------------------------------------------------------------------------------
 
 
-class Verdicts(NamedTuple):
-    """What became of files, by their paths."""
+class Outcomes(NamedTuple):
+    """Outcomes of files, by their paths."""
 
     kinds: dict[Path, str]
+    """`image`, `error`, `silent` for no answer, or as `failure` gives it."""
     seconds: dict[Path, float]
 
 
-def judged(reader: Reader, paths: Sequence[Path]) -> Verdicts:
-    """Read all files: each gave an image, an error, cost the child (`ended`), was `stopped`, or is `silent`."""
+def read(reader: Reader, paths: Sequence[Path]) -> Outcomes:
+    """Read all files."""
     kinds, seconds = dict.fromkeys(paths, "silent"), dict.fromkeys(paths, 0.0)
     clock = time.monotonic()
-    for one in reader.read(paths):
+    for result in reader.read(paths):
         clock, before = time.monotonic(), clock
-        seconds[one.path] += clock - before
-        if isinstance(one.image, Image):
-            kinds[one.path] = "image"
-        elif "reading it fails" in str(one.image):
-            kinds[one.path] = "ended"
-        elif "took too long" in str(one.image):
-            kinds[one.path] = "stopped"
-        elif kinds[one.path] == "silent":
-            kinds[one.path] = "error"
-    return Verdicts(kinds, seconds)
+        seconds[result.path] += clock - before
+        if isinstance(result.image, Image):
+            kinds[result.path] = "image"
+        elif "reading it fails" in result.image.what:
+            kinds[result.path] = failure(result.path)
+        elif "took too long" in result.image.what:
+            kinds[result.path] = "hang"
+        elif kinds[result.path] == "silent":
+            kinds[result.path] = "error"
+    return Outcomes(kinds, seconds)
 
 
-def reason(path: Path) -> str:
-    """Why a child ends that reads the file: the last line that it prints, or the signal."""
-    request = json.dumps({"path": os.fsencode(path).hex(), "wanted": ImageSelector()}).encode() + b"\n"
+def failure(path: Path) -> str:
+    """How a child ends that reads the file alone: `crash`, `memory`, `hang`, or `not alone` if it does not end."""
+    request = json.dumps({"path": os.fsencode(path).hex(), "selector": ImageSelector()}).encode() + b"\n"
     command = [sys.executable, "-m", "sublens.images.reader"]
     try:
         child = subprocess.run(command, input=request, capture_output=True, timeout=10 * SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return "hangs"
-    if child.returncode < 0:
-        return signal.Signals(-child.returncode).name
-    return (child.stderr.decode(errors="replace").splitlines() or ["nothing, when read alone"])[-1]
+        return "hang"
+    if child.returncode:
+        return "memory" if child.returncode > 0 and b"MemoryError" in child.stderr else "crash"
+    return "not alone"
 
 
 def peak_bytes() -> int:
@@ -383,7 +384,9 @@ class Tally(NamedTuple):
 
     counts: Counter[str]
     longest: float
+    """Longest time for a file, s."""
     growth: float
+    """Growth of the peak memory, bytes."""
 
     @property
     def is_good(self) -> bool:
@@ -392,58 +395,54 @@ class Tally(NamedTuple):
         return not any(self.counts[kind] for kind in bad) and self.growth < MAX_GROWTH
 
 
-def tally(name: str, reader: Reader, numbers: range, seed: int, folder: Path, *, keep: bool) -> Tally:
+def tally(name: str, reader: Reader, n_files: int, folder: Path) -> Tally:
     """Make, read and count the mutants of one format."""
-    form, counts, longest = FORMATS[name], Counter[str](), 0.0
+    form, counts, longest, rng = FORMATS[name], Counter[str](), 0.0, random.Random()
     samples = contents(form)
     whole = {part: form.pack(data) for part, data in samples[0].items()}
     forget_peak()
     before = peak_bytes()
-    for start in range(numbers.start, numbers.stop, BATCH):
-        paths = []
-        for number in range(start, min(start + BATCH, numbers.stop)):
-            rng = random.Random(f"{seed}/{name}/{number}")
-            paths.append(write(folder / name / f"{number}{form.suffix}", mutant(samples, form.pack, rng)))
+    for start in range(0, n_files, BATCH):
+        paths = [
+            write(folder / name / f"{number}{form.suffix}", mutant(samples, form.pack, rng))
+            for number in range(start, min(start + BATCH, n_files))
+        ]
         intact = write(folder / name / f"whole{form.suffix}", whole)
         try:
-            kinds, seconds = judged(reader, [*paths, intact])
+            kinds, seconds = read(reader, [*paths, intact])
         except Exception:  # counted; it must not happen
-            traceback.print_exc()
             counts["exception"] += 1
-            continue
-        counts["whole file lost"] += kinds.pop(intact) != "image"
-        counts.update(kinds.values())
-        longest = max(longest, *seconds.values())
-        for path in paths:
-            if seconds[path] > SECONDS + SLACK_SECONDS:
-                counts["slow"] += 1
-            if kinds[path] in ("ended", "stopped", "silent") or seconds[path] > SECONDS:
-                print(f"{path.name}: {kinds[path]}, {seconds[path]:.1f} s; {reason(path)}", file=sys.stderr, flush=True)
-        if not keep:
-            shutil.rmtree(folder / name)
+        else:
+            counts["whole file lost"] += kinds.pop(intact) != "image"
+            counts.update(kinds.values())
+            counts["slow"] += sum(seconds[path] > SECONDS + SLACK_SECONDS for path in paths)
+            longest = max(longest, *seconds.values())
+        shutil.rmtree(folder / name)
     return Tally(counts, longest, peak_bytes() - before)
+
+
+COLUMNS = (
+    *("image", "error", "crash", "memory", "hang", "not alone"),
+    *("exception", "silent", "slow", "whole file lost"),
+)
 
 
 def main() -> None:
     """Read all formats and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000, help="of each format")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--keep", type=Path, help="leave the files in this folder")
     options = parser.parse_args()
-    columns = ("image", "error", "ended", "stopped", "exception", "silent", "slow", "whole file lost")
-    print("| format | " + " | ".join(columns) + " | longest, s | growth, MB |")
-    print("|---" + "|---:" * (len(columns) + 2) + "|", flush=True)
-    numbers, is_good = range(options.first, options.first + options.files), True
+    print("| format | library | " + " | ".join(COLUMNS) + " | longest, s | growth, MB |")
+    print("|---|---" + "|---:" * (len(COLUMNS) + 2) + "|", flush=True)
+    is_good = True
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch, Reader() as reader:
         for name in options.formats:
-            folder = options.keep or Path(scratch)
-            found = tally(name, reader, numbers, options.seed, folder, keep=options.keep is not None)
-            cells = " | ".join(f"{found.counts[kind]:,}" for kind in columns)
-            print(f"| {name} | {cells} | {found.longest:.1f} | {found.growth / 1e6:.1f} |", flush=True)
-            is_good &= found.is_good
+            row = tally(name, reader, options.files, Path(scratch))
+            cells = " | ".join(f"{row.counts[kind]:,}" for kind in COLUMNS)
+            start = f"| {name} | {FORMATS[name].library} | {cells} |"
+            print(f"{start} {row.longest:.1f} | {row.growth / 1e6:.1f} |", flush=True)
+            is_good &= row.is_good
     sys.exit(not is_good)
 
 

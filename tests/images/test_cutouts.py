@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
-from sublens.images import cutouts, formats, resample
+from sublens.images import cutouts, fits_image, formats, resample
 from sublens.images.cutouts import Cutout
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
@@ -31,8 +31,8 @@ XY = ((31.5, 51.5), (250.5, 100.5), (60.5, 150.5))
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[Reader]:
-    with Reader() as one:
-        yield one
+    with Reader() as reader_:
+        yield reader_
 
 
 def sky(height: int = 200, width: int = 300) -> NDArray[np.float32]:
@@ -76,13 +76,13 @@ def on_sky(path: Path, shape: tuple[int, int], xy: tuple[tuple[float, float], ..
     return path
 
 
-def found_at(reader: Reader, path: Path, at: Path, size: tuple[int, int] = SIZE) -> list[ReadResult]:
+def results_at(reader: Reader, path: Path, at: Path, size: tuple[int, int] = SIZE) -> list[ReadResult]:
     return list(reader.read(locate_positions(path, at, ImageSelector()).cuts(path, size)))
 
 
-def pixels_of(found: list[ReadResult]) -> list[NDArray[np.float64]]:
-    assert all(isinstance(one.image, Image) for one in found), [one.image for one in found]
-    return [one.image.pixels for one in found if isinstance(one.image, Image)]
+def pixels_of(results: list[ReadResult]) -> list[NDArray[np.float64]]:
+    assert all(isinstance(result.image, Image) for result in results), [result.image for result in results]
+    return [result.image.pixels for result in results if isinstance(result.image, Image)]
 
 
 def around(pixels: np.ndarray, xy: tuple[float, float], size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -95,22 +95,26 @@ def around(pixels: np.ndarray, xy: tuple[float, float], size: tuple[int, int] = 
 @pytest.mark.parametrize("name", ["a.csv", "a.ecsv", "a.fits", "a.vot"])
 def test_every_catalogue_leads_to_the_same_cutouts(reader: Reader, tmp_path: Path, name: str) -> None:
     big, pixels = save(tmp_path / "big.fits", sky()), sky()
-    found = found_at(reader, big, on_sky(tmp_path / name, pixels.shape, Name=["007", "J1000+02", "c d"]))
-    assert [one.id for one in found] == ["007", "J1000+02", "c d"]
-    assert all(np.array_equal(one, around(pixels, xy)) for one, xy in zip(pixels_of(found), XY, strict=True))
-    assert [(one.number, one.place) for one in found] == [(0, (0, 0)), (1, (1, 0)), (2, (2, 0))]
+    results = results_at(reader, big, on_sky(tmp_path / name, pixels.shape, Name=["007", "J1000+02", "c d"]))
+    assert [result.id for result in results] == ["007", "J1000+02", "c d"]
+    assert all(np.array_equal(cutout, around(pixels, xy)) for cutout, xy in zip(pixels_of(results), XY, strict=True))
+    assert [(result.number, result.place) for result in results] == [(0, (0, 0)), (1, (1, 0)), (2, (2, 0))]
 
 
 def test_pixels_and_sky_are_one_position(reader: Reader, tmp_path: Path) -> None:
     big = save(tmp_path / "big.fits", sky())
-    by_sky = found_at(reader, big, on_sky(tmp_path / "sky.csv", (200, 300)))
-    by_pixels = found_at(reader, big, positions(tmp_path / "pixels.csv"))
-    for one, other in zip(by_sky, by_pixels, strict=True):
-        assert isinstance(one.image, Image)
+    by_sky = results_at(reader, big, on_sky(tmp_path / "sky.csv", (200, 300)))
+    by_pixels = results_at(reader, big, positions(tmp_path / "pixels.csv"))
+    for result, other in zip(by_sky, by_pixels, strict=True):
+        assert isinstance(result.image, Image)
         assert isinstance(other.image, Image)
-        assert np.array_equal(one.image.pixels, other.image.pixels)
-        assert one.image.pixel_scale == pytest.approx(0.05, rel=1e-6)
-        assert (one.ra, one.dec) == (one.image.ra, one.image.dec) == pytest.approx((other.ra, other.dec), abs=1e-9)
+        assert np.array_equal(result.image.pixels, other.image.pixels)
+        assert result.image.pixel_scale == pytest.approx(0.05, rel=1e-6)
+        assert (
+            (result.ra, result.dec)
+            == (result.image.ra, result.image.dec)
+            == pytest.approx((other.ra, other.dec), abs=1e-9)
+        )
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8", "i2", "u2", "scaled", "blank"])
@@ -124,8 +128,8 @@ def test_all_kinds_of_numbers_are_read(reader: Reader, tmp_path: Path, kind: str
         hdu.header["BLANK"], hdu.data[51, 31] = -1, -1
         expected[51, 31] = np.median(np.delete(around(expected, XY[0]).ravel(), 11 * 24 + 11))
     hdu.writeto(tmp_path / "big.fits")
-    read = pixels_of(found_at(reader, tmp_path / "big.fits", positions(tmp_path / "a.csv")))
-    assert all(np.array_equal(one, around(expected, xy)) for one, xy in zip(read, XY, strict=True))
+    read = pixels_of(results_at(reader, tmp_path / "big.fits", positions(tmp_path / "a.csv")))
+    assert all(np.array_equal(cutout, around(expected, xy)) for cutout, xy in zip(read, XY, strict=True))
 
 
 @pytest.mark.parametrize("name", ["big.fits.fz", "big.fits.gz"])
@@ -134,8 +138,8 @@ def test_compressed_images_are_cut(reader: Reader, tmp_path: Path, name: str, ki
     big = save(tmp_path / name, sky().astype(kind))
     expected = fits.getdata(big)
     assert np.abs(expected - sky().astype(kind)).max() < 1
-    read = pixels_of(found_at(reader, big, on_sky(tmp_path / "a.csv", (200, 300))))
-    assert all(np.array_equal(one, around(expected, xy)) for one, xy in zip(read, XY, strict=True))
+    read = pixels_of(results_at(reader, big, on_sky(tmp_path / "a.csv", (200, 300))))
+    assert all(np.array_equal(cutout, around(expected, xy)) for cutout, xy in zip(read, XY, strict=True))
 
 
 def test_no_position_is_lost_whatever_is_wrong_with_it(reader: Reader, tmp_path: Path) -> None:
@@ -147,47 +151,47 @@ def test_no_position_is_lost_whatever_is_wrong_with_it(reader: Reader, tmp_path:
         *("75,75,NaN", "75,115,infinity", "75,165,constant", "250,100,good"),
         head="x,y,id",
     )
-    found = found_at(reader, save(big, pixels), at)
-    assert [one.id for one in found] == [
+    results = results_at(reader, save(big, pixels), at)
+    assert [result.id for result in results] == [
         *("off", "edge", "nan", "none", "text", "", "far", "inf", "NaN", "infinity", "constant", "good")
     ]
-    assert [one.number for one in found] == list(range(12))
-    reasons = [str(one.image) for one in found]
-    assert "lies at x -40.0, y 50.0, off the 300 x 200 pixels of the image" in reasons[0]
-    assert "46% of the 24 x 24 pixels around it are off the image, of which 10% may be" in reasons[1]
-    assert all("is no number" in reasons[place] for place in (2, 3, 4, 5, 7))
-    assert "off the 300 x 200" in reasons[6]
-    assert all("576 of 576 pixels are NaN or infinite" in reasons[place] for place in (8, 9))
+    assert [result.number for result in results] == list(range(12))
+    reasons = [str(result.image) for result in results]
+    assert "position 0: lies at x -40.0, y 50.0; needs a position on the 300 x 200 pixels of the image" in reasons[0]
+    assert "46% of the 24 x 24 pixels around it are off the image; needs at most 10%" in reasons[1]
+    assert all("is no number" in reasons[index] for index in (2, 3, 4, 5, 7))
+    assert "on the 300 x 200" in reasons[6]
+    assert all("576 of 576 pixels are NaN or infinite" in reasons[index] for index in (8, 9))
     assert "every pixel is 3" in reasons[10]
-    assert isinstance(found[11].image, Image)
-    assert found[0].ra == pytest.approx(150 + 189.5 * 0.05 / 3600 / np.cos(np.radians(2)), abs=1e-5)
+    assert isinstance(results[11].image, Image)
+    assert results[0].ra == pytest.approx(150 + 189.5 * 0.05 / 3600 / np.cos(np.radians(2)), abs=1e-5)
 
 
 def test_points_that_the_projection_does_not_reach_are_rows(reader: Reader, tmp_path: Path) -> None:
     big = save(tmp_path / "big.fits", sky())
     at = listed(tmp_path / "a.csv", "330,-2", "150,92", "150,-91", "151,2", "60,0", "-210,2", head="ra,dec")
-    found = found_at(reader, big, at)
-    assert [str(one.image).split(": ")[1].split()[0] for one in found[:5]] == ["is", "is", "is", "lies", "lies"]
-    assert [(one.ra, one.dec) for one in found[:2]] == [(330, -2), (150, 92)]
-    assert isinstance(found[5].image, Image)
+    results = results_at(reader, big, at)
+    assert [str(result.image).split(": ")[1].split()[0] for result in results[:5]] == ["is", "is", "is", "lies", "lies"]
+    assert [(result.ra, result.dec) for result in results[:2]] == [(330, -2), (150, 92)]
+    assert isinstance(results[5].image, Image)
 
 
-def test_a_little_over_the_edge_is_filled_and_told(reader: Reader, tmp_path: Path) -> None:
+def test_a_little_over_the_edge_is_filled_and_noted(reader: Reader, tmp_path: Path) -> None:
     pixels = sky()
-    (one,) = found_at(reader, save(tmp_path / "big.fits", pixels), listed(tmp_path / "a.csv", "100.5,9.5"))
-    assert isinstance(one.image, Image)
-    assert one.image.notes == ["8.3% of the pixels were off the image", "8.3% of the pixels were NaN"]
-    assert np.array_equal(one.image.pixels[2:], pixels[:22, 89:113])
-    assert (one.image.pixels[:2] == np.median(pixels[:22, 89:113])).all()
+    (result,) = results_at(reader, save(tmp_path / "big.fits", pixels), listed(tmp_path / "a.csv", "100.5,9.5"))
+    assert isinstance(result.image, Image)
+    assert result.image.notes == ["8.3% of the pixels were off the image", "8.3% of the pixels were NaN"]
+    assert np.array_equal(result.image.pixels[2:], pixels[:22, 89:113])
+    assert (result.image.pixels[:2] == np.median(pixels[:22, 89:113])).all()
 
 
 def test_an_image_too_large_for_one_lens_is_cut(reader: Reader, tmp_path: Path) -> None:
     pixels = np.zeros((6000, 6000), np.uint8)
     pixels[5900:, 5900:] = np.random.default_rng(1).integers(0, 255, (100, 100))
     big = save(tmp_path / "big.fits", pixels)
-    with pytest.raises(ImageError, match="6000 x 6000 pixels; a side may have 4096"):
+    with pytest.raises(ImageError, match="6000 x 6000 pixels; needs sides of at most 4096"):
         formats.read(big)
-    (read,) = pixels_of(found_at(reader, big, on_sky(tmp_path / "a.csv", (6000, 6000), ((5949.5, 5949.5),))))
+    (read,) = pixels_of(results_at(reader, big, on_sky(tmp_path / "a.csv", (6000, 6000), ((5949.5, 5949.5),))))
     assert np.array_equal(read, pixels[5938:5962, 5938:5962])
 
 
@@ -202,7 +206,7 @@ def test_no_more_is_read_than_a_cutout_needs(reader: Reader, tmp_path: Path) -> 
             file.write(sky()[row, :24].astype(">f4").tobytes())
         file.truncate(start + 4 * 40_000**2)
     at = listed(tmp_path / "a.csv", "30011.5,20011.5")
-    (read,) = pixels_of(found_at(reader, tmp_path / "big.fits", at))
+    (read,) = pixels_of(results_at(reader, tmp_path / "big.fits", at))
     assert np.array_equal(read, sky()[:24, :24])
 
 
@@ -224,17 +228,19 @@ def test_a_tile_too_large_to_unpack_costs_a_row(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     big = save(tmp_path / "big.fits.fz", sky())
-    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 25 * 300 * 8 - 1)
-    with cutouts.Mosaic(big, None) as one:
-        assert one.cut(0, XY[0], (23, 24)).pixels.shape == (23, 24)
+    monkeypatch.setattr(cutouts, "MAX_UNPACKED_BYTES", 25 * 300 * 8 - 1)
+    with cutouts.Mosaic(big, None) as mosaic:
+        assert mosaic.cut(0, XY[0], (23, 24)).pixels.shape == (23, 24)
         with pytest.raises(ImageError, match=r"has tiles of \(1, 300\) pixels"):
-            one.cut(0, XY[0], SIZE)
+            mosaic.cut(0, XY[0], SIZE)
 
 
 def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = save(tmp_path / "big.fits.gz", sky())
-    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 100_000)
-    with pytest.raises(ImageError, match="unpacks to over 100,000 bytes. Unpack it first"):
+    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 100_000)
+    with pytest.raises(
+        ImageError, match="big.fits.gz: unpacks to too many bytes; needs at most 100,000. Unpack it first"
+    ):
         cutouts.Mosaic(big, None)
 
 
@@ -265,11 +271,14 @@ def test_a_catalogue_without_positions_says_what_it_has_and_needs(tmp_path: Path
             r"has the columns ra, mag; needs ra, dec \(degrees\) or x, y \(pixels, the first is 0\)",
         ),
         ("x,y", "", big, "holds no positions"),
-        ("ra,dec", "150,2", bare, "does not tell where it lies on the sky. Give x, y"),
+        ("ra,dec", "150,2", bare, "bare.fits: does not tell where it lies on the sky; .* Give x, y"),
     ):
         with pytest.raises(DataError, match=reason):
             locate_positions(path, listed(tmp_path / "a.csv", row, head=head), ImageSelector())
-    for name, reason in (("none.csv", "no such file"), ("big.txt", "catalogues. Convert")):
+    for name, reason in (
+        ("none.csv", "no such file"),
+        ("big.txt", "is no catalogue that sublens reads; needs one of .csv"),
+    ):
         (tmp_path / "big.txt").touch()
         with pytest.raises(DataError, match=reason):
             locate_positions(big, tmp_path / name, ImageSelector())
@@ -278,21 +287,25 @@ def test_a_catalogue_without_positions_says_what_it_has_and_needs(tmp_path: Path
 def test_pixels_serve_where_the_image_knows_no_sky(reader: Reader, tmp_path: Path) -> None:
     bare = save(tmp_path / "bare.fits", sky(), has_sky=False)
     at = listed(tmp_path / "a.csv", "150,2,31.5,51.5", head="ra,dec,x,y")
-    (one,) = found_at(reader, bare, at)
-    assert isinstance(one.image, Image)
-    assert np.array_equal(one.image.pixels, around(sky(), XY[0]))
-    assert one.image.pixel_scale is None
+    (result,) = results_at(reader, bare, at)
+    assert isinstance(result.image, Image)
+    assert np.array_equal(result.image.pixels, around(sky(), XY[0]))
+    assert result.image.pixel_scale is None
 
 
 @pytest.mark.parametrize("name", ["a.ecsv", "a.fits", "a.vot"])
-def test_units_and_gaps_of_a_table_are_minded(reader: Reader, tmp_path: Path, name: str) -> None:
+def test_units_and_gaps_of_a_table_are_used(reader: Reader, tmp_path: Path, name: str) -> None:
     big, path = save(tmp_path / "big.fits", sky()), tmp_path / name
     ra = MaskedColumn([150.0, 150.0, 150.0], mask=[False, True, False], unit="deg")
     table = Table({"id": [4, 5, 6], "ra": ra, "dec": np.radians([2.0, 2.0, 2.0])})
     table["dec"].unit = "rad"
     table.write(path, format={".ecsv": "ascii.ecsv", ".fits": "fits", ".vot": "votable"}[path.suffix])
-    found = found_at(reader, big, path)
-    assert [(one.id, isinstance(one.image, Image)) for one in found] == [("4", True), ("5", False), ("6", True)]
+    results = results_at(reader, big, path)
+    assert [(result.id, isinstance(result.image, Image)) for result in results] == [
+        ("4", True),
+        ("5", False),
+        ("6", True),
+    ]
     table["dec"].unit = "kg"
     table.write(path, format={".ecsv": "ascii.ecsv", ".fits": "fits", ".vot": "votable"}[path.suffix], overwrite=True)
     with pytest.raises(DataError, match="column dec is in kg"):
@@ -309,10 +322,10 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, name: str, content: bytes)
 def test_a_catalogue_may_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, at = save(tmp_path / "big.fits", sky()), positions(tmp_path / "a.csv")
     monkeypatch.setattr(cutouts, "MAX_POSITIONS", 2)
-    with pytest.raises(DataError, match="holds more than 2 positions. Split it"):
+    with pytest.raises(DataError, match="holds too many positions; needs at most 2. Split it"):
         cutouts.locate_in_mosaic(big, None, at)
     monkeypatch.setattr(cutouts, "MAX_CATALOGUE_BYTES", 20)
-    with pytest.raises(DataError, match="20 are allowed"):
+    with pytest.raises(DataError, match="needs at most 20"):
         cutouts.locate_in_mosaic(big, None, at)
 
 
@@ -335,10 +348,10 @@ def test_a_child_that_dies_costs_one_position(tmp_path: Path) -> None:
     cuts = list(locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector()).cuts(big, SIZE))
     with Reader() as reader:
         cuts[1] = Cutout(big, 1, XY[1], (40_000, 40_000), "greedy", 150.0, 2.0)
-        found = list(reader.read(cuts))
-    assert [isinstance(one.image, Image) for one in found] == [True, False, True]
-    assert "more memory" in str(found[1].image)
-    assert (found[1].id, found[1].ra, found[1].number) == ("greedy", 150.0, 1)
+        results = list(reader.read(cuts))
+    assert [isinstance(result.image, Image) for result in results] == [True, False, True]
+    assert "more memory" in str(results[1].image)
+    assert (results[1].id, results[1].ra, results[1].number) == ("greedy", 150.0, 1)
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.03, 0.049, 0.0501, 0.07, 0.2, 3.0])
@@ -373,21 +386,21 @@ def field(tmp_path: Path, lenses: NDArray[np.float64]) -> Path:
     return save(tmp_path / "field.fits", pixels)
 
 
-def judged(inputs: list[Path], out: Path, **options: Path) -> list[dict[str, Any]]:
+def table_rows(inputs: list[Path], out: Path, **options: Path) -> list[dict[str, Any]]:
     predict_files.predict_to_table(Query("lensnet", inputs, **options), out)  # type: ignore[arg-type]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_a_lens_is_judged_as_if_cut_out_before(field: Path, lenses: NDArray[np.float64], tmp_path: Path) -> None:
+def test_a_lens_is_predicted_as_if_cut_out_before(field: Path, lenses: NDArray[np.float64], tmp_path: Path) -> None:
     names = [f"lens {number}" for number in range(3)]
     for number, counts in enumerate(lenses):
         np.save(tmp_path / f"{number}.npy", counts)
-    apart = judged([tmp_path / f"{number}.npy" for number in range(3)], tmp_path / "apart.jsonl")
+    apart = table_rows([tmp_path / f"{number}.npy" for number in range(3)], tmp_path / "apart.jsonl")
     for at in (
         on_sky(tmp_path / "sky.csv", (400, 600), LENSES, id=names),
         positions(tmp_path / "pixels.csv", LENSES, id=names),
     ):
-        rows = judged([field], tmp_path / f"{at.stem}.jsonl", at=at)
+        rows = table_rows([field], tmp_path / f"{at.stem}.jsonl", at=at)
         assert [row["id"] for row in rows] == names
         assert [row["label"] for row in rows] == ["no", "sphere", "vort"]
         assert {(row["path"], row["notes"], row["error"]) for row in rows} == {(str(field), "", "")}
@@ -402,15 +415,15 @@ def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> N
     save(tmp_path / "fine.fits", pixels, scale=0.025)
     centres = tuple((2 * x + 0.5, 2 * y + 0.5) for x, y in LENSES)
     apart = [save(tmp_path / f"{xy}.fits", around(pixels, xy, size), scale=0.025) for xy in centres]
-    expected = judged(apart, tmp_path / "apart.jsonl")
-    rows = judged([tmp_path / "fine.fits"], tmp_path / "a.jsonl", at=positions(tmp_path / "a.csv", centres))
+    expected = table_rows(apart, tmp_path / "apart.jsonl")
+    rows = table_rows([tmp_path / "fine.fits"], tmp_path / "a.jsonl", at=positions(tmp_path / "a.csv", centres))
     assert [row["p_vort"] for row in rows] == [row["p_vort"] for row in expected]
     assert {str(row["notes"]) for row in rows} == {
         "resampled from 0.025 to 0.05 arcsec a pixel; cut to 150 x 150 pixels"
     }
 
 
-def test_a_scale_that_is_unknown_is_told_or_given(field: Path, tmp_path: Path) -> None:
+def test_an_unknown_scale_is_noted_or_set_by_the_user(field: Path, tmp_path: Path) -> None:
     at, bare = positions(tmp_path / "a.csv", LENSES), save(tmp_path / "bare.fits", fits.getdata(field), has_sky=False)
     (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at))
     assert (first.notes, first.ra) == (("pixel scale unknown, taken as 0.05",), None)
@@ -422,22 +435,22 @@ def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, m
     monkeypatch.setattr(tables, "BATCH", 4)
     monkeypatch.setattr(predictor, "BATCH", 4)
     at = positions(tmp_path / "a.csv", (*LENSES, (-9.0, 9.0), *LENSES, *LENSES), name=list("abcdefghij"))
-    whole = judged([field], tmp_path / "whole.jsonl", at=at)
+    whole = table_rows([field], tmp_path / "whole.jsonl", at=at)
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]
-    add, seen = tables.Journal.add, []
+    add, added = tables.Journal.add, []
 
-    def killed(self: tables.Journal, place: tuple[int, int], one: tables.Record) -> None:
-        if place == (6, 0) and place not in seen:
-            seen.append(place)
+    def killed(self: tables.Journal, place: tuple[int, int], row: tables.Record) -> None:
+        if place == (6, 0) and place not in added:
+            added.append(place)
             raise KeyboardInterrupt
-        seen.append(place)
-        add(self, place, one)
+        added.append(place)
+        add(self, place, row)
 
     monkeypatch.setattr(tables.Journal, "add", killed)
     with pytest.raises(KeyboardInterrupt):
-        judged([field], tmp_path / "a.jsonl", at=at)
-    assert judged([field], tmp_path / "a.jsonl", at=at) == whole
-    assert seen == [(n, 0) for n in (*range(7), *range(4, 10))]
+        table_rows([field], tmp_path / "a.jsonl", at=at)
+    assert table_rows([field], tmp_path / "a.jsonl", at=at) == whole
+    assert added == [(n, 0) for n in (*range(7), *range(4, 10))]
 
 
 def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,8 +461,8 @@ def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatc
     at = positions(tmp_path / "a.csv", LENSES)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tables.Journal, "finish", killed)
-        judged([field], tmp_path / "a.jsonl", at=at)
-    rows = judged([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))
+        table_rows([field], tmp_path / "a.jsonl", at=at)
+    rows = table_rows([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))
     assert [row["label"] for row in rows] == ["vort", "sphere", "no"]
 
 
@@ -460,10 +473,10 @@ def test_the_command_takes_one_image_and_a_catalogue(
     with pytest.raises(SystemExit) as end:
         cli.main(["predict", str(field), "--at", str(at)])
     assert end.value.code == 0
-    told = capsys.readouterr()
-    rows = [line.split("\t") for line in told.out.splitlines()[1:]]
+    printed = capsys.readouterr()
+    rows = [line.split("\t") for line in printed.out.splitlines()[1:]]
     assert [Path(row[0]).name for row in rows] == [f"field.fits#{number}" for number in range(4)]
     assert [row[1] for row in rows] == ["no", "sphere", "vort", ""]
-    assert "1 of 4 images could not be judged" in told.err
+    assert "1 of 4 images could not be" in printed.err
     with pytest.raises(ConfigError, match="one image only"):
         list(predict_files.predict(Query("lensnet", [field, field], at=at)))

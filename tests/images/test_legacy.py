@@ -29,7 +29,7 @@ HUGE_BYTES = b"\x8e" + (2**60).to_bytes(8, "little") + b"."
 
 
 class Call:
-    """Pickled as a call of something, and what it is then told its state is."""
+    """Pickled as a call of a function, and the state that is set on its result."""
 
     def __init__(self, *reduced: Any) -> None:
         self._reduced = reduced
@@ -40,8 +40,8 @@ class Call:
 
 @pytest.fixture(scope="module")
 def opener() -> Iterator[Opener]:
-    with Opener() as one:
-        yield one
+    with Opener() as opener_:
+        yield opener_
 
 
 def counts(side: int = 16) -> NDArray[np.int64]:
@@ -49,7 +49,7 @@ def counts(side: int = 16) -> NDArray[np.int64]:
 
 
 def axion(pixels: Any = None, value: object = np.float64(AXION_MASS)) -> NDArray[np.object_]:
-    """What DeepLenseSim saves of an axion."""
+    """The array that DeepLenseSim saves for an axion."""
     both = np.empty(2, object)
     both[:] = [counts() if pixels is None else pixels, value]
     return both
@@ -143,13 +143,13 @@ def test_what_would_run_elsewhere_is_refused_and_does_not_run(opener: Opener, tm
         (b"ca\nb\x1b[31m" + b"c" * 200 + b"\n.", r"'a.b\x1b[31mccc"),
     ],
 )
-def test_a_name_that_no_number_needs_is_told(opener: Opener, tmp_path: Path, pickled: bytes, name: str) -> None:
-    told = refused(opener, tmp_path / "a.npy", pickled)
-    assert name in told
-    assert "c" * 100 not in told
+def test_a_name_that_no_number_needs_is_in_the_error(opener: Opener, tmp_path: Path, pickled: bytes, name: str) -> None:
+    error = refused(opener, tmp_path / "a.npy", pickled)
+    assert name in error
+    assert "c" * 100 not in error
 
 
-ODD = {
+FORGED = {
     "a dtype of fields": Call(np.dtype, ([("a", "O")],)),
     "a dtype of bytes": Call(np.dtype, ("V8", False, True)),
     "two dtypes": Call(np.dtype, ("O8,f8", False, True)),
@@ -157,7 +157,7 @@ ODD = {
     "a dtype with fields in its state": Call(
         np.dtype, ("f8", False, True), (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 16)
     ),
-    "a dtype in a strange order": Call(np.dtype, ("f8", False, True), (3, "|O,", None, None, None, -1, -1, 0)),
+    "a dtype in an unknown order": Call(np.dtype, ("f8", False, True), (3, "|O,", None, None, None, -1, -1, 0)),
     "a huge array to begin with": Call(_reconstruct, (np.ndarray, (10**12,), b"b")),
     "an array of another class": Call(_reconstruct, (np.dtype, (0,), b"b")),
     "an array that is called": Call(np.ndarray, ((10**12,),)),
@@ -180,15 +180,15 @@ ODD = {
         _reconstruct, (np.ndarray, (0,), b"b"), (1, (-16, -16), np.dtype("f8"), False, bytes(2048))
     ),
     "many objects of few": Call(_reconstruct, (np.ndarray, (0,), b"b"), (1, (10**9,), np.dtype("O"), False, [1.0])),
-    "an array that is told its attributes": Call(_reconstruct, (np.ndarray, (0,), b"b"), {"content": 3}),
+    "an array whose attributes are set": Call(_reconstruct, (np.ndarray, (0,), b"b"), {"content": 3}),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_what_numpy_would_be_asked_for_is_checked(opener: Opener, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", FORGED)
+def test_arguments_for_numpy_are_checked(opener: Opener, tmp_path: Path, name: str) -> None:
     before = peak_memory()
-    told = refused(opener, tmp_path / "a.npy", pickle.dumps(axion(pixels=ODD[name])))
-    assert "truncated, or not an array of numbers" in told
+    error = refused(opener, tmp_path / "a.npy", pickle.dumps(axion(pixels=FORGED[name])))
+    assert "truncated, or not an array of numbers" in error
     assert peak_memory() - before < 20e6
 
 
@@ -214,8 +214,8 @@ def test_damaged_files_are_errors_or_still_numbers(opener: Opener, tmp_path: Pat
     rng, path, n_refused = np.random.default_rng(0), tmp_path / "a.npy", 0
     for turn in range(400):
         data = bytearray(write(path, pickle.dumps(axion(counts(3)), turn % 6)).read_bytes())
-        for place in rng.integers(8 if turn % 3 else 128, len(data), 1 + turn % 4):
-            data[place] = rng.integers(256)
+        for offset in rng.integers(8 if turn % 3 else 128, len(data), 1 + turn % 4):
+            data[offset] = rng.integers(256)
         path.write_bytes(data[: rng.integers(len(data))] if turn % 5 == 0 else data)
         try:
             array = opener.open(path).array
@@ -255,7 +255,7 @@ def test_files_that_are_not_there_say_so(opener: Opener, tmp_path: Path, name: s
 
 def test_a_large_file_is_refused_unread(opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legacy, "MAX_FILE_BYTES", 100)
-    with pytest.raises(ImageError, match="100 are allowed"):
+    with pytest.raises(ImageError, match="has 2,460 bytes; needs at most 100"):
         opener.open(write(tmp_path / "a.npy", pickle.dumps(axion())))
 
 
@@ -302,9 +302,9 @@ def sublens(*arguments: str | Path) -> int:
 
 def test_a_folder_is_converted_as_it_is(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens(model, "--out", tmp_path / "out") == 0
-    left, came = ({str(path.relative_to(top)) for path in top.rglob("*.npy")} for top in (model, tmp_path / "out"))
-    assert left - came == {"test/axion/1.npy"}
-    assert all(np.array_equal(formats.read(tmp_path / "out" / name).pixels, counts() + int(name[-5])) for name in came)
+    before, after = ({str(path.relative_to(top)) for path in top.rglob("*.npy")} for top in (model, tmp_path / "out"))
+    assert before - after == {"test/axion/1.npy"}
+    assert all(np.array_equal(formats.read(tmp_path / "out" / name).pixels, counts() + int(name[-5])) for name in after)
     rows = (tmp_path / "out" / "legacy.csv").read_text().splitlines()
     assert sorted(rows) == [
         "path,value",
@@ -331,12 +331,12 @@ def test_nothing_is_left_where_no_file_could_be_converted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sublens(model / "test" / "axion" / "1.npy", model / "none.npy", "--out", tmp_path / "out") == 1
-    assert "None of 2 files" in capsys.readouterr().err
+    assert "none of 2 files" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def gathered(inputs: list[Path], out: Path) -> tuple[set[str], list[str]]:
-    """The files that come of it, and the errors."""
+def converted(inputs: list[Path], out: Path) -> tuple[set[str], list[str]]:
+    """The new files, and the errors."""
     errors = list[str]()
     legacy.convert(inputs, out, on_error=lambda err: errors.append(str(err)))
     return {str(path.relative_to(out)) for path in out.rglob("*.npy")}, errors
@@ -344,35 +344,35 @@ def gathered(inputs: list[Path], out: Path) -> tuple[set[str], list[str]]:
 
 def test_several_folders_keep_their_names(model: Path, tmp_path: Path) -> None:
     inputs = [model / "train" / "axion", model / "train" / "no_sub", model / "test" / "no_sub" / "*.npy"]
-    came, errors = gathered(inputs, tmp_path / "out")
-    assert came == {"axion/0.npy", "axion/1.npy", "no_sub/0.npy", "no_sub/1.npy", "0.npy", "1.npy"}
+    names, errors = converted(inputs, tmp_path / "out")
+    assert names == {"axion/0.npy", "axion/1.npy", "no_sub/0.npy", "no_sub/1.npy", "0.npy", "1.npy"}
     assert errors == []
 
 
 def test_of_two_files_with_one_name_the_first_is_kept(model: Path, tmp_path: Path) -> None:
-    came, errors = gathered(
+    names, errors = converted(
         [model / "train" / "axion" / "1.npy", model / "test" / "no_sub" / "1.npy"], tmp_path / "out"
     )
-    assert came == {"1.npy"}
+    assert names == {"1.npy"}
     assert len(errors) == 1
     assert "1.npy: two files have this name" in errors[0]
     assert np.load(tmp_path / "out" / "1.npy").dtype == np.float64
 
 
-def test_files_of_other_kinds_are_told_and_links_out_are_not_followed(model: Path, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_errors_and_links_out_are_not_followed(model: Path, tmp_path: Path) -> None:
     (model / "train" / "axion" / "a.png").touch()
     (model / "train" / "axion" / "b.npy").symlink_to(model / "test" / "axion" / "0.npy")
-    came, errors = gathered([model / "train" / "axion"], tmp_path / "out")
-    assert came == {"0.npy", "1.npy"}
+    names, errors = converted([model / "train" / "axion"], tmp_path / "out")
+    assert names == {"0.npy", "1.npy"}
     assert len(errors) == 2
     assert "a.png: is not a .npy file" in errors[0]
     assert "a link out of" in errors[1]
 
 
-@pytest.mark.parametrize("place", [lambda model: model / "out", lambda model: model.parent])
-def test_the_result_does_not_overlap_its_source(model: Path, place: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("target", [lambda model: model / "out", lambda model: model.parent])
+def test_the_result_does_not_overlap_its_source(model: Path, target: Callable[[Path], Path]) -> None:
     with pytest.raises(DataError, match="overlaps"):
-        gathered([model], place(model))
+        converted([model], target(model))
     assert (model / "train" / "axion" / "0.npy").is_file()
 
 

@@ -23,23 +23,23 @@ from sublens.images.reader import Reader, ReadResult
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[Reader]:
-    with Reader() as one:
-        yield one
+    with Reader() as reader_:
+        yield reader_
 
 
 def light(side: int = 24) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(30, 5, (side, side))
 
 
-def only(found: Iterator[ReadResult]) -> Image | ImageError:
-    (one,) = found
-    return one.image
+def only(results: Iterator[ReadResult]) -> Image | ImageError:
+    (result,) = results
+    return result.image
 
 
-def told(found: Iterator[ReadResult]) -> str:
-    error = only(found)
+def error_of(results: Iterator[ReadResult]) -> ImageError:
+    error = only(results)
     assert isinstance(error, ImageError)
-    return str(error)
+    return error
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.fits", "a.fits.gz", "a.tif", "a.h5", "a.zarr"])
@@ -76,34 +76,34 @@ def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> No
         group = zarr.open_group(str(tmp_path / name), mode="w")
         group.create_array("stack", data=stack)
         group.create_array("other", data=np.zeros(3))
-    assert "name one with --array. It has: other, stack" in told(reader.read([tmp_path / name]))
+    assert error_of(reader.read([tmp_path / name])).need == "one of other, stack"
     with Reader(ImageSelector(array="stack")) as chooser:
-        found = list(chooser.read([tmp_path / name]))
-    assert [(one.number, isinstance(one.image, Image)) for one in found] == [
+        results = list(chooser.read([tmp_path / name]))
+    assert [(result.number, isinstance(result.image, Image)) for result in results] == [
         *((0, True), (1, True), (2, False), (3, True))
     ]
-    assert f"{name}, image 2: every pixel is 3" in str(found[2].image)
+    assert f"{name}, image 2: every pixel is 3" in str(results[2].image)
 
 
 def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", light())
     with Reader(seconds=0.5) as reader:
         os.mkfifo(tmp_path / "b.npy")
-        found = list(reader.read([tmp_path / "b.npy", tmp_path / "a.npy"]))
-    assert "took too long" in str(found[0].image)
-    assert isinstance(found[1].image, Image)
+        results = list(reader.read([tmp_path / "b.npy", tmp_path / "a.npy"]))
+    assert "b.npy: took too long to read; needs a file that is read in seconds. Leave" in str(results[0].image)
+    assert isinstance(results[1].image, Image)
 
 
 def test_a_child_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.stack([light()] * 20))
     with Reader() as reader:
         places = []
-        for one in reader.read([tmp_path / "a.npz"] * 3):
-            assert isinstance(one.image, Image)
-            if one.place in ((0, 0), (1, 12)):
+        for result in reader.read([tmp_path / "a.npz"] * 3):
+            assert isinstance(result.image, Image)
+            if result.place in ((0, 0), (1, 12)):
                 assert reader._child is not None
                 os.kill(reader._child._process.pid, signal.SIGKILL)
-            places.append(one.place)
+            places.append(result.place)
     assert places == [(file, number) for file in range(3) for number in range(20)]
 
 
@@ -111,9 +111,11 @@ def test_a_file_that_ends_every_child_costs_one_error(tmp_path: Path, monkeypatc
     np.save(tmp_path / "a.npy", light())
     monkeypatch.setattr("sys.executable", "false")
     with Reader() as reader:
-        found = list(reader.read([tmp_path / "a.npy"] * 2))
-    assert [one.place for one in found] == [(0, 0), (1, 0)]
-    assert all("reading it fails" in str(one.image) for one in found)
+        results = list(reader.read([tmp_path / "a.npy"] * 2))
+    assert [result.place for result in results] == [(0, 0), (1, 0)]
+    assert all(
+        "reading it fails; needs an intact file that is read in 2 GiB" in str(result.image) for result in results
+    )
 
 
 def test_nothing_in_a_zarr_store_is_unpickled(reader: Reader, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_patterns_are_expanded(tmp_path: Path) -> None:
     assert isinstance(none, ReadResult)
 
 
-def test_few_missing_pixels_are_filled_and_told(reader: Reader, tmp_path: Path) -> None:
+def test_few_missing_pixels_are_filled_and_noted(reader: Reader, tmp_path: Path) -> None:
     pixels = light()
     pixels[0, :3] = np.nan
     fits.PrimaryHDU(pixels).writeto(tmp_path / "a.fits")
@@ -187,10 +189,10 @@ def test_few_missing_pixels_are_filled_and_told(reader: Reader, tmp_path: Path) 
     assert image.pixels[0, 0] == np.nanmedian(pixels)
     pixels[:5] = np.nan
     np.save(tmp_path / "b.npy", pixels)
-    assert "120 of 576 pixels are NaN" in told(reader.read([tmp_path / "b.npy"]))
+    assert "120 of 576 pixels are NaN" in error_of(reader.read([tmp_path / "b.npy"])).what
 
 
-def test_the_place_on_the_sky_is_read(reader: Reader, tmp_path: Path) -> None:
+def test_the_position_on_the_sky_is_read(reader: Reader, tmp_path: Path) -> None:
     hdu = fits.PrimaryHDU(light())
     hdu.header.update(
         CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=150.0, CRVAL2=2.0, CRPIX1=12.5, CRPIX2=12.5,
@@ -211,7 +213,7 @@ def test_a_named_extension_is_read(tmp_path: Path) -> None:
         (image,) = formats.read_all(tmp_path / "a.fits", ImageSelector(hdu=hdu))
         assert isinstance(image, Image)
         assert np.array_equal(image.pixels, light() + shift)
-    with pytest.raises(ImageError, match="has no extension MASK; it has 0: PRIMARY, 1: SCI, 2: ERR"):
+    with pytest.raises(ImageError, match="has no extension MASK; needs one of 0: PRIMARY, 1: SCI, 2: ERR"):
         list(formats.read_all(tmp_path / "a.fits", ImageSelector(hdu="MASK")))
 
 

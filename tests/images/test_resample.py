@@ -21,7 +21,7 @@ def test_a_resampled_sky_is_the_same_sky(side: int, scale: float) -> None:
     assert f"resampled from {scale:g} to 0.05 arcsec a pixel" in image.notes
 
 
-def test_what_is_coarser_is_smoothed_first() -> None:
+def test_an_image_for_a_coarser_grid_is_smoothed_first() -> None:
     noise = np.random.default_rng(0).normal(0, 1, (600, 600))
     image = resample_image(Image(noise, pixel_scale=0.01), (100, 100), 80, 0.05)
     assert image.pixels.std() < 0.35  # the mean of 25 pixels has 0.2, one of them 1
@@ -56,7 +56,7 @@ def test_an_image_with_an_empty_middle_is_refused() -> None:
         resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
 
 
-def test_only_what_the_network_never_sees_is_filled() -> None:
+def test_only_pixels_outside_the_network_input_are_filled() -> None:
     pixels = np.arange(52.0 * 52).reshape(52, 52)
     image = resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
     assert np.array_equal(image.pixels[4:56, 4:56], pixels)
@@ -65,14 +65,14 @@ def test_only_what_the_network_never_sees_is_filled() -> None:
         resample_image(Image(pixels[:49], pixel_scale=1), (60, 60), 50, 1)
 
 
-def test_an_unknown_scale_is_told() -> None:
+def test_an_unknown_scale_is_noted() -> None:
     image = Image(blob(60, 0.1))
     assert resample_image(image, (60, 60), 50, 0.1).notes == ("pixel scale unknown, taken as 0.1",)
     assert resample_image(image, (60, 60), 50, None).notes == ("pixel scale unknown",)
-    assert resample_image(image, (60, 60), 50, 0.1, given_scale=0.1).notes == ()
+    assert resample_image(image, (60, 60), 50, 0.1, image_scale=0.1).notes == ()
 
 
-def test_values_that_look_wrong_are_told() -> None:
+def test_doubtful_values_are_noted() -> None:
     pixels = blob(60, 0.1)
     bright = Image(pixels.clip(None, 0.9), pixel_scale=0.1)
     assert resample_image(bright, (60, 60), 50, 0.1).notes == (f"{(pixels >= 0.9).sum()} pixels look saturated",)
@@ -82,6 +82,6 @@ def test_values_that_look_wrong_are_told() -> None:
     )
 
 
-def test_a_simulated_image_has_nothing_to_tell() -> None:
+def test_a_simulated_image_has_no_notes() -> None:
     counts = np.random.default_rng(3).poisson(10 + 300 * blob(150, 0.05))
     assert resample_image(Image(counts.astype(float), pixel_scale=0.05), (150, 150), 96, 0.05).notes == ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_a_table_goes_on_where_it_was(folder: Path, small_slices: None) -> None:
 
 @pytest.mark.slow
 def test_workers_that_are_killed_leave_no_trace(tmp_path: Path) -> None:
-    """Ten each while 20,000 images are made and 50,000 are judged."""
+    """Ten workers each are killed while 20,000 images are simulated and 50,000 are classified."""
     arguments = ("common-test-1", "--train", "16000", "--test", "4000", "--seed", "9")
     command("simulate", *arguments, "--out", str(tmp_path / "alone"), "--workers", "2")
     begun = tmp_path / ".store.partial" / "train" / "images-00000.npy"
@@ -204,21 +205,21 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
     assert tables[0] == tables[1]
 
 
-def test_a_worker_that_finds_something_else_says_so(easy_folder: Path) -> None:
+def test_another_network_or_data_set_on_a_worker_is_an_error(easy_folder: Path) -> None:
     split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
-    lot = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
+    task = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
-        predict_dataset._load_predictor_and_part(lot)
+        predict_dataset._load_predictor_and_part(task)
     digest = bundle.read_card(bundle.locate(lensnet)).weights_sha256
     with pytest.raises(DataError, match="easy: is another data set there"):
-        predict_dataset._load_predictor_and_part(lot._replace(weights_sha256=digest))
+        predict_dataset._load_predictor_and_part(task._replace(weights_sha256=digest))
 
 
-def full(one: int) -> int:
+def full(number: int) -> int:
     raise OSError(28, "No space left on device", "/scratch/a")
 
 
-def ended(one: int) -> int:
+def ended(number: int) -> int:
     os._exit(1)
 
 
@@ -228,13 +229,13 @@ def list_of(work: Callable[[int], int]) -> list[int]:
 
 
 def test_a_full_disk_names_its_worker() -> None:
-    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: .*No space left on device.*run the command again"):
+    with pytest.raises(DataError, match=r"^tcp://127.0.0.1:\d+: .*No space left on device.*run the command again"):
         list_of(full)
 
 
 def test_work_that_ends_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dask.SETTINGS, "distributed.scheduler.allowed-failures", 1)
-    with pytest.raises(DataError, match="ended while they were at work; is memory short there"):
+    with pytest.raises(DataError, match="ended while they were at work; needs enough memory"):
         list_of(ended)
 
 
@@ -244,21 +245,26 @@ def test_a_worker_lost_at_the_start_is_started_again(n_lost: int, monkeypatch: p
 
     whole, left = distributed.LocalCluster, list(range(n_lost))
 
-    def fragile(**given: object) -> object:
+    def fragile(**settings: object) -> object:
         if left:
             left.pop()
             raise RuntimeError("Nanny failed to start.")
-        return whole(**given)
+        return whole(**settings)
 
     monkeypatch.setattr(distributed, "LocalCluster", fragile)
     if n_lost < dask.STARTS:
         assert list_of(abs) == [0]
     else:
-        with pytest.raises(DataError, match="ended as they were started, 3 times"):
+        with pytest.raises(DataError, match="ended as they started, 3 times"):
             list_of(abs)
 
 
-def test_a_cluster_tells_how_it_goes() -> None:
+def test_two_clusters_of_one_machine_do_not_meet() -> None:
+    with dask.open_cluster("local:1") as mapper, dask.open_cluster("local:1") as other:
+        assert list(mapper(abs, [-1])) == list(other(abs, [-1])) == [1]
+
+
+def test_a_cluster_reports_its_progress() -> None:
     with dask.open_cluster("local:2") as mapper:
         assert list(mapper(abs, range(5))) == list(range(5))
         assert mapper.told() == "5 slices done, 0 under way on 2 workers"
@@ -266,28 +272,44 @@ def test_a_cluster_tells_how_it_goes() -> None:
 
 def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "version", lambda name: "99")
-    with pytest.raises(DataError, match=r"tcp://127.0.0.1:\d+: has sublens .*; needs 99"), dask.open_cluster("local:1"):
+    with (
+        pytest.raises(DataError, match=r"^tcp:.*\d: has sublens .*; needs 99"),
+        dask.open_cluster("local:1"),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("local:0", "needs local, local:N"),
-        ("local:x", "needs local, local:N"),
-        ("nowhere", "needs local, local:N"),
-        ("slurm:", "needs local, local:N"),
+        ("local:0", "is no cluster; needs local, local:N"),
+        ("local:x", "is no cluster; needs local, local:N"),
+        ("nowhere", "is no cluster; needs local, local:N"),
+        ("slurm:", "is no cluster; needs local, local:N"),
         ("slurm:missing.toml", "missing.toml: cannot be used"),
-        ("tcp://127.0.0.1:9", "No scheduler answers at tcp://127.0.0.1:9"),
+        ("tcp://127.0.0.1:9", "tcp://127.0.0.1:9: no scheduler answers"),
     ],
 )
-def test_what_is_no_cluster_is_told_in_words(where: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_cluster_is_an_error_in_words(
+    where: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dask, "CONNECT_SECONDS", 1)
     with pytest.raises(ConfigError, match=words), dask.open_cluster(where):
         pass
 
 
-def test_an_error_on_a_worker_is_ours_to_tell(small_survey: Survey, tmp_path: Path) -> None:
+def fail(number: int) -> None:
+    raise DataError("holds 3 images", need="50", next="Add some.", path=f"folder {number}")
+
+
+def test_an_error_of_a_worker_keeps_its_fields_and_names_the_worker() -> None:
+    with pytest.raises(DataError) as caught:
+        list_of(fail)  # type: ignore[arg-type]
+    assert re.fullmatch(r"tcp://127.0.0.1:\d+: folder 0", str(caught.value.path))
+    assert (caught.value.what, caught.value.need, caught.value.next) == ("holds 3 images", "50", "Add some.")
+
+
+def test_an_error_of_the_simulator_comes_back_from_a_worker(small_survey: Survey, tmp_path: Path) -> None:
     heavy = small_survey.model_copy(
         update={"halo": small_survey.halo.model_copy(update={"mass_msun": small_survey.subhaloes.mass_msun})}
     )

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +39,10 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "mine").write_text("precious")
-    with pytest.raises(DataError, match="exists already.*--force"), files.whole_folder(tmp_path / "store", force=False):
+    with (
+        pytest.raises(DataError, match="exists already; needs a new or empty folder.*--force"),
+        files.whole_folder(tmp_path / "store", force=False),
+    ):
         pass
     assert (tmp_path / "store" / "mine").read_text() == "precious"
 
@@ -54,7 +59,7 @@ def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) 
 
 def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="could not be written"):
+    with pytest.raises(DataError, match=r"below: could not be written \(.*needs a place with free space"):
         files.write_bytes(tmp_path / "file" / "below", b"x")
 
 
@@ -103,12 +108,12 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 
 
 def interrupted(out: Path, plan: str, *, force: bool = False) -> list[str]:
-    """What was there when a block began that breaks off after some work."""
+    """Names in the folder as a block begins that breaks off after some work."""
     with suppress(KeyboardInterrupt), files.whole_folder(out, force=force, plan=plan) as partial:
-        found = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
+        names = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
         (partial / plan).touch()
         raise KeyboardInterrupt
-    return found
+    return names
 
 
 def test_kept_work_is_found_again_by_the_same_plan_alone(tmp_path: Path) -> None:
@@ -150,5 +155,51 @@ def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "link"):
-        with pytest.raises(DataError, match="no folder"):
+        with pytest.raises(DataError, match="exists and is not a folder; needs a folder"):
             files.refuse_existing(tmp_path / name, force=True)
+
+
+HOLD_LOCK = """
+import sys, pathlib
+from sublens.storage.files import lock_file
+with lock_file(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_on_a_file_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal"
+    command = [sys.executable, "-c", HOLD_LOCK, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(DataError, match="journal: another process is writing there"), files.lock_file(path):
+            pass
+        process.kill()
+    with files.lock_file(path) as file:
+        file.write(b"row")
+    assert path.read_bytes() == b"row"
+
+
+def test_a_lock_on_a_file_ends_with_the_block(tmp_path: Path) -> None:
+    for row in (b"1", b"2"):
+        with files.lock_file(tmp_path / "a") as file:
+            file.write(row)
+            with pytest.raises(DataError, match="another process"), files.lock_file(tmp_path / "a"):
+                pass
+    assert (tmp_path / "a").read_bytes() == b"12"
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_file_removed_before_it_was_locked_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    def finish(handle: int, operation: int) -> None:  # what another process does between our open and our lock
+        (tmp_path / "a").rename(tmp_path / "finished")
+        if is_new:
+            (tmp_path / "a").touch()
+
+    monkeypatch.setattr("fcntl.flock", finish)
+    with pytest.raises(DataError, match="another process"), files.lock_file(tmp_path / "a"):
+        pass

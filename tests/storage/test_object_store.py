@@ -47,18 +47,18 @@ def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_path_on_a_store_is_a_path() -> None:
-    given = object_store.parse_path("s3://bucket/folder/a.npy")
-    assert isinstance(given, Remote)
-    assert str(given / "b") == "s3://bucket/folder/a.npy/b"
-    assert (str(given.parent), given.name, given.suffix) == ("s3://bucket/folder", "a.npy", ".npy")
-    assert str(given.with_name("b.fits")) == "s3://bucket/folder/b.fits"
-    assert given.relative_to(given.parent).as_posix() == "a.npy"
-    assert hash(given) == hash(object_store.parse_path("s3://bucket/folder/a.npy"))
-    assert deserialize(*serialize(given)) == given  # as Dask carries it
+    path = object_store.parse_path("s3://bucket/folder/a.npy")
+    assert isinstance(path, Remote)
+    assert str(path / "b") == "s3://bucket/folder/a.npy/b"
+    assert (str(path.parent), path.name, path.suffix) == ("s3://bucket/folder", "a.npy", ".npy")
+    assert str(path.with_name("b.fits")) == "s3://bucket/folder/b.fits"
+    assert path.relative_to(path.parent).as_posix() == "a.npy"
+    assert hash(path) == hash(object_store.parse_path("s3://bucket/folder/a.npy"))
+    assert deserialize(*serialize(path)) == path  # as Dask carries it
     assert type(object_store.parse_path("folder/a.npy")) is type(Path())
 
 
-def test_a_store_tells_what_is_there(shelf: Remote, tmp_path: Path) -> None:
+def test_a_store_is_listed(shelf: Remote, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"abc")
     object_store.send(tmp_path / "one", shelf / "below" / "one #1")
     file = shelf / "below" / "one #1"
@@ -117,7 +117,7 @@ def test_folders_that_became_empty_are_gone(shelf: Remote, tmp_path: Path) -> No
     object_store.send_folder(tmp_path, shelf, "")
     (tmp_path / "test" / "no" / "1").unlink()
     object_store.send_folder(tmp_path, shelf, "")
-    assert sorted(one.name for one in shelf.iterdir()) == ["manifest.json", "train"]
+    assert sorted(path.name for path in shelf.iterdir()) == ["manifest.json", "train"]
 
 
 def test_work_is_not_begun_where_its_result_could_not_be_sent(bucket: Remote, small_survey: Survey) -> None:
@@ -125,17 +125,17 @@ def test_work_is_not_begun_where_its_result_could_not_be_sent(bucket: Remote, sm
         generate.simulate(small_survey, {"train": 10**9}, Remote("s3://nowhere/store"), seed=1)
 
 
-def test_defaults_are_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Path] = []
+def test_defaults_are_paths_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets: list[Path] = []
 
     def demo(out: Path, *rest: object, **more: object) -> None:
-        given.append(out)
+        targets.append(out)
         raise DataError("enough")
 
     monkeypatch.setattr(workflows, "demo", demo)
     with pytest.raises(SystemExit):
         cli.main(["demo"])
-    assert given == [Path("demo")]
+    assert targets == [Path("demo")]
 
 
 def test_a_simulated_store_is_the_same(shelf: Remote, tmp_path: Path, small_survey: Survey) -> None:
@@ -167,13 +167,13 @@ def test_a_store_that_was_half_sent_is_finished(
         generate.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert (shelf / object_store.UNFINISHED).is_file()
     assert not (shelf / "manifest.json").exists()
-    for look in (
+    for act in (
         object_store.local,
-        lambda there: list(listing.list_images([there])),
-        lambda there: dataset.pack(there, tmp_path / "a"),
+        lambda path: list(listing.list_images([path])),
+        lambda path: dataset.pack(path, tmp_path / "a"),
     ):
         with pytest.raises(DataError, match="is not complete"):
-            look(shelf)
+            act(shelf)
     generate.simulate(small_survey, SIZES, shelf, seed=3)  # type: ignore[arg-type]
     assert not (shelf / object_store.UNFINISHED).exists()
     assert not list(tmp_path.rglob("sublens/*"))
@@ -186,17 +186,17 @@ def send_all(folder: Path, target: Remote) -> None:
     object_store.send_folder(folder, target, "")
 
 
-def told(inputs: list[Path], root: Path) -> list[dict[str, tables.Cell]]:
-    """Rows of what was judged, with paths below the root."""
+def records(inputs: list[Path], root: Path) -> list[dict[str, tables.Cell]]:
+    """Rows of the table, with paths below the root."""
     rows = [
         tables.record(row, ("no", "sphere", "vort"), "", "") for row in predict_files.predict(Query("lensnet", inputs))
     ]
     return [{**row, "path": str(row["path"]).removeprefix(str(root))} for row in rows]
 
 
-def test_images_are_judged_the_same(shelf: Remote, cutouts: Path) -> None:
+def test_images_get_the_same_predictions(shelf: Remote, cutouts: Path) -> None:
     send_all(cutouts, shelf)
-    here, there = told([cutouts], cutouts), told([shelf], shelf)
+    here, there = records([cutouts], cutouts), records([shelf], shelf)
     for row in (*here, *there):
         row["error"] = str(row["error"]).replace(str(shelf), str(cutouts))
     assert there == here
@@ -205,7 +205,7 @@ def test_images_are_judged_the_same(shelf: Remote, cutouts: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "paths"),
     [
         ("*.npy", ["/0.npy", "/1.npy", "/2.npy", "/3.npy", "/4.npy", "/5.npy", "/6.npy"]),
         ("**/[8].npy", [""]),
@@ -217,18 +217,18 @@ def test_images_are_judged_the_same(shelf: Remote, cutouts: Path) -> None:
         ("none", [""]),
     ],
 )
-def test_patterns_mean_the_same(shelf: Remote, cutouts: Path, pattern: str, found: list[str]) -> None:
+def test_patterns_mean_the_same(shelf: Remote, cutouts: Path, pattern: str, paths: list[str]) -> None:
     send_all(cutouts, shelf)
-    rows = told([shelf / pattern], shelf)
-    if found == [""]:
+    rows = records([shelf / pattern], shelf)
+    if paths == [""]:
         assert "Check the name" in str(rows[0]["error"])
     else:
-        assert [row["path"] for row in rows] == found
+        assert [row["path"] for row in rows] == paths
 
 
 def test_a_file_that_is_not_there_is_a_row_that_says_so(shelf: Remote) -> None:
-    (row,) = told([shelf / "none.npy"], shelf)
-    assert row["error"] == f"{shelf / 'none.npy'}: no such file or folder. Check the address."
+    (row,) = records([shelf / "none.npy"], shelf)
+    assert row["error"] == f"{shelf / 'none.npy'}: no such file or folder; needs an address of one. Check the address."
 
 
 def test_a_table_is_written_there_and_goes_on(
@@ -304,22 +304,22 @@ class Forbidding(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None: ...
 
 
-def test_a_bucket_without_permission_is_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_bucket_without_permission_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Forbidding) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        object_store._opened.cache_clear()
-        for act in (lambda there: object_store.local(there), lambda there: files.write_bytes(there, b"a")):
-            with pytest.raises(DataError, match=r"s3://closed/a: cannot be reached .*your rights there"):
+        object_store._open_store.cache_clear()
+        for act in (object_store.local, lambda path: files.write_bytes(path, b"a")):
+            with pytest.raises(DataError, match=r"s3://closed/a: cannot be reached .*needs .*your rights there"):
                 act(Remote("s3://closed/a"))
-        object_store._opened.cache_clear()
+        object_store._open_store.cache_clear()
         server.shutdown()
 
 
-def test_a_bucket_that_is_not_there_and_a_strange_place_are_told_in_words(bucket: Remote, tmp_path: Path) -> None:
+def test_a_bucket_that_is_not_there_and_an_unknown_store_are_errors_in_words(bucket: Remote, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://nowhere/a.csv: cannot be reached \(AWS Error NO_SUCH_BUCKET"):
         files.write_bytes(object_store.parse_path("s3://nowhere/a.csv"), b"a")
-    with pytest.raises(DataError, match="knows no such kind of place"):
+    with pytest.raises(DataError, match="ftp9://: is a kind of store that sublens does not know; needs s3://"):
         object_store.local(object_store.parse_path("ftp9://nowhere/a.csv"))
 
 
@@ -340,6 +340,6 @@ def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -
         list(predict_files.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "none.csv")))
 
 
-def test_the_journal_says_what_was_asked_for(shelf: Remote) -> None:
+def test_the_journal_names_the_inputs(shelf: Remote) -> None:
     plan = Query("lensnet", [shelf / "a.npy"]).plan(bundle.read_card(bundle.locate("lensnet")))
     assert json.dumps(plan["inputs"]) == json.dumps([f"{shelf}/a.npy"])

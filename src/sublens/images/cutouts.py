@@ -1,8 +1,8 @@
 """One big FITS image and a catalogue of positions -> a cutout around each.
 
-Of the image no more is read than the rows of one cutout, so it may be larger than the memory; of the
-catalogue no more is kept than positions and names. What time and memory both may take is limited by
-the child process in `reading`.
+No more of the image is read than the rows of one cutout, so it may be larger than the memory; no more
+of the catalogue is kept than positions and names. Both are read in the child process of `reader`, which
+limits time and memory.
 """
 
 import csv
@@ -19,32 +19,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
-from sublens.images import formats
+from sublens.images import fits_image, formats
+from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors
 from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
 MAX_POSITIONS = 1_000_000
+"""Most positions in a catalogue."""
 MAX_CATALOGUE_BYTES = 2**28
+"""Largest size of a catalogue."""
 FITS_BLOCK = 2880
-"""Bytes that the parts of a FITS file are filled up to, which not all programs do at the end."""
+"""Bytes that the parts of a FITS file are padded to, though not all programs pad the last one."""
 DESCRIPTOR_BYTES = 8
-"""That a compressed tile takes at least, beside its pixels."""
+"""Least number of bytes that a compressed tile takes beside its pixels."""
 DECIMALS = 3
-"""Of a position in pixels, so that both ways to give the same one end in the same cutout."""
+"""Decimals of a position in pixels, so that sky and pixel coordinates of one position give the same cutout."""
 SKY, PIXELS = ("ra", "dec"), ("x", "y")
 NAMES = ("id", "name")
-NEED = "needs ra, dec (degrees) or x, y (pixels, the first is 0)"
+NEED = "ra, dec (degrees) or x, y (pixels, the first is 0)"
+"""The columns that a catalogue needs."""
 
 
 class Cutout(NamedTuple):
-    """A cutout that is wanted of a big image."""
+    """A cutout to make from a big image."""
 
     path: Path
     number: int
-    """Place in the catalogue."""
+    """Index in the catalogue."""
     xy: tuple[float, float]
-    """Its centre, pixels of which the first is 0; NaN where there is none."""
+    """Its centre, pixels counted from 0; NaN where there is none."""
     size: tuple[int, int]
     """Height and width, pixels."""
     id: str = ""
@@ -56,16 +60,16 @@ class Cutout(NamedTuple):
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the positions of a catalogue lie in a big image, in the catalogue's order."""
+    """The positions of a catalogue in a big image, in the catalogue's order."""
 
     xy: NDArray[np.float64]
-    """Pixels [n, 2] of which the first is 0; NaN where there is none."""
+    """Pixels [n, 2], counted from 0; NaN where there is none."""
     sky: NDArray[np.float64]
     """Right ascension and declination [n, 2], degrees; NaN where there is none."""
     ids: NDArray[Any]
     """Names [n], empty where the catalogue has none."""
     pixel_scale: float | None
-    """Arcsec a pixel of the image, where it tells."""
+    """Arcsec a pixel of the image, where its header gives it."""
 
     def cuts(self, path: Path, size: tuple[int, int]) -> "Cutouts":
         """Cutouts of `size` of the image at `path`."""
@@ -94,35 +98,40 @@ class Cutouts:
 class Mosaic:
     """A big FITS image, opened but not read, to be closed by a `with` block.
 
-    Raises `ImageError` where that cannot be done.
+    Opening it raises `ImageError` where the file is missing, damaged or no FITS image.
     """
 
     def __init__(self, path: Path, hdu: str | None) -> None:
+        check_exists(path)
+        if not formats.is_fits(path):
+            raise ImageError(
+                "is no FITS image", need="one, to cut it at positions", next="Convert it to FITS.", path=path
+            )
+        with name_errors(path):
+            self._open(path, hdu)
+
+    def _open(self, path: Path, hdu: str | None) -> None:
         from astropy.io import fits  # slow to import
 
-        if not path.is_file():
-            raise ImageError(f"{path}: no such file. Check the path.")
-        if not formats.is_fits(path):
-            raise ImageError(f"{path}: is no FITS image, which alone can be cut at positions. Convert it.")
-        self.path, self._file = path, formats.unpack(path)
+        self.path, self._file = path, fits_image.unpack(path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what matters of it is checked below
-                if self._file.read(len(formats.FITS_MAGIC)) != formats.FITS_MAGIC:  # astropy would unpack it, unlimited
-                    raise formats.damaged_file(path, "a FITS file")
+                warnings.simplefilter("ignore")  # what matters is checked below
+                if not fits_image.begins_as_fits(self._file):  # astropy would unpack it, unlimited
+                    raise damaged_file("a FITS file")
                 n_bytes = self._file.seek(0, 2)
                 self._file.seek(0)
-                self._hdu = formats.choose_hdu(path, fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
+                self._hdu = fits_image.choose_hdu(fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
                 self.shape = tuple(map(int, self._hdu.shape))
                 self._tile = tuple(map(int, getattr(self._hdu, "tile_shape", ())))
                 self._check(n_bytes)
-                self.wcs = formats.celestial(self._hdu.header)
-                self.pixel_scale = formats.pixel_scale(self._hdu.header, self.wcs)
+                self.wcs = fits_image.celestial(self._hdu.header)
+                self.pixel_scale = fits_image.pixel_scale(self._hdu.header, self.wcs)
         except Exception as err:  # astropy raises of every kind for damaged files
             self._file.close()
             if isinstance(err, ImageError | MemoryError):
                 raise
-            raise formats.damaged_file(path, "a FITS file") from err
+            raise damaged_file("a FITS file") from err
 
     def __enter__(self) -> Self:
         return self
@@ -133,104 +142,130 @@ class Mosaic:
         self._file.close()
 
     def _check(self, n_bytes: int) -> None:
-        """Refuse what is no plain image, and what a file of so many bytes cannot hold."""
+        """Raise `ImageError` for a cube, and for an image that a file of that many bytes cannot hold."""
         if len(self.shape) != 2:
-            raise ImageError(f"{self.path}: has shape {self.shape}, a cube. Save the image alone.")
+            raise cube_error(self.shape)
         start, n_claimed = (self._hdu.fileinfo()[key] for key in ("datLoc", "datSpan"))
         n_least = prod(self._n_tiles(self.shape)) * DESCRIPTOR_BYTES if self._tile else 0
         if min(self.shape) < 1 or n_least > n_claimed or start + n_claimed >= n_bytes + FITS_BLOCK:
-            raise formats.damaged_file(self.path, "a FITS file")
+            raise damaged_file("a FITS file")
 
     def _n_tiles(self, size: tuple[int, ...]) -> list[int]:
         return [ceil(pixels / tile) for pixels, tile in zip(size, self._tile, strict=True)]
 
     def _check_size(self, size: tuple[int, int]) -> None:
-        """Refuse cutouts for which too much would have to be unpacked."""
+        """Raise `ImageError` for cutouts that take too many unpacked bytes."""
         if not self._tile:
             return
         touched = [(n + 1) * tile for n, tile in zip(self._n_tiles(size), self._tile, strict=True)]
         n_bytes = 8 * prod(min(pixels, side) for pixels, side in zip(touched, self.shape, strict=True))
-        if n_bytes > formats.MAX_UNPACKED_BYTES:
-            raise ImageError(f"{self.path}: has tiles of {self._tile} pixels, too large to unpack. Unpack it first.")
+        if n_bytes > MAX_UNPACKED_BYTES:
+            raise ImageError(
+                f"has tiles of {self._tile} pixels, too large to unpack",
+                need=f"at most {MAX_UNPACKED_BYTES:,} bytes around a position",
+                next="Unpack it first.",
+            )
 
     def cut(self, number: int, xy: tuple[float, float], size: tuple[int, int]) -> Image:
-        """The cutout [h, w] around a position; what is missing at an edge is given the median, as NaN are.
+        """The cutout [h, w] around a position; pixels missing at an edge are set to the median, as NaN are.
 
         Raises `ImageError` for one that is off the image, by its centre or more than `MAX_MISSING` of
-        its pixels, or has none to see.
+        its pixels, or is constant.
         """
-        from astropy.nddata import Cutout2D  # slow to import
+        name = position_name(self.path, number)
+        with name_errors(name):
+            self._check_position(xy)
+            self._check_size(size)
+            pixels, share = self._pixels_around(xy, size)
+            if share > MAX_MISSING:
+                raise ImageError(
+                    f"{share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image",
+                    need=f"at most {MAX_MISSING:.0%}",
+                    next="Leave it out.",
+                )
+            notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
+            return fill_missing(RawImage(pixels, number, False, (self.pixel_scale, None, None), notes), name)
 
-        name, (x, y), (height, width) = f"{self.path}, position {number}", xy, self.shape
+    def _check_position(self, xy: tuple[float, float]) -> None:
+        """Raise `ImageError` for a position that is no number or off the image."""
+        (x, y), (height, width) = xy, self.shape
         if not np.isfinite(xy).all():
             raise ImageError(
-                f"{name}: is no number, or a point of the sky that the image's projection does not reach; {NEED}. "
-                "Correct it or leave it out."
+                "is no number, or a point of the sky that the image's projection does not reach",
+                need=NEED,
+                next="Correct it or leave it out.",
             )
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise ImageError(
-                f"{name}: lies at x {x:.1f}, y {y:.1f}, off the {width} x {height} pixels of the image. Leave it out."
+                f"lies at x {x:.1f}, y {y:.1f}",
+                need=f"a position on the {width} x {height} pixels of the image",
+                next="Leave it out.",
             )
-        self._check_size(size)
+
+    def _pixels_around(self, xy: tuple[float, float], size: tuple[int, int]) -> tuple[NDArray[np.float64], float]:
+        """The pixels around a position, NaN off the image, and the share of these."""
+        from astropy.nddata import Cutout2D  # slow to import
+
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = Cutout2D(self._hdu.section, xy, size, mode="partial", fill_value=0)
+                cutout = Cutout2D(self._hdu.section, xy, size, mode="partial", fill_value=0)
                 pixels = np.full(size, np.nan)
-                pixels[found.slices_cutout] = found.data[found.slices_cutout]
+                pixels[cutout.slices_cutout] = cutout.data[cutout.slices_cutout]
         except MemoryError:
             raise
         except Exception as err:  # astropy raises of every kind for damaged files
-            raise formats.damaged_file(self.path, "a FITS file") from err
-        share = 1 - prod(part.stop - part.start for part in found.slices_cutout) / pixels.size
-        if share > MAX_MISSING:
-            raise ImageError(
-                f"{name}: {share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image, of which "
-                f"{MAX_MISSING:.0%} may be. Leave it out."
-            )
-        notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-        return fill_missing(RawImage(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+            raise damaged_file("a FITS file") from err
+        return pixels, 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where points [n, 2] of the sky (ICRS, degrees) lie in pixels [n, 2]; NaN for those that do not."""
+        """Pixels [n, 2] of points [n, 2] of the sky (ICRS, degrees); NaN for those that have none."""
         from astropy.coordinates import SkyCoord
 
         xy = np.full(sky.shape, np.nan)
-        known = np.isfinite(sky).all(axis=1) & (np.abs(sky) <= (360, 90)).all(axis=1)
-        if known.any():
-            points = SkyCoord(*sky[known].T, unit="deg")
-            found = np.stack(self.wcs.world_to_pixel(points), axis=1)
-            lies = np.isfinite(found).all(axis=1)
-            found[~lies] = np.nan
-            back = self.wcs.pixel_to_world(*found[lies].T)  # a projection can lead to where it does not come from
-            found[np.flatnonzero(lies)[back.separation(points[lies]).arcsec > self.pixel_scale]] = np.nan
-            xy[known] = found
+        is_known = np.isfinite(sky).all(axis=1) & (np.abs(sky) <= (360, 90)).all(axis=1)
+        if is_known.any():
+            points = SkyCoord(*sky[is_known].T, unit="deg")
+            pixels = np.stack(self.wcs.world_to_pixel(points), axis=1)
+            is_on_plane = np.isfinite(pixels).all(axis=1)
+            pixels[~is_on_plane] = np.nan
+            back = self.wcs.pixel_to_world(*pixels[is_on_plane].T)  # a projection need not be reversible
+            is_off = back.separation(points[is_on_plane]).arcsec > self.pixel_scale
+            pixels[np.flatnonzero(is_on_plane)[is_off]] = np.nan
+            xy[is_known] = pixels
         return xy
 
     def sky(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where pixels [n, 2] lie on the sky (ICRS, degrees); NaN for those that do not."""
-        sky, known = np.full(xy.shape, np.nan), np.isfinite(xy).all(axis=1)
-        if self.wcs is not None and known.any():
-            points = self.wcs.pixel_to_world(*xy[known].T).icrs
-            sky[known] = np.stack([points.ra.deg, points.dec.deg], axis=1)
+        """Points [n, 2] of the sky (ICRS, degrees) of pixels [n, 2]; NaN for those that have none."""
+        sky, is_known = np.full(xy.shape, np.nan), np.isfinite(xy).all(axis=1)
+        if self.wcs is not None and is_known.any():
+            points = self.wcs.pixel_to_world(*xy[is_known].T).icrs
+            sky[is_known] = np.stack([points.ra.deg, points.dec.deg], axis=1)
         return sky
 
 
 open_mosaic = lru_cache(maxsize=1)(Mosaic)
-"""The same as before where it is the same: for who asks for one cutout after the other."""
+"""The mosaic at a path; the last one stays open for the next cutout."""
+
+
+def position_name(path: Path, number: int) -> str:
+    """Name of a position of a catalogue in errors: the big image, and the index."""
+    return f"{path}, position {number}"
 
 
 def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
-    """Where the positions of a catalogue lie in the big image at `path`: by ra, dec, or else by x, y.
+    """The positions of a catalogue in the big image at `path`: by ra, dec, or else by x, y.
 
-    Raises `DataError` or `ImageError` where the one or the other cannot be used.
+    Raises `DataError` where the catalogue, `ImageError` where the image cannot be used.
     """
     with Mosaic(path, hdu) as mosaic, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numbers that overflow, projections that fail: they become NaN
         columns = _columns(catalogue)
         has_sky, has_pixels = set(SKY) <= columns.keys(), set(PIXELS) <= columns.keys()
         if not has_sky and not has_pixels:
-            raise DataError(f"{catalogue}: has the columns {', '.join(columns) or 'none'}; {NEED}. Rename them.")
+            raise DataError(
+                f"has the columns {', '.join(columns) or 'none'}", need=NEED, next="Rename them.", path=catalogue
+            )
         if has_sky and mosaic.wcs is not None:
             sky = _pairs(catalogue, columns, SKY)
             xy = mosaic.pixels(sky)
@@ -238,9 +273,14 @@ def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
             xy = _pairs(catalogue, columns, PIXELS)
             sky = mosaic.sky(xy)
         else:
-            raise DataError(f"{path}: does not tell where it lies on the sky. Give x, y in {catalogue}, pixels from 0.")
+            raise DataError(
+                "does not tell where it lies on the sky",
+                need="a header with celestial coordinates for ra, dec",
+                next="Give x, y in the catalogue: pixels, the first is 0.",
+                path=path,
+            )
     if not len(xy):
-        raise DataError(f"{catalogue}: holds no positions. Check it.")
+        raise DataError("holds no positions", need="one at least", next="Check it.", path=catalogue)
     ids = np.array(_ids(columns, len(xy)), np.dtypes.StringDType())
     return Positions(np.round(xy, DECIMALS), sky, ids, mosaic.pixel_scale)
 
@@ -253,33 +293,45 @@ def checksum(catalogue: Path) -> str:
 
 def _check_catalogue(catalogue: Path) -> None:
     if not catalogue.is_file():
-        raise DataError(f"{catalogue}: no such file. Check the path.")
+        raise DataError("no such file", need="a catalogue", next="Check the path.", path=catalogue)
     if (n_bytes := catalogue.stat().st_size) > MAX_CATALOGUE_BYTES:
-        raise DataError(f"{catalogue}: has {n_bytes:,} bytes; {MAX_CATALOGUE_BYTES:,} are allowed. Split it.")
+        raise DataError(
+            f"has {n_bytes:,} bytes", need=f"at most {MAX_CATALOGUE_BYTES:,}", next="Split it.", path=catalogue
+        )
 
 
 Columns = Mapping[str, Any]
-"""Cells of a catalogue by the name of their column in small letters: texts, or a column of astropy's."""
+"""Cells of a catalogue by the name of their column in small letters: texts, or a column of astropy."""
 
 
 def _columns(path: Path) -> Columns:
     _check_catalogue(path)
     read = CATALOGUES.get(path.suffix.lower())
     if read is None:
-        raise DataError(f"{path}: sublens reads {', '.join(CATALOGUES)} catalogues. Convert it to one of these.")
+        raise DataError(
+            f"{path.suffix or 'no ending'} is no catalogue that sublens reads",
+            need=f"one of {', '.join(CATALOGUES)}",
+            next="Convert it to one of these.",
+            path=path,
+        )
     try:
         columns = read(path)
     except (DataError, MemoryError):
         raise
     except Exception as err:  # astropy raises of every kind for damaged files
-        raise DataError(f"{path}: truncated, or no {path.suffix} catalogue. Copy or make it again.") from err
+        raise DataError(
+            f"truncated, or no {path.suffix} catalogue",
+            need="an intact file",
+            next="Copy or make it again.",
+            path=path,
+        ) from err
     if max(map(len, columns.values()), default=0) > MAX_POSITIONS:
-        raise DataError(f"{path}: holds more than {MAX_POSITIONS:,} positions. Split it.")
+        raise DataError("holds too many positions", need=f"at most {MAX_POSITIONS:,}", next="Split it.", path=path)
     return columns
 
 
 def _read_csv(path: Path) -> Columns:
-    """Cells as texts, of columns that we know; a row too short is empty where it ends."""
+    """Cells of the known columns as texts; empty where a row is too short."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file, skipinitialspace=True)
         names = [name.strip("# ").lower() for name in next(rows, [])]
@@ -289,8 +341,8 @@ def _read_csv(path: Path) -> Columns:
         for row in rows:
             if row and row != [""]:
                 n_rows += 1
-                for cells, place in known:
-                    cells.append(row[place] if place < len(row) else "")
+                for cells, column in known:
+                    cells.append(row[column] if column < len(row) else "")
             if n_rows > MAX_POSITIONS:
                 break
     return columns
@@ -315,11 +367,11 @@ CATALOGUES: dict[str, Callable[[Path], Columns]] = {
     **dict.fromkeys((".ecsv", ".fits", ".fit", ".fts"), _read_table),
     **dict.fromkeys((".vot", ".xml", ".votable"), _read_votable),
 }
-"""How a catalogue is read, by the end of its name."""
+"""Function that reads a catalogue, by the end of its name."""
 
 
 def _pairs(path: Path, columns: Columns, names: tuple[str, str]) -> NDArray[np.float64]:
-    """Two columns as numbers [n, 2], in degrees where they lie on the sky; NaN for what is none."""
+    """Two columns as numbers [n, 2], angles in degrees; NaN for a cell that is no number."""
     return np.stack([_numbers(path, name, columns[name], is_angle=names == SKY) for name in names], axis=1)
 
 
@@ -328,11 +380,11 @@ def _numbers(path: Path, name: str, column: Any, *, is_angle: bool) -> NDArray[n
         return np.array([_number(cell) for cell in column], np.float64)
     kind = getattr(column, "dtype", np.dtype(object))
     if kind.kind not in "fiu" or column.ndim != 1:
-        raise DataError(f"{path}: column {name} holds {kind} values; {NEED}. Convert it.")
+        raise DataError(f"column {name} holds {kind} values", need="numbers", next="Convert it.", path=path)
     values = np.ma.filled(np.ma.asarray(column).astype(np.float64), np.nan)
     if is_angle and column.unit:
         if not column.unit.is_equivalent("deg"):
-            raise DataError(f"{path}: column {name} is in {column.unit}; {NEED}. Convert it.")
+            raise DataError(f"column {name} is in {column.unit}", need="an angle", next="Convert it.", path=path)
         values = values * column.unit.to("deg")
     return values
 

@@ -1,10 +1,10 @@
 """Pickled object arrays of older DeepLense files, taken apart in a child process -> plain arrays.
 
 DeepLenseSim saves an image of the class `axion` as np.array([image, number]): counts or floats (h, w),
-and the mass of the axion in eV, or the logarithm of it in later models. NumPy pickles such an array,
-and what unpickles it runs what the file asks for. Here a file can name a few stand-ins of ours only:
-they check what numpy's own would be given and are called with, and numpy never sees the rest. The
-child that does so is sent bytes and returns bytes; it can open no file and start no process.
+and the mass of the axion in eV, or its logarithm in later models. NumPy pickles such an array, and
+unpickling runs whatever the file names. Here a file can name a few stand-ins of ours only, which check
+the arguments that numpy would be given; numpy is never called with them. The child that does so receives
+bytes and returns bytes; it can open no file and start no process.
 """
 
 import csv
@@ -21,29 +21,33 @@ from numpy.typing import NDArray
 
 from sublens.errors import ImageError
 from sublens.images import formats, listing, reader, sandbox
+from sublens.images.limits import MAX_SIDE, MAX_UNPACKED_BYTES, check_exists, too_much_memory, unreadable_file
 from sublens.images.reader import ReadResult
-from sublens.images.sandbox import Child, Keeper, SilentError
+from sublens.images.sandbox import Child, ChildError, Keeper
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 
-MAX_FILE_BYTES = formats.MAX_UNPACKED_BYTES
+MAX_FILE_BYTES = MAX_UNPACKED_BYTES
+"""Largest file that is read."""
 VALUES = "legacy.csv"
-"""Table of the numbers that were found beside images: columns path and value."""
+"""Name of the table of the numbers beside images, with the columns path and value."""
 LIMITS = {**sandbox.LIMITS, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0}
-"""As for images; nor is there a file to open, or a process to start."""
+"""Limits of the child: those of the reader, and no file to open or process to start."""
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+"""Numpy's names of real dtypes."""
 OBJECTS = ("O", "O4", "O8")
-"""What numpy calls the dtype of objects, by the size of a pointer."""
+"""Numpy's names of the dtype of objects, by the size of a pointer."""
 ORDERS = ("<", ">", "|", "=")
+"""Numpy's signs of byte orders."""
 
 
 class Plain(NamedTuple):
-    """What a file held."""
+    """Content of a file."""
 
     array: NDArray[np.generic]
-    """Real numbers; of an object array the image alone, floats [h, w]."""
+    """Real numbers; the image alone of an object array, floats [h, w]."""
     value: float | None = None
-    """The number beside the image."""
+    """The number beside the image of an object array."""
 
 
 def convert(
@@ -58,13 +62,13 @@ def convert(
 
     inputs: files, folders and patterns. Folders are kept as they are below the only input, or below
     the name of each input where there are several. The numbers beside images go into `VALUES`.
-    on_error: called with what is wrong with each file that cannot be converted.
+    on_error: called with the error of each file that cannot be converted.
 
-    Returns the numbers of files, and of those that failed. Raises `ImageError` where all did, and
+    Returns the number of files, and of those that failed. Raises `ImageError` where all did, and
     `DataError` where `out` cannot be written.
     """
-    for given in inputs:
-        files.refuse_overlap(out, given)
+    for path in inputs:
+        files.refuse_overlap(out, path)
     with files.whole_folder(out, force=force) as folder:
         planned, values, n_failed = list(_planned(inputs)), list[tuple[str, float]](), 0
         with bar("converting", len(planned)) as advance, Opener() as opener:
@@ -79,19 +83,21 @@ def convert(
                     on_error(err)
                 count.add(1)
         if n_failed == len(planned):
-            raise ImageError(f"None of {n_failed} files could be converted; the lines above say why.")
+            raise ImageError(
+                f"none of {n_failed} files could be converted", need="one at least", next="The lines above say why."
+            )
         _save_values(folder / VALUES, values)
     return len(planned), n_failed
 
 
 def _planned(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path | ReadResult]]:
-    """The place of each file in the result, and where it lies."""
-    for given in inputs:
-        for source in listing.list_images([given]):
+    """The target of each file below the new folder, and its source."""
+    for top in inputs:
+        for source in listing.list_images([top]):
             path = source.path if isinstance(source, ReadResult) else source
-            target = path.relative_to(given) if given.is_dir() else Path(path.name)
-            is_below = given.is_dir() and len(inputs) > 1
-            yield Path(given.resolve().name) / target if is_below else target, source
+            target = path.relative_to(top) if top.is_dir() else Path(path.name)
+            is_below = top.is_dir() and len(inputs) > 1
+            yield Path(top.resolve().name) / target if is_below else target, source
 
 
 def _translate(opener: "Opener", source: Path | ReadResult) -> Plain:
@@ -107,7 +113,12 @@ def _save(path: Path, array: NDArray[np.generic]) -> None:
         with path.open("xb") as file:
             np.save(file, array, allow_pickle=False)
     except FileExistsError as err:
-        raise ImageError(f"{path.name}: two files have this name; the first was converted. Name them apart.") from err
+        raise ImageError(
+            "two files have this name, of which the first was converted",
+            need="a name of its own for each",
+            next="Name them apart.",
+            path=path.name,
+        ) from err
 
 
 def _save_values(path: Path, values: list[tuple[str, float]]) -> None:
@@ -124,34 +135,35 @@ class Opener(Keeper):
     seconds: float = reader.SECONDS
 
     def open(self, path: Path) -> Plain:
-        """What the file holds; raises `ImageError` where that is not numbers alone."""
-        data = _bytes(path)
+        """The content of the file; raises `ImageError` where that is not numbers alone."""
+        data = _read_bytes(path)
         try:
             if self._child is None:
                 self._child = Child("sublens.images.legacy")
-                self._child.frame(sandbox.START_SECONDS)
-            self._child.ask(path, {"bytes": len(data)}, data)
-            frame = self._child.frame(self.seconds)
-            if frame["problem"]:
-                raise ImageError(frame["problem"])
-            numbers = self._child.data(frame["bytes"], self.seconds)
-            return Plain(np.frombuffer(numbers, frame["dtype"]).reshape(frame["shape"]), frame["value"])
-        except SilentError as err:
+                self._child.receive(sandbox.START_SECONDS)
+            self._child.send({"bytes": len(data)}, data)
+            message = self._child.receive(self.seconds)
+            if problem := message["problem"]:
+                raise ImageError(problem["what"], need=problem["need"], next=problem["next"], path=path)
+            numbers = self._child.receive_bytes(message["bytes"], self.seconds)
+            return Plain(np.frombuffer(numbers, message["dtype"]).reshape(message["shape"]), message["value"])
+        except ChildError as err:
             self._end()
-            raise ImageError(f"{path}: {err} Leave this file out.") from err
+            raise ImageError(err.what, need=err.need, next="Leave this file out.", path=path) from err
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     if path.suffix.lower() != ".npy":
-        raise ImageError(f"{path}: is not a .npy file; no other is converted. Copy it beside the others if need be.")
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file. Check the path.")
+        raise ImageError(
+            "is not a .npy file", need="one to convert", next="Copy it beside the others if need be.", path=path
+        )
+    check_exists(path)
     try:
         if (n_bytes := path.stat().st_size) > MAX_FILE_BYTES:
-            raise ImageError(f"{path}: has {n_bytes:,} bytes; {MAX_FILE_BYTES:,} are allowed. Split it.")
+            raise ImageError(f"has {n_bytes:,} bytes", need=f"at most {MAX_FILE_BYTES:,}", next="Split it.", path=path)
         return path.read_bytes()
     except OSError as err:
-        raise ImageError(f"{path}: cannot be read ({err.strerror}). Check it and its permissions.") from err
+        raise unreadable_file(err).about(path) from err
 
 
 def main() -> None:
@@ -159,74 +171,75 @@ def main() -> None:
     with sandbox.open_output() as out:
         sandbox.confine(LIMITS)
         sandbox.send(out, {"kind": "begin"})
-        for path, request in sandbox.read_requests():
+        for request in sandbox.read_requests():
             try:
-                _send(out, _taken_apart(path, sys.stdin.buffer.read(request["bytes"])))
+                _send(out, _parse(sys.stdin.buffer.read(request["bytes"])))
             except ImageError as err:
-                sandbox.send(out, {"problem": str(err)})
+                sandbox.send(out, {"problem": sandbox.error_fields(err)})
 
 
 def _send(out: IO[bytes], plain: Plain) -> None:
     data = plain.array.tobytes()
     about = {"dtype": plain.array.dtype.str, "shape": plain.array.shape, "value": plain.value}
-    sandbox.send(out, {"problem": "", "bytes": len(data), **about}, data)
+    sandbox.send(out, {"problem": None, "bytes": len(data), **about}, data)
 
 
-def _taken_apart(path: Path, data: bytes) -> Plain:
-    """What the file `path`, which has these bytes, holds; raises `ImageError`."""
+def _parse(data: bytes) -> Plain:
+    """The content of a file of these bytes; raises `ImageError`."""
     file = io.BytesIO(data)
     try:
         if formats.npy_header(file)[-1].hasobject:
-            return _image(path, _Unpickler(file, path).load())
+            return _image(_Unpickler(file).load())
         file.seek(0)
-        array = formats.npy_array(file, path, MAX_FILE_BYTES)
+        array = formats.npy_array(file, MAX_FILE_BYTES)
     except ImageError:
         raise
     except MemoryError as err:
-        raise ImageError(f"{path}: needs more memory than an image may. Leave this file out.") from err
+        raise too_much_memory() from err
     except Exception as err:  # damaged pickles raise of every kind
-        raise ImageError(f"{path}: truncated, or not an array of numbers. Copy it again, or leave it out.") from err
+        raise ImageError(
+            "truncated, or not an array of numbers", need="an intact file", next="Copy it again, or leave it out."
+        ) from err
     if array.dtype.kind not in "fiub":
-        raise ImageError(f"{path}: holds {array.dtype} values; needs real numbers. Save it as float or integer.")
+        raise ImageError(f"holds {array.dtype} values", need="real numbers", next="Save it as float or integer.")
     return Plain(array)
 
 
-def _image(path: Path, top: object) -> Plain:
+def _image(top: object) -> Plain:
     """The image and the number of an object array as DeepLenseSim writes it."""
     match top:
         case _Array(content=[_Array(content=np.ndarray() as pixels), (float() | int()) as value]):
             shape = pixels.shape[1:] if pixels.ndim == 3 and len(pixels) == 1 else pixels.shape
-            if len(shape) == 2 and min(shape) >= 2 and max(shape) <= formats.MAX_SIDE:
+            if len(shape) == 2 and min(shape) >= 2 and max(shape) <= MAX_SIDE:
                 return Plain(pixels.reshape(shape).astype(np.result_type(pixels, np.float32)), float(value))
             raise ImageError(
-                f"{path}: its image has shape {pixels.shape}; needs (height, width), "
-                f"a side of 2 to {formats.MAX_SIDE} pixels. Cut out the lens."
+                f"its image has shape {pixels.shape}",
+                need=f"(height, width), a side of 2 to {MAX_SIDE} pixels",
+                next="Cut out the lens.",
             )
     raise ImageError(
-        f"{path}: an object array that is not one image and one number; needs these two, as DeepLenseSim writes "
-        "them. Save its image as a plain float array."
+        "an object array that is not one image and one number",
+        need="these two, as DeepLenseSim writes them",
+        next="Save its image as a plain float array.",
     )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that numpy gives to arrays and numbers, and makes stand-ins of them; no others."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        super().__init__(file)
-        self._path = path
+    """Knows numpy's names of arrays and numbers, and replaces them by stand-ins; knows no other name."""
 
     def find_class(self, module: str, name: str) -> "_Known":
         """The stand-in; raises `ImageError` for any other name."""
         if (module, name) not in KNOWN:
             raise ImageError(
-                f"{self._path}: asks for {f'{module}.{name}'[:80]!r}, which no array of numbers needs and which "
-                "could run code, so it was not opened. Leave this file out."
+                f"names {f'{module}.{name}'[:80]!r}, which could run code, so it was not opened",
+                need="an array of numbers",
+                next="Leave this file out.",
             )
         return KNOWN[module, name]
 
 
 class _Known:
-    """Stands for what a pickle may name: it can be called, and cannot be changed."""
+    """Stands for a class or function that a pickle may name; it can be called, and cannot be changed."""
 
     __slots__ = ("_make",)
 
@@ -258,7 +271,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy array: of numbers, or the list of what an object array holds."""
+    """Stands for a numpy array: numbers, or the list of the items of an object array."""
 
     __slots__ = ("content",)
     content: NDArray[np.generic] | list[object]
@@ -290,7 +303,7 @@ def _scalar(dtype: _Dtype, data: Any) -> float:
 
 
 def _numbers(data: Any, dtype: _Dtype, shape: Any, order: Any) -> NDArray[np.generic]:
-    """An array on these bytes, which must be as many as it has; raises where they are not."""
+    """An array on these bytes; raises `TypeError` or `ValueError` where they do not fit its dtype and shape."""
     if dtype.name not in NUMBERS or order not in ("C", "F"):
         raise TypeError(dtype)
     return np.frombuffer(data, np.dtype(dtype.order + dtype.name)).reshape(shape, order=order)
@@ -321,7 +334,7 @@ KNOWN = {
         )
     },
 }
-"""What stands for each name that numpy's pickles of numbers hold."""
+"""The stand-in for each name in numpy's pickles of numbers."""
 
 if __name__ == "__main__":
     main()

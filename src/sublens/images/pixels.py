@@ -1,4 +1,4 @@
-"""The pixels of one image: what makes them usable, and the photon counts behind them."""
+"""The pixels of one image: checks, and the photon counts behind them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,32 +10,33 @@ from numpy.typing import NDArray
 from sublens.errors import ImageError
 
 MAX_MISSING = 0.1
-"""Share of NaN pixels that is filled in; with more an image is refused."""
+"""Largest share of NaN pixels that is filled in; an image with more is refused."""
 QUANTISED_PEAK = 65535
 """Peak of an image whose photon counts are unknown and which was scaled to 16 bits instead."""
 MAX_PEAK = 20000
-"""Photon counts are looked for up to this many above the minimum."""
+"""Largest photon count above the minimum that is recovered."""
 INTEGER_TOLERANCE = 1e-3
+"""Largest difference of a recovered count from a whole number."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image as its file has it."""
+    """One image as its file holds it."""
 
     pixels: NDArray[np.float64]
     """[h, w], finite and not constant."""
     is_coarse: bool = False
     """Whether the values are the levels of an 8-bit picture, too coarse to be photons."""
     pixel_scale: float | None = None
-    """Arcsec along the side of a pixel, where the file tells."""
+    """Arcsec along the side of a pixel, where the file gives it."""
     ra: float | None = None
-    """Right ascension of the centre, degrees, where the file tells."""
+    """Right ascension of the centre, degrees, where the file gives it."""
     dec: float | None = None
-    """Declination of the centre, degrees."""
+    """Declination of the centre, degrees, where the file gives it."""
     number: int | None = None
-    """Place in a file that holds many."""
+    """Index in a file that holds many images."""
     notes: Sequence[str] = ()
-    """What was done to the pixels."""
+    """Changes that were made to the pixels, and doubts about them, in words."""
 
     def counts(self) -> NDArray[np.uint16]:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
@@ -43,38 +44,42 @@ class Image:
 
 
 class RawImage(NamedTuple):
-    """One image before it is looked at."""
+    """One image before it is checked."""
 
     pixels: NDArray[np.generic]
     number: int | None = None
     is_picture: bool = False
-    place: tuple[float | None, float | None, float | None] = (None, None, None)
-    """Pixel scale, right ascension and declination."""
+    wcs: tuple[float | None, float | None, float | None] = (None, None, None)
+    """Pixel scale, arcsec, right ascension and declination of the centre, degrees."""
     notes: tuple[str, ...] = ()
 
 
 def check_pixels(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
-    """`pixels` as float64 [h, w], or an `ImageError` that says what is wrong with the image `name`."""
+    """`pixels` as float64 [h, w]; raises `ImageError` where the image `name` cannot be used."""
     if pixels.ndim == 3 and pixels.shape[0] == 1:
         pixels = pixels[0]
     if pixels.ndim != 2 or min(pixels.shape) < 2:
-        raise ImageError(
-            f"{name}: has shape {pixels.shape}; needs (height, width) or (1, height, width). Save one image a file."
-        )
+        shapes = "(height, width) or (1, height, width)"
+        raise ImageError(f"has shape {pixels.shape}", need=shapes, next="Save one image a file.", path=name)
     if pixels.dtype.kind not in "fiub":
-        raise ImageError(f"{name}: holds {pixels.dtype} values; needs real numbers. Save it as float or integer.")
+        advice = "Save it as float or integer."
+        raise ImageError(f"holds {pixels.dtype} values", need="real numbers", next=advice, path=name)
     values = pixels.astype(np.float64)
+    _check_values(values, name)
+    return values
+
+
+def _check_values(values: NDArray[np.float64], name: str) -> None:
     if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
-        raise ImageError(
-            f"{name}: {bad} of {values.size} pixels are NaN or infinite; needs finite pixels. Fill or cut them out."
-        )
+        what = f"{(~np.isfinite(values)).sum()} of {values.size} pixels are NaN or infinite"
+        raise ImageError(what, need="finite pixels", next="Fill or cut them out.", path=name)
     low, high = values.min(), values.max()
     if low == high:
-        raise ImageError(f"{name}: every pixel is {low:g}; there is nothing to see. Leave this image out.")
+        what = f"every pixel is {low:g}: there is nothing to see"
+        raise ImageError(what, need="pixels that differ", next="Leave this image out.", path=name)
     if high / 2 - low / 2 > np.finfo(np.float64).max / 4:
-        raise ImageError(f"{name}: pixels span {low:g} to {high:g}, too far to compute with. Rescale the image.")
-    return values
+        what = f"pixels span {low:g} to {high:g}, too far to compute with"
+        raise ImageError(what, need="a smaller range", next="Rescale the image.", path=name)
 
 
 def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
@@ -104,7 +109,7 @@ def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def fill_missing(image: RawImage, name: str) -> Image:
-    """The image `name`, its few NaN pixels filled in; raises `ImageError` where it cannot be used."""
+    """The image `name`, its few NaN pixels filled in; raises `ImageError` as `check_pixels` does."""
     pixels, notes = image.pixels, image.notes
     if pixels.dtype.kind == "f" and pixels.size and (missing := np.isnan(pixels)).any():
         share = float(missing.mean())
@@ -112,4 +117,4 @@ def fill_missing(image: RawImage, name: str) -> Image:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
             notes = (*notes, f"{share:.1%} of the pixels were NaN")
     is_coarse = image.is_picture and image.pixels.dtype == np.uint8
-    return Image(check_pixels(pixels, name), is_coarse, *image.place, image.number, notes)
+    return Image(check_pixels(pixels, name), is_coarse, *image.wcs, image.number, notes)

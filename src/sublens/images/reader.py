@@ -1,13 +1,12 @@
 """Untrusted image files, read in a child process.
 
-The parent sends what to read; the child answers `begin` once it has loaded what it needs, then the images, then `end`.
+For each request the child answers `begin` once it has loaded the library, then the images, then `end`.
 A file that makes the child end is tried once more in a new one, since a file before it may have damaged
-the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. So
-does a cutout of a big image; the catalogue that tells where to cut is read by a child of its own.
+the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. The
+same holds for a cutout of a big image; a catalogue of positions is read by a child of its own.
 """
 
 import importlib
-import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,63 +14,63 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 
 from sublens.errors import DataError, ImageError
-from sublens.images import cutouts, formats
-from sublens.images.cutouts import Cutout, Positions
-from sublens.images.formats import ImageSelector
+from sublens.images import cutouts, fits_image, formats
+from sublens.images.cutouts import Cutout, Positions, position_name
+from sublens.images.formats import ImageSelector, image_name
+from sublens.images.limits import too_much_memory, unreadable_file
 from sublens.images.pixels import Image
+from sublens.images.sandbox import (
+    START_SECONDS,
+    Child,
+    ChildError,
+    EndedError,
+    Keeper,
+    Message,
+    confine,
+    error_fields,
+    fetch_nothing,
+    open_output,
+    path_from_hex,
+    path_to_hex,
+    read_requests,
+    send,
+)
 from sublens.parallel.mapper import in_order
 from sublens.storage import object_store
 from sublens.storage.files import remove
 from sublens.storage.object_store import FETCHES, Remote
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-from sublens.images.sandbox import (
-    START_SECONDS,
-    Child,
-    EndedError,
-    Frame,
-    Keeper,
-    SilentError,
-    confine,
-    fetch_nothing,
-    open_output,
-    path_from_hex,
-    read_requests,
-    send,
-)
-
 SECONDS = 5.0
-"""That one image may take."""
+"""Longest time to read one image."""
 AHEAD = 8
-"""Files that the child is asked for before they are needed."""
+"""Files that are requested before they are needed."""
 MAX_FETCHED_BYTES = 2**32
-"""Of one file on an object store, unless cutouts are to be made of it."""
+"""Largest size of one file on an object store, unless cutouts are made of it."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
+"""Module that reads a format, by the end of the name."""
 FITS_LIBRARY = "astropy.io.fits"
 
 
 class ReadResult(NamedTuple):
-    """What became of one image of a file."""
+    """One image of a file, or its error."""
 
     path: Path
     image: Image | ImageError
     number: int | None = None
-    """Place in a file that holds many."""
+    """Index in a file that holds many images, or in the catalogue."""
     place: tuple[int, int] = (0, 0)
-    """Number of the input, and of what came of it."""
+    """Index of the input, and of the image in it."""
     id: str = ""
     """Name in the catalogue, where the image is a cutout and has one."""
     ra: float | None = None
+    """Right ascension, degrees, where the catalogue or the big image gives it."""
     dec: float | None = None
-    """Degrees, where the catalogue or the big image tells."""
+    """Declination, degrees, where the catalogue or the big image gives it."""
 
 
 class Extension(NamedTuple):
@@ -83,35 +82,38 @@ class Extension(NamedTuple):
 
 
 class FetchedCopy(NamedTuple):
-    """A file on an object store, and what was fetched of it."""
+    """A file on an object store, and its copy on this machine."""
 
     path: Remote
     copy: Path
 
 
 ReadRequest = Path | FetchedCopy | ReadResult | Cutout
-"""An image file to read, what is found already, or a cutout to make."""
+"""An image file to read, a cutout to make, or a result that needs no reading."""
 
 
-def locate_positions(path: Path, at: Path, wanted: ImageSelector) -> Positions:
-    """Where the positions of the catalogue `at` lie in the big image at `path`, read in a child process.
+def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions:
+    """The positions of the catalogue `at` in the big image at `path`, read in a child process.
 
     Raises `DataError` where the one or the other cannot be used.
     """
-    path_here, at_here = object_store.local(path), object_store.local(at)
+    copy, catalogue = object_store.local(path), object_store.local(at)
     child = Child("sublens.images.reader")
     try:
-        child.ask(path_here, {"wanted": wanted, "at": os.fsencode(at_here).hex()})
-        frame = child.frame(START_SECONDS)
-        if frame["kind"] == "end":
-            raise DataError(frame["problem"].replace(str(path_here), str(path)).replace(str(at_here), str(at)))
-        numbers = np.frombuffer(child.data(frame["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
-        ids = child.data(frame["id_bytes"], START_SECONDS).decode().split("\0")
-    except SilentError as err:
-        raise DataError(f"{at}: {err} Leave out columns, split it, or convert it to CSV.") from err
+        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue)})
+        message = child.receive(START_SECONDS)
+        if message["kind"] == "end":
+            problem = message["problem"]
+            named = {str(copy): path, str(catalogue): at}[problem["path"]]
+            raise DataError(problem["what"], need=problem["need"], next=problem["next"], path=named)
+        numbers = np.frombuffer(child.receive_bytes(message["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
+        ids = child.receive_bytes(message["id_bytes"], START_SECONDS).decode().split("\0")
+    except ChildError as err:
+        advice = "Leave out columns, split it, or convert it to CSV."
+        raise DataError(err.what, need=err.need, next=advice, path=at) from err
     finally:
         child.end()
-    return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), frame["pixel_scale"])
+    return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), message["pixel_scale"])
 
 
 @dataclass
@@ -123,9 +125,11 @@ class Reader(Keeper):
     """
 
     wanted: ImageSelector = field(default_factory=ImageSelector)
+    """Choice of an extension or array."""
     seconds: float = SECONDS
-    _homes: dict[Path, Path] = field(default_factory=dict, init=False)
-    """Where on this machine the big images are."""
+    """Longest time to read one image."""
+    _copies: dict[Path, Path] = field(default_factory=dict, init=False)
+    """The big images on this machine, by their path on the store."""
 
     def __enter__(self) -> Self:
         self._child = Child("sublens.images.reader")  # it loads its libraries while others load theirs
@@ -134,147 +138,171 @@ class Reader(Keeper):
     def read(self, paths: Iterable[ReadRequest], start: tuple[int, int] = (0, 0)) -> Iterator[ReadResult]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
 
-        paths: as `listed` or `Positions.cuts` give them; what is found already is passed on in its
-        place. start: the `place` to begin at.
+        paths: as `list_images` or `Positions.cuts` give them; a result that needs no reading is passed on.
+        start: the `place` to begin at.
         """
         with object_store.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
-            self._homes.clear()
+            self._copies.clear()
             try:
                 yield from self._read(_prefetch(islice(paths, start[0], None), folder, pool), start)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, coming: Iterator[ReadRequest], start: tuple[int, int]) -> Iterator[ReadResult]:
-        asked, index, n_known = deque[ReadRequest](), *start
+    def _read(self, requests: Iterator[ReadRequest], start: tuple[int, int]) -> Iterator[ReadResult]:
+        pending, index, n_known = deque[ReadRequest](), *start
         is_retry = False
         try:
             while True:
-                if self._child is None:
-                    self._child = Child("sublens.images.reader")
-                    for waiting in asked:
-                        self._ask(self._child, waiting)
-                while len(asked) < AHEAD and (path := next(coming, None)) is not None:
-                    self._ask(self._child, path)
-                    asked.append(path)
-                if not asked:
+                child = self._running_child(pending)
+                for request in islice(requests, AHEAD - len(pending)):
+                    self._send(child, request)
+                    pending.append(request)
+                if not pending:
                     return
                 try:
-                    for number, found in enumerate(self._answers(self._child, asked[0])):
+                    for number, result in enumerate(self._results(child, pending[0])):
                         if number >= n_known:
-                            yield found._replace(place=(index, number))
+                            yield result._replace(place=(index, number))
                             n_known = number + 1
                 except EndedError as err:
                     self._end()
                     if not is_retry:
                         is_retry = True
                         continue
-                    yield _failed(asked[0], err)._replace(place=(index, n_known))
-                done = asked.popleft()
+                    yield _failed(pending[0], err)._replace(place=(index, n_known))
+                done = pending.popleft()
                 if isinstance(done, FetchedCopy):
                     remove(done.copy.parent)
                 index, n_known, is_retry = index + 1, 0, False
         finally:
-            if asked:  # nobody will take its answers
+            if pending:  # or the next caller would receive their results
                 self._end()
 
+    def _running_child(self, pending: Iterable[ReadRequest]) -> Child:
+        """The child; a new one is sent the pending requests again."""
+        if self._child is None:
+            self._child = Child("sublens.images.reader")
+            for request in pending:
+                self._send(self._child, request)
+        return self._child
+
     def extensions(self, path: Path) -> list[Extension]:
-        """Those extensions of a FITS file that hold an image; none of any other file, or of one that cannot be read."""
+        """The extensions of a FITS file that hold an image; none for any other file, or one that cannot be read."""
         if not formats.is_fits(path):
             return []
-        self._child = self._child or Child("sublens.images.reader")
+        child = self._running_child(())
         try:
-            self._child.ask(path, {"wanted": self.wanted, "extensions": True})
-            frame, found = self._child.frame(START_SECONDS), []
-            while frame["kind"] != "end":
-                found = frame.get("extensions", [])
-                frame = self._child.frame(self.seconds)
-            return [Extension(number, name, tuple(shape)) for number, name, shape in found]
-        except SilentError:
+            child.send({"path": path_to_hex(path), "selector": self.wanted, "extensions": True})
+            message, extensions = child.receive(START_SECONDS), []
+            while message["kind"] != "end":
+                extensions = message.get("extensions", [])
+                message = child.receive(self.seconds)
+            return [Extension(number, name, tuple(shape)) for number, name, shape in extensions]
+        except ChildError:
             self._end()
             return []
 
-    def _ask(self, child: "Child", asked: ReadRequest) -> None:
-        if isinstance(asked, Cutout):
-            child.ask(self._here(asked), {"wanted": self.wanted, "cut": (asked.number, asked.xy, asked.size)})
-        elif not isinstance(asked, ReadResult):
-            child.ask(self._here(asked), {"wanted": self.wanted})
-
-    def _here(self, asked: Path | FetchedCopy | Cutout) -> Path:
-        """The file on this machine."""
-        if isinstance(asked, FetchedCopy):
-            return asked.copy
-        path = _path_of(asked)
-        if isinstance(path, Remote) and path not in self._homes:
-            self._homes[path] = object_store.local(path)
-        return self._homes.get(path, path)
-
-    def _told(self, asked: Path | FetchedCopy | Cutout, problem: str) -> ImageError:
-        """What the child told of a file on this machine, said of the file that was asked for."""
-        return ImageError(problem.replace(str(self._here(asked)), str(_path_of(asked))))
-
-    def _answers(self, child: "Child", asked: ReadRequest) -> Iterator[ReadResult]:
-        if isinstance(asked, ReadResult):  # which is done
-            yield asked
+    def _send(self, child: Child, request: ReadRequest) -> None:
+        if isinstance(request, ReadResult):
             return
-        path = _path_of(asked)
+        message: Message = {"path": path_to_hex(self._local(request)), "selector": self.wanted}
+        if isinstance(request, Cutout):
+            message["cut"] = (request.number, request.xy, request.size)
+        child.send(message)
+
+    def _local(self, request: Path | FetchedCopy | Cutout) -> Path:
+        """The file on this machine."""
+        if isinstance(request, FetchedCopy):
+            return request.copy
+        path = _path_of(request)
+        if isinstance(path, Remote) and path not in self._copies:
+            self._copies[path] = object_store.local(path)
+        return self._copies.get(path, path)
+
+    def _results(self, child: Child, request: ReadRequest) -> Iterator[ReadResult]:
+        if isinstance(request, ReadResult):
+            yield request
+            return
+        path = _path_of(request)
         try:
-            frame = child.frame(START_SECONDS)
-            while frame["kind"] != "end":
-                if frame["kind"] == "image":
-                    pixels = np.frombuffer(child.data(frame["bytes"], self.seconds), np.float64)
-                    image = Image(pixels.reshape(frame["shape"]), **frame["about"])
-                    yield _with_position(asked, ReadResult(path, image, image.number))
-                elif frame["kind"] == "bad":
-                    yield _with_position(asked, ReadResult(path, self._told(asked, frame["problem"]), frame["number"]))
-                frame = child.frame(self.seconds)
-            if frame["problem"]:
-                yield _with_position(asked, ReadResult(path, self._told(asked, frame["problem"])))
+            message = child.receive(START_SECONDS)
+            while message["kind"] != "end":
+                if message["kind"] == "image":
+                    pixels = np.frombuffer(child.receive_bytes(message["bytes"], self.seconds), np.float64)
+                    image = Image(pixels.reshape(message["shape"]), **message["about"])
+                    yield _with_position(request, ReadResult(path, image, image.number))
+                elif message["kind"] == "bad":
+                    yield _unusable(request, message["problem"], message["number"])
+                message = child.receive(self.seconds)
+            if message["problem"]:
+                yield _unusable(request, message["problem"])
         except EndedError:
             raise
-        except SilentError as err:
+        except ChildError as err:
             self._end()
-            yield _failed(asked, err)
+            yield _failed(request, err)
 
 
-def _prefetch(paths: Iterator[ReadRequest], folder: Path, pool: ThreadPoolExecutor) -> Iterator[ReadRequest]:
-    """The same, but what lies on an object store is fetched by threads before it is needed."""
-    due = (pool.submit(_fetch, one, folder) if isinstance(one, Remote) else _Ready(one) for one in paths)
-    return in_order(due, lambda: FETCHES)
+def _prefetch(requests: Iterator[ReadRequest], folder: Path, pool: ThreadPoolExecutor) -> Iterator[ReadRequest]:
+    """The same requests; files on an object store are fetched by threads before they are needed."""
+    futures = (
+        pool.submit(_fetch, request, folder) if isinstance(request, Remote) else _Ready(request) for request in requests
+    )
+    return in_order(futures, lambda: FETCHES)
 
 
 class _Ready(NamedTuple):
-    """What does not have to be waited for."""
+    """A request without anything to fetch."""
 
-    one: ReadRequest
+    request: ReadRequest
 
     def result(self) -> ReadRequest:
-        return self.one
+        return self.request
 
 
 def _fetch(path: Remote, folder: Path) -> ReadRequest:
     try:
         return FetchedCopy(path, object_store.fetch(path, Path(tempfile.mkdtemp(dir=folder)), MAX_FETCHED_BYTES))
-    except (FileNotFoundError, OverflowError) as err:
-        return ReadResult(path, ImageError(str(err)))
+    except FileNotFoundError:
+        error = ImageError("no such file or folder", need="an address of one", next="Check the address.", path=path)
+    except OverflowError:
+        limit = f"at most {MAX_FETCHED_BYTES:,} bytes"
+        error = ImageError("is too large to fetch", need=limit, next="Cut out what you need.", path=path)
+    return ReadResult(path, error)
 
 
-def _path_of(asked: ReadRequest) -> Path:
-    return asked if isinstance(asked, Path) else asked.path
+def _path_of(request: ReadRequest) -> Path:
+    return request if isinstance(request, Path) else request.path
 
 
-def _failed(asked: ReadRequest, err: SilentError) -> ReadResult:
-    path = _path_of(asked)
-    return _with_position(asked, ReadResult(path, ImageError(f"{path}: {err} Leave this file out, or convert it.")))
+def _name_of(request: ReadRequest, number: int | None) -> str:
+    """Name in errors of an image that was requested, with its index in a stack or a catalogue."""
+    if isinstance(request, Cutout):
+        return position_name(request.path, request.number)
+    return image_name(_path_of(request), number)
 
 
-def _with_position(asked: ReadRequest, found: ReadResult) -> ReadResult:
-    """With what the catalogue tells, where it is a cutout."""
-    if not isinstance(asked, Cutout):
-        return found
-    image = found.image
+def _unusable(request: ReadRequest, problem: Message, number: int | None = None) -> ReadResult:
+    """The result for an image with that problem, which the child named by its path on this machine."""
+    error = ImageError(problem["what"], need=problem["need"], next=problem["next"], path=_name_of(request, number))
+    return _with_position(request, ReadResult(_path_of(request), error, number))
+
+
+def _failed(request: ReadRequest, err: ChildError) -> ReadResult:
+    """The result for a file that the child could not read to its end."""
+    advice = "Leave this file out, or convert it."
+    error = ImageError(err.what, need=err.need, next=advice, path=_name_of(request, None))
+    return _with_position(request, ReadResult(_path_of(request), error))
+
+
+def _with_position(request: ReadRequest, result: ReadResult) -> ReadResult:
+    """The result, with the entries of the catalogue for a cutout."""
+    if not isinstance(request, Cutout):
+        return result
+    image = result.image
     if isinstance(image, Image):
-        image = replace(image, ra=asked.ra, dec=asked.dec)
-    return found._replace(image=image, number=asked.number, id=asked.id, ra=asked.ra, dec=asked.dec)
+        image = replace(image, ra=request.ra, dec=request.dec)
+    return result._replace(image=image, number=request.number, id=request.id, ra=request.ra, dec=request.dec)
 
 
 def main() -> None:
@@ -282,44 +310,47 @@ def main() -> None:
     with open_output() as out:
         confine()
         fetch_nothing()
-        for path, request in read_requests():
-            problem, named = None, path_from_hex(request["at"]) if "at" in request else path
-            try:
-                _answer(out, path, request)
-            except (DataError, ImageError) as err:
-                problem = str(err)
-            except (MemoryError, RecursionError):
-                problem = f"{named}: needs more memory than an image may. Leave this file out, or convert it."
-            except OSError as err:
-                problem = (
-                    f"{err.filename or named}: cannot be read ({err.strerror or err}). Check it and its permissions."
-                )
-            send(out, {"kind": "end", "problem": problem})
+        for request in read_requests():
+            send(out, {"kind": "end", "problem": _answer(out, request)})
 
 
-def _answer(out: IO[bytes], path: Path, request: Frame) -> None:
-    """Send all that was asked for, but the end."""
-    wanted = ImageSelector(*request["wanted"])
+def _answer(out: IO[bytes], request: Message) -> Message | None:
+    """Send all of an answer but its end; returns the fields of the error that ended it, if any."""
+    path = path_from_hex(request["path"])
+    subject = path_from_hex(request["at"]) if "at" in request else path
+    try:
+        _send_answer(out, path, request)
+    except (DataError, ImageError) as err:
+        return error_fields(err)
+    except (MemoryError, RecursionError):
+        return error_fields(too_much_memory().about(subject))
+    except OSError as err:
+        return error_fields(unreadable_file(err).about(subject))
+    return None
+
+
+def _send_answer(out: IO[bytes], path: Path, request: Message) -> None:
+    selector = ImageSelector(*request["selector"])
     _load(path)
     if "at" in request:
-        _send_positions(out, cutouts.locate_in_mosaic(path, wanted.hdu, path_from_hex(request["at"])))
+        _send_positions(out, cutouts.locate_in_mosaic(path, selector.hdu, path_from_hex(request["at"])))
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
-        send(out, {"kind": "extensions", "extensions": formats.extensions(path)})
+        send(out, {"kind": "extensions", "extensions": fits_image.extensions(path)})
         return
-    big = cutouts.open_mosaic(path, wanted.hdu) if "cut" in request else None
+    mosaic = cutouts.open_mosaic(path, selector.hdu) if "cut" in request else None
     send(out, {"kind": "begin"})
-    found = iter([big.cut(*request["cut"])]) if big else formats.read_all(path, wanted)
-    for number, image in enumerate(found):
+    images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector)
+    for number, image in enumerate(images):
         if isinstance(image, Image):
             _send_image(out, image)
         else:
-            send(out, {"kind": "bad", "number": number, "problem": str(image)})
+            send(out, {"kind": "bad", "number": number, "problem": error_fields(image)})
 
 
 def _load(path: Path) -> None:
-    """Import what reads this format, before the clock starts."""
+    """Import the library for this format, before the clock starts."""
     library = LIBRARIES.get(path.suffix.lower(), FITS_LIBRARY if formats.is_fits(path) else None)
     if library:
         importlib.import_module(library)
@@ -331,10 +362,10 @@ def _send_image(out: IO[bytes], image: Image) -> None:
     send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
 
 
-def _send_positions(out: Any, found: Positions) -> None:
-    numbers, ids = np.hstack([found.xy, found.sky]), "\0".join(found.ids.tolist()).encode()
-    frame = {"kind": "positions", "bytes": numbers.nbytes, "id_bytes": len(ids), "pixel_scale": found.pixel_scale}
-    send(out, frame, numbers.tobytes() + ids)
+def _send_positions(out: IO[bytes], positions: Positions) -> None:
+    numbers, ids = np.hstack([positions.xy, positions.sky]), "\0".join(positions.ids.tolist()).encode()
+    sizes = {"bytes": numbers.nbytes, "id_bytes": len(ids)}
+    send(out, {"kind": "positions", "pixel_scale": positions.pixel_scale, **sizes}, numbers.tobytes() + ids)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Parent and child exchange length-prefixed messages: a line of JSON, then as many
 
 import json
 import os
+import resource
 import selectors
 import subprocess
 import sys
@@ -16,28 +17,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from sublens.errors import SublensError
 from sublens.parallel.mapper import ONE_THREAD
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
-
 START_SECONDS = 120.0
-"""That the child may take to load a library, which a busy disk makes slow, or to read a catalogue."""
+"""Longest time for the child to load a library, which a busy disk makes slow, or to read a catalogue."""
 MEMORY_BYTES = 2 * 2**30
-"""That the child may address; libraries take a quarter of it before they read anything."""
+"""Memory that the child may address; libraries take a quarter of it before they read anything."""
 LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
-"""No more memory than an image needs, no file to write, no core dump."""
-Frame = dict[str, Any]
+"""Limits of the child: no more memory than an image needs, no file to write, no core dump."""
+Message = dict[str, Any]
+"""The line of JSON."""
 
 
-class SilentError(Exception):
-    """The child ended, or takes too long; the text says which."""
+class ChildError(Exception):
+    """The child ended, or takes too long; `what` and `need` are parts of the user's error."""
+
+    def __init__(self, what: str, need: str) -> None:
+        super().__init__(what)
+        self.what, self.need = what, need
 
 
-class EndedError(SilentError):
+class EndedError(ChildError):
     """The child ended."""
 
 
@@ -62,7 +63,7 @@ class Keeper:
 
 
 class Child:
-    """A process that runs a module of ours and speaks in frames, seen from its parent."""
+    """A process that runs a module of ours and exchanges messages with this one."""
 
     def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(
@@ -73,8 +74,8 @@ class Child:
             env={**os.environ, **ONE_THREAD},
             start_new_session=True,  # Ctrl-C is for the parent
         )
-        self._waiting = selectors.DefaultSelector()
-        self._waiting.register(self._output, selectors.EVENT_READ)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._output, selectors.EVENT_READ)
         self._buffer = bytearray()
 
     @property
@@ -82,84 +83,93 @@ class Child:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def ask(self, path: Path, request: Frame, data: bytes = b"") -> None:
-        """Have a file dealt with; the child may have ended, which shows when it does not answer."""
+    def send(self, request: Message, data: bytes = b"") -> None:
+        """Send a request; a child that has ended is noticed in `receive`."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            send(self._process.stdin, {"path": os.fsencode(path).hex(), **request}, data)
+            send(self._process.stdin, request, data)
 
-    def frame(self, seconds: float) -> Frame:
-        """The next frame's first line, waited for so long."""
+    def receive(self, seconds: float) -> Message:
+        """The next message, but for the bytes that it announces; raises `ChildError` where none comes in time."""
         deadline = time.monotonic() + seconds
         while (end := self._buffer.find(b"\n")) < 0:
             self._fill(deadline)
-        line = self._taken(end + 1)
-        frame: Frame = json.loads(line)
-        return frame
+        message: Message = json.loads(self._take(end + 1))
+        return message
 
-    def data(self, n_bytes: int, seconds: float) -> bytearray:
-        """The bytes that a frame announced."""
+    def receive_bytes(self, n_bytes: int, seconds: float) -> bytearray:
+        """The bytes that a message announced; raises `ChildError` where they do not come in time."""
         deadline = time.monotonic() + seconds
         while len(self._buffer) < n_bytes:
             self._fill(deadline)
-        return self._taken(n_bytes)
+        return self._take(n_bytes)
 
     def end(self) -> None:
-        """Stop it, whatever it does."""
-        self._waiting.close()
+        """Stop the process, whatever it does."""
+        self._selector.close()
         self._process.kill()
         self._process.communicate()
 
     def _fill(self, deadline: float) -> None:
-        if not self._waiting.select(max(0.0, deadline - time.monotonic())):
-            raise SilentError("took too long to read.")
+        if not self._selector.select(max(0.0, deadline - time.monotonic())):
+            raise ChildError("took too long to read", "a file that is read in seconds")
         block = os.read(self._output, 2**20)
         if not block:
-            raise EndedError("needs more memory than an image may, or is damaged so that reading it fails.")
+            raise EndedError(
+                "takes more memory than an image may, or is damaged so that reading it fails",
+                f"an intact file that is read in {MEMORY_BYTES / 2**30:g} GiB of memory",
+            )
         self._buffer += block
 
-    def _taken(self, n_bytes: int) -> bytearray:
-        taken, self._buffer = self._buffer[:n_bytes], self._buffer[n_bytes:]
-        return taken
+    def _take(self, n_bytes: int) -> bytearray:
+        head, self._buffer = self._buffer[:n_bytes], self._buffer[n_bytes:]
+        return head
+
+
+def path_to_hex(path: Path) -> str:
+    """A path as JSON can hold it, whatever its bytes."""
+    return os.fsencode(path).hex()
 
 
 def path_from_hex(name: str) -> Path:
+    """The path behind `path_to_hex`."""
     return Path(os.fsdecode(bytes.fromhex(name)))
+
+
+def error_fields(err: SublensError) -> Message:
+    """The parts of an error, as a message holds them."""
+    return {"what": err.what, "need": err.need, "next": err.next, "path": err.path}
 
 
 @contextmanager
 def open_output() -> Iterator[IO[bytes]]:
-    """Where a child writes its frames; what libraries print does not get between them."""
+    """The stream for a child's messages; what libraries print goes elsewhere."""
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         yield out
 
 
-def read_requests() -> Iterator[tuple[Path, Frame]]:
-    """What the parent asks of a child, until there is no more; data that it announces must be read in between."""
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        yield path_from_hex(request.pop("path")), request
+def read_requests() -> Iterator[Message]:
+    """The requests of the parent, until there are no more; bytes that one announces must be read in between."""
+    yield from map(json.loads, sys.stdin.buffer)
 
 
 def fetch_nothing() -> None:
-    """Have no library open an address."""
+    """Keep libraries from opening any URL."""
     from urllib import request
 
-    request.install_opener(request.OpenerDirector())  # that knows no protocol, not even of files
+    request.install_opener(request.OpenerDirector())  # knows no protocol, not even that of files
 
 
 def confine(limits: Mapping[str, int] = LIMITS) -> None:
     """Limit this process for good, as far as its system can."""
-    if resource is None:
-        return
     for limit, value in limits.items():
-        with suppress(ValueError, OSError):  # macOS knows no limit of addresses
+        with suppress(ValueError, OSError):  # macOS knows no limit on addresses
             resource.setrlimit(getattr(resource, limit), (value, value))
 
 
-def send(out: IO[bytes], frame: Frame, data: bytes | memoryview = b"") -> None:
-    """Write a frame, and the bytes that it announces."""
-    out.write(json.dumps(frame).encode() + b"\n")
+def send(out: IO[bytes], message: Message, data: bytes | memoryview = b"") -> None:
+    """Write a message, and the bytes that it announces."""
+    out.write(json.dumps(message).encode() + b"\n")
     out.write(data)
     out.flush()

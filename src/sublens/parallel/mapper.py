@@ -1,13 +1,14 @@
-"""Work on many slices: in this process, on several, or on a cluster; the answers come in order.
+"""Work on many slices: in this process, on several, or on a cluster; the results come in order.
 
-A `Mapper` is all that a stage knows of where its slices are computed. What it is handed must be pure:
+A `Mapper` is all that a stage knows of where its slices are computed. The work must be pure:
 a slice may be computed twice, and is when a worker is lost.
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -21,9 +22,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 AHEAD = 2
-"""Slices that are under way for each worker, which bounds the memory."""
-
-
+"""Slices under way for each worker, which bounds the memory."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """The environment of a process that shares its machine with others like it."""
 
@@ -32,11 +31,11 @@ class Mapper:
     """Computes slices somewhere: this one in this process, one after the other."""
 
     def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-        """The answer of `work`, a function of some module, for each slice, in order."""
+        """The result of `work`, a function of some module, for each slice, in order."""
         return map(work, slices)
 
     def told(self) -> str:
-        """A few words on how it goes, if there are any."""
+        """A few words on the progress, if there are any."""
         return ""
 
 
@@ -48,36 +47,63 @@ class _Processes(Mapper):
         self._pool, self._n = pool, n
 
     def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-        return in_order((self._pool.submit(work, one) for one in slices), lambda: AHEAD * self._n)
+        return in_order((self._pool.submit(work, task) for task in slices), lambda: AHEAD * self._n)
 
 
 @contextmanager
 def open_processes(n: int) -> Iterator[Mapper]:
-    """On n processes of this machine; on this one where n is 1.
+    """A mapper on n processes of this machine, for the length of a `with` block; on this one where n is 1.
 
-    Raises `DataError` where one of them is ended from outside.
+    Raises `DataError` where one of them is ended from outside, or as it starts.
     """
     if n == 1:
         yield HERE
         return
-    with _translate_errors(n), ProcessPoolExecutor(n, get_context("spawn"), _follow_parent) as pool:
+    with ProcessPoolExecutor(n, get_context("spawn"), _follow_parent) as pool:
+        first = _start_worker(pool)
         try:
             yield _Processes(pool, n)
+        except BrokenProcessPool as err:
+            raise _broken_pool(n, first) from err
         finally:
             pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
 
 
+def _start_worker(pool: ProcessPoolExecutor) -> "Future[int]":
+    """The first result of a pool; quits where this process is itself a worker that only just imports its script."""
+    try:
+        return pool.submit(int)
+    except RuntimeError as err:
+        if "bootstrapping phase" not in str(err):
+            raise
+        sys.exit(1)  # the parent says what to do
+
+
+def _broken_pool(n: int, first: "Future[int]") -> DataError:
+    if first.exception():
+        return DataError(
+            f"{n} worker processes ended as they started",
+            need="a script that workers can import",
+            next='Put what it runs under `if __name__ == "__main__":`.',
+        )
+    return DataError(
+        f"one of {n} worker processes was ended from outside",
+        need="memory for all of them",
+        next="Use fewer --workers if memory is short.",
+    )
+
+
 class Pending(Protocol[R_co]):
-    """An answer that is on its way."""
+    """A result that is being computed."""
 
     def result(self) -> R_co:
         """Wait for it."""
 
 
-def in_order(asked: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Iterator[R]:
-    """Answers as they come due, with so many asked for and not yet taken, which may change."""
+def in_order(futures: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Iterator[R]:
+    """Results in order, at most `n_ahead()` of them pending; the limit is asked anew for each."""
     pending: deque[Pending[R]] = deque()
-    for future in asked:
+    for future in futures:
         pending.append(future)
         while len(pending) >= n_ahead():
             yield pending.popleft().result()
@@ -87,21 +113,11 @@ def in_order(asked: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Iterato
 
 def _follow_parent() -> None:
     """Have a worker end as soon as the process that it works for is gone."""
-    master = parent_process()
-    assert master is not None
+    parent = parent_process()
+    assert parent is not None
 
     def follow() -> None:
-        master.join()
+        parent.join()
         os._exit(1)
 
     Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _translate_errors(n: int) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as err:
-        raise DataError(
-            f"One of {n} worker processes was ended from outside; is memory short? Use fewer --workers."
-        ) from err

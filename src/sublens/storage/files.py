@@ -1,5 +1,6 @@
-"""Whole files or none: write under a temporary name, flush, rename; or send it, where it belongs on an object store."""
+"""Atomic writes: under a temporary name, flushed, then renamed, or sent where the target is on an object store."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -7,18 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
+from typing import IO
 
 from sublens.errors import DataError
 from sublens.storage import object_store
 from sublens.storage.object_store import Remote
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
-"""What numpy raises for damaged .npy files."""
+"""Exceptions that numpy raises for damaged .npy files."""
 OUTPUT_NAMES = (
     "manifest.json",
     "simulation.json",
@@ -29,7 +26,7 @@ OUTPUT_NAMES = (
     "explain.json",
     "maps.json",
 )
-"""A folder that holds one of these was written by sublens, so --force may replace it."""
+"""Names of which one stands in every folder that sublens wrote, so that --force may replace it."""
 
 
 @contextmanager
@@ -40,8 +37,10 @@ def translate_errors(path: Path) -> Iterator[None]:
     except OSError as err:
         reason = err.strerror or f"is the disk full? {err}"  # numpy does not say why it wrote too little
         raise DataError(
-            f"{path}: could not be written ({reason}). Free some space or choose another place, "
-            "then run the command again."
+            f"could not be written ({reason})",
+            need="a place with free space and the right to write there",
+            next="Free some space or choose another place, then run the command again.",
+            path=path,
         ) from err
 
 
@@ -67,7 +66,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def tidy(path: Path) -> None:
-    """Leave no empty folder in the cache of what was made for a store."""
+    """Remove the folder of the cache in which a file for an object store was made, if it is empty."""
     if isinstance(path, Remote):
         with suppress(OSError):
             object_store.staged(path).parent.rmdir()
@@ -83,11 +82,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it into place if the block succeeds.
 
-    If it fails, the temporary folder is removed; but with a `plan`, a text that decides what
-    will be written, what it holds is kept, and yielded again to the next block with the same
+    plan: a text that decides what will be written. If the block fails, the temporary folder is removed
+    unless there is a plan; then its content is kept, and yielded again to the next block with the same
     plan. Raises `DataError` where `path` exists, or holds the kept work of another plan, and
-    `force` is false, and where another process is at work there. An existing folder is
-    replaced only once the new one is complete. Of a `Remote` one, the temporary folder lies in the
+    `force` is false, and where another process is writing there. An existing folder is
+    replaced only once the new one is complete. The temporary folder of a `Remote` lies in the
     user's cache.
     """
     refuse_existing(path, force=force)
@@ -99,8 +98,10 @@ def whole_folder(path: Path, *, force: bool, plan: str = "") -> Iterator[Path]:
             kept = _plan_of(partial)
             if kept and kept != plan and not force:
                 raise DataError(
-                    f"{partial}: holds the unfinished work of another command. Run that one again to finish it, "
-                    "add --force to discard it, or choose another place."
+                    "holds the unfinished work of another command",
+                    need="a place of its own",
+                    next="Run that command again to finish it, add --force to discard it, or choose another place.",
+                    path=partial,
                 )
             if not kept or kept != plan:
                 for leftover in partial.iterdir():
@@ -129,35 +130,59 @@ def _put_in_place(partial: Path, path: Path) -> None:
 
 
 PLAN = "plan.json"
-"""What stands in a temporary folder that can be continued."""
+"""Name of the file that holds the plan in a temporary folder that can be continued."""
 
 
 def partial_folder(path: Path) -> Path:
-    """Where `whole_folder` collects what will be the folder `path`."""
+    """The temporary folder that `whole_folder` renames to `path`."""
     home = object_store.staged(path).absolute()
     return home.with_name(f".{home.name}.partial")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and let no other process have it at the same time.
+    """Make a folder if need be, and lock it against other processes.
 
-    Raises `DataError` where one has it.
+    The lock ends with the block or with the process. Raises `DataError` where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
-    except BlockingIOError as err:
-        os.close(handle)
-        raise DataError(f"{folder}: another process is writing there. Wait for it, or choose another place.") from err
-    try:
+        _lock(handle, folder)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read and to append, made if need be, and lock it against other processes.
+
+    The block may remove or rename the file. The lock ends with the block or with the process. Raises
+    `DataError` where another process holds it, or the file cannot be written.
+    """
+    with translate_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        with translate_errors(path):
+            _lock(file.fileno(), path)
+        yield file
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_held = not os.path.samestat(os.fstat(handle), path.stat())  # by a process that moved it since we opened it
+    except (BlockingIOError, FileNotFoundError):
+        is_held = True
+    if is_held:
+        raise DataError(
+            "another process is writing there",
+            need="a place of its own",
+            next="Wait for the other command, or choose another place.",
+            path=path,
+        )
 
 
 def _plan_of(partial: Path) -> str:
@@ -174,26 +199,40 @@ def _holds_work(partial: Path) -> bool:
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise `DataError` where `path` is taken and may not be replaced.
 
-    Without `force` an empty folder alone may be; with it, a folder that sublens wrote.
+    Without `force` only an empty folder may be replaced; with it, a folder that sublens wrote as well.
     """
     if _is_there(path) and not path.is_dir():
-        raise DataError(f"{path}: is a file or another thing that is no folder. Choose another place.")
+        raise DataError("exists and is not a folder", need="a folder", next="Choose another place.", path=path)
     if Path.cwd().is_relative_to(path.resolve()):
-        raise DataError(f"{path}: is or holds the working folder. Choose a folder of its own.")
+        raise DataError(
+            "is or holds the working folder", need="a folder of its own", next="Choose another one.", path=path
+        )
     if not path.is_dir() or not any(path.iterdir()) or (path / object_store.UNFINISHED).is_file():
         return
     if not force:
-        raise DataError(f"{path}: exists already. Choose another place, or add --force to replace it.")
+        raise DataError(
+            "exists already",
+            need="a new or empty folder",
+            next="Choose another place, or add --force to replace it.",
+            path=path,
+        )
     if not any((path / name).is_file() for name in OUTPUT_NAMES):
-        raise DataError(f"{path}: was not written by sublens, so --force does not replace it. Choose another place.")
+        raise DataError(
+            "was not written by sublens, so --force does not replace it",
+            need="a new or empty folder",
+            next="Choose another place.",
+            path=path,
+        )
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """Raise `DataError` where the file `path` is there already and may not be replaced, or is no file."""
+    """Raise `DataError` where `path` is a folder, or exists and `force` is false."""
     if path.is_dir():
-        raise DataError(f"{path}: is a folder. Name a file.")
+        raise DataError("is a folder", need="a file", next="Name a file.", path=path)
     if _is_there(path) and not force:
-        raise DataError(f"{path}: exists already. Choose another name, or add --force to replace it.")
+        raise DataError(
+            "exists already", need="a new name", next="Choose another name, or add --force to replace it.", path=path
+        )
 
 
 def _is_there(path: Path) -> bool:
@@ -202,13 +241,18 @@ def _is_there(path: Path) -> bool:
 
 def refuse_overlap(out: Path, source: Path) -> None:
     """Raise `DataError` where writing `out` could damage the `source` it is made from."""
-    one, other = out.resolve(), source.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        raise DataError(f"{out}: overlaps {source}, which is read. Choose a folder outside it.")
+    target, origin = out.resolve(), source.resolve()
+    if target.is_relative_to(origin) or origin.is_relative_to(target):
+        raise DataError(
+            f"overlaps {source}, which is read",
+            need="a place apart from it",
+            next="Choose a folder outside it.",
+            path=out,
+        )
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if it is there."""
+    """Remove a file, link or folder and all that it holds; nothing is done where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.+)", re.DOTALL)
 CONNECT_SECONDS = 10
+"""Longest wait for a store to answer."""
 BLOCK = 2**22
+"""Bytes that are copied at a time."""
 FETCHES = 16
 """Files that are fetched at the same time, since most of it is waiting."""
 UNFINISHED = ".unfinished"
-"""Stands in a folder on a store as long as not all of it is there."""
+"""Name of the file in a folder on a store for as long as not all of the folder is there."""
 
 
 class Remote(type(Path())):  # type: ignore[misc]
-    """A path on an object store, which can be asked what is there; to read a file, see `local` and `copied`.
+    """A path on an object store, which can be listed; to read a file, see `local` and `copied`.
 
-    Raises `DataError` where the store does not answer.
+    Its methods raise `DataError` where the store does not answer.
     """
 
     def __str__(self) -> str:
@@ -60,52 +62,55 @@ class Remote(type(Path())):  # type: ignore[misc]
         return _listed(self, is_deep=True)
 
 
-def parse_path(given: str | Path) -> Path:
-    """What a user means: a file on an object store, or on this machine."""
-    return Remote(given) if URL.fullmatch(str(given)) else Path(given)
+def parse_path(name: str | Path) -> Path:
+    """The path behind a name or address: on an object store, or on this machine."""
+    return Remote(name) if URL.fullmatch(str(name)) else Path(name)
 
 
-def local(given: Path, bar: Bar = silent) -> Path:
-    """The path itself, or a copy of what is there on a store, which this process keeps until that is another.
+def local(path: Path, bar: Bar = silent) -> Path:
+    """The path itself, or a copy of what is on a store, kept by this process until that changes.
 
-    Raises `DataError` where there is no such thing, or not all of it.
+    Raises `DataError` where there is no such file or folder, or not all of it.
     """
-    if not isinstance(given, Remote):
-        return given
+    if not isinstance(path, Remote):
+        return path
     try:
-        found = _found(given)
-        state = [(info.path, info.size, info.mtime_ns) for info in found]
-        if given not in _copies or _copies[given][0] != state:
-            if given in _copies:
-                shutil.rmtree(_copies.pop(given)[1].parent)
-            _copies[given] = state, _download(given, found, Path(tempfile.mkdtemp(dir=_shelf().name)), bar)
+        infos = _find(path)
+        state = [(info.path, info.size, info.mtime_ns) for info in infos]
+        if path not in _copies or _copies[path][0] != state:
+            if path in _copies:
+                shutil.rmtree(_copies.pop(path)[1].parent)
+            _copies[path] = state, _download(path, infos, Path(tempfile.mkdtemp(dir=_shelf().name)), bar)
     except FileNotFoundError as err:
-        raise DataError(str(err)) from err
-    return _copies[given][1]
+        raise DataError(
+            "no such file or folder", need="an address of one", next="Check the address.", path=path
+        ) from err
+    return _copies[path][1]
 
 
 _copies: dict[Remote, tuple[list[tuple[str, int, int]], Path]] = {}
+"""State of the store and copy on this machine, by address."""
 
 
 @lru_cache(maxsize=1)
 def _shelf() -> "tempfile.TemporaryDirectory[str]":
-    """Removed when the process ends."""
+    """The folder of all copies, removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="sublens-")
 
 
 @contextmanager
-def copied(given: Path) -> Iterator[Path]:
-    """The path itself, or a copy that lasts as long as a `with` block; raises `FileNotFoundError`, and as `local`."""
-    if not isinstance(given, Remote):
-        yield given
+def copied(path: Path) -> Iterator[Path]:
+    """The path itself, or a copy for the length of a `with` block; raises as `fetch` does."""
+    if not isinstance(path, Remote):
+        yield path
         return
     with scratch() as folder:
-        yield fetch(given, folder)
+        yield fetch(path, folder)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder of this machine that lasts as long as a `with` block."""
+    """A folder of this machine for the length of a `with` block."""
     folder = Path(tempfile.mkdtemp(prefix="sublens-"))
     try:
         yield folder
@@ -114,19 +119,19 @@ def scratch() -> Iterator[Path]:
 
 
 def staged(target: Path) -> Path:
-    """Where on this machine that is prepared which will be at `target`: there, or in the user's cache."""
+    """The path at which `target` is prepared on this machine: its own, or one in the user's cache."""
     if not isinstance(target, Remote):
         return target
-    cache, name = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), str(target.name)
-    return cache / "sublens" / hashlib.sha256(str(target).encode()).hexdigest()[:16] / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "sublens" / hashlib.sha256(str(target).encode()).hexdigest()[:16] / str(target.name)
 
 
 def send(source: Path, target: Remote) -> None:
     """Copy a file to a store, where it appears whole or not at all."""
-    files, beside = _files(target), _beside(target)
-    with _explained(target):
+    files, beside = _file_system(target), _beside(target)
+    with _translate_errors(target):
         try:
-            _put(source, beside)  # what is interrupted ends as a file all the same
+            _put(source, beside)  # an interrupted copy ends as a file all the same
             files.move(_key(beside), _key(target))
         except BaseException:
             with suppress(OSError):
@@ -137,93 +142,101 @@ def send(source: Path, target: Remote) -> None:
 def try_out(target: Remote) -> None:
     """Raise `DataError` where nothing could be written."""
     beside = _beside(target)
-    with _explained(target):
+    with _translate_errors(target):
         _mark(beside)
-        _files(target).delete_file(_key(beside))
+        _file_system(target).delete_file(_key(beside))
 
 
 def send_folder(source: Path, target: Remote, leave: str) -> None:
     """Make a folder on a store the same as one of this machine, but for files of the name `leave`.
 
-    Until it is, it holds `UNFINISHED`. What lies at its top, such as a manifest, comes last.
+    Until it is, it holds `UNFINISHED`. The files at its top, such as a manifest, come last.
     """
-    with _explained(target):
-        files = _files(target)
+    with _translate_errors(target):
         _mark(target / UNFINISHED)
-        found = [one for one in source.rglob("*") if one.is_file() and one.name != leave]
-        paths = {f"{_key(target)}/{one.relative_to(source).as_posix()}": one for one in found}
-        wanted = {*paths, _key(target / UNFINISHED)}
-        for old in _infos(target, is_deep=True, has_folders=True):
-            if not old.is_file and not any(key.startswith(f"{old.path}/") for key in wanted):
-                files.delete_dir(old.path)
-            elif old.is_file and old.path not in wanted:
-                with suppress(FileNotFoundError):  # gone with its folder
-                    files.delete_file(old.path)
+        sources = [path for path in source.rglob("*") if path.is_file() and path.name != leave]
+        paths = {f"{_key(target)}/{path.relative_to(source).as_posix()}": path for path in sources}
+        _remove_all_but({*paths, _key(target / UNFINISHED)}, target)
         for key in sorted(paths, key=lambda key: (paths[key].parent == source, key)):
             _put(paths[key], Remote(target, key.removeprefix(f"{_key(target)}/")))
-        files.delete_file(_key(target / UNFINISHED))
+        _file_system(target).delete_file(_key(target / UNFINISHED))
+
+
+def _remove_all_but(keys: set[str], folder: Remote) -> None:
+    store = _file_system(folder)
+    for info in _infos(folder, is_deep=True, has_folders=True):
+        if not info.is_file and not any(key.startswith(f"{info.path}/") for key in keys):
+            store.delete_dir(info.path)
+        elif info.is_file and info.path not in keys:
+            with suppress(FileNotFoundError):  # gone with its folder
+                store.delete_file(info.path)
 
 
 def _beside(target: Remote) -> Remote:
-    """Where something lies that is to become `target`."""
+    """The temporary name of a file that will be `target`."""
     return Remote(target.with_name(target.name + UNFINISHED))
 
 
-def _mark(there: Remote) -> None:
+def _mark(path: Remote) -> None:
     """Write an empty file."""
-    with _files(there).open_output_stream(_key(there)) as stream:
+    with _file_system(path).open_output_stream(_key(path)) as stream:
         stream.write(b"")
 
 
 def _put(source: Path, target: Remote) -> None:
-    with source.open("rb") as file, _files(target).open_output_stream(_key(target)) as stream:
+    with source.open("rb") as file, _file_system(target).open_output_stream(_key(target)) as stream:
         shutil.copyfileobj(file, stream, BLOCK)
 
 
-def fetch(there: Remote, into: Path, most: float = math.inf) -> Path:
-    """Copy a file, or all files of a folder, into a folder of this machine; gives the copy.
+def fetch(path: Remote, folder: Path, max_bytes: float = math.inf) -> Path:
+    """The copy of a file, or of all files of a folder, made in a folder of this machine.
 
-    Raises `FileNotFoundError` where there is no such thing, and `OverflowError` where it has more than `most` bytes.
+    Raises `FileNotFoundError` where there is no such file or folder, `OverflowError` where it has more
+    than `max_bytes` bytes, and `DataError` where not all of it is there or the store does not answer.
     """
-    found = _found(there)
-    if sum(one.size for one in found) > most:
-        raise OverflowError(f"{there}: has more than {most:,} bytes. Cut out what you need.")
-    return _download(there, found, into)
+    infos = _find(path)
+    if sum(info.size for info in infos) > max_bytes:
+        raise OverflowError(f"{path} has more than {max_bytes:,} bytes")
+    return _download(path, infos, folder)
 
 
-def _download(there: Remote, found: list["FileInfo"], into: Path, bar: Bar = silent) -> Path:
-    """Copy what was found there."""
-    copy: Path = into / there.name
-    with _explained(there), bar(f"fetching {there}", len(found)) as advance:
-        for number, one in enumerate(found, start=1):
-            target = copy / one.path.removeprefix(_key(there)).lstrip("/")
+def _download(path: Remote, infos: list["FileInfo"], folder: Path, bar: Bar = silent) -> Path:
+    copy: Path = folder / path.name
+    with _translate_errors(path), bar(f"fetching {path}", len(infos)) as advance:
+        for number, info in enumerate(infos, start=1):
+            target = copy / info.path.removeprefix(_key(path)).lstrip("/")
             if ".." in target.parts:
-                raise DataError(f"{there}: holds {one.path}, which is no name for a file here. Rename it.")
+                raise DataError(
+                    f"holds {info.path}", need="names that a file here can have", next="Rename it.", path=path
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _files(there).open_input_stream(one.path) as stream, target.open("wb") as file:
+            with _file_system(path).open_input_stream(info.path) as stream, target.open("wb") as file:
                 shutil.copyfileobj(stream, file, BLOCK)
             advance(number, "files")
     return copy
 
 
-def refuse_unfinished(there: Path) -> None:
+def refuse_unfinished(path: Path) -> None:
     """Raise `DataError` for a folder on a store that was not sent to its end."""
-    if isinstance(there, Remote) and (there / UNFINISHED).is_file():
+    if isinstance(path, Remote) and (path / UNFINISHED).is_file():
         raise DataError(
-            f"{there}: is not complete; it is being sent, or was interrupted. Run the command that makes it again."
+            "is not complete: it is being sent, or was interrupted",
+            need="all of its files",
+            next="Run the command that makes it again.",
+            path=path,
         )
 
 
-def _found(there: Remote) -> list["FileInfo"]:
-    """Of a file, or of all files of a folder; raises `FileNotFoundError` where there is neither."""
-    info = _info(there)
+def _find(path: Remote) -> list["FileInfo"]:
+    """The file, or all files of the folder; raises `FileNotFoundError` where there is neither."""
+    info = _info(path)
     if info.is_file:
         return [info]
-    refuse_unfinished(there)
-    found = _infos(there, is_deep=True)
-    if not found:
-        raise FileNotFoundError(f"{there}: no such file or folder. Check the address.")
-    return found
+    refuse_unfinished(path)
+    infos = _infos(path, is_deep=True)
+    if not infos:
+        raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(path))
+    return infos
 
 
 def _listed(folder: Remote, *, is_deep: bool) -> list[Remote]:
@@ -231,78 +244,89 @@ def _listed(folder: Remote, *, is_deep: bool) -> list[Remote]:
 
 
 def _infos(folder: Remote, *, is_deep: bool, has_folders: bool = False) -> list["FileInfo"]:
-    """Of all files below a folder, and of folders too if they are wanted; or of the files and folders in it."""
+    """All files below a folder, and the folders too with `has_folders`; or the files and folders in it."""
     from pyarrow.fs import FileSelector
 
-    with _explained(folder):
-        wanted = FileSelector(_key(folder), recursive=is_deep, allow_not_found=True)
-        found = _files(folder).get_file_info(wanted)
-        return [info for info in found if info.is_file or has_folders or not is_deep]
+    with _translate_errors(folder):
+        selector = FileSelector(_key(folder), recursive=is_deep, allow_not_found=True)
+        infos = _file_system(folder).get_file_info(selector)
+        return [info for info in infos if info.is_file or has_folders or not is_deep]
 
 
-def _info(there: Remote) -> "FileInfo":
-    with _explained(there):
-        return _files(there).get_file_info(_key(there))
+def _info(path: Remote) -> "FileInfo":
+    with _translate_errors(path):
+        return _file_system(path).get_file_info(_key(path))
 
 
-def _kind(there: Remote) -> str:
-    return str(_info(there).type.name)
+def _kind(path: Remote) -> str:
+    return str(_info(path).type.name)
 
 
-def _split(there: Remote) -> tuple[str, str]:
-    """Its scheme, and what comes after."""
-    found = URL.fullmatch(str(there))
-    assert found
-    return found[1], found[2]
+def _split(path: Remote) -> tuple[str, str]:
+    """The scheme, and the rest of the address."""
+    parts = URL.fullmatch(str(path))
+    assert parts
+    return parts[1], parts[2]
 
 
-def _key(there: Remote) -> str:
-    return _split(there)[1]
+def _key(path: Remote) -> str:
+    return _split(path)[1]
 
 
-def _files(there: Remote) -> "FileSystem":
-    scheme, key = _split(there)
-    return _opened(scheme, key.split("/")[0])
+def _file_system(path: Remote) -> "FileSystem":
+    scheme, key = _split(path)
+    return _open_store(scheme, key.split("/")[0])
 
 
 @lru_cache
-def _opened(scheme: str, bucket: str) -> "FileSystem":
+def _open_store(scheme: str, bucket: str) -> "FileSystem":
     from pyarrow import ArrowInvalid
     from pyarrow.fs import FileSystem, GcsFileSystem, S3FileSystem
 
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        given: dict[str, Any] = {"endpoint_override": endpoint, "region": region, "connect_timeout": CONNECT_SECONDS}
-        return S3FileSystem(**{name: value for name, value in given.items() if value})
+        options: dict[str, Any] = {"endpoint_override": endpoint, "region": region, "connect_timeout": CONNECT_SECONDS}
+        return S3FileSystem(**{name: value for name, value in options.items() if value})
     if scheme in ("gs", "gcs"):
         return GcsFileSystem(retry_time_limit=timedelta(seconds=CONNECT_SECONDS))
     try:
         return FileSystem.from_uri(f"{scheme}://{bucket}")[0]
     except ArrowInvalid as err:
-        raise DataError(f"{scheme}://: sublens knows no such kind of place. Use s3:// or gs://, or a file.") from err
+        raise DataError(
+            "is a kind of store that sublens does not know",
+            need="s3:// or gs://, or a path of this machine",
+            next="Copy the files to one of these.",
+            path=f"{scheme}://",
+        ) from err
 
 
 @contextmanager
-def _explained(there: Remote) -> Iterator[None]:
-    """Turn what a store answers into a `DataError`, but that there is no such file."""
+def _translate_errors(path: Remote) -> Iterator[None]:
+    """Turn the errors of a store into a `DataError`, all but `FileNotFoundError`."""
     try:
         yield
     except FileNotFoundError as err:
-        raise FileNotFoundError(f"{there}: no such file. Check the address.") from err
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from err
     except OSError as err:
         if err.filename or err.errno == errno.ENOSPC:
             raise DataError(
-                f"{there}: cannot be copied ({err}). Free some space in {tempfile.gettempdir()}, or set TMPDIR."
+                f"cannot be copied ({err})",
+                need="space for a copy on this machine",
+                next=f"Free some in {tempfile.gettempdir()}, or set TMPDIR.",
+                path=path,
             ) from err
         raise DataError(
-            f"{there}: cannot be reached ({_reason(err)}). Check the address, your rights there (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY or a profile) and AWS_ENDPOINT_URL, then run the command again."
+            f"cannot be reached ({_reason(err)})",
+            need="a store that answers, and your rights there",
+            next="Check the address, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or your profile, and "
+            "AWS_ENDPOINT_URL, then run the command again.",
+            path=path,
         ) from err
 
 
 def _reason(err: OSError) -> str:
-    """What a store said, in short."""
+    """The answer of a store in short."""
     text = str(err)
-    said = text[text.index("AWS Error") :] if "AWS Error" in text else text
-    return re.sub(r"\s*\(Request ID[^)]*\)", "", said).rstrip(". ")[:300]
+    answer = text[text.index("AWS Error") :] if "AWS Error" in text else text
+    return re.sub(r"\s*\(Request ID[^)]*\)", "", answer).rstrip(". ")[:300]

@@ -84,9 +84,9 @@ def fit(
                 break
             set_rate(optimizer, rate_at(done, config.warmup))
             ranks.begin_step(config.seed, number)
-            with torch.autocast(device, torch.bfloat16, enabled=has_bf16), ranks.normalising():
+            with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
                 outputs = whole(batch.images)
-            loss, truth, distill = _losses(outputs, batch, ranks)
+            loss, truth, distill = _losses(outputs, batch)
             weighted = ((config.truth_weight or 0, truth), (DISTILL_WEIGHT, distill))
             total = sum((weight * term for weight, term in weighted if term is not None), loss)
             optimizer.zero_grad(set_to_none=True)
@@ -105,15 +105,14 @@ Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None]
 """Logits, the truth head's map and the predicted maps of the teacher; None without such a head."""
 
 
-def _losses(outputs: Outputs, batch: Batch, ranks: Ranks) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _losses(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Cross-entropy of the labels, and the losses of the truth head's map and of the teacher's maps."""
     logits, masses, student_maps = outputs
     loss, truth, distill = F.cross_entropy(logits.float(), batch.labels), None, None
     if masses is not None and batch.masses is not None:
         truth = F.mse_loss(masses.float(), batch.masses)
     if student_maps is not None and batch.teacher_maps is not None:
-        with ranks.normalising():
-            distill = distill_loss(student_maps, batch.teacher_maps)
+        distill = distill_loss(student_maps, batch.teacher_maps)
     return loss, truth, distill
 
 

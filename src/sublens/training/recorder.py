@@ -38,7 +38,7 @@ from sublens.training.distillation import StudentMaps
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 ENDING = (signal.SIGINT, signal.SIGTERM)
-KEEPING = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+KEEPING = (signal.SIGUSR1,)
 """Signals at which a training writes a checkpoint and goes on; at those of `ENDING` it writes one and ends."""
 ECHO_SECONDS = 2.0
 """Time within which a repeated signal counts as the first: torchrun repeats the signals of its process group."""
