@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sublens import workflows
@@ -13,6 +14,7 @@ from sublens.data import dataset, generate, store
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.progress import Advance
 from sublens.sim.population import Split
@@ -107,7 +109,7 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
 ) -> None:
     run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
     monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
-    with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
+    with pytest.raises(ConfigError, match="ours: comes with sublens; needs a folder to write to. Add --out"):
         evaluate.copy_or_own_folder(Path("ours"), None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="comes with sublens"):
@@ -117,6 +119,21 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     copy = evaluate.copy_or_own_folder(Path("ours"), tmp_path / "copy")
     assert evaluate.measure_run(copy, easy)["n"] == 40
     assert not (tmp_path / "shelf" / "ours" / recorder.SCORES).exists()
+
+
+def test_the_demo_copies_networks_whole_and_once(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
+    monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
+    (copy,) = workflows.copy_shipped(tmp_path / "runs")
+    expected = Predictor.load("ours").probs(easy.test.counts(np.arange(3)))
+    (copy / bundle.GRAPH).unlink()  # as a copy of an earlier version lacks it
+    workflows.copy_shipped(tmp_path / "runs")
+    assert (Predictor.load(copy, "onnxruntime").probs(easy.test.counts(np.arange(3))) == expected).all()
+    before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
+    assert workflows.copy_shipped(tmp_path / "runs") == [copy]
+    assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
 @pytest.mark.slow

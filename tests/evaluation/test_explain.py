@@ -114,7 +114,7 @@ def test_the_feature_map_is_the_one_with_cells_of_eight_pixels() -> None:
 def test_a_network_without_feature_maps_can_only_be_occluded() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
     predictor = eager(model, ("a", "b"), (16, 16), InputConfig())
-    with pytest.raises(BundleError, match="no feature map, which grad-cam needs. Use the method occlusion"):
+    with pytest.raises(BundleError, match="no feature map; needs one for grad-cam. Use the method occlusion"):
         saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "grad-cam")
     assert saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "occlusion").any()
 
@@ -259,7 +259,10 @@ def test_explain_replaces_its_own_pictures_only_with_force(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("lensnet", "CUTOUTS/1.npy", "--class", "vortex"), "lensnet knows no class 'vortex'. Did you mean vort?"),
+        (
+            ("lensnet", "CUTOUTS/1.npy", "--class", "vortex"),
+            "lensnet has no class 'vortex'; needs one of no, sphere, vort. Did you mean vort?",
+        ),
         (("lensnet", "CUTOUTS/broken.npy"), "None of 1 images could be explained"),
         (("lensnet", "nowhere.npy"), "nowhere.npy: no such file"),
     ],
