@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradientXActivation
 from PIL import Image
 from test_cli import refused, sublens
 from torch import Tensor, nn
@@ -102,13 +103,21 @@ def test_images_are_explained_alike_alone_and_together(method: Method) -> None:
     assert np.allclose(together[2:], alone, atol=1e-3)
 
 
-def test_the_feature_map_is_the_one_with_cells_of_eight_pixels() -> None:
-    heard: list[tuple[int, ...]] = []
+@pytest.mark.parametrize(("binning", "stage"), [(2, "stage2"), (4, "stem")])
+def test_the_feature_map_is_the_one_with_cells_of_eight_pixels(
+    binning: int, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[nn.Module] = []
+
+    def record(model: nn.Module, layer: nn.Module) -> LayerGradientXActivation:
+        layers.append(layer)
+        return LayerGradientXActivation(model, layer)
+
+    monkeypatch.setattr(saliency, "LayerGradientXActivation", record)
     model = build("lensnet", 3).eval()
-    model.get_submodule("stage2").register_forward_hook(lambda module, given, told: heard.append(told.shape))
-    predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=2))
+    predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=binning))
     saliency.saliency(predictor, speckled((48, 48)), np.array([0, 1]))
-    assert heard[0][2:] == (6, 6)
+    assert layers == [model.get_submodule(stage)]
 
 
 def test_a_network_without_feature_maps_can_only_be_occluded() -> None:

@@ -30,7 +30,7 @@ METHOD: Method = "hires-cam"
 """Default method: its peaks lie on the substructure most often, as `benchmarks/explain.py` measures."""
 BLUR = 2.0
 """Standard deviation of the Gaussian that blurs an occluded patch, image pixels. Sky instead would cut
-a hole into the arc, which looks like substructure itself."""
+a hole into the arc, which resembles substructure itself."""
 RADIUS = 0.2
 """Largest distance of a peak on the substructure, arcsec: half a cell of the truth head's map."""
 LEAST_MSUN = 1e9
@@ -74,7 +74,7 @@ def _activated(model: nn.Module, images: Tensor, labels: Tensor, scale: float, *
     """Gradient times activation in each cell of a feature map, [b, g, g]."""
     if not getattr(model, "feature_info", None):
         raise BundleError("The network has no feature map", need=f"one for {method}", next="Use the method occlusion.")
-    layer = model.get_submodule(nearest_tap(model, scale)["module"])
+    layer = model.get_submodule(nearest_tap(model, CELL * scale)["module"])
     kind = LayerGradCam if method == "grad-cam" else LayerGradientXActivation
     attributions: Tensor = kind(model, layer).attribute(images, target=labels)
     if attributions.ndim != 4:
