@@ -248,5 +248,5 @@ def _nothing_explained(n_images: int) -> ImageError:
     return ImageError(
         f"None of {n_images} images could be explained",
         need="at least one that can be read",
-        next="The lines above say why of each.",
+        next="The lines above give the reason for each.",
     )

@@ -100,7 +100,7 @@ class TwoSampleTest(NamedTuple):
 EPOCHS = 10
 """Passes over the half of the images that a network learns from."""
 LARGEST_CROP = 112
-"""Largest side of the central square that the network sees, pixels. They are not binned: noise and blur are
+"""Largest side of the central square that the network is given, pixels. They are not binned: noise and blur are
 to be compared as well."""
 
 

@@ -170,7 +170,7 @@ def loss_curves(runs: Sequence[Run]) -> Figure:
         runs, "Training loss", lambda log: _smooth(log.step_images), lambda log: _smooth(log.step_losses)
     )
     _chance_line(axes, math.log(len(runs[0].card.classes)))
-    axes.set(xlabel="training images seen", ylabel="cross-entropy, nats", ylim=(0, None))
+    axes.set(xlabel="training images", ylabel="cross-entropy, nats", ylim=(0, None))
     return figure
 
 
@@ -181,7 +181,7 @@ def _smooth(values: NDArray[np.float64], n: int = 100) -> NDArray[np.float64]:
 
 def auc_curves(runs: Sequence[Run], by_clock: bool) -> Figure:
     """Macro AUC on the selection part against minutes or training images, a line a run."""
-    what, label = ("the clock", "minutes of training") if by_clock else ("images seen", "training images seen")
+    what, label = ("the clock", "minutes of training") if by_clock else ("images", "training images")
     figure, axes = _curves(
         runs,
         f"Selection AUC by {what}",

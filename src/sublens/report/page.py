@@ -322,10 +322,10 @@ def _template(name: str) -> jinja2.Template:
 def _examples(run: Run) -> list[tuple[str, list[Photo]]]:
     """The first test images of each class."""
     labels = run.gallery.labels
-    shown = [np.flatnonzero(labels == label)[:EXAMPLES] for label in range(len(run.card.classes))]
+    rows_by_class = [np.flatnonzero(labels == label)[:EXAMPLES] for label in range(len(run.card.classes))]
     return [
         (name, [Photo(_uri(run.gallery.counts[i]), str(run.gallery.ids[i]), name) for i in rows])
-        for name, rows in zip(run.card.classes, shown, strict=True)
+        for name, rows in zip(run.card.classes, rows_by_class, strict=True)
     ]
 
 
@@ -333,10 +333,10 @@ def _mistakes(run: Run) -> list[Photo]:
     """The run's most confident mistakes, the surest first."""
     table, classes = run.predictions, run.card.classes
     rows = {name: row for row, name in enumerate(table.ids)}
-    shown = [
+    images = [
         (rows[name], image) for name, image in zip(run.gallery.ids, run.gallery.counts, strict=True) if name in rows
     ]
-    wrong = [(row, image) for row, image in shown if table.probs[row].argmax() != table.labels[row]]
+    wrong = [(row, image) for row, image in images if table.probs[row].argmax() != table.labels[row]]
     surest = sorted(wrong, key=lambda pair: -table.probs[pair[0]].max())[:MISTAKES]
     return [
         Photo(
