@@ -43,8 +43,8 @@ def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_
 def test_another_seed_gives_other_images(tmp_path: Path, small_survey: Survey) -> None:
     for seed in (1, 2):
         generate.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
-    one, two = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
-    assert one != two
+    first, second = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
+    assert first != second
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: Survey) -> None:
@@ -58,7 +58,7 @@ def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey:
     generate.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, form="folder")
     folder, packed = (dataset.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
     assert folder.classes == packed.classes
-    images = [{row.tobytes() for row in one.test.counts(range_of(one.test))} for one in (folder, packed)]
+    images = [{row.tobytes() for row in data.test.counts(range_of(data.test))} for data in (folder, packed)]
     assert images[0] == images[1]
 
 
@@ -147,8 +147,8 @@ def test_a_hurried_demo_compares_what_is_shipped_with_what_it_trained(tmp_path: 
 def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey, form: generate.Form) -> None:
     for seed in (1, 2):
         generate.simulate(small_survey, {"train": 3}, tmp_path / "s", seed=seed, form=form, force=True)
-    said = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
-    assert said.get("origin", said)["seed"] == 2
+    manifest = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
+    assert manifest.get("origin", manifest)["seed"] == 2
 
 
 def test_a_continued_simulation_counts_what_was_done(

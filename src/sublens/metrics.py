@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+"""Probabilities, scores or weights."""
 Labels = NDArray[np.int64]
+"""Classes, as positions in a list of them."""
 
 Statistic = Callable[[Floats], Floats]
 """A score as a function of weights [k, n] -> [k]."""

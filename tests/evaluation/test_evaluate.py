@@ -53,8 +53,8 @@ def scores_in(folder: Path) -> dict[str, Any]:
 
 def untrained() -> Predictor:
     torch.manual_seed(0)
-    seen = InputConfig(binning=2)
-    return predict_dataset.eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), seen)
+    config = InputConfig(binning=2)
+    return predict_dataset.eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), config)
 
 
 def test_the_table_has_one_row_an_image_in_order(small_dataset: Dataset) -> None:

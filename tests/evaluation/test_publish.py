@@ -37,15 +37,17 @@ def measured(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_published_bundle_is_measured_and_predicts_with_every_engine(
     measured: Path, easy: Dataset, easy_folder: Path, tmp_path: Path
 ) -> None:
-    given, copy = tmp_path / "given", tmp_path / "copy"
-    assert sublens("publish", easy_folder, measured, "--out", given) == 0
-    assert sublens("evaluate", given, easy_folder, "--out", copy) == 0
+    published, copy = tmp_path / "published", tmp_path / "copy"
+    assert sublens("publish", easy_folder, measured, "--out", published) == 0
+    assert sublens("evaluate", published, easy_folder, "--out", copy) == 0
     assert json.loads((copy / SCORES).read_text())["engine"] == "onnxruntime"
     counts = easy.test.counts(np.arange(5))
     probs = [Predictor.load(copy, engine).probs(counts) for engine in ("onnxruntime", "openvino", "torch")]
     assert np.allclose(probs[0], probs[2], atol=1e-5)
     assert np.allclose(probs[1], probs[2], atol=0.02)  # OpenVINO may compute in bfloat16
-    assert bundle.read_card(given).scores[0].auc == json.loads((measured / SCORES).read_text())["auc_macro"]["value"]
+    assert (
+        bundle.read_card(published).scores[0].auc == json.loads((measured / SCORES).read_text())["auc_macro"]["value"]
+    )
 
 
 @pytest.mark.parametrize("name", ["distill_loss", "hint_loss"])
@@ -62,8 +64,8 @@ def test_networks_of_two_kinds_are_not_published_together(measured: Path, easy: 
     other = tmp_path / "resnet"
     run.train_run(easy, RunConfig(model=ModelConfig(name="resnet10t"), train=TrainConfig(epochs=1)), other)
     with pytest.raises(DataError, match="is a resnet10t of empty, square; needs a lensnet of empty, square, as"):
-        publish.publish([measured, other], easy, tmp_path / "given")
-    assert not (tmp_path / "given").exists()
+        publish.publish([measured, other], easy, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
 
 
 def test_scores_of_other_weights_are_not_published(
@@ -72,6 +74,6 @@ def test_scores_of_other_weights_are_not_published(
     stale = shutil.copytree(measured, tmp_path / "stale")
     scores = json.loads((stale / SCORES).read_text()) | {"weights_sha256": "0" * 64}
     (stale / SCORES).write_text(json.dumps(scores))
-    message = refused(capsys, "publish", easy_folder, stale, "--out", tmp_path / "given")
+    message = refused(capsys, "publish", easy_folder, stale, "--out", tmp_path / "published")
     assert "is not measured with the weights that it has" in message
     assert f"sublens evaluate {stale} DATASET --force" in message

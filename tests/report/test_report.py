@@ -34,7 +34,7 @@ SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0
 
 
 def predictions(classes: Sequence[str], skill: float, n: int, seed: int) -> PredictionTable:
-    """Of a network that sees the true class by `skill` above the noise; 0 is a guess."""
+    """Predictions of a network whose logit of the true class is `skill` above the noise; 0 is a guess."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % len(classes)
     logits = rng.normal(size=(n, len(classes))) + skill * np.eye(len(classes))[labels]
@@ -175,9 +175,9 @@ def test_the_page_loads_nothing_from_elsewhere(lenses_page: Path) -> None:
 
 def test_no_two_elements_share_an_id_and_every_reference_is_met(lenses_page: Path) -> None:
     ids = Elements(lenses_page).all("id")
-    wanted = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', lenses_page.read_text())
+    references = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', lenses_page.read_text())
     assert len(ids) == len(set(ids))
-    assert {one or other for one, other in wanted} <= set(ids)
+    assert {name or other for name, other in references} <= set(ids)
 
 
 def test_the_page_names_every_network_and_class(lenses_page: Path) -> None:

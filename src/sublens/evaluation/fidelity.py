@@ -82,8 +82,8 @@ def _comparison(name: str, real: NDArray[np.float64], simulated: NDArray[np.floa
     from scipy.stats import ks_2samp  # slow to import
 
     test = ks_2samp(real, simulated)
-    means = [(float(values.mean()), float(values.std())) for values in (real, simulated)]
-    return Comparison(name, *means, float(test.statistic), float(test.pvalue))
+    first, second = ((float(values.mean()), float(values.std())) for values in (real, simulated))
+    return Comparison(name, first, second, float(test.statistic), float(test.pvalue))
 
 
 class TwoSampleTest(NamedTuple):

@@ -218,6 +218,7 @@ COSTS = (
     Cost("batch", "32 images at a time", "ms an image", lambda scores: scores.latency_ms.batch_32 / 32),
     Cost("size", "Size of the network", "parameters", lambda scores: float(scores.parameters)),
 )
+"""Costs that accuracy is drawn against."""
 
 
 def cost_description(runs: Sequence[Run], cost: Cost) -> str:

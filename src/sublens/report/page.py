@@ -39,6 +39,7 @@ from sublens.report.runs import Run, read_comparable
 from sublens.storage import files
 
 HTML, MARKDOWN = "report.html", "report.md"
+"""Names of the page and of its short form."""
 ENGINES: dict[EngineName, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "torch"}
 """Names of the engines in the report."""
 FULL_RUN = 600_000
@@ -66,6 +67,7 @@ REFERENCES = (
     Reference("ResNet18", 0.2997, 0.9363, 0.9871),
     Reference("MobileNetV3-small", 0.3270, 0.8867, 0.9741),
 )
+"""The published networks, with their scores."""
 
 
 def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:

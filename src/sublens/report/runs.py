@@ -61,19 +61,29 @@ class Scores(Frozen, extra="ignore"):
     n: int
     """Test images."""
     loss: Interval
+    """Cross-entropy, nats."""
     accuracy: Interval
+    """Share of images whose most probable class is the true one."""
     auc_macro: Interval
+    """Mean of the areas under the ROC curves."""
     auc: dict[str, Interval]
+    """One-vs-rest area under the ROC curve of each class."""
     confusion: tuple[tuple[int, ...], ...]
     """Test images by true class (rows) and most probable class (columns)."""
     engine: EngineName = "torch"
     """Engine of the latency; files written before it was named are of torch."""
     latency_ms: Latency
+    """Latency on `device` with `threads` threads, ms."""
     parameters: int
+    """Parameters of the network."""
     threads: int
+    """Threads of the engine."""
     device: str
+    """Device of the engine."""
     processor: str
+    """Name of the processor."""
     data: Measured
+    """Data set of the test part."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +91,27 @@ class Log:
     """How a training went; images are the training images used so far."""
 
     step_images: NDArray[np.float64]
+    """Images up to each step."""
     step_losses: NDArray[np.float64]
+    """Cross-entropy of each step, nats."""
     epoch_images: NDArray[np.float64]
+    """Images up to the end of each epoch."""
     epoch_minutes: NDArray[np.float64]
+    """Minutes up to the end of each epoch."""
     epoch_aucs: NDArray[np.float64]
-    """Macro AUC on the selection part."""
+    """Macro AUC on the selection part after each epoch."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some test images, as counts above their minimum [n, h, w]."""
+    """Some test images of a run."""
 
     counts: NDArray[np.uint16]
+    """Counts above the minimum, [n, h, w]."""
     ids: NDArray[np.str_]
+    """Identifiers of the images."""
     labels: NDArray[np.int64]
+    """True classes, positions in the network's classes, [n]."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +121,17 @@ class Run:
     name: str
     """Name in the report, where no two are the same."""
     folder: Path
+    """Folder of the run."""
     card: Card
+    """Card of its bundle."""
     scores: Scores
+    """Scores on the test part."""
     predictions: PredictionTable
+    """Predictions for the test part."""
     log: Log
+    """Log of its training."""
     gallery: Gallery
+    """Examples and mistakes among the test images."""
 
     @property
     def images(self) -> int:
