@@ -27,7 +27,9 @@ def run_all(
     configs = [resolve_settings(config, dataset) for config in configs]  # refuse bad settings before hours of work
     names = [config.model.name for config in configs]
     if len(set(names)) < len(names):
-        raise ConfigError(f"The networks are {', '.join(names)}", need="each of them once", next="Name none twice.")
+        raise ConfigError(
+            f"A network is named twice in {', '.join(names)}", need="each once", next="Leave the second out."
+        )
     folders = [out / "runs" / name for name in names]
     for config, folder in zip(configs, folders, strict=True):
         _train_or_interrupt(dataset, config, folder, force=force, bar=bar)
