@@ -156,16 +156,16 @@ def test_an_exported_network_is_measured_as_it_computes(
     assert sublens("compare", plain, exported, "--out", tmp_path / "report") == 0
 
 
-def test_an_exported_network_is_measured_on_workers_as_well(trained: Path, easy: Dataset, tmp_path: Path) -> None:
-    onnx_export.export(trained, easy, tmp_path / "a")
-    card = bundle.read_card(tmp_path / "a")
-    task = predict_dataset.Task(
-        tmp_path / "a", card.weights_sha256, Path("easy"), easy.hash, SPLIT, threads=1, batch=64
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_dataset, "open_dataset", lambda path, split: easy)
-        spread = HERE, task._replace(engine=evaluate.reference_engine(card))
-        assert evaluate.measure_run(tmp_path / "a", easy, spread=spread)["n"] == len(easy.test)
+def test_a_copy_of_an_exported_network_is_measured_on_workers(
+    trained: Path, easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_export.export(trained, easy, tmp_path / "exported")
+    copy = evaluate.copy_or_own_folder(tmp_path / "exported", tmp_path / "copy")
+    card = bundle.read_card(copy)
+    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, SPLIT, threads=1, batch=64)
+    monkeypatch.setattr(predict_dataset, "open_dataset", lambda path, split: easy)
+    spread = HERE, task._replace(engine=evaluate.reference_engine(card))
+    assert evaluate.measure_run(copy, easy, spread=spread)["n"] == len(easy.test)
 
 
 def test_a_run_is_measured_again_only_with_force(
