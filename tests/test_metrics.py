@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -139,10 +141,10 @@ def test_a_forecast_that_means_what_it_says_has_no_calibration_error() -> None:
     assert metrics.calibration_error(exaggerated, labels) == pytest.approx(0.24, abs=0.005)
 
 
-def test_coverage_is_told_of_all_and_of_each_class() -> None:
+def test_coverage_is_of_all_and_of_each_class() -> None:
     sets = np.array([[True, False, False], [True, True, False], [False, False, False], [False, True, False]])
-    told = metrics.coverage(sets, np.array([0, 0, 1, 1]), ("a", "b", "c"))
-    assert told == {"all": 0.75, "a": 1.0, "b": 0.5}
+    shares = metrics.coverage(sets, np.array([0, 0, 1, 1]), ("a", "b", "c"))
+    assert shares == {"all": 0.75, "a": 1.0, "b": 0.5}
 
 
 def test_a_change_of_auc_is_that_of_the_same_images() -> None:
@@ -153,3 +155,33 @@ def test_a_change_of_auc_is_that_of_the_same_images() -> None:
     assert change["value"] == pytest.approx(metrics.macro_auc(after, labels) - metrics.macro_auc(before, labels))
     assert change["low"] < change["value"] < change["high"]
     assert set(metrics.auc_change(before, before, labels).values()) == {0.0}
+
+
+def test_intervals_are_those_of_images_drawn_again_with_replacement() -> None:
+    probs, labels = table(5, n=90)
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, 90, 90) for _ in range(metrics.RESAMPLES)]
+    values = [metrics.macro_auc(probs[rows], labels[rows]) for rows in draws]
+    interval = metrics.score(probs, labels, CLASSES)["auc_macro"]
+    assert [interval["low"], interval["high"]] == pytest.approx(np.percentile(values, (2.5, 97.5)), abs=1e-12)
+
+
+def test_intervals_do_not_depend_on_how_many_resamples_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    (before, labels), (after, _) = table(6), table(7)
+    whole, change = metrics.score(before, labels, CLASSES), metrics.auc_change(before, after, labels)
+    monkeypatch.setattr(metrics, "CELLS", 7 * 60)
+    sliced = metrics.score(before, labels, CLASSES)
+    assert (sliced["auc"], metrics.auc_change(before, after, labels)) == (whole["auc"], change)
+    assert sliced["loss"] == pytest.approx(whole["loss"], abs=1e-12)
+
+
+def test_memory_of_a_score_grows_by_less_than_half_a_kilobyte_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    peaks = []
+    for n in (150_000, 300_000):
+        probs, labels = table(8, n)
+        tracemalloc.start()
+        metrics.score(probs, labels, CLASSES)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 150_000 < 500

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sublens import workflows
@@ -13,6 +14,7 @@ from sublens.data import dataset, generate, store
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.progress import Advance
 from sublens.sim.population import Split
@@ -41,8 +43,8 @@ def test_the_manifest_hash_does_not_depend_on_the_workers(tmp_path: Path, small_
 def test_another_seed_gives_other_images(tmp_path: Path, small_survey: Survey) -> None:
     for seed in (1, 2):
         generate.simulate(small_survey, {"train": 6}, tmp_path / str(seed), seed=seed)
-    one, two = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
-    assert one != two
+    first, second = (store.read_manifest(tmp_path / str(seed)).files["train/images-00000.npy"] for seed in (1, 2))
+    assert first != second
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(tmp_path: Path, small_survey: Survey) -> None:
@@ -56,7 +58,7 @@ def test_folder_and_store_hold_the_same_simulation(tmp_path: Path, small_survey:
     generate.simulate(small_survey, {"train": 120, "test": 30}, tmp_path / "f", seed=5, form="folder")
     folder, packed = (dataset.open_dataset(path, SplitConfig(selection=0.2)) for path in (tmp_path / "f", small_store))
     assert folder.classes == packed.classes
-    images = [{row.tobytes() for row in one.test.counts(range_of(one.test))} for one in (folder, packed)]
+    images = [{row.tobytes() for row in data.test.counts(range_of(data.test))} for data in (folder, packed)]
     assert images[0] == images[1]
 
 
@@ -107,7 +109,7 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
 ) -> None:
     run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
     monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
-    with pytest.raises(ConfigError, match="ours: comes with sublens. Add --out"):
+    with pytest.raises(ConfigError, match="ours: comes with sublens; needs a folder to write to. Add --out"):
         evaluate.copy_or_own_folder(Path("ours"), None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="comes with sublens"):
@@ -117,6 +119,21 @@ def test_a_network_that_comes_with_sublens_is_measured_in_a_copy(
     copy = evaluate.copy_or_own_folder(Path("ours"), tmp_path / "copy")
     assert evaluate.measure_run(copy, easy)["n"] == 40
     assert not (tmp_path / "shelf" / "ours" / recorder.SCORES).exists()
+
+
+def test_the_demo_copies_networks_whole_and_once(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
+    monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
+    (copy,) = workflows.copy_shipped(tmp_path / "runs")
+    expected = Predictor.load("ours").probs(easy.test.counts(np.arange(3)))
+    (copy / bundle.GRAPH).unlink()  # as a copy of an earlier version lacks it
+    workflows.copy_shipped(tmp_path / "runs")
+    assert (Predictor.load(copy, "onnxruntime").probs(easy.test.counts(np.arange(3))) == expected).all()
+    before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
+    assert workflows.copy_shipped(tmp_path / "runs") == [copy]
+    assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
 @pytest.mark.slow
@@ -130,8 +147,8 @@ def test_a_hurried_demo_compares_what_is_shipped_with_what_it_trained(tmp_path: 
 def test_force_replaces_what_was_simulated(tmp_path: Path, small_survey: Survey, form: generate.Form) -> None:
     for seed in (1, 2):
         generate.simulate(small_survey, {"train": 3}, tmp_path / "s", seed=seed, form=form, force=True)
-    said = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
-    assert said.get("origin", said)["seed"] == 2
+    manifest = json.loads((tmp_path / "s" / ("manifest.json" if form == "store" else "simulation.json")).read_text())
+    assert manifest.get("origin", manifest)["seed"] == 2
 
 
 def test_a_continued_simulation_counts_what_was_done(

@@ -6,6 +6,7 @@ Nothing leaves the machine: libraries that would report their use elsewhere are 
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+
+_backend = os.environ.get("MPLBACKEND", "")
+if _backend.startswith("module://") and not find_spec(_backend.removeprefix("module://").partition(".")[0]):
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter's, inherited but not installed: importing matplotlib would fail
 
 
 def __getattr__(name: str) -> Any:

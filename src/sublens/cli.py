@@ -474,18 +474,18 @@ def evaluate(
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
         print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
-    trust = scores["trust"]
-    print(f"  calibration error {trust['ece']:.4f}")
-    if "coverage" in trust:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in trust["coverage"].items())
-        print(f"  prediction sets that promise {trust['promised_coverage']:.0%} hold the truth of: {shares}")
-    if "strange" in trust:
-        print(f"  {trust['strange']:.1%} of the images are called strange")
-    for name, drawn in scores["map"].items():
+    calibration = scores["calibration"]
+    print(f"  calibration error {calibration['ece']:.4f}")
+    if "coverage" in calibration:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in calibration["coverage"].items())
+        print(f"  prediction sets that promise {calibration['promised_coverage']:.0%} hold the truth of: {shares}")
+    if "ood" in calibration:
+        print(f"  {calibration['ood']:.1%} of the images are out of distribution")
+    for name, maps in scores["map"].items():
         print(
-            f"  map of {name}: cells above 1e9 Msun ({drawn['share']:.1%} are) found with precision "
-            f"{drawn['precision']:.2f}, recall {drawn['recall']:.2f}; total mass x{drawn['total_ratio']:.2f}, "
-            f"off by {drawn['total_error']:.0%} (medians)"
+            f"  map of {name}: cells above 1e9 Msun ({maps['share']:.1%} are) found with precision "
+            f"{maps['precision']:.2f}, recall {maps['recall']:.2f}; total mass x{maps['total_ratio']:.2f}, "
+            f"off by {maps['total_error']:.0%} (medians)"
         )
 
 
@@ -708,7 +708,7 @@ def explain(
         out,
         method=method,
         label=label,
-        wanted=ImageSelector(hdu, array),
+        selector=ImageSelector(hdu, array),
         pixel_scale=pixel_scale,
         force=force,
         bar=visible,

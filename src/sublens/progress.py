@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Advance = Callable[[float, str], None]
-"""Called with how much is done in all, and a few words on how it goes."""
+"""Report of progress: how much is done in all, and a few words on it."""
 Bar = Callable[[str, float], AbstractContextManager[Advance]]
-"""Opened with what is being done, and how much there is to do."""
+"""Opens a bar, given a title and how much there is to do."""
 
 SECONDS_BETWEEN_LINES = 20.0
+"""Least time between two lines in a log file."""
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def _live(console: "Console", title: str, total: float) -> Iterator[Advance]:
 @contextmanager
 def _lines(console: "Console", title: str, total: float) -> Iterator[Advance]:
     start = last = time.monotonic()
-    before: float | None = None  # what was done when we came, as where work is resumed
+    before: float | None = None  # done by an earlier process, where work is resumed
 
     def advance(done: float, words: str) -> None:
         nonlocal last, before
@@ -71,18 +72,18 @@ def _lines(console: "Console", title: str, total: float) -> Iterator[Advance]:
 class Count:
     """Turns numbers of images just done into progress with a rate."""
 
-    def __init__(self, advance: Advance, told: Callable[[], str] = str) -> None:
-        """told: gives more words on how it goes."""
-        self._advance, self._told = advance, told
+    def __init__(self, advance: Advance, status: Callable[[], str] = str) -> None:
+        """status: a few more words on the work, asked for at each advance."""
+        self._advance, self._status = advance, status
         self._before, self._done, self._start = 0, 0, time.monotonic()
 
     def skip(self, n: int) -> None:
-        """So many were done before; they do not count into the rate."""
+        """Count `n` images that were done before, which do not enter the rate."""
         self._before += n
         self._advance(self._before + self._done, "")
 
     def add(self, n: int) -> None:
-        """So many more are done."""
+        """Count `n` images as done."""
         self._done += n
         rate = f"{self._done / (time.monotonic() - self._start):,.0f} images/s"
-        self._advance(self._before + self._done, f"{rate}  {self._told()}".rstrip())
+        self._advance(self._before + self._done, f"{rate}  {self._status()}".rstrip())

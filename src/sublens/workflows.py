@@ -8,7 +8,7 @@ from sublens.data import store
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.errors import ConfigError, DataError
-from sublens.evaluation.evaluate import copy_or_own_folder, is_measured, measure_run
+from sublens.evaluation.evaluate import bundle_files, copy_or_own_folder, is_measured, measure_run
 from sublens.models import bundle
 from sublens.progress import Bar, silent
 from sublens.sim.population import Split
@@ -22,20 +22,22 @@ def run_all(
     """Train and measure one network after the other, then compare them; returns the report's path.
 
     A run that is already trained or measured on this data set with these settings is kept, so an
-    interrupted job continues where it stopped.
+    interrupted job continues where it stopped. Raises `ConfigError` where a network is named twice.
     """
     configs = [resolve_settings(config, dataset) for config in configs]  # refuse bad settings before hours of work
     names = [config.model.name for config in configs]
     if len(set(names)) < len(names):
-        raise ConfigError(f"A network is named twice: {', '.join(names)}. Name each once.")
-    folders = [out / "runs" / config.model.name for config in configs]
+        raise ConfigError(
+            f"A network is named twice in {', '.join(names)}", need="each once", next="Leave the second out."
+        )
+    folders = [out / "runs" / name for name in names]
     for config, folder in zip(configs, folders, strict=True):
         _train_or_interrupt(dataset, config, folder, force=force, bar=bar)
     return _measure_and_report(folders, dataset, out, bar)
 
 
 def _train_or_interrupt(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
-    """Train what is not trained yet, or go on with it."""
+    """Train a network that is not trained yet, or resume it; raises `KeyboardInterrupt` where it is stopped."""
     if not train_run(dataset, config, folder, force=True, resume=not force, bar=bar):
         raise KeyboardInterrupt
 
@@ -51,11 +53,13 @@ def _measure_and_report(folders: Sequence[Path], dataset: Dataset, out: Path, ba
 
 
 DEMO_TRAIN, DEMO_TEST = 20_000, 3_000
-"""Images of the demo, reached at `DEMO_FULL_MINUTES`."""
+"""Training and test images of a demo of `DEMO_FULL_MINUTES` or more."""
 DEMO_FULL_MINUTES = 10.0
+"""Minutes from which on a demo has all images."""
 DEMO_SHARE = 0.6
 """Share of the demo's minutes in which it trains; simulating and measuring take the rest."""
 DEMO_NETWORK = "lensnet"
+"""The network that the demo trains."""
 
 
 def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: bool = False, bar: Bar = silent) -> Path:
@@ -63,25 +67,47 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
 
     Simulates a small common-test-1, trains `lensnet` on it, measures and compares, all in about
     `minutes`. Returns the report's path. Continues where an earlier demo in `out` was interrupted.
+    Raises `DataError` where `out` holds a demo with another seed or length and `force` is false.
     """
-    scale = min(1.0, minutes / DEMO_FULL_MINUTES)
-    sizes: dict[Split, int] = {"train": round(DEMO_TRAIN * scale), "test": round(DEMO_TEST * scale)}
-    if force or not (out / "data" / store.MANIFEST).is_file():
-        simulate(preset("common-test-1"), sizes, out / "data", seed=seed, workers=workers, force=force, bar=bar)
-    manifest = store.read_manifest(out / "data")
-    if (manifest.origin.seed, manifest.splits) != (seed, sizes):
-        raise DataError(f"{out}: holds a demo with another --seed or --minutes. Choose another --out, or add --force.")
-    dataset = open_dataset(out / "data", SplitConfig())
-    folders = [out / "runs" / name for name in bundle.shipped()]
-    for source, folder in zip(bundle.shipped().values(), folders, strict=True):
-        if force or not _is_copy(folder, source):
-            copy_or_own_folder(source, folder, force=True)
-    live = out / "runs" / f"{DEMO_NETWORK}-live"
+    dataset = _demo_dataset(out, minutes, seed, workers, force, bar)
+    folders = copy_shipped(out / "runs", force=force)
     train = TrainConfig(minutes=round(DEMO_SHARE * minutes, 2), seed=seed)
     config = RunConfig(model=ModelConfig(name=DEMO_NETWORK), train=train)
+    live = out / "runs" / f"{DEMO_NETWORK}-live"
     _train_or_interrupt(dataset, resolve_settings(config, dataset), live, force=force, bar=bar)
     return _measure_and_report([*folders, live], dataset, out, bar)
 
 
+def _demo_dataset(out: Path, minutes: float, seed: int, workers: int, force: bool, bar: Bar) -> Dataset:
+    """The demo's images, simulated unless an earlier one has left them."""
+    scale = min(1.0, minutes / DEMO_FULL_MINUTES)
+    sizes: dict[Split, int] = {"train": round(DEMO_TRAIN * scale), "test": round(DEMO_TEST * scale)}
+    path = out / "data"
+    if force or not (path / store.MANIFEST).is_file():
+        simulate(preset("common-test-1"), sizes, path, seed=seed, workers=workers, force=force, bar=bar)
+    manifest = store.read_manifest(path)
+    if (manifest.origin.seed, manifest.splits) != (seed, sizes):
+        raise DataError(
+            "holds a demo with another --seed or --minutes",
+            need="the same ones to continue it",
+            next="Choose another --out, or add --force.",
+            path=out,
+        )
+    return open_dataset(path, SplitConfig())
+
+
+def copy_shipped(out: Path, *, force: bool = False) -> list[Path]:
+    """Copy the trained networks that come with sublens into `out`, where they are not yet; returns their folders."""
+    folders = []
+    for name, source in bundle.shipped().items():
+        folders.append(out / name)
+        if force or not _is_copy(folders[-1], source):
+            copy_or_own_folder(source, folders[-1], force=True)
+    return folders
+
+
 def _is_copy(folder: Path, source: Path) -> bool:
-    return folder.is_dir() and bundle.read_card(folder) == bundle.read_card(source)
+    """Whether a folder holds the trained network of another one, with all its files."""
+    if not (folder / bundle.CARD).is_file() or bundle.read_card(folder) != bundle.read_card(source):
+        return False
+    return all((folder / name).is_file() for name in bundle_files(bundle.read_card(folder)))

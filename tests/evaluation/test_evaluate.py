@@ -1,18 +1,62 @@
-import numpy as np
-import torch
+"""A trained network measured: in its folder or a copy, on torch or on its graph; what users then get."""
 
-from sublens.config import InputConfig
-from sublens.data.dataset import Dataset
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from test_cli import refused, sublens
+
+from sublens.config import InputConfig, RunConfig, SplitConfig, TrainConfig
+from sublens.data.dataset import Dataset, open_dataset
+from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
-from sublens.inference import predict_dataset
+from sublens.inference import onnx_export, predict_dataset
+from sublens.inference.engines import OnnxRuntime
 from sublens.inference.predictor import Predictor
+from sublens.inference.torch_engine import TorchEngine
+from sublens.models import bundle
 from sublens.models.networks import build
+from sublens.parallel.mapper import HERE
+from sublens.training import run
+from sublens.training.recorder import PREDICTIONS, SCORES
+from sublens.web.app import create_app
+from sublens.web.prometheus import Metrics
+from sublens.web.service import Service, load_networks
+
+SPLIT = SplitConfig(selection=0.25)
+
+
+@pytest.fixture(scope="module")
+def easy(easy_folder: Path) -> Dataset:
+    return open_dataset(easy_folder, SPLIT)
+
+
+@pytest.fixture(scope="module")
+def trained(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lensnet that tells the easy classes apart."""
+    folder = tmp_path_factory.mktemp("runs") / "lensnet"
+    run.train_run(easy, RunConfig(train=TrainConfig(epochs=4, batch_size=16), split=SPLIT), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(easy_folder: Path) -> Path:
+    return next((easy_folder / "test" / "square").glob("*.npy"))
+
+
+def scores_in(folder: Path) -> dict[str, Any]:
+    scores: dict[str, Any] = json.loads((folder / SCORES).read_text())
+    return scores
 
 
 def untrained() -> Predictor:
     torch.manual_seed(0)
-    seen = InputConfig(binning=2)
-    return predict_dataset.eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), seen)
+    config = InputConfig(binning=2)
+    return predict_dataset.eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (48, 48), config)
 
 
 def test_the_table_has_one_row_an_image_in_order(small_dataset: Dataset) -> None:
@@ -29,9 +73,125 @@ def test_each_row_is_that_images_own(small_dataset: Dataset) -> None:
     assert np.allclose(table.probs[-1], last, atol=1e-6)
 
 
-def test_the_scores_hold_what_the_report_needs(small_dataset: Dataset) -> None:
+def test_the_scores_hold_quality_and_calibration(small_dataset: Dataset) -> None:
     predictor = untrained()
     scores = evaluate.score(predictor, predict_dataset.predict_all(predictor, small_dataset.test))
     assert scores["n"] == 30
-    assert 0 < scores["latency_ms"]["batch_1"] < scores["latency_ms"]["batch_32"]
     assert set(scores["auc"]) == {"no", "sphere", "vort"}
+    assert set(scores["calibration"]) == {"ece"}
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_latency_is_that_of_the_engine_that_users_get(
+    trained: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card, timed = bundle.read_card(trained), set()
+
+    def latency_ms(predictor: Predictor, size: int) -> float:
+        timed.add(type(predictor.engine))
+        return 1.0
+
+    if engine == "torch":  # a network that has no graph
+        card = card.model_copy(update={"graph": None})
+        monkeypatch.setattr(bundle, "read_card", lambda folder: card)
+    monkeypatch.setattr(evaluate, "latency_ms", latency_ms)
+    assert evaluate.measure_cost(trained, card).engine == engine
+    assert timed == {OnnxRuntime if engine == "onnxruntime" else TorchEngine}
+
+
+def test_parameters_are_those_of_the_network(trained: Path) -> None:
+    cost = evaluate.measure_cost(trained, bundle.read_card(trained))
+    assert cost.parameters == sum(parameter.numel() for parameter in build("lensnet", 2).parameters())
+    assert 0 < cost.latency_ms["batch_1"] < cost.latency_ms["batch_32"]
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def test_a_measured_copy_predicts_and_serves_with_its_graph(
+    trained: Path, easy_folder: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    assert sublens("evaluate", trained, easy_folder, "--out", copy) == 0
+    assert sublens("predict", copy, image, "--engine", "onnxruntime") == 0
+    assert "square" in capsys.readouterr().out
+    service = Service(load_networks([str(copy)], Metrics()), Metrics())
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+        answer = client.post("/v1/predict", params={"name": "a.npy"}, content=image.read_bytes()).json()
+    (expected,) = Predictor.load(trained)([np.load(image)])
+    assert answer["images"][0]["predictions"][0]["probs"] == pytest.approx(expected.probs, abs=1e-6)
+
+
+def test_a_copy_of_a_damaged_network_is_refused(trained: Path, tmp_path: Path) -> None:
+    source = evaluate.copy_or_own_folder(trained, tmp_path / "source")
+    (source / bundle.GRAPH).unlink()
+    with pytest.raises(BundleError, match=r"has no graph\.onnx"):
+        evaluate.copy_or_own_folder(source, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+# --- stories ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--int8", "--mirrors"])
+def test_an_exported_network_is_measured_as_it_computes(
+    trained: Path,
+    easy: Dataset,
+    easy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", 1.0)  # of two dozen images the AUC is coarse
+    exported, plain = tmp_path / "exported", tmp_path / "plain"
+    assert sublens("export", trained, easy_folder, "--out", exported, option) == 0
+    assert sublens("evaluate", exported, easy_folder) == 0
+    assert "are out of distribution" in capsys.readouterr().out
+    probs = Predictor.load(exported).probs(easy.test.counts(np.arange(len(easy.test))))
+    assert np.allclose(evaluate.read_predictions(exported / PREDICTIONS).probs, probs, atol=1e-6)
+    assert scores_in(exported)["engine"] == "onnxruntime"
+    assert scores_in(exported)["weights_bytes"] == (exported / bundle.GRAPH).stat().st_size
+    assert sublens("evaluate", trained, easy_folder, "--out", plain) == 0
+    assert sublens("compare", plain, exported, "--out", tmp_path / "report") == 0
+
+
+def test_a_copy_of_an_exported_network_is_measured_on_workers(
+    trained: Path, easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_export.export(trained, easy, tmp_path / "exported")
+    copy = evaluate.copy_or_own_folder(tmp_path / "exported", tmp_path / "copy")
+    card = bundle.read_card(copy)
+    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, SPLIT, threads=1, batch=64)
+    monkeypatch.setattr(predict_dataset, "open_dataset", lambda path, split: easy)
+    spread = HERE, task._replace(engine=evaluate.reference_engine(card))
+    assert evaluate.measure_run(copy, easy, spread=spread)["n"] == len(easy.test)
+
+
+def test_a_run_is_measured_again_only_with_force(
+    trained: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ = evaluate.copy_or_own_folder(trained, tmp_path / "run")
+    assert sublens("evaluate", run_, easy_folder) == 0
+    assert "is measured already (scores.json); needs --force" in refused(capsys, "evaluate", run_, easy_folder)
+    assert sublens("evaluate", run_, easy_folder, "--force") == 0
+
+
+def test_a_data_set_of_other_classes_or_sizes_is_refused(
+    trained: Path, small_dataset: Dataset, easy: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="trained on the classes empty, square; needs no, sphere, vort, which small"):
+        evaluate.measure_run(trained, small_dataset)
+    card = bundle.read_card(trained).model_copy(update={"image_shape": (32, 32)})
+    folder = evaluate.copy_or_own_folder(trained, tmp_path / "run")
+    bundle.save_card(folder, card)
+    with pytest.raises(DataError, match="images of 32 x 32 pixels; needs 16 x 16, which easy has"):
+        evaluate.measure_run(folder, easy)
+
+
+def test_damaged_predictions_say_how_to_make_them_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
+        evaluate.read_predictions(tmp_path / PREDICTIONS)
+    (tmp_path / PREDICTIONS).write_text("id,label,p_no\n1,sphere,1\n")
+    with pytest.raises(DataError, match="is damaged; needs .*sublens evaluate .* DATASET --force"):
+        evaluate.read_predictions(tmp_path / PREDICTIONS)

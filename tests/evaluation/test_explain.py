@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradientXActivation
 from PIL import Image
 from test_cli import refused, sublens
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from sublens.sim.render import simulate
 METHODS: tuple[Method, ...] = ("hires-cam", "grad-cam", "occlusion")
 
 
-class Glance(nn.Module):
-    """Looks for sharp light at one place; class 1 speaks for it, class 0 against."""
+class SpotDetector(nn.Module):
+    """Responds to sharp light in one region; its evidence is for class 1 and against class 0."""
 
     feature_info = ({"module": "map", "reduction": 4, "num_chs": 1},)
 
@@ -36,14 +37,14 @@ class Glance(nn.Module):
         self.mask = torch.zeros(1, 1, side, side)
         self.mask[:, :, row, column] = 1
 
-    def forward(self, seen: Tensor) -> Tensor:
-        told = self.after(self.map((seen * self.mask) ** 2)).mean((1, 2, 3))
-        return torch.stack([-told, told], 1)
+    def forward(self, images: Tensor) -> Tensor:
+        logit = self.after(self.map((images * self.mask) ** 2)).mean((1, 2, 3))
+        return torch.stack([-logit, logit], 1)
 
 
-def glancing(seen: InputConfig, shape: tuple[int, int], side: int, row: slice, column: slice) -> Predictor:
-    model = Glance(side, row, column).eval()
-    return eager(model, ("dark", "light"), shape, seen)
+def spot_predictor(config: InputConfig, shape: tuple[int, int], side: int, row: slice, column: slice) -> Predictor:
+    model = SpotDetector(side, row, column).eval()
+    return eager(model, ("dark", "light"), shape, config)
 
 
 def speckled(shape: tuple[int, int], n: int = 2) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
@@ -51,40 +52,42 @@ def speckled(shape: tuple[int, int], n: int = 2) -> np.ndarray[tuple[int, ...], 
     return np.random.default_rng(0).integers(0, 900, (n, *shape)).astype(np.uint16)
 
 
-SIGHTS = (
+FIELDS = (
     (InputConfig(), 48, slice(0, 8), slice(32, 40)),
     (InputConfig(crop=32), 32, slice(0, 8), slice(24, 32)),
     (InputConfig(crop=32, binning=2), 16, slice(0, 4), slice(12, 16)),
     (InputConfig(crop=32, resize=64), 64, slice(0, 16), slice(48, 64)),
     (InputConfig(crop=32, channels=3), 32, slice(0, 8), slice(24, 32)),
 )
-"""How a network looks at an image, the side of what it then sees, and a corner of that."""
+"""Input settings of a network, the side of its input, and a corner of that."""
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sight", SIGHTS)
-def test_saliency_peaks_where_the_network_looks(method: Method, sight: tuple[InputConfig, int, slice, slice]) -> None:
-    seen, side, row, column = sight
-    shape, middle = ((48, 48), (4, 36)) if seen.crop is None else ((40, 56), (8, 40))
-    maps = saliency.saliency(glancing(seen, shape, side, row, column), speckled(shape), np.array([1, 1]), method)
+@pytest.mark.parametrize("field", FIELDS)
+def test_saliency_peaks_where_the_evidence_is(method: Method, field: tuple[InputConfig, int, slice, slice]) -> None:
+    config, side, row, column = field
+    shape, middle = ((48, 48), (4, 36)) if config.crop is None else ((40, 56), (8, 40))
+    maps = saliency.saliency(
+        spot_predictor(config, shape, side, row, column), speckled(shape), np.array([1, 1]), method
+    )
     assert maps.shape == (2, *shape)
-    for one in maps:
-        assert np.hypot(*(np.array(np.unravel_index(one.argmax(), shape)) + 0.5 - middle)) < 6
-        assert one.min() == 0
-        assert one.max() == 1
+    for image in maps:
+        assert np.hypot(*(np.array(np.unravel_index(image.argmax(), shape)) + 0.5 - middle)) < 6
+        assert image.min() == 0
+        assert image.max() == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_speaks_for_the_other_class(method: Method) -> None:
-    predictor = glancing(InputConfig(), (48, 48), 48, slice(0, 8), slice(32, 40))
+def test_there_is_no_evidence_for_the_other_class(method: Method) -> None:
+    predictor = spot_predictor(InputConfig(), (48, 48), 48, slice(0, 8), slice(32, 40))
     assert (saliency.saliency(predictor, speckled((48, 48)), np.array([0, 1]), method).max((1, 2)) == [0, 1]).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_outside_of_what_the_network_sees_saliency_is_zero(method: Method) -> None:
+def test_outside_of_the_field_of_view_saliency_is_zero(method: Method) -> None:
     torch.manual_seed(0)
-    seen = InputConfig(crop=32, binning=2)
-    predictor = eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (40, 56), seen)
+    config = InputConfig(crop=32, binning=2)
+    predictor = eager(build("lensnet", 3).eval(), ("no", "sphere", "vort"), (40, 56), config)
     maps = saliency.saliency(predictor, speckled((40, 56)), np.array([0, 2]), method)
     assert maps[:, 4:36, 12:44].any()
     maps[:, 4:36, 12:44] = 0
@@ -102,19 +105,27 @@ def test_images_are_explained_alike_alone_and_together(method: Method) -> None:
     assert np.allclose(together[2:], alone, atol=1e-3)
 
 
-def test_the_feature_map_is_the_one_with_cells_of_eight_pixels() -> None:
-    heard: list[tuple[int, ...]] = []
+@pytest.mark.parametrize(("binning", "stage"), [(2, "stage2"), (4, "stem")])
+def test_the_feature_map_is_the_one_with_cells_of_eight_pixels(
+    binning: int, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[nn.Module] = []
+
+    def record(model: nn.Module, layer: nn.Module) -> LayerGradientXActivation:
+        layers.append(layer)
+        return LayerGradientXActivation(model, layer)
+
+    monkeypatch.setattr(saliency, "LayerGradientXActivation", record)
     model = build("lensnet", 3).eval()
-    model.get_submodule("stage2").register_forward_hook(lambda module, given, told: heard.append(told.shape))
-    predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=2))
+    predictor = eager(model, ("a", "b", "c"), (48, 48), InputConfig(binning=binning))
     saliency.saliency(predictor, speckled((48, 48)), np.array([0, 1]))
-    assert heard[0][2:] == (6, 6)
+    assert layers == [model.get_submodule(stage)]
 
 
 def test_a_network_without_feature_maps_can_only_be_occluded() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
     predictor = eager(model, ("a", "b"), (16, 16), InputConfig())
-    with pytest.raises(BundleError, match="no feature map, which grad-cam needs. Use the method occlusion"):
+    with pytest.raises(BundleError, match="no feature map; needs one for grad-cam. Use the method occlusion"):
         saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "grad-cam")
     assert saliency.saliency(predictor, speckled((16, 16)), np.array([0, 1]), "occlusion").any()
 
@@ -127,7 +138,7 @@ def test_other_engines_have_no_gradients() -> None:
         saliency.saliency(Predictor(engine, ("a", "b"), (16, 16), InputConfig()), speckled((16, 16)), np.array([0, 1]))
 
 
-def test_a_peak_is_told_in_arcsec_from_the_centre() -> None:
+def test_a_peak_is_in_arcsec_from_the_centre() -> None:
     maps = np.zeros((2, 5, 9))
     maps[0, 0, 8] = maps[1, 2, 4] = 1
     assert saliency.peaks(maps, 0.5).tolist() == [[2, -1], [0, 0]]
@@ -147,7 +158,7 @@ def kind(truth: Truth, label: int) -> Truth:
 
 def heaviest(truth: Truth) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     each = [truth.take(np.array([row])).subhaloes for row in range(len(truth))]
-    tops = [one[one["mass_msun"].argmax()] for one in each]
+    tops = [subhaloes[subhaloes["mass_msun"].argmax()] for subhaloes in each]
     return np.array([[top["x"], top["y"]] for top in tops])
 
 
@@ -166,10 +177,10 @@ Place = Callable[[Truth], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]
     [(1, heaviest), (2, lambda truth: on_string(truth, -1)), (2, lambda truth: on_string(truth, 0.4))],
 )
 def test_peaks_on_the_truth_score_one(truth: Truth, label: int, place: Place) -> None:
-    told = score(place(kind(truth, label)), kind(truth, label), 4.8)
-    assert told["share"] == told["high"] == 1
-    assert 0.97 < told["low"] < 1
-    assert told["uniform"] < told["chance"] < 0.3
+    scores = score(place(kind(truth, label)), kind(truth, label), 4.8)
+    assert scores["share"] == scores["high"] == 1
+    assert 0.97 < scores["low"] < 1
+    assert scores["uniform"] < scores["chance"] < 0.3
 
 
 def test_peaks_beside_the_string_score_nothing(truth: Truth) -> None:
@@ -184,22 +195,22 @@ def test_peaks_beside_the_string_score_nothing(truth: Truth) -> None:
 @pytest.mark.parametrize("label", [1, 2])
 def test_peaks_anywhere_score_what_chance_says(truth: Truth, label: int) -> None:
     scenes = kind(truth, label)
-    told = score(np.random.default_rng(0).uniform(-2.4, 2.4, (len(scenes), 2)), scenes, 4.8)
-    assert told["low"] < told["chance"] < told["high"]
-    assert told["chance"] == pytest.approx(told["uniform"], rel=0.2)
+    scores = score(np.random.default_rng(0).uniform(-2.4, 2.4, (len(scenes), 2)), scenes, 4.8)
+    assert scores["low"] < scores["chance"] < scores["high"]
+    assert scores["chance"] == pytest.approx(scores["uniform"], rel=0.2)
 
 
 @pytest.mark.parametrize("label", [1, 2])
 def test_peaks_of_other_images_score_what_chance_says(truth: Truth, label: int) -> None:
     scenes = kind(truth, label)
     right = heaviest(scenes) if label == 1 else on_string(scenes, 0.3)
-    told = score(np.roll(right, 1, axis=0), scenes, 4.8)
-    assert told["low"] < told["chance"] < told["high"]
-    assert told["chance"] == pytest.approx(score(right, scenes, 4.8)["chance"], rel=0.1)
-    assert told["chance"] > told["uniform"]
+    scores = score(np.roll(right, 1, axis=0), scenes, 4.8)
+    assert scores["low"] < scores["chance"] < scores["high"]
+    assert scores["chance"] == pytest.approx(score(right, scenes, 4.8)["chance"], rel=0.1)
+    assert scores["chance"] > scores["uniform"]
 
 
-def test_light_subhaloes_count_if_wanted(truth: Truth) -> None:
+def test_light_subhaloes_count_where_least_msun_is_zero(truth: Truth) -> None:
     scenes = kind(truth, 1)
     at = np.random.default_rng(1).uniform(-1.5, 1.5, (len(scenes), 2))
     heavy, any_ = (score(at, scenes, 4.8, least_msun=least) for least in (1e9, 0))
@@ -240,9 +251,9 @@ def test_explain_writes_a_picture_an_image_and_names_what_failed(
     for name in ("1-0.png", "2-1.png", "3-2.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width > 2 * picture.height  # three panels, since lensnet draws maps
-    told = json.loads((tmp_path / "out" / "explain.json").read_text())
-    assert told["method"] == (more[1] if more else METHOD)
-    assert sorted(one["path"].rsplit("/", 1)[-1] for one in told["images"] if "error" in one) == ["broken.npy"]
+    about = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert about["method"] == (more[1] if more else METHOD)
+    assert sorted(image["path"].rsplit("/", 1)[-1] for image in about["images"] if "error" in image) == ["broken.npy"]
 
 
 def test_explain_replaces_its_own_pictures_only_with_force(
@@ -250,16 +261,19 @@ def test_explain_replaces_its_own_pictures_only_with_force(
 ) -> None:
     arguments = ("explain", cutouts / "1.npy", "--out", tmp_path / "out")
     assert sublens(*arguments) == 0
-    assert "add --force" in refused(capsys, *arguments)
+    assert "--force" in refused(capsys, *arguments)
     assert sublens(*arguments, "--force") == 0
     (tmp_path / "out" / "explain.json").unlink()
-    assert "was not written by sublens" in refused(capsys, *arguments, "--force")
+    assert "written by sublens" in refused(capsys, *arguments, "--force")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("lensnet", "CUTOUTS/1.npy", "--class", "vortex"), "lensnet knows no class 'vortex'. Did you mean vort?"),
+        (
+            ("lensnet", "CUTOUTS/1.npy", "--class", "vortex"),
+            "lensnet has no class 'vortex'; needs one of no, sphere, vort. Did you mean vort?",
+        ),
         (("lensnet", "CUTOUTS/broken.npy"), "None of 1 images could be explained"),
         (("lensnet", "nowhere.npy"), "nowhere.npy: no such file"),
     ],
@@ -267,6 +281,6 @@ def test_explain_replaces_its_own_pictures_only_with_force(
 def test_a_mistake_is_explained_and_leaves_nothing(
     arguments: tuple[str, ...], words: str, cutouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [argument.replace("CUTOUTS", str(cutouts)) for argument in arguments]
-    assert words in refused(capsys, "explain", *given, "--out", tmp_path / "out")
+    inputs = [argument.replace("CUTOUTS", str(cutouts)) for argument in arguments]
+    assert words in refused(capsys, "explain", *inputs, "--out", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

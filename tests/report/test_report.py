@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -32,7 +34,7 @@ SELECTED = {"selection_loss": 0.5, "selection_accuracy": 0.8, "selection_auc": 0
 
 
 def predictions(classes: Sequence[str], skill: float, n: int, seed: int) -> PredictionTable:
-    """Of a network that sees the true class by `skill` above the noise; 0 is a guess."""
+    """Predictions of a network whose logit of the true class is `skill` above the noise; 0 is a guess."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % len(classes)
     logits = rng.normal(size=(n, len(classes))) + skill * np.eye(len(classes))[labels]
@@ -58,6 +60,7 @@ def make_run(
     data: str = "strangers",
     digest: str = "abc",
     interrupted: bool = False,
+    engine: str | None = None,
 ) -> Path:
     """A measured run that was never trained."""
     folder.mkdir(parents=True)
@@ -82,6 +85,7 @@ def make_run(
         **metrics.score(table.probs, table.labels, classes),
         "latency_ms": {"batch_1": 1.25, "batch_32": 16.0},
         "data": {"name": data, "hash": digest},
+        **({"engine": engine} if engine else {}),
         **{"parameters": 310_243, "threads": 1, "device": "cpu", "weights_bytes": 7, "processor": "a processor"},
     }
     evaluate.write_predictions(table, folder / PREDICTIONS)
@@ -98,7 +102,9 @@ def lenses(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("lenses")
     networks = (("resnet18", 1.2), ("lensnet", 3.0), ("mobilenetv3-small", 0.0))
     return [
-        make_run(root / name, network=name, skill=skill, seed=seed, minutes=2.0, data="common-test-1")
+        make_run(
+            root / name, network=name, skill=skill, seed=seed, minutes=2.0, data="common-test-1", engine="onnxruntime"
+        )
         for seed, (name, skill) in enumerate(networks)
     ]
 
@@ -169,9 +175,9 @@ def test_the_page_loads_nothing_from_elsewhere(lenses_page: Path) -> None:
 
 def test_no_two_elements_share_an_id_and_every_reference_is_met(lenses_page: Path) -> None:
     ids = Elements(lenses_page).all("id")
-    wanted = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', lenses_page.read_text())
+    references = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', lenses_page.read_text())
     assert len(ids) == len(set(ids))
-    assert {one or other for one, other in wanted} <= set(ids)
+    assert {name or other for name, other in references} <= set(ids)
 
 
 def test_the_page_names_every_network_and_class(lenses_page: Path) -> None:
@@ -196,7 +202,7 @@ def test_the_table_says_what_scores_say_best_first(lenses: list[Path], lenses_pa
         assert folder.name in row
         for key, scale, form in (("loss", 1, ".4f"), ("accuracy", 100, ".2f"), ("auc_macro", 1, ".4f")):
             assert all(format(scale * scores[key][end], form) in row for end in ("value", "low", "high"))
-        assert "1.25 ms 800 images/s" in row
+        assert "1.25 ms 800 images/s ONNX Runtime" in row
         assert "16.0 ms 2,000 images/s" in row
     assert ["best" in row for row in rows] == [True, False, False]
 
@@ -283,10 +289,10 @@ def test_a_network_at_chance_is_called_so_and_no_other(lenses_page: Path, strang
 
 def test_mistakes_are_real_and_the_surest_come_first(lenses: list[Path], lenses_page: Path) -> None:
     table = evaluate.read_predictions(lenses[1] / PREDICTIONS)
-    said = re.findall(r"is (\w+) taken for (\w+) ?, ([\d.]+) %", text_of(lenses_page))
+    captions = re.findall(r"is (\w+) predicted (\w+) ?, ([\d.]+) %", text_of(lenses_page))
     wrong = [row for row in range(90) if table.probs[row].argmax() != table.labels[row]]
     surest = sorted(wrong, key=lambda row: -table.probs[row].max())[:8]
-    assert said == [
+    assert captions == [
         (LENSES[table.labels[row]], LENSES[table.probs[row].argmax()], f"{100 * table.probs[row].max():.1f}")
         for row in surest
     ]
@@ -426,6 +432,34 @@ def test_names_beside_points_never_overlap(heights: list[float]) -> None:
 )
 def test_numbers_keep_threedigits(value: float, text: str) -> None:
     assert figures.digits(value) == text
+
+
+def test_scores_from_before_engines_were_named_are_of_torch(stranger_page: Path) -> None:
+    assert "images/s torch" in rows_of(stranger_page)[1]
+    assert re.search(r"\| lensnet +\|.*\| +torch \|", section(markdown(stranger_page), "Cost"))
+
+
+def test_former_scores_of_trust_are_read(stranger: Path, stranger_page: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stranger, tmp_path / "lensnet")
+    former = {"trust": {"ece": 0.01, "strange": 0.02}}
+    (run / SCORES).write_text(json.dumps(scores_in(run) | former))
+    assert page.write([run], tmp_path / "report").read_bytes() == stranger_page.read_bytes()
+
+
+def test_an_exported_network_needs_no_log(stranger: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stranger, tmp_path / "int8")
+    graph = bundle.CardGraph(sha256="0", precision="int8", is_alone=True, n=30, deviation=0)
+    bundle.save_card(run, bundle.read_card(run).model_copy(update={"graph": graph}))
+    (run / LOG).unlink()
+    assert "int8" in markdown(page.write([stranger, run], tmp_path / "report"))
+
+
+@given(st.floats(0, 1e7))
+def test_a_duration_is_the_one_that_it_names(seconds: float) -> None:
+    number, unit = page._duration(seconds).split()
+    length = {"s": 1, "min": 60, "h": 3600, "days": 86_400}[unit]
+    assert float(number.replace(",", "")) * length == pytest.approx(seconds, rel=0.006, abs=0.5)
+    assert float(number.replace(",", "")) < {"s": 91, "min": 91, "h": 37}.get(unit, np.inf)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(52, "52 s"), (231, "3.85 min"), (9_000, "2.50 h"), (4e5, "4.63 days")])

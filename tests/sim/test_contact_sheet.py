@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,3 +25,23 @@ def test_surveys_stand_side_by_side(tmp_path: Path, names: list[str], across: in
 def test_a_sheet_can_be_a_drawing(tmp_path: Path, ending: str) -> None:
     contact_sheet.write(tmp_path / f"sheet.{ending}", [preset("rubin")])
     assert (tmp_path / f"sheet.{ending}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("backend", "used"),
+    [
+        ("module://matplotlib_inline.backend_inline", "agg"),  # Jupyter's, inherited where it is not installed
+        ("module://matplotlib.backends.backend_svg", "module://matplotlib.backends.backend_svg"),
+    ],
+)
+def test_pictures_are_drawn_whatever_backend_a_notebook_left_in_the_environment(
+    tmp_path: Path, backend: str, used: str
+) -> None:
+    script = (
+        "import os, sublens.evaluation.explain, sublens.report.page; from sublens import cli;"
+        "print(os.environ['MPLBACKEND'], flush=True); cli.main(['presets', 'rubin', '--show', 'sheet.png'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend}
+    printed = subprocess.check_output([sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True)
+    assert printed.split() == [used, "sheet.png"]
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -278,10 +278,10 @@ def test_a_network_and_a_data_set_there_are_measured(
     with pytest.raises(SystemExit) as end:
         cli.main(command)
     assert end.value.code == 1
-    assert "add --out FOLDER" in capsys.readouterr().err
+    assert "Add --out FOLDER" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*command, "--out", str(tmp_path / "net")])
-    assert "was trained on images of (150, 150)" in capsys.readouterr().err
+    assert "was trained on images of 150 x 150 pixels" in capsys.readouterr().err
 
 
 def test_what_is_written_to_a_machine_is_not_written_to_a_store(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
-"""A trained network measured on the test part: scores.json, predictions.csv, gallery.npz."""
+"""A trained network measured on the test part of a data set: scores.json, predictions.csv, gallery.npz."""
 
 import csv
 import io
 import json
 import shutil
 import statistics
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,11 +17,13 @@ from sublens import metrics
 from sublens.config import field_of_view
 from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import ConfigError, DataError
-from sublens.inference import predict_dataset, torch_engine
-from sublens.inference.engines import MASS_UNIT_MSUN
+from sublens.inference import predict_dataset
+from sublens.inference.engines import MASS_UNIT_MSUN, EngineName, n_threads
 from sublens.inference.predict_dataset import Task
 from sublens.inference.predictor import PredictionTable, Predictor
-from sublens.models import bundle
+from sublens.inference.torch_engine import TorchEngine
+from sublens.models import bundle, networks
+from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
 from sublens.parallel.dask import open_cluster
@@ -29,35 +32,193 @@ from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
-from sublens.storage.files import write_bytes
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
 
 LATENCY_RUNS = 12
+"""Runs of which the latency is the median, where they take no longer than `LATENCY_SECONDS`."""
 LATENCY_SECONDS = 2.0
-"""Latency is measured over this many runs, or until this much time has passed."""
+"""Time after which no further run is timed."""
+EXAMPLES = 4
+"""Test images of each class in the gallery."""
+MISTAKES = 8
+"""Most confident mistakes in the gallery."""
+
+
+def measure_network(
+    network: Path,
+    path: Path,
+    out: Path | None = None,
+    *,
+    cluster: str | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> tuple[Path, Dataset, dict[str, Any]]:
+    """Measure a trained network on the test part of the data set at `path`, in `copy_or_own_folder`'s folder.
+
+    cluster: where its images are predicted, if not in this process, see `sublens.parallel.dask.open_cluster`;
+    network and data set must have the same names there. Returns the folder, the data set, and the scores.
+    """
+    folder = copy_or_own_folder(network, out, force=force)
+    card = bundle.read_card(folder)
+    dataset = open_dataset(path, card.settings.split, bar)
+    if not cluster:
+        return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
+    threads, batch = torch.get_num_threads(), predict_dataset.BATCH
+    task = Task(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, batch)
+    task = task._replace(engine=reference_engine(card))
+    with open_cluster(cluster) as mapper:
+        return folder, dataset, measure_run(folder, dataset, spread=(mapper, task), force=force, bar=bar)
+
+
+def copy_or_own_folder(network: Path, out: Path | None, *, force: bool = False) -> Path:
+    """The run folder to measure: `out`, a copy of the trained network, or that network's own folder.
+
+    Raises `ConfigError` where there is no `out` and the network comes with sublens or lies on an object
+    store: those folders are not written to.
+    """
+    source = bundle.locate(network)
+    if out is None:
+        if isinstance(network, object_store.Remote):
+            raise _needs_copy("lies on an object store", network)
+        if source.resolve() in [shipped.resolve() for shipped in bundle.shipped().values()]:
+            raise _needs_copy("comes with sublens", network)
+        return source
+    files.refuse_overlap(out, source)
+    card = bundle.read_card(source)
+    with files.whole_folder(out, force=force) as folder:
+        for name, digest in bundle_files(card).items():
+            (folder / name).write_bytes(bundle.read_verified(source / name, digest))
+        shutil.copyfile(source / bundle.CARD, folder / bundle.CARD)
+        if (source / LOG).is_file():
+            shutil.copyfile(source / LOG, folder / LOG)
+    return out
+
+
+def _needs_copy(what: str, network: Path) -> ConfigError:
+    return ConfigError(
+        what, need="a folder to write to", next="Add --out FOLDER, where a copy is measured.", path=network
+    )
+
+
+def bundle_files(card: Card) -> dict[str, str]:
+    """Names and sha256 of the files that make up a trained network, beside its card."""
+    digests = {} if _is_graph_alone(card) else {bundle.WEIGHTS: card.weights_sha256}
+    if card.graph:
+        digests[bundle.GRAPH] = card.graph.sha256
+    if card.calibration:
+        digests[bundle.CALIBRATION] = card.calibration.sha256
+    return digests
+
+
+def _is_graph_alone(card: Card) -> bool:
+    """Whether the network was exported: its graph holds the weights, and may compute something else than they do."""
+    return card.graph is not None and card.graph.is_alone
+
+
+def reference_engine(card: Card) -> EngineName:
+    """The engine that a network is measured with: torch, but for an exported one, which only its graph is."""
+    return "onnxruntime" if _is_graph_alone(card) else "torch"
+
+
+def measure_run(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    spread: tuple[Mapper, Task] | None = None,
+    force: bool = False,
+    bar: Bar = silent,
+) -> dict[str, Any]:
+    """Measure a trained run on the test part; leaves its scores, predictions and gallery in `folder`.
+
+    The test part is used here and nowhere else. spread: where its images are predicted, if not in this
+    process, and what workers find there. Raises `DataError` where the run is measured already and `force`
+    is false, or was trained on other classes or image sizes.
+    """
+    if (folder / SCORES).is_file() and not force:
+        raise DataError(
+            f"is measured already ({SCORES})",
+            need="--force to be measured again",
+            next="Add it, or --out FOLDER to measure a copy.",
+            path=folder,
+        )
+    card = bundle.read_card(folder)
+    _check_fit(card, dataset, folder)
+    predictor = Predictor.load(folder, reference_engine(card), device())
+    predictions = _predictions(predictor, dataset.test, folder.name, spread, bar)
+    scores = {
+        **score(predictor, predictions),
+        **asdict(measure_cost(folder, card)),
+        "map": score_maps(predictor, predictions, dataset.test, dataset.survey),
+        "weights_sha256": card.weights_sha256,
+        "data": {"name": dataset.name, "hash": dataset.hash},
+    }
+    with files.translate_errors(folder):
+        (folder / SCORES).unlink(missing_ok=True)  # where it is, the two others are its own
+    write_predictions(predictions, folder / PREDICTIONS)
+    files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
+    files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
+    return scores
+
+
+def _check_fit(card: Card, dataset: Dataset, folder: Path) -> None:
+    """Raise `DataError` where a network was trained on other classes or image sizes than a data set has."""
+    if card.classes != dataset.classes:
+        raise DataError(
+            f"was trained on the classes {', '.join(card.classes)}",
+            need=f"{', '.join(dataset.classes)}, which {dataset.name} has",
+            next="Name a data set with the same classes.",
+            path=folder,
+        )
+    if card.image_shape != dataset.test.shape:
+        trained, tested = (" x ".join(map(str, shape)) for shape in (card.image_shape, dataset.test.shape))
+        raise DataError(
+            f"was trained on images of {trained} pixels",
+            need=f"{tested}, which {dataset.name} has",
+            next="Name a data set with images of the same size.",
+            path=folder,
+        )
+
+
+def _predictions(
+    predictor: Predictor, test: Part, name: str, spread: tuple[Mapper, Task] | None, bar: Bar
+) -> PredictionTable:
+    with bar(f"measuring {name}", len(test)) as advance:
+        if spread is None:
+            return predict_dataset.predict_all(predictor, test, Count(advance).add)
+        return predict_dataset.predict_on_workers(*spread, predictor, test, Count(advance, spread[0].told).add)
+
+
+def is_measured(folder: Path, dataset: Dataset) -> bool:
+    """Whether the run in `folder` has been measured on this very data set, with the weights it has."""
+    try:
+        scores = json.loads((folder / SCORES).read_bytes())
+        is_same = scores["weights_sha256"] == bundle.read_card(folder).weights_sha256
+        return bool(is_same and scores["data"]["hash"] == dataset.hash)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def score(predictor: Predictor, predictions: PredictionTable) -> dict[str, Any]:
-    """What `scores.json` says of a predictor: quality with intervals, trust and latency."""
+    """Quality of predictions, with intervals, and the calibration of the network that made them."""
     return {
         **metrics.score(predictions.probs, predictions.labels, predictions.classes),
-        "trust": _calibration_scores(predictor.calibration, predictions),
-        "latency_ms": {f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},
+        "calibration": _calibration_scores(predictor.calibration, predictions),
     }
 
 
 def _calibration_scores(calibration: Calibration | None, predictions: PredictionTable) -> dict[str, Any]:
-    """How honest the probabilities and sets are, and how many images are called strange."""
+    """Calibration error, coverage of the prediction sets, and share of images out of distribution."""
     probs, labels = predictions.probs, predictions.labels
-    told: dict[str, Any] = {"ece": metrics.calibration_error(probs, labels)}
-    if calibration:
-        sets = calibration.sets(probs)
-        told["promised_coverage"] = calibration.coverage
-        told["coverage"] = metrics.coverage(sets, labels, predictions.classes)
-        told["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
-        if predictions.ood is not None:
-            told["strange"] = float((predictions.ood > calibration.ood_threshold).mean())
-    return told
+    scores: dict[str, Any] = {"ece": metrics.calibration_error(probs, labels)}
+    if calibration is None:
+        return scores
+    sets = calibration.sets(probs)
+    scores["promised_coverage"] = calibration.coverage
+    scores["coverage"] = metrics.coverage(sets, labels, predictions.classes)
+    scores["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
+    if predictions.ood is not None:
+        scores["ood"] = float((predictions.ood > calibration.ood_threshold).mean())
+    return scores
 
 
 def score_maps(
@@ -68,19 +229,55 @@ def score_maps(
     part, survey: what was predicted and how it was simulated. Empty where there are no maps or no
     truth, or where a cell is not as large as those that the network learned.
     """
-    seen, masses = predictor.map, predictions.masses
-    if seen is None or masses is None or part.truth is None or survey is None:
+    grid, masses = predictor.map, predictions.masses
+    if grid is None or masses is None or part.truth is None or survey is None:
         return {}
     side = field_of_view(predictor.input, part.shape) * survey.camera.pixel_scale
-    if not np.isclose(side, seen.n_cells * seen.cell_arcsec):
+    if not np.isclose(side, grid.n_cells * grid.cell_arcsec):
         return {}
-    true = mass_map(part.truth, seen.n_cells, side)
-    chosen = {name: part.labels == label for label, name in enumerate(predictor.classes)}
+    true = mass_map(part.truth, grid.n_cells, side)
+    masks = {name: part.labels == label for label, name in enumerate(predictor.classes)}
     return {
-        name: metrics.map_score(masses[rows], true[rows], MASS_UNIT_MSUN)
-        for name, rows in chosen.items()
-        if true[rows].any()
+        name: metrics.map_score(masses[mask], true[mask], MASS_UNIT_MSUN)
+        for name, mask in masks.items()
+        if true[mask].any()
     }
+
+
+@dataclass(frozen=True)
+class RunningCost:
+    """What a trained network takes on this machine, run by the engine that its users get."""
+
+    engine: EngineName
+    """Engine of the latency, the one that runs the network where no other is named."""
+    latency_ms: dict[str, float]
+    """Latency of a batch of 1 and of 32 images, ms."""
+    parameters: int
+    """Parameters of the network."""
+    weights_bytes: int
+    """Size of the file that holds the weights."""
+    threads: int
+    """Threads that the engine computes with."""
+    device: str
+    """Device that it computes on."""
+    processor: str
+    """Name of this machine's processor."""
+
+
+def measure_cost(folder: Path, card: Card) -> RunningCost:
+    """Time the trained network in `folder` with the engine that `Predictor.load` takes, and count its parameters."""
+    predictor = Predictor.load(folder, device=device())
+    is_torch = isinstance(predictor.engine, TorchEngine)
+    network = networks.build(card.network, len(card.classes), card.input.channels)
+    return RunningCost(
+        engine="torch" if is_torch else "onnxruntime",
+        latency_ms={f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        weights_bytes=(folder / (bundle.GRAPH if _is_graph_alone(card) else bundle.WEIGHTS)).stat().st_size,
+        threads=torch.get_num_threads() if is_torch else n_threads(),
+        device=device() if is_torch else "cpu",
+        processor=processor(),
+    )
 
 
 def latency_ms(predictor: Predictor, batch_size: int) -> float:
@@ -96,92 +293,14 @@ def latency_ms(predictor: Predictor, batch_size: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-EXAMPLES, MISTAKES = 4, 8
-"""Test images kept in the gallery: of each class, and of the most confident mistakes."""
-
-
-def measure_run(
-    folder: Path,
-    dataset: Dataset,
-    *,
-    spread: tuple[Mapper, Task] | None = None,
-    force: bool = False,
-    bar: Bar = silent,
-) -> dict[str, Any]:
-    """Measure a trained run on the test part; leaves its scores, predictions and gallery in `folder`.
-
-    The test part is used here and nowhere else. spread: where its images are judged, if not in this
-    process, and what workers find there.
-    """
-    if (folder / SCORES).is_file() and not force:
-        raise DataError(f"{folder}: is measured already ({SCORES}). Add --force to measure it again.")
-    predictor = Predictor.load(folder, "torch", device())
-    if predictor.classes != dataset.classes:
-        raise DataError(
-            f"{folder}: was trained on the classes {', '.join(predictor.classes)}, {dataset.name} has "
-            f"{', '.join(dataset.classes)}. Name a data set with the same classes."
-        )
-    if predictor.image_shape != dataset.test.shape:
-        raise DataError(
-            f"{folder}: was trained on images of {predictor.image_shape} pixels, {dataset.name} has "
-            f"{dataset.test.shape}. Name a data set with images of the same size."
-        )
-    with bar(f"measuring {folder.name}", len(dataset.test)) as advance:
-        if spread:
-            predictions = predict_dataset.predict_on_workers(
-                *spread, predictor, dataset.test, Count(advance, spread[0].told).add
-            )
-        else:
-            predictions = predict_dataset.predict_all(predictor, dataset.test, Count(advance).add)
-    assert isinstance(predictor.engine, torch_engine.TorchEngine)
-    scores = {
-        **score(predictor, predictions),
-        "parameters": sum(parameter.numel() for parameter in predictor.engine.whole.model.parameters()),
-        "threads": torch.get_num_threads(),
-        "device": predictor.engine.device,
-        "map": score_maps(predictor, predictions, dataset.test, dataset.survey),
-        "weights_sha256": bundle.read_card(folder).weights_sha256,
-        "weights_bytes": (folder / bundle.WEIGHTS).stat().st_size,
-        "processor": processor(),
-        "data": {"name": dataset.name, "hash": dataset.hash},
-    }
-    with files.translate_errors(folder):
-        (folder / SCORES).unlink(missing_ok=True)  # it vouches for the two others
-    write_predictions(predictions, folder / PREDICTIONS)
-    files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
-    files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
-    return scores
-
-
-def is_measured(folder: Path, dataset: Dataset) -> bool:
-    """Whether the run in `folder` has been measured on this very data set, with the weights it has."""
-    try:
-        scores = json.loads((folder / SCORES).read_bytes())
-        is_same = scores["weights_sha256"] == bundle.read_card(folder).weights_sha256
-        return bool(is_same and scores["data"]["hash"] == dataset.hash)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _gallery(test: Part, predictions: PredictionTable) -> bytes:
-    """Examples of each class and the most confident mistakes, as an .npz."""
-    examples = [np.flatnonzero(test.labels == label)[:EXAMPLES] for label in range(len(predictions.classes))]
-    wrong = np.flatnonzero(predictions.probs.argmax(axis=1) != test.labels)
-    surest = wrong[np.argsort(-predictions.probs[wrong].max(axis=1), kind="stable")][:MISTAKES]
-    chosen = np.unique(np.concatenate([*examples, surest]))
-    archive = io.BytesIO()
-    np.savez_compressed(archive, counts=test.counts(chosen), ids=test.ids[chosen], labels=test.labels[chosen])
-    return archive.getvalue()
-
-
 def write_predictions(predictions: PredictionTable, path: Path) -> None:
-    """Columns id, label (the true class) and p_<class>, one row an image."""
+    """Write the columns id, label (the true class) and p_<class>, one row an image."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["id", "label", *(f"p_{name}" for name in predictions.classes)])
     for name, label, probs in zip(predictions.ids, predictions.labels, predictions.probs, strict=True):
         table.writerow([name, predictions.classes[label], *(f"{prob:.9g}" for prob in probs)])
-    write_bytes(path, text.getvalue().encode())
+    files.write_bytes(path, text.getvalue().encode())
 
 
 def read_predictions(path: Path) -> PredictionTable:
@@ -197,57 +316,26 @@ def read_predictions(path: Path) -> PredictionTable:
             classes=classes,
         )
     except OSError as err:
-        raise DataError(
-            f"{path}: cannot be read ({err.strerror}). Measure the run again with `sublens evaluate`."
-        ) from err
+        raise _no_predictions(f"cannot be read ({err.strerror})", path) from err
     except (ValueError, IndexError) as err:
-        raise DataError(f"{path}: is damaged. Measure the run again with `sublens evaluate`.") from err
+        raise _no_predictions("is damaged", path) from err
 
 
-def copy_or_own_folder(network: Path, out: Path | None, *, force: bool = False) -> Path:
-    """The run folder to measure: `out`, a copy of the trained network, or that network's own folder.
-
-    Raises `ConfigError` where it comes with sublens, whose folder is not ours to write to, and
-    there is no `out`.
-    """
-    source = bundle.locate(network)
-    if out is None:
-        if isinstance(network, object_store.Remote):
-            raise ConfigError(f"{network}: add --out FOLDER, where a copy is measured.")
-        if source.resolve() in [shipped.resolve() for shipped in bundle.shipped().values()]:
-            raise ConfigError(f"{network}: comes with sublens. Add --out FOLDER, where a copy is measured.")
-        return source
-    files.refuse_overlap(out, source)
-    bundle.read_card(source)
-    with files.whole_folder(out, force=force) as folder:
-        for name in (bundle.WEIGHTS, bundle.CALIBRATION, bundle.CARD, LOG):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    return out
-
-
-def measure_network(
-    network: Path,
-    path: Path,
-    out: Path | None = None,
-    *,
-    cluster: str | None = None,
-    force: bool = False,
-    bar: Bar = silent,
-) -> tuple[Path, Dataset, dict[str, Any]]:
-    """Measure a trained network on the test part of the data set at `path`, in `copy_or_own_folder`'s folder.
-
-    cluster: where its images are judged, if not in this process, see `sublens.parallel.dask.opened`; network and
-    data set must have the same names there. Returns the folder, the data set, and the scores.
-    """
-    folder = copy_or_own_folder(network, out, force=force)
-    card = bundle.read_card(folder)
-    dataset = open_dataset(path, card.settings.split, bar)
-    if not cluster:
-        return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
-    threads = torch.get_num_threads()
-    lot = predict_dataset.Task(
-        network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, predict_dataset.BATCH
+def _no_predictions(what: str, path: Path) -> DataError:
+    return DataError(
+        what,
+        need="the predictions of a measured run",
+        next=f"Measure it again with `sublens evaluate {path.parent} DATASET --force`.",
+        path=path,
     )
-    with open_cluster(cluster) as mapper:
-        return folder, dataset, measure_run(folder, dataset, spread=(mapper, lot), force=force, bar=bar)
+
+
+def _gallery(test: Part, predictions: PredictionTable) -> bytes:
+    """Examples of each class and the most confident mistakes, as an .npz."""
+    examples = [np.flatnonzero(test.labels == label)[:EXAMPLES] for label in range(len(predictions.classes))]
+    wrong = np.flatnonzero(predictions.probs.argmax(axis=1) != test.labels)
+    surest = wrong[np.argsort(-predictions.probs[wrong].max(axis=1), kind="stable")][:MISTAKES]
+    rows = np.unique(np.concatenate([*examples, surest]))
+    archive = io.BytesIO()
+    np.savez_compressed(archive, counts=test.counts(rows), ids=test.ids[rows], labels=test.labels[rows])
+    return archive.getvalue()

@@ -1,4 +1,4 @@
-"""Are simulated images distributed like real ones? Summary statistics, and a network that tries to tell."""
+"""Fidelity of simulated images: summary statistics beside those of real images, and a classifier two-sample test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ from sublens.sim.survey import Survey
 from sublens.training import loop
 
 CORNER = 8
-"""Side of the squares in the four corners, pixels, where there is sky alone."""
+"""Side of the squares in the four corners, which hold sky alone, pixels."""
 Counts = NDArray[np.uint16]
+"""Images [n, h, w], counts above their minimum."""
 
 
 def statistics(counts: Counts) -> dict[str, NDArray[np.float64]]:
@@ -60,157 +61,186 @@ class Comparison:
     """One statistic of real and of simulated images."""
 
     name: str
+    """The statistic."""
     real: tuple[float, float]
-    """Mean and standard deviation."""
+    """Mean and standard deviation over the real images."""
     simulated: tuple[float, float]
+    """Mean and standard deviation over the simulated images."""
     distance: float
-    """Of Kolmogorov and Smirnov: the largest difference of the cumulative distributions."""
+    """Kolmogorov-Smirnov distance: the largest difference of the cumulative distributions."""
     p: float
-    """Chance of a distance as large, if both are distributed alike."""
+    """Probability of a distance as large, if both are distributed alike."""
 
 
 def compare(real: Counts, simulated: Counts) -> list[Comparison]:
     """Every statistic of two sets of images [n, h, w]."""
+    others = statistics(simulated)
+    return [_comparison(name, values, others[name]) for name, values in statistics(real).items()]
+
+
+def _comparison(name: str, real: NDArray[np.float64], simulated: NDArray[np.float64]) -> Comparison:
     from scipy.stats import ks_2samp  # slow to import
 
-    pairs, rows = statistics(simulated), []
-    for name, ours in statistics(real).items():
-        test = ks_2samp(ours, pairs[name])
-        rows.append(
-            Comparison(
-                name,
-                (float(ours.mean()), float(ours.std())),
-                (float(pairs[name].mean()), float(pairs[name].std())),
-                float(test.statistic),
-                float(test.pvalue),
-            )
-        )
-    return rows
+    test = ks_2samp(real, simulated)
+    first, second = ((float(values.mean()), float(values.std())) for values in (real, simulated))
+    return Comparison(name, first, second, float(test.statistic), float(test.pvalue))
 
 
-class Telling(NamedTuple):
-    """How well a network tells real from simulated images it was not trained on."""
+class TwoSampleTest(NamedTuple):
+    """AUC of a network trained to tell real from simulated images, on images it was not trained on."""
 
     auc: float
-    """0.5 where it cannot."""
+    """0.5 where both are alike."""
     low: float
     """Lower end of the 95 % interval over resampled images."""
     high: float
-    """Its upper end."""
+    """Upper end of that interval."""
 
 
 EPOCHS = 10
-MOST_SEEN = 112
-"""Pixels along the side of the central square that the network sees, at most. They are not
-binned: noise and blur are to be compared as well."""
+"""Passes over the half of the images that a network learns from."""
+LARGEST_CROP = 112
+"""Largest side of the central square that the network is given, pixels. They are not binned: noise and blur are
+to be compared as well."""
 
 
-def tell_apart(real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = EPOCHS, bar: Bar = silent) -> Telling:
+def tell_apart(
+    real: Counts, simulated: Counts, *, seed: int = 0, epochs: int = EPOCHS, bar: Bar = silent
+) -> TwoSampleTest:
     """Train a small network to tell real from simulated images, and measure it on others.
 
     Each of two networks learns from one half of the images and is measured on the other half.
     real, simulated: [n, h, w] of counts above their minimum, best as many of each.
     """
-    part, seen = _part(real, simulated), InputConfig(crop=min(MOST_SEEN, *real.shape[1:]))
-    halves = np.random.default_rng(seed).permutation(len(part)) % 2 == 0
-    resampled = []
+    part, crop = _part(real, simulated), InputConfig(crop=min(LARGEST_CROP, *real.shape[1:]))
+    is_first = np.random.default_rng(seed).permutation(len(part)) % 2 == 0
+    aucs = []
     with bar("telling real from simulated", 2 * epochs) as advance:
-        for number, is_learnt in enumerate((halves, ~halves)):
+        for number, is_training in enumerate((is_first, ~is_first)):
             config = TrainConfig(
                 epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
             )
-            feed = loop.BatchSource(part.take(np.flatnonzero(is_learnt)), seen, config, "cpu")
-            network = _trained(feed, partial(_tell, advance, number * epochs))
-            others = part.take(np.flatnonzero(~is_learnt))
-            weights = np.vstack([np.ones(len(others)), metrics.resamples(len(others), seed)])
-            resampled.append(metrics.auc(_scores(network, others, seen), others.labels == 1, weights))
-    found = metrics.interval(np.mean(resampled, axis=0))
-    return Telling(found["value"], found["low"], found["high"])
+            training, test = (part.take(np.flatnonzero(mask)) for mask in (is_training, ~is_training))
+            network = _trained(
+                loop.BatchSource(training, crop, config, "cpu"), partial(_advance, advance, number * epochs)
+            )
+            area = metrics.weighted_auc(_log_odds(network, test, crop), test.labels == 1)
+            aucs.append(metrics.bootstrap([area], len(test), seed)[0])
+    interval = metrics.interval(np.mean(aucs, axis=0))
+    return TwoSampleTest(interval["value"], interval["low"], interval["high"])
 
 
-def _tell(advance: Advance, before: int, epoch: int) -> None:
-    advance(before + epoch + 1, f"epoch {epoch + 1}")
+def _advance(advance: Advance, n_before: int, epoch: int) -> None:
+    advance(n_before + epoch + 1, f"epoch {epoch + 1}")
 
 
 def _part(real: Counts, simulated: Counts) -> Part:
+    """All images as one data set, label 1 for real."""
     counts, n = np.concatenate([simulated, real]), len(simulated) + len(real)
     labels = np.repeat([0, 1], [len(simulated), len(real)])
     return Part((counts,), np.arange(n), labels, np.arange(n).astype(str), None)
 
 
-def _trained(feed: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn.Module:
+def _trained(batches: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn.Module:
+    """A lensnet of two classes, fitted to the batches."""
     with torch.random.fork_rng():
-        torch.manual_seed(feed.config.seed)
-        network = networks.to_device(networks.build("lensnet", 2), feed.device)
-    n_steps = len(feed) * feed.config.epochs
+        torch.manual_seed(batches.config.seed)
+        network = networks.to_device(networks.build("lensnet", 2), batches.device)
+    n_steps = len(batches) * batches.config.epochs
     loop.fit(
         network,
         None,
-        loop.make_optimizer([network], feed.config),
-        feed.epochs(),
-        config=feed.config,
+        loop.make_optimizer([network], batches.config),
+        batches.epochs(),
+        config=batches.config,
         share_done=lambda step: step / n_steps,
         on_step=lambda step: None,
         on_epoch=on_epoch,
-        has_bf16=networks.has_bf16_gain("lensnet", feed.device, side_seen(feed.seen, feed.part.shape)),
+        has_bf16=networks.has_bf16_gain("lensnet", batches.device, side_seen(batches.seen, batches.part.shape)),
     )
     return network.eval()
 
 
-def _scores(network: nn.Module, part: Part, seen: InputConfig) -> NDArray[np.float64]:
+def _log_odds(network: nn.Module, part: Part, crop: InputConfig) -> NDArray[np.float64]:
     """Log odds of being real, [n]."""
-    scores = []
+    odds = []
     with torch.inference_mode():
         for start in range(0, len(part), 64):
-            chosen = np.arange(start, min(start + 64, len(part)))
-            logits = network(inputs.counts_to_input(part.counts(chosen), seen))
-            scores.append((logits[:, 1] - logits[:, 0]).double().numpy())
-    return np.concatenate(scores)
+            rows = np.arange(start, min(start + 64, len(part)))
+            logits = network(inputs.counts_to_input(part.counts(rows), crop))
+            odds.append((logits[:, 1] - logits[:, 0]).double().numpy())
+    return np.concatenate(odds)
+
+
+FEWEST = 50
+"""Fewest images of a comparison."""
 
 
 def fidelity(
     survey: Survey, path: Path, label: str, *, seed: int = 1, bar: Bar = silent
-) -> tuple[list[Comparison], Telling]:
+) -> tuple[list[Comparison], TwoSampleTest]:
     """Compare real images of one class with as many simulated ones: statistics, and a network's attempt.
 
-    path: a folder of images, or an .npz file whose array `counts` [n, h, w] holds counts.
+    path: a folder of images, or an .npz file whose array `counts` [n, h, w] holds counts. Raises `ImageError`
+    where they are not of the survey's size, `DataError` where they are fewer than `FEWEST`.
     """
     real = _real_images(path, bar)
-    side = survey.camera.n_pixels
-    if real.shape[1:] != (side, side):
-        raise ImageError(
-            f"{path}: its images are {real.shape[1]} x {real.shape[2]} pixels but {survey.name} makes {side} x {side}. "
-            "Crop them, or edit camera.n_pixels in a copy of the preset."
-        )
-    if len(real) < FEWEST:
-        raise DataError(f"{path}: holds {len(real)} images; a comparison needs at least {FEWEST}.")
+    _check_comparable(real, survey, path)
     first = CLASSES.index(label)
     indices = range(first, first + len(CLASSES) * len(real), len(CLASSES))
     _, simulated = render.simulate(survey, seed, "train", indices)
     if (real.max(axis=(1, 2)) == pixels.QUANTISED_PEAK).any():  # no photon counts, so none in ours either
-        simulated = np.stack([pixels.scale_to_16_bits(one.astype(np.float64)) for one in simulated])
-        real = np.stack([pixels.scale_to_16_bits(one.astype(np.float64)) for one in real])
+        real, simulated = _rescaled(real), _rescaled(simulated)
     return compare(real, simulated), tell_apart(real, simulated, seed=seed, bar=bar)
 
 
-FEWEST = 50
-"""Images without which a comparison says nothing."""
+def _check_comparable(real: Counts, survey: Survey, path: Path) -> None:
+    side = survey.camera.n_pixels
+    if real.shape[1:] != (side, side):
+        raise ImageError(
+            f"holds images of {real.shape[1]} x {real.shape[2]} pixels",
+            need=f"{side} x {side}, which {survey.name} makes",
+            next="Crop them, or edit camera.n_pixels in a copy of the preset.",
+            path=path,
+        )
+    if len(real) < FEWEST:
+        raise DataError(
+            f"holds {len(real)} images", need=f"at least {FEWEST} to compare", next="Add more of them.", path=path
+        )
 
 
-def _real_images(path: Path, bar: Bar) -> NDArray[np.uint16]:
+def _rescaled(counts: Counts) -> Counts:
+    return np.stack([pixels.scale_to_16_bits(image.astype(np.float64)) for image in counts])
+
+
+def _real_images(path: Path, bar: Bar) -> Counts:
+    """The images at `path`, all of one size."""
     if path.suffix.lower() == ".npz":
         return formats.read_archive(path)
-    found = sorted(file for file in path.glob("*") if formats.is_image(file))
-    if not found:
-        raise DataError(f"{path}: holds no {', '.join(formats.READERS)} images. Name a folder of images of one class.")
-    with bar(f"reading {path}", len(found)) as advance:
-        count, read = Count(advance), []
-        for file in found:
-            read.append(formats.read_counts(file))
+    files = sorted(file for file in path.glob("*") if formats.is_image(file))
+    if not files:
+        raise DataError(
+            "holds no images",
+            need=f"{', '.join(formats.READERS)} files",
+            next="Name a folder of images of one class.",
+            path=path,
+        )
+    images: list[NDArray[np.uint16]] = []
+    with bar(f"reading {path}", len(files)) as advance:
+        count = Count(advance)
+        for file in files:
+            images.append(formats.read_counts(file))
+            if images[-1].shape != images[0].shape:
+                raise _other_size(file, images[-1], images[0])
             count.add(1)
-            if read[-1].shape != read[0].shape:
-                raise ImageError(
-                    f"{file}: is {read[-1].shape[0]} x {read[-1].shape[1]} pixels, {found[0]} is not. "
-                    "Crop them to one size."
-                )
-    return np.stack(read)
+    return np.stack(images)
+
+
+def _other_size(path: Path, image: NDArray[np.uint16], first: NDArray[np.uint16]) -> ImageError:
+    (height, width), (rows, columns) = image.shape, first.shape
+    return ImageError(
+        f"is {height} x {width} pixels",
+        need=f"{rows} x {columns}, as the first",
+        next="Crop them to one size.",
+        path=path,
+    )

@@ -22,6 +22,8 @@ from sublens.training.recorder import LOG, SCORES
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""
+LOSSES = ("loss", "truth_loss", "distill_loss", "hint_loss")
+"""Losses of a step in a log; `hint_loss` is the former name of `distill_loss`."""
 
 
 def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = False, bar: Bar = silent) -> Path:
@@ -35,34 +37,47 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     cards = {run: bundle.read_card(run) for run in runs}
     first = cards[runs[0]]
     for run, card in cards.items():
-        if (card.network, card.classes) != (first.network, first.classes):
-            kinds = [f"{one.network} of {', '.join(one.classes)}" for one in (card, first)]
-            raise DataError(f"{run}: is a {kinds[0]}, {runs[0]} a {kinds[1]}. Publish one kind at a time.")
-        if card.training.interrupted:
-            raise DataError(f"{run}: is not complete. Finish it with `sublens train DATASET --out {run} --resume`.")
-    scores = {run: card.scores or (_published(run, card),) for run, card in cards.items()}
+        _check_alike(run, card, runs[0], first)
+    scores = {run: card.scores or (_card_scores(run, card),) for run, card in cards.items()}
     rivals = [run for run, card in cards.items() if card.data.hash == first.data.hash]
     best = min(rivals, key=lambda run: cards[run].training.selection_loss)
+    ordered = sorted(runs, key=lambda run: run != best)
     with files.whole_folder(out, force=force) as folder:
-        card = bundle.read_card(best)
-        model, head = weights.load(best, card)
-        anew = "weights_sha256", "calibration", "graph"
-        told = {name: getattr(card, name) for name in Card.model_fields if name not in anew}
-        told["scores"] = sum((scores[run] for run in sorted(runs, key=lambda run: run != best)), ())
-        log = (best / LOG).read_text(encoding="utf-8").splitlines()
-        weights.save(folder, model, head, torch.float16)
-        bundle.write_card(folder, **told)
-        rounded, part = Predictor.load(folder, "torch", device()), dataset.selection
-        told["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
-        told["calibration"] = bundle.save_calibration(
-            folder, predict_dataset.calibrate(rounded, dataset.train, part, bar), len(part)
-        )
-        if card.rounding is None:  # else it is rounded and thinned already
-            log = list(_thinned(log))
-            told["rounding"] = _rounding(best, rounded, part, bar)
-        bundle.write_card(folder, **told)
-        (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
+        _write_bundle(folder, best, sum((scores[run] for run in ordered), ()), dataset, bar)
     return out
+
+
+def _check_alike(run: Path, card: Card, first: Path, first_card: Card) -> None:
+    """Raise `DataError` where a run is of another kind than the first, or not complete."""
+    if (card.network, card.classes) != (first_card.network, first_card.classes):
+        kind, first_kind = (f"a {each.network} of {', '.join(each.classes)}" for each in (card, first_card))
+        raise DataError(f"is {kind}", need=f"{first_kind}, as {first} is", next="Publish one kind at a time.", path=run)
+    if card.training.interrupted:
+        raise DataError(
+            "is not complete",
+            need="a training that has reached its end",
+            next=f"Finish it with `sublens train DATASET --out {run} --resume`.",
+            path=run,
+        )
+
+
+def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], dataset: Dataset, bar: Bar) -> None:
+    """Write the best run with 16-bit weights, a graph, a calibration of its own and a thinned log into `folder`."""
+    card, part = bundle.read_card(best), dataset.selection
+    renewed = "weights_sha256", "calibration", "graph"
+    fields = {name: getattr(card, name) for name in Card.model_fields if name not in renewed} | {"scores": scores}
+    log = (best / LOG).read_text(encoding="utf-8").splitlines()
+    weights.save(folder, *weights.load(best, card), torch.float16)
+    bundle.write_card(folder, **fields)
+    rounded = Predictor.load(folder, "torch", device())
+    fields["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
+    calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar)
+    fields["calibration"] = bundle.save_calibration(folder, calibration, len(part))
+    if card.rounding is None:  # else it is rounded and thinned already
+        log = list(_thinned(log))
+        fields["rounding"] = _rounding(best, rounded, part, bar)
+    bundle.write_card(folder, **fields)
+    (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
 
 
 def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
@@ -76,7 +91,8 @@ def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
     return float(np.abs(before - after).max())
 
 
-def _published(run: Path, card: Card) -> CardScores:
+def _card_scores(run: Path, card: Card) -> CardScores:
+    """The scores of a measured run as a card holds them; `DataError` where its own weights were not measured."""
     try:
         scores = json.loads((run / SCORES).read_bytes())
         if scores["weights_sha256"] != card.weights_sha256:
@@ -97,7 +113,10 @@ def _published(run: Path, card: Card) -> CardScores:
         )
     except (OSError, ValueError, KeyError) as err:
         raise DataError(
-            f"{run}: is not measured with the weights it has. Run `sublens evaluate {run} DATASET --force`."
+            "is not measured with the weights that it has",
+            need="its scores on a test part",
+            next=f"Run `sublens evaluate {run} DATASET --force`.",
+            path=run,
         ) from err
 
 
@@ -117,5 +136,6 @@ def _thinned(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _mean(steps: Sequence[dict[str, Any]]) -> str:
-    names = [name for name in ("loss", "truth_loss", "hint_loss") if steps[0].get(name) is not None]
+    """The last of some steps, with the mean of each loss over all."""
+    names = [name for name in LOSSES if steps[0].get(name) is not None]
     return json.dumps({**steps[-1], **{name: float(np.mean([step[name] for step in steps])) for name in names}})

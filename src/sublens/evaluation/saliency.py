@@ -1,4 +1,4 @@
-"""Saliency: what in an image speaks for a class, and whether that is where the substructure is.
+"""Saliency: the evidence for a class in an image, and whether it lies where the substructure is.
 
 A saliency map lies on an image's own pixels, rows along y. Positions are arcsec from the image's centre, x
 then y, as in the truth table.
@@ -25,26 +25,27 @@ from sublens.models.inputs import counts_to_input
 from sublens.sim.population import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]
+"""Name of a saliency method, see `saliency`."""
 METHOD: Method = "hires-cam"
-"""The one whose peaks lie on the substructure most often; `benchmarks/explain.py` measures it."""
+"""Default method: its peaks lie on the substructure most often, as `benchmarks/explain.py` measures."""
 BLUR = 2.0
-"""Standard deviation of the Gaussian that occlusion hides a patch with, image pixels. Sky instead would cut
-a hole into the arc, which looks like substructure itself."""
+"""Standard deviation of the Gaussian that blurs an occluded patch, image pixels. Sky instead would cut
+a hole into the arc, which resembles substructure itself."""
 RADIUS = 0.2
-"""How far from the substructure a peak may lie to be on it, arcsec: half a cell of the truth head's map."""
+"""Largest distance of a peak on the substructure, arcsec: half a cell of the truth head's map."""
 LEAST_MSUN = 1e9
-"""Mass from which on a subhalo counts."""
-PLACES = 32
-"""Places along each side of the field at which a peak is tried that lies anywhere."""
+"""Least mass of the subhaloes that count."""
+GRID = 32
+"""Positions along each side of the field, of which the uniform chance level is the mean."""
 
 
 def saliency(predictor: Predictor, counts: NDArray[np.uint16], labels: Labels, method: Method = METHOD) -> Floats:
-    """What in each image speaks for a class, [b, h, w]: 1 at the peak, 0 where nothing does.
+    """The evidence for a class in each image, [b, h, w]: 1 at the peak, 0 where there is none.
 
     counts: images [b, h, w] above their minimum. labels: the class of each, [b], a position in the
-    predictor's classes. 0 also outside of what the network sees, and everywhere where nothing speaks
-    for the class. Raises `BundleError` where the predictor does not run on torch, or its network has
-    no feature map for any method but `occlusion`.
+    predictor's classes. 0 also outside of the network's field of view, and everywhere where there is no
+    evidence for the class. Raises `BundleError` where the predictor does not run on torch, or its network
+    has no feature map and the method is not `occlusion`.
 
     hires-cam: gradient of the class's logit times activation, summed over the channels of the feature
     map whose cells come closest to 8 image pixels (Draelos & Carin 2020, arXiv:2011.08891). grad-cam:
@@ -54,51 +55,57 @@ def saliency(predictor: Predictor, counts: NDArray[np.uint16], labels: Labels, m
     grey).
     """
     if not isinstance(predictor.engine, TorchEngine):
-        raise BundleError("Saliency needs gradients, which only torch has. Load the network with engine='torch'.")
+        raise BundleError(
+            "The network runs on an engine without gradients",
+            need="torch for saliency",
+            next="Load the network with engine='torch'.",
+        )
     model, device = predictor.engine.whole.model, predictor.engine.device
-    seen = counts_to_input(counts, predictor.input).to(device, memory_format=torch.channels_last)
+    images = counts_to_input(counts, predictor.input).to(device, memory_format=torch.channels_last)
     scale = zoom(predictor.input, predictor.image_shape)
     attribute = _occluded if method == "occlusion" else partial(_activated, method=method)
-    cells = attribute(model, seen, torch.from_numpy(labels).to(device), scale)
+    cells = attribute(model, images, torch.from_numpy(labels).to(device), scale)
     maps = enlarged(cells.detach().double().cpu().numpy(), predictor.input, predictor.image_shape).clip(0)
     greatest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(np.divide(maps, greatest, out=np.zeros_like(maps), where=greatest > 0))
 
 
-def _activated(model: nn.Module, seen: Tensor, labels: Tensor, scale: float, *, method: Method) -> Tensor:
+def _activated(model: nn.Module, images: Tensor, labels: Tensor, scale: float, *, method: Method) -> Tensor:
     """Gradient times activation in each cell of a feature map, [b, g, g]."""
     if not getattr(model, "feature_info", None):
-        raise BundleError(f"This network offers no feature map, which {method} needs. Use the method occlusion.")
-    layer = model.get_submodule(nearest_tap(model, scale)["module"])
+        raise BundleError("The network has no feature map", need=f"one for {method}", next="Use the method occlusion.")
+    layer = model.get_submodule(nearest_tap(model, CELL * scale)["module"])
     kind = LayerGradCam if method == "grad-cam" else LayerGradientXActivation
-    found: Tensor = kind(model, layer).attribute(seen, target=labels)
-    if found.ndim != 4:
-        raise BundleError(f"This network sees no map but a list of patches: {method} cannot be drawn. Use occlusion.")
-    return found.sum(1)
+    attributions: Tensor = kind(model, layer).attribute(images, target=labels)
+    if attributions.ndim != 4:
+        raise BundleError(
+            "The network's features are a list of patches", need=f"a map for {method}", next="Use the method occlusion."
+        )
+    return attributions.sum(1)
 
 
-def _occluded(model: nn.Module, seen: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """How far the logit falls for each pixel that the network sees, mean over the patches that hide it, [b, s, s]."""
-    channels, side = seen.shape[1], seen.shape[-1]
+def _occluded(model: nn.Module, images: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """How far the logit falls for each pixel of the network's input, mean over the patches that hide it, [b, s, s]."""
+    channels, side = images.shape[1], images.shape[-1]
     patch = min(side, max(2, round(CELL * scale)))
     step = patch // 2
     sigma = BLUR * scale
-    blurred = ndimage.gaussian_filter(seen.cpu().numpy(), (0, 0, sigma, sigma), mode="nearest")
-    found: Tensor = Occlusion(model).attribute(
-        seen,
+    blurred = ndimage.gaussian_filter(images.cpu().numpy(), (0, 0, sigma, sigma), mode="nearest")
+    falls: Tensor = Occlusion(model).attribute(
+        images,
         target=labels,
         sliding_window_shapes=(channels, patch, patch),
         strides=(channels, step, step),
-        baselines=torch.from_numpy(blurred).to(seen),
-        perturbations_per_eval=max(1, BATCH // len(seen)),
+        baselines=torch.from_numpy(blurred).to(images),
+        perturbations_per_eval=max(1, BATCH // len(images)),
     )
     width = step // 2 * 2 + 1  # steps made into slopes, so that a peak is a point
-    return F.avg_pool2d(found[:, :1], width, 1, width // 2, count_include_pad=False)[:, 0]
+    return F.avg_pool2d(falls[:, :1], width, 1, width // 2, count_include_pad=False)[:, 0]
 
 
-def enlarged(cells: Floats, seen: InputConfig, shape: tuple[int, int]) -> Floats:
-    """A map of what a network sees, [b, g, g], on the pixels of the images of this shape, [b, h, w]; 0 around it."""
-    side = field_of_view(seen, shape)
+def enlarged(cells: Floats, config: InputConfig, shape: tuple[int, int]) -> Floats:
+    """Maps of the network's field of view, [b, g, g], on the pixels of images of this shape, [b, h, w]; 0 around it."""
+    side = field_of_view(config, shape)
     inner = F.interpolate(torch.from_numpy(cells)[:, None], (side, side), mode="bilinear")[:, 0].numpy()
     top, left = ((size - side) // 2 for size in shape)
     whole = np.zeros((len(cells), *shape))
@@ -107,28 +114,28 @@ def enlarged(cells: Floats, seen: InputConfig, shape: tuple[int, int]) -> Floats
 
 
 def peaks(maps: Floats, pixel_scale: float) -> Floats:
-    """Where each map [n, h, w] is greatest, [n, 2], arcsec; the corner where it is nowhere above 0."""
+    """Position of each map's maximum, [n, 2], arcsec; the corner where a map is nowhere above 0. maps: [n, h, w]."""
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
     height, width = maps.shape[1:]
     return pixel_scale * np.stack([columns - (width - 1) / 2, rows - (height - 1) / 2], axis=1)
 
 
 def score(
-    at: Floats, truth: Truth, field: float, *, least_msun: float = LEAST_MSUN, radius: float = RADIUS
+    positions: Floats, truth: Truth, field: float, *, least_msun: float = LEAST_MSUN, radius: float = RADIUS
 ) -> dict[str, float]:
     """How often peaks lie on the substructure: within `radius` of a subhalo of `least_msun`, or of the string.
 
-    at: the peak of each scene, [n, 2], arcsec. field: side of the square that peaks can lie in.
+    positions: the peak of each scene, [n, 2], arcsec. field: side of the square that peaks can lie in, arcsec.
     Returns `n`; `share`, and `low` and `high`, its 95 % interval (Wilson's); `chance`, the share if
-    each scene had the peak of another one, mean over all others, which knows that peaks lie near the
-    ring; and `uniform`, the share if they were anywhere in the field. Scenes that hold nothing are left
-    out; two at least must hold something.
+    each scene had the peak of another one, mean over all others, which accounts for peaks lying near the
+    ring; and `uniform`, the share if they were anywhere in the field. Scenes without substructure are left
+    out; at least two must hold some.
     """
-    grid = field * ((np.arange(PLACES) + 0.5) / PLACES - 0.5)
+    grid = field * ((np.arange(GRID) + 0.5) / GRID - 0.5)
     anywhere = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
     lines = [_lines(truth.take(np.array([row])), least_msun) for row in range(len(truth))]
     held = [row for row, line in enumerate(lines) if len(line.start)]
-    hits = np.stack([_distance(at[held], lines[row]) <= radius for row in held])
+    hits = np.stack([_distance(positions[held], lines[row]) <= radius for row in held])
     n, right = len(held), int(hits.trace())
     low, high = stats.binomtest(right, n).proportion_ci(LEVEL, method="wilson")
     return {
@@ -142,12 +149,12 @@ def score(
 
 
 class _Lines(NamedTuple):
-    """Straight lines, of which subhaloes have no length."""
+    """Substructure as straight lines; those of subhaloes have no length."""
 
     start: Floats
-    """[k, 2]"""
+    """One end of each, arcsec, [k, 2]."""
     along: Floats
-    """From the start to the end, [k, 2]."""
+    """Vector from the start to the end, arcsec, [k, 2]."""
 
 
 def _lines(truth: Truth, least_msun: float) -> _Lines:
@@ -162,9 +169,9 @@ def _lines(truth: Truth, least_msun: float) -> _Lines:
     return _Lines(start, along)
 
 
-def _distance(places: Floats, lines: _Lines) -> Floats:
-    """From each place [m, 2] to the nearest of the lines, [m]."""
-    off = places[:, None] - lines.start
+def _distance(positions: Floats, lines: _Lines) -> Floats:
+    """Distance of each position [m, 2] from the nearest of the lines, arcsec, [m]."""
+    off = positions[:, None] - lines.start
     length2 = (lines.along**2).sum(axis=1)
     share = np.clip((off * lines.along).sum(axis=2) / np.maximum(length2, 1e-300), 0, 1)
     return np.asarray(np.linalg.norm(off - share[:, :, None] * lines.along, axis=2).min(axis=1, initial=np.inf))

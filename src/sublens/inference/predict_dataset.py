@@ -13,6 +13,7 @@ from torch import nn
 from sublens.config import InputConfig, SplitConfig
 from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.errors import BundleError, DataError
+from sublens.inference.engines import EngineName
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, BatchPrediction, PredictionTable, Predictor
 from sublens.inference.torch_engine import FullNetwork, TorchEngine
@@ -55,6 +56,8 @@ class Task(NamedTuple):
     """Images that the network sees together, on which they depend as well."""
     start: int = 0
     stop: int = 0
+    engine: EngineName = "torch"
+    """Engine that runs the network."""
 
 
 def predict_on_workers(
@@ -88,7 +91,7 @@ def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
         raise BundleError(f"{task.bundle}: is another network there. Copy the same one to all machines.")
     if local.hash != task.hash:
         raise DataError(f"{task.dataset}: is another data set there. Copy the same one to all machines.")
-    return Predictor.load(folder, "torch", device()), local.test
+    return Predictor.load(folder, task.engine, device()), local.test
 
 
 def _as_table(part: Part, outputs: BatchPrediction) -> PredictionTable:

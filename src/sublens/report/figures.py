@@ -22,7 +22,7 @@ from sublens.report.runs import CHANCE, Log, Run, Scores
 
 
 def digits(value: float) -> str:
-    """At least three digits that matter, never an exponent: 0.0341, 1.20, 35.2, 1,234."""
+    """A number with at least three significant digits, never an exponent: 0.0341, 1.20, 35.2, 1,234."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -30,17 +30,18 @@ def digits(value: float) -> str:
 
 
 WIDTH = 3.5
-"""Inches; as wide as a phone, so that the letters keep their size there."""
+"""Width of a figure, inches; that of a phone, so that the letters keep their size there."""
 LINE = 0.17
 """Height of a line of the key, inches."""
 NAME_LINE = 0.19
 """Height of a name beside a point, inches."""
 NAME = 30
-"""Characters of a name that fit beside a figure."""
+"""Longest name that fits beside a figure, characters."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe & Ito's for colour-blind readers, with grey for their yellow, which is too faint for a line."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (9, 2)))
-LOOK = {
+"""Line styles, in the order of the runs."""
+STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -62,28 +63,29 @@ LOOK = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+"""Settings of matplotlib for all figures, whatever the user's are."""
 
 
-def svg(name: str, words: str, draw: Callable[[], Figure]) -> Markup:
-    """The figure as part of a page; words: what it shows, for those who do not see it."""
+def svg(name: str, description: str, draw: Callable[[], Figure]) -> Markup:
+    """The figure as part of a page, with ids that begin with `name`, and a description for screen readers."""
     file = io.StringIO()
-    with style.context([LOOK, {"svg.hashsalt": name}], after_reset=True), warnings.catch_warnings():
+    with style.context([STYLE, {"svg.hashsalt": name}], after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
         draw().savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", text)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(words)}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1))
 
 
 def _strokes() -> Iterator[dict[str, Any]]:
-    """Colour and dashes of the first run, the second, ...; the two repeat together after 40."""
+    """Colour and dashes of each run in turn; the two repeat together after 40."""
     return ({"color": colour, "linestyle": dashes} for colour, dashes in zip(cycle(COLOURS), cycle(DASHES)))
 
 
 def cut(name: str, length: int = NAME) -> str:
-    """The name without its middle where it is too long."""
+    """The name, without its middle where it is longer than `length`."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
@@ -96,13 +98,15 @@ def _key(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> None:
         text.set_text(label)  # set late, as a legend leaves out what begins with _
 
 
-def roc_words(runs: Sequence[Run], label: int) -> str:
+def roc_description(runs: Sequence[Run], label: int) -> str:
+    """What `roc_figure` shows, in words."""
     name = runs[0].card.classes[label]
     aucs = ", ".join(f"{run.name} {run.scores.auc[name].value:.4f}" for run in runs)
     return f"ROC curves of class {name} against all others. AUC: {aucs}."
 
 
 def roc_figure(runs: Sequence[Run], label: int) -> Figure:
+    """ROC curves of one class against the rest, a line a run, on a linear and a logarithmic scale."""
     from sklearn.metrics import roc_curve
 
     name = runs[0].card.classes[label]
@@ -125,6 +129,7 @@ def roc_figure(runs: Sequence[Run], label: int) -> Figure:
 
 
 Column = Callable[[Log], NDArray[np.float64]]
+"""A column of a training log."""
 
 
 def _curves(runs: Sequence[Run], title: str, x: Column, y: Column, marker: str = "") -> tuple[Figure, Axes]:
@@ -160,21 +165,23 @@ def _tick(value: float) -> str:
 
 
 def loss_curves(runs: Sequence[Run]) -> Figure:
+    """Training loss against training images, a line a run."""
     figure, axes = _curves(
         runs, "Training loss", lambda log: _smooth(log.step_images), lambda log: _smooth(log.step_losses)
     )
     _chance_line(axes, math.log(len(runs[0].card.classes)))
-    axes.set(xlabel="training images seen", ylabel="cross-entropy, nats", ylim=(0, None))
+    axes.set(xlabel="training images", ylabel="cross-entropy, nats", ylim=(0, None))
     return figure
 
 
 def _smooth(values: NDArray[np.float64], n: int = 100) -> NDArray[np.float64]:
-    """Means of at most `n` stretches of equal length."""
+    """Means over at most `n` stretches of equal length."""
     return np.array([part.mean() for part in np.array_split(values, max(1, min(n, len(values)))) if len(part)])
 
 
 def auc_curves(runs: Sequence[Run], by_clock: bool) -> Figure:
-    what, label = ("the clock", "minutes of training") if by_clock else ("images seen", "training images seen")
+    """Macro AUC on the selection part against minutes or training images, a line a run."""
+    what, label = ("the clock", "minutes of training") if by_clock else ("images", "training images")
     figure, axes = _curves(
         runs,
         f"Selection AUC by {what}",
@@ -194,27 +201,34 @@ def _chance_line(axes: Axes, height: float) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Something that accuracy is bought with."""
+    """One kind of cost: latency or size."""
 
     key: str
+    """Name of its figure in the page."""
     title: str
+    """Title of its figure."""
     unit: str
+    """Unit, as it stands at the axis."""
     of: Callable[[Scores], float]
+    """The cost of a measured run."""
 
 
 COSTS = (
-    Cost("one", "One image at a time", "ms an image", lambda scores: scores.latency_ms.batch_1),
-    Cost("many", "32 images at a time", "ms an image", lambda scores: scores.latency_ms.batch_32 / 32),
+    Cost("single", "One image at a time", "ms an image", lambda scores: scores.latency_ms.batch_1),
+    Cost("batch", "32 images at a time", "ms an image", lambda scores: scores.latency_ms.batch_32 / 32),
     Cost("size", "Size of the network", "parameters", lambda scores: float(scores.parameters)),
 )
+"""Costs that accuracy is drawn against."""
 
 
-def cost_words(runs: Sequence[Run], cost: Cost) -> str:
+def cost_description(runs: Sequence[Run], cost: Cost) -> str:
+    """What `cost_figure` shows, in words."""
     points = ", ".join(f"{run.name} {digits(cost.of(run.scores))}" for run in runs)
     return f"Accuracy against {cost.unit}. {cost.title}: {points}."
 
 
 def cost_figure(runs: Sequence[Run], cost: Cost) -> Figure:
+    """Accuracy with its interval against a cost, a point a run."""
     height = max(2.9, 0.9 + NAME_LINE * len(runs))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()

@@ -20,28 +20,32 @@ from PIL import Image
 
 from sublens.config import ModelConfig, RunConfig
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
+from sublens.inference.engines import EngineName
 from sublens.metrics import RESAMPLES
 from sublens.models import networks
 from sublens.report.figures import (
     COSTS,
     auc_curves,
+    cost_description,
     cost_figure,
-    cost_words,
     cut,
     digits,
     loss_curves,
+    roc_description,
     roc_figure,
-    roc_words,
     svg,
 )
 from sublens.report.runs import Run, read_comparable
 from sublens.storage import files
 
 HTML, MARKDOWN = "report.html", "report.md"
+"""Names of the page and of its short form."""
+ENGINES: dict[EngineName, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "torch"}
+"""Names of the engines in the report."""
 FULL_RUN = 600_000
-"""Training images that the published networks saw: 20 passes over 30,000."""
+"""Training images of the published networks: 20 passes over 30,000."""
 REFERENCE_CLASSES = ("no", "sphere", "vort")
-"""Of Common Test I, which the published networks were measured on."""
+"""Classes of Common Test I, which the published networks were measured on."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,13 @@ class Reference:
     """A published network of ML4SCI DeepLense Common Test I."""
 
     name: str
+    """Name of the architecture."""
     loss: float
+    """Cross-entropy, nats."""
     accuracy: float
+    """Share of images whose most probable class is the true one."""
     auc: float
+    """Macro one-vs-rest area under the ROC curve."""
 
 
 REFERENCES = (
@@ -59,6 +67,7 @@ REFERENCES = (
     Reference("ResNet18", 0.2997, 0.9363, 0.9871),
     Reference("MobileNetV3-small", 0.3270, 0.8867, 0.9741),
 )
+"""The published networks, with their scores."""
 
 
 def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
@@ -70,8 +79,8 @@ def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
     for run in runs:
         files.refuse_overlap(out, run)
     files.refuse_existing(out, force=force)
-    told = _content(read_comparable(runs))
-    pages = {name: _template(name).render(told) for name in (HTML, MARKDOWN)}
+    content = _content(read_comparable(runs))
+    pages = {name: _template(name).render(content) for name in (HTML, MARKDOWN)}
     with files.whole_folder(out, force=force) as folder:
         for name, text in pages.items():
             files.write_bytes(folder / name, text.encode())
@@ -80,13 +89,16 @@ def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run that was trained by the clock had, and what a full run would take."""
+    """The time and images of a run that was trained by the clock, and the time of a full run."""
 
     name: str
+    """Name of the run."""
     seconds: float
+    """Time that it was given."""
     images: int
+    """Training images used, repeats included."""
     full_seconds: float | None
-    """None where nothing was seen."""
+    """Time that `FULL_RUN` images would take at the same rate; None where no image was used."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +106,19 @@ class Photo:
     """A test image ready for the page."""
 
     uri: str
+    """The picture as a data URI."""
     id: str
+    """Identifier of the image."""
     label: str
+    """The true class."""
     predicted: str = ""
+    """The most probable class, where it is another one."""
     prob: float = 0.0
+    """Probability of that class."""
 
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
-    """All that the templates tell; the runs come best first."""
+    """Variables of the templates; the runs come best first."""
     best, data = runs[0], runs[0].scores.data
     classes = best.card.classes
     return {
@@ -116,15 +133,15 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "budgets": [_budget(run) for run in runs if run.card.settings.train.minutes],
         "full_run": FULL_RUN,
         "roc": [
-            svg(f"roc-{label}", roc_words(runs, label), partial(roc_figure, runs, label))
+            svg(f"roc-{label}", roc_description(runs, label), partial(roc_figure, runs, label))
             for label in range(len(classes))
         ],
         "learning": [
-            svg("loss", "Training loss against images seen.", partial(loss_curves, runs)),
-            svg("seen", "AUC on the selection images against images seen.", partial(auc_curves, runs, False)),
+            svg("loss", "Training loss against training images.", partial(loss_curves, runs)),
+            svg("images", "AUC on the selection images against training images.", partial(auc_curves, runs, False)),
             svg("clock", "AUC on the selection images against minutes.", partial(auc_curves, runs, True)),
         ],
-        "costs": [svg(cost.key, cost_words(runs, cost), partial(cost_figure, runs, cost)) for cost in COSTS],
+        "costs": [svg(cost.key, cost_description(runs, cost), partial(cost_figure, runs, cost)) for cost in COSTS],
         "examples": _examples(best),
         "mistakes": _mistakes(best),
         "facts": _facts(runs),
@@ -133,6 +150,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _outcome(runs: Sequence[Run]) -> str:
+    """The result in one sentence."""
     best = runs[0]
     auc = best.scores.auc_macro
     who = f"Of {len(runs)} networks, {best.name} does best: its" if len(runs) > 1 else f"{best.name}: the"
@@ -158,8 +176,8 @@ def _budget(run: Run) -> Budget:
 
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What was the same for all runs, or every value where it was not."""
-    cards, measured = [run.card for run in runs], runs[0].scores.data
+    """Facts on all runs: one value where they agree, else each."""
+    cards, scores, measured = [run.card for run in runs], [run.scores for run in runs], runs[0].scores.data
     versions = {name: _each(card.versions.get(name, "unknown") for card in cards) for name in cards[0].versions}
     machines = _each(f"{m.processor}, {m.threads} threads, {m.device}" for m in (card.machine for card in cards))
     return [
@@ -173,30 +191,32 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Split seed", _each(card.settings.split.seed for card in cards)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Trained on", machines),
-        ("Latency on", _each(f"{s.processor}, {s.threads} threads, {s.device}" for s in (run.scores for run in runs))),
+        ("Latency on", _each(f"{s.processor}, {s.threads} threads, {s.device}" for s in scores)),
+        ("Latency with", _each(ENGINES[s.engine] for s in scores)),
     ]
 
 
 def _each(values: Iterable[object]) -> str:
-    """The different values in words; one where all agree."""
+    """The distinct values, in order, in words."""
     return " / ".join(dict.fromkeys(map(str, values)))
 
 
 def _settings(run: Run) -> str:
     """The settings that are not the network's defaults, in words, and whether training was cut short."""
     card = run.card
-    usual = networks.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
+    defaults = networks.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
     changed = [
         f"{section}.{key} = {value}"
         for section, values in card.settings.model_dump().items()
         for key, value in (values or {}).items()
-        if value != usual[section][key] and key != "seed"
+        if value != defaults[section][key] and key != "seed"
     ]
     stopped = ["stopped by hand before its end"] if card.training.interrupted else []
     return ", ".join([*changed, *stopped]) or "all defaults"
 
 
 def _duration(seconds: float) -> str:
+    """A duration in the largest unit of which it is 1.5 or more: 52 s, 3.85 min, 2.50 h."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{digits(seconds / length)} {unit}"
@@ -212,10 +232,12 @@ def _short(n: float) -> str:
 
 
 def _percent(share: float) -> str:
+    """A share in per cent, two decimals."""
     return f"{100 * share:.2f} %"
 
 
 def _shares(row: Sequence[int]) -> list[float]:
+    """Counts over their sum."""
     return [count / max(1, sum(row)) for count in row]
 
 
@@ -251,6 +273,7 @@ def _cost_table(runs: Sequence[Run]) -> str:
         (
             _escaped(run.name),
             _short(run.scores.parameters),
+            ENGINES[run.scores.engine],
             digits(run.scores.latency_ms.batch_1),
             digits(run.scores.latency_ms.batch_32),
             _short(run.images),
@@ -258,11 +281,11 @@ def _cost_table(runs: Sequence[Run]) -> str:
         )
         for run in runs
     ]
-    return _table([("Network", "Weights", "ms, 1 image", "32 images", "Trained on", "for"), *rows])
+    return _table([("Network", "Weights", "Engine", "1 image", "32 images", "Images", "Trained"), *rows])
 
 
 def _reference_table(references: Sequence[Reference]) -> str:
-    rows = [(one.name, f"{one.loss:.4f}", _percent(one.accuracy), f"{one.auc:.4f}") for one in references]
+    rows = [(item.name, f"{item.loss:.4f}", _percent(item.accuracy), f"{item.auc:.4f}") for item in references]
     return _table([("Network", "Loss", "Accuracy", "AUC"), *rows])
 
 
@@ -283,6 +306,7 @@ def _template(name: str) -> jinja2.Template:
     jinja = jinja2.Environment(autoescape=name == HTML, **shared)
     jinja.filters.update(
         duration=_duration,
+        engine=ENGINES.__getitem__,
         digits=digits,
         short=_short,
         percent=_percent,
@@ -300,21 +324,21 @@ def _template(name: str) -> jinja2.Template:
 def _examples(run: Run) -> list[tuple[str, list[Photo]]]:
     """The first test images of each class."""
     labels = run.gallery.labels
-    shown = [np.flatnonzero(labels == label)[:EXAMPLES] for label in range(len(run.card.classes))]
+    rows_by_class = [np.flatnonzero(labels == label)[:EXAMPLES] for label in range(len(run.card.classes))]
     return [
         (name, [Photo(_uri(run.gallery.counts[i]), str(run.gallery.ids[i]), name) for i in rows])
-        for name, rows in zip(run.card.classes, shown, strict=True)
+        for name, rows in zip(run.card.classes, rows_by_class, strict=True)
     ]
 
 
 def _mistakes(run: Run) -> list[Photo]:
-    """What the run was most sure of and got wrong, the surest first."""
+    """The run's most confident mistakes, the surest first."""
     table, classes = run.predictions, run.card.classes
     rows = {name: row for row, name in enumerate(table.ids)}
-    shown = [
+    images = [
         (rows[name], image) for name, image in zip(run.gallery.ids, run.gallery.counts, strict=True) if name in rows
     ]
-    wrong = [(row, image) for row, image in shown if table.probs[row].argmax() != table.labels[row]]
+    wrong = [(row, image) for row, image in images if table.probs[row].argmax() != table.labels[row]]
     surest = sorted(wrong, key=lambda pair: -table.probs[pair[0]].max())[:MISTAKES]
     return [
         Photo(

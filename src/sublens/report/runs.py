@@ -1,4 +1,4 @@
-"""Measured runs, read back and checked for being read_comparable."""
+"""Measured runs, read back and checked to be comparable."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sublens.config import Frozen
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
+from sublens.inference.engines import EngineName
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle
 from sublens.models.bundle import Card
@@ -29,60 +30,88 @@ class Interval(Frozen):
     """A score and its 95 % interval."""
 
     value: float
+    """Score of the whole test part."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
 
 class Latency(Frozen):
-    """Milliseconds a batch of so many images."""
+    """Median time from counts to probabilities, ms."""
 
     batch_1: float
+    """Time of one image."""
     batch_32: float
+    """Time of a batch of 32 images."""
 
 
 class Measured(Frozen):
     """The data set whose test part was used."""
 
     name: str
+    """Name of the store or folder."""
     hash: str
+    """sha256 of the data."""
 
 
 class Scores(Frozen, extra="ignore"):
-    """What `scores.json` says of a run."""
+    """The content of `scores.json`."""
 
     n: int
+    """Test images."""
     loss: Interval
+    """Cross-entropy, nats."""
     accuracy: Interval
+    """Share of images whose most probable class is the true one."""
     auc_macro: Interval
+    """Mean of the areas under the ROC curves."""
     auc: dict[str, Interval]
+    """One-vs-rest area under the ROC curve of each class."""
     confusion: tuple[tuple[int, ...], ...]
+    """Test images by true class (rows) and most probable class (columns)."""
+    engine: EngineName = "torch"
+    """Engine of the latency; files written before it was named are of torch."""
     latency_ms: Latency
+    """Latency on `device` with `threads` threads, ms."""
     parameters: int
+    """Parameters of the network."""
     threads: int
+    """Threads of the engine."""
     device: str
+    """Device of the engine."""
     processor: str
+    """Name of the processor."""
     data: Measured
+    """Data set of the test part."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """How a training went; images are those seen so far."""
+    """How a training went; images are the training images used so far."""
 
     step_images: NDArray[np.float64]
+    """Images up to each step."""
     step_losses: NDArray[np.float64]
+    """Cross-entropy of each step, nats."""
     epoch_images: NDArray[np.float64]
+    """Images up to the end of each epoch."""
     epoch_minutes: NDArray[np.float64]
+    """Minutes up to the end of each epoch."""
     epoch_aucs: NDArray[np.float64]
-    """Macro AUC on the selection part."""
+    """Macro AUC on the selection part after each epoch."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some test images, as counts above their minimum [n, h, w]."""
+    """Some test images of a run."""
 
     counts: NDArray[np.uint16]
+    """Counts above the minimum, [n, h, w]."""
     ids: NDArray[np.str_]
+    """Identifiers of the images."""
     labels: NDArray[np.int64]
+    """True classes, positions in the network's classes, [n]."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +119,33 @@ class Run:
     """A measured run, read back."""
 
     name: str
-    """Shown to the reader; no two in a report are the same."""
+    """Name in the report, where no two are the same."""
     folder: Path
+    """Folder of the run."""
     card: Card
+    """Card of its bundle."""
     scores: Scores
+    """Scores on the test part."""
     predictions: PredictionTable
+    """Predictions for the test part."""
     log: Log
+    """Log of its training."""
     gallery: Gallery
+    """Examples and mistakes among the test images."""
 
     @property
     def images(self) -> int:
-        """Training images seen."""
+        """Training images used, repeats included."""
         return self.card.training.images
 
     @property
     def seconds(self) -> float:
-        """Time of training."""
+        """Duration of the training, seconds."""
         return self.card.training.seconds
 
     @property
     def is_at_chance(self) -> bool:
-        """Whether the network may be no better than a guess."""
+        """Whether the interval of the AUC reaches down to that of a guess."""
         return self.scores.auc_macro.low <= CHANCE
 
 
@@ -118,10 +153,13 @@ def _read(folder: Path) -> Run:
     try:
         card = bundle.read_card(folder)
     except BundleError as err:
-        raise DataError(str(err)) from err
+        raise DataError(err.what, need=err.need, next=err.next, path=err.path) from err
     if not (folder / SCORES).is_file():
         raise DataError(
-            f"{folder}: is trained but not measured (no {SCORES}). Measure it with `sublens evaluate {folder} DATASET`."
+            f"is trained but not measured (no {SCORES})",
+            need="the scores of a test part",
+            next=f"Measure it with `sublens evaluate {folder} DATASET`.",
+            path=folder,
         )
     scores = _read_scores(folder / SCORES)
     predictions = evaluate.read_predictions(folder / PREDICTIONS)
@@ -129,24 +167,31 @@ def _read(folder: Path) -> Run:
     has_classes = tuple(scores.auc) == predictions.classes == card.classes
     has_shapes = predictions.probs.shape == (n, c) and np.shape(scores.confusion) == (c, c)
     if not has_classes or not has_shapes or not np.isfinite(predictions.probs).all():
-        raise DataError(f"{folder}: {SCORES} and {PREDICTIONS} do not fit its network. {_measure_again(folder)}")
-    log, gallery = _read_log(folder / LOG), _read_gallery(folder / GALLERY)
-    return Run(card.network, folder, card, scores, predictions, log, gallery)
+        raise _unusable(f"{SCORES} and {PREDICTIONS} do not fit the network", folder, folder)
+    log = _read_log(folder / LOG, is_optional=card.graph is not None and card.graph.is_alone)
+    return Run(card.network, folder, card, scores, predictions, log, _read_gallery(folder / GALLERY))
 
 
-def _measure_again(folder: Path) -> str:
-    return f"Measure the run again with `sublens evaluate {folder} DATASET`."
+def _unusable(what: str, path: Path, run: Path) -> DataError:
+    """Error for a file of a run that measuring it again would mend."""
+    again = f"Measure the run again with `sublens evaluate {run} DATASET --force`."
+    return DataError(what, need="what `sublens evaluate` left there", next=again, path=path)
 
 
 def _read_scores(path: Path) -> Scores:
     try:
         return Scores.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as err:
-        raise DataError(f"{path}: is damaged, or of another version. {_measure_again(path.parent)}") from err
+        raise _unusable("is damaged, or of another version", path, path.parent) from err
 
 
-def _read_log(path: Path) -> Log:
-    """The log at `path`; a last line that was cut while being written is left out."""
+def _read_log(path: Path, *, is_optional: bool) -> Log:
+    """The log at `path`, without a last line that was cut while being written.
+
+    Empty where it is optional, as that of an exported network, and missing.
+    """
+    if is_optional and not path.exists():
+        return Log(*_columns([], 2), *_columns([], 3))
     try:
         lines = path.read_bytes().splitlines()
         rows = list(_rows(lines))
@@ -154,7 +199,12 @@ def _read_log(path: Path) -> Log:
         epochs = [(row["images"], row["seconds"] / 60, row["selection_auc"]) for row in rows if row["kind"] == "epoch"]
         return Log(*_columns(steps, 2), *_columns(epochs, 3))
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise DataError(f"{path}: is missing or damaged. Copy the whole run again, or train again.") from err
+        raise DataError(
+            "is missing or damaged",
+            need="the log of the training",
+            next="Copy the whole run again, or train again.",
+            path=path,
+        ) from err
 
 
 def _columns(rows: Sequence[Sequence[float]], n: int) -> NDArray[np.float64]:
@@ -177,28 +227,39 @@ def _read_gallery(path: Path) -> Gallery:
         if not gallery.counts.ndim == 3 or not len(gallery.counts) == len(gallery.ids) == len(gallery.labels):
             raise ValueError("not a stack of images with an id and a label each")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        raise DataError(f"{path}: is missing or damaged. {_measure_again(path.parent)}") from err
+        raise _unusable("is missing or damaged", path, path.parent) from err
     return gallery
 
 
 def read_comparable(folders: Sequence[Path]) -> list[Run]:
     """The runs, the best first; `DataError` where they were not measured alike."""
     if not folders:
-        raise DataError("There is no run to report on. Name one or more folders that `sublens evaluate` has measured.")
+        raise DataError(
+            "No run was named",
+            need="one or more folders that `sublens evaluate` has measured",
+            next="Name them, as in `sublens compare runs/resnet18 runs/lensnet --out comparison`.",
+        )
     runs = [_read(folder) for folder in folders]
-    first = runs[0]
     for run in runs[1:]:
-        if run.card.classes != first.card.classes:
-            raise DataError(
-                f"{run.folder}: tells apart {', '.join(run.card.classes)}, "
-                f"but {first.folder} {', '.join(first.card.classes)}. Runs need the same classes; compare these apart."
-            )
-        if not _has_same_test(run, first):
-            raise DataError(
-                f"{run.folder}: was not measured on the same test images of the same data set as {first.folder}. "
-                "Train and measure both on one data set with one split.seed, or compare them apart."
-            )
+        _check_comparable(run, runs[0])
     return sorted(_named(runs), key=lambda run: (-np.nan_to_num(run.scores.auc_macro.value), run.name))
+
+
+def _check_comparable(run: Run, first: Run) -> None:
+    if run.card.classes != first.card.classes:
+        raise DataError(
+            f"tells apart {', '.join(run.card.classes)}, but {first.folder} {', '.join(first.card.classes)}",
+            need="the same classes in all runs",
+            next="Compare these apart.",
+            path=run.folder,
+        )
+    if not _has_same_test(run, first):
+        raise DataError(
+            f"was not measured on the test images of {first.folder}",
+            need="the same test images of the same data set",
+            next="Train and measure both on one data set with one split.seed, or compare them apart.",
+            path=run.folder,
+        )
 
 
 def _has_same_test(run: Run, other: Run) -> bool:
@@ -216,7 +277,8 @@ def _named(runs: Sequence[Run]) -> list[Run]:
     name, times = Counter(run.name for run in named).most_common(1)[0]
     if times > 1:
         raise DataError(
-            f"{times} runs would be called {name}, and a report needs to tell them apart. "
-            "Name each run once, or rename a folder."
+            f"{times} runs would be called {name}",
+            need="a name of its own for each",
+            next="Name each run once, or rename a folder.",
         )
     return named
