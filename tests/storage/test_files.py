@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -152,3 +154,49 @@ def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
     for name in ("pipe", "link"):
         with pytest.raises(DataError, match="no folder"):
             files.refuse_existing(tmp_path / name, force=True)
+
+
+HOLD_LOCK = """
+import sys, pathlib
+from sublens.storage.files import lock_file
+with lock_file(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_on_a_file_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal"
+    command = [sys.executable, "-c", HOLD_LOCK, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(DataError, match="journal: another process is writing there"), files.lock_file(path):
+            pass
+        process.kill()
+    with files.lock_file(path) as file:
+        file.write(b"row")
+    assert path.read_bytes() == b"row"
+
+
+def test_a_lock_on_a_file_ends_with_the_block(tmp_path: Path) -> None:
+    for row in (b"1", b"2"):
+        with files.lock_file(tmp_path / "a") as file:
+            file.write(row)
+            with pytest.raises(DataError, match="another process"), files.lock_file(tmp_path / "a"):
+                pass
+    assert (tmp_path / "a").read_bytes() == b"12"
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_file_removed_before_it_was_locked_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    def finish(handle: int, operation: int) -> None:  # what another process does between our open and our lock
+        (tmp_path / "a").rename(tmp_path / "finished")
+        if is_new:
+            (tmp_path / "a").touch()
+
+    monkeypatch.setattr("fcntl.flock", finish)
+    with pytest.raises(DataError, match="another process"), files.lock_file(tmp_path / "a"):
+        pass

@@ -1,5 +1,6 @@
 """Whole files or none: write under a temporary name, flush, rename; or send it, where it belongs on an object store."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -7,15 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
+from typing import IO
 
 from sublens.errors import DataError
 from sublens.storage import object_store
 from sublens.storage.object_store import Remote
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 """What numpy raises for damaged .npy files."""
@@ -140,24 +137,48 @@ def partial_folder(path: Path) -> Path:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and let no other process have it at the same time.
+    """Make a folder if need be, and lock it against other processes.
 
-    Raises `DataError` where one has it.
+    The lock ends with the block or with the process. Raises `DataError` where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
-    except BlockingIOError as err:
-        os.close(handle)
-        raise DataError(f"{folder}: another process is writing there. Wait for it, or choose another place.") from err
-    try:
+        _lock(handle, folder)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read and to append, made if need be, and lock it against other processes.
+
+    The block may remove or rename the file. The lock ends with the block or with the process. Raises
+    `DataError` where another process holds it, or the file cannot be written.
+    """
+    with translate_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        with translate_errors(path):
+            _lock(file.fileno(), path)
+        yield file
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_held = not os.path.samestat(os.fstat(handle), path.stat())  # by a process that moved it since we opened it
+    except (BlockingIOError, FileNotFoundError):
+        is_held = True
+    if is_held:
+        raise DataError(
+            "another process is writing there",
+            need="a place of its own",
+            next="Wait for the other command, or choose another place.",
+            path=path,
+        )
 
 
 def _plan_of(partial: Path) -> str:
