@@ -86,14 +86,14 @@ def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
     folder, local = bundle.locate(task.bundle), open_dataset(task.dataset, task.split)
     if bundle.read_card(folder).weights_sha256 != task.weights_sha256:
         raise BundleError(
-            "is another network on the worker",
+            "is another network there",
             need="the same network on all machines",
             next="Copy the folder of the network to the worker's machine.",
             path=task.bundle,
         )
     if local.hash != task.hash:
         raise DataError(
-            "is another data set on the worker",
+            "is another data set there",
             need="the same data set on all machines",
             next="Copy the data set to the worker's machine.",
             path=task.dataset,

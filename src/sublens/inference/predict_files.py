@@ -183,7 +183,7 @@ def _load_tools(
     """A predictor and a reader, which starts its child process again as needed; the child ends with this process."""
     if _hashes(bundle.read_card(bundle.locate(network))) != hashes:
         raise BundleError(
-            "is another network on the worker",
+            "is another network there",
             need="the same network on all machines",
             next="Copy the folder of the network to the worker's machine.",
             path=network,
