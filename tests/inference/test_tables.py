@@ -240,7 +240,7 @@ def test_a_journal_without_a_plan_is_begun_anew(tmp_path: Path, rest: bytes) -> 
 def test_two_journals_of_one_table_are_refused(tmp_path: Path) -> None:
     with tables.Journal(tmp_path / "a.csv", {}) as journal:
         journal.add((0, 0), tables.record(predicted(0), CLASSES, "", ""))
-        with pytest.raises(DataError, match="another process"), tables.Journal(tmp_path / "a.csv", {}):
+        with pytest.raises(DataError, match=r"/a\.csv: another process"), tables.Journal(tmp_path / "a.csv", {}):
             pass
         assert journal.finish(CLASSES) == (1, 0)
 

@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from sublens.errors import ConfigError
+from sublens.errors import ConfigError, DataError
 from sublens.inference.predictor import BATCH, SLICE, Row
 from sublens.storage import object_store
 from sublens.storage.files import lock_file, tidy, translate_errors, whole_file
@@ -131,7 +131,10 @@ class Journal:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._file = stack.enter_context(lock_file(self._path))
+            try:
+                self._file = stack.enter_context(lock_file(self._path))
+            except DataError as err:
+                raise err.about(self._table) from err
             self.place, end = self._resume_point()
             if end:
                 self._file.truncate(end)
