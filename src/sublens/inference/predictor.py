@@ -115,12 +115,7 @@ class Row:
     @property
     def name(self) -> str:
         """The file, and which image in it."""
-        return image_name(self.path, self.number)
-
-
-def image_name(path: Path, number: int | None) -> str:
-    """A file, and which image in it if it holds many."""
-    return str(path) if number is None else f"{path}#{number}"
+        return str(self.path) if self.number is None else f"{self.path}#{self.number}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +213,7 @@ class Predictor:
         except ImageError as err:
             if err.path:
                 raise
-            raise err.about(image_name(result.path, result.number)) from err
+            raise err.about(Row(result.path, result.number).name) from err
 
     def framed(self, image: Image | ImageError, pixel_scale: float | None) -> Image:
         """An image in the frame that the network was trained on; raises the error that stands in place of one."""
