@@ -239,14 +239,13 @@ def _stamped(folder: Remote, info: "FileInfo") -> Remote:
     return path
 
 
-def stamps(there: Remote) -> list[tuple[str, int, int]]:
+def stamps(path: Remote) -> list[tuple[str, int, int]]:
     """Name, bytes and time of the last change, ns, of a file or of each file in a folder; empty where there is none."""
-    if there.stamp:
-        return [(str(there), *there.stamp)]
-    try:
-        return [(info.path, info.size, info.mtime_ns) for info in _found(there)]
-    except FileNotFoundError:
-        return []
+    if path.stamp:
+        return [(str(path), *path.stamp)]
+    info = _info(path)
+    infos = [info] if info.is_file else _infos(path, is_deep=True)
+    return [(info.path, info.size, info.mtime_ns) for info in infos]
 
 
 def _infos(folder: Remote, *, is_deep: bool, has_folders: bool = False) -> list["FileInfo"]:
