@@ -406,7 +406,7 @@ def test_one_bad_image_costs_one_row(
     rows = [line.split("\t") for line in told.out.splitlines()[1:]]
     names = [Path(row[0]).name for row in rows if row[-1]]
     assert names == ["1.npy", "stack.npz#1", "none.fits"]
-    assert "3 of 6 images could not be judged" in told.err
+    assert "3 of 6 images could not be used" in told.err
     assert sublens("predict", mapper, cutouts[1]) == 1
 
 
@@ -476,12 +476,6 @@ def test_maps_replace_nothing_without_force(
     mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "exists already" in refused(capsys, "predict", mapper, *cutouts, "--map", tmp_path)
-
-
-def test_a_folder_that_is_no_bundle_is_not_predicted_with(
-    easy_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "not a trained model" in refused(capsys, "predict", easy_folder, "1.npy")
 
 
 def test_evaluate_scores_maps_against_the_truth(mapper: Path, small_store: Path) -> None:

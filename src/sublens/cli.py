@@ -560,9 +560,10 @@ def predict(
 
     A line for each image: its label, the probability of each class, and how far to trust them.
 
-    The prediction set holds the true class of nine images in ten (none: no class is probable enough
-    for that). An image that is strange is unlike all that the network has learned from: do not trust
-    what it says of it. A table with --out goes on where it was when the command is run again.
+    The prediction set holds the true class of nine images in ten ({}: no class is probable enough for that).
+    An image that is out of distribution is unlike the training images: its prediction cannot be trusted.
+    A table with --out goes on where it was when the command is run again, and begins anew where its images
+    or settings have changed.
 
     sublens predict lensnet mosaic.fits --at positions.csv --out lenses.fits
 
@@ -581,27 +582,36 @@ def predict(
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
-        n_images, n_failed = predict_files.predict_to_table(
-            query, out, maps=maps, cluster=cluster, force=force, bar=visible
-        )
+        counts = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
+        if counts is None:
+            _say(f"{out}: complete already. Add --force to make it again.")
+            return
+        n_images, n_failed = counts
     else:
         n_images, n_failed = _shown(
             predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
         )
     if n_failed == n_images:
-        raise ImageError(f"None of {n_images} images could be judged; the column `error` says why.")
+        raise ImageError(
+            f"None of {n_images} images could be used",
+            need="images that the network can be run on",
+            next="The column `error` says what is wrong with each.",
+        )
     if n_failed:
-        _say(f"{n_failed} of {n_images} images could not be judged; the column `error` says why.")
+        _say(f"{n_failed} of {n_images} images could not be used; the column `error` says why.")
 
 
 def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
-    """The network that the first argument names, ours if it names none, and the images."""
+    """The network that the first argument names, lensnet if it names none, and the images.
+
+    A folder that is no bundle holds images; a name that is neither a file nor a pattern is that of a network.
+    """
     from sublens.models import bundle
 
     first, *rest = arguments
-    is_named = bundle.is_bundle(first) or first.is_dir() or not (first.exists() or first.suffix)
-    name, inputs = (str(first), rest) if is_named else (DEFAULT_BUNDLE, arguments)
+    is_name = not (first.suffix or any(sign in str(first) for sign in "*?[") or first.exists())
+    name, inputs = (str(first), rest) if bundle.is_bundle(first) or is_name else (DEFAULT_BUNDLE, arguments)
     if not inputs:
         raise typer.BadParameter("name at least one image after the bundle")
     return name, inputs
@@ -624,7 +634,7 @@ def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
 
 def _cell(value: "Cell") -> str:
     if isinstance(value, bool):
-        return "strange" if value else "usual"
+        return "ood" if value else "in-distribution"
     return f"{value:.4f}" if isinstance(value, float) else value or ""
 
 

@@ -462,7 +462,8 @@ def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tables.Journal, "finish", killed)
         table_rows([field], tmp_path / "a.jsonl", at=at)
-    rows = table_rows([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))
+    with pytest.warns(UserWarning, match="begins anew"):
+        rows = table_rows([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))
     assert [row["label"] for row in rows] == ["vort", "sphere", "no"]
 
 
@@ -477,6 +478,6 @@ def test_the_command_takes_one_image_and_a_catalogue(
     rows = [line.split("\t") for line in printed.out.splitlines()[1:]]
     assert [Path(row[0]).name for row in rows] == [f"field.fits#{number}" for number in range(4)]
     assert [row[1] for row in rows] == ["no", "sphere", "vort", ""]
-    assert "1 of 4 images could not be" in printed.err
+    assert "1 of 4 images could not be used" in printed.err
     with pytest.raises(ConfigError, match="one image only"):
         list(predict_files.predict(Query("lensnet", [field, field], at=at)))

@@ -1,13 +1,15 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sublens.errors import BundleError, ConfigError
 from sublens.inference import engines
-from sublens.inference.engines import OnnxRuntime
+from sublens.inference.engines import OnnxRuntime, Outputs
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 
@@ -26,11 +28,29 @@ def test_a_shipped_network_gives_the_same_with_every_engine(
     assert eager.masses is not None
     assert graph.masses is not None
     assert np.allclose(eager.masses, graph.masses, rtol=1e-3, atol=1e5)  # Msun
-    for one, other in zip(eager.moments, graph.moments, strict=True):
-        assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+    for reference, moments in zip(eager.moments, graph.moments, strict=True):
+        assert np.allclose(reference, moments, rtol=1e-3, atol=1e-4)
 
 
-def test_a_shipped_network_runs_as_a_graph_unless_told_otherwise() -> None:
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_each_of_four_threads_gets_the_outputs_for_its_own_image(
+    name: engines.EngineName, counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
+) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    engine = Predictor.load("lensnet", name).engine
+    images = [counts[n : n + 1] for n in range(8)] * 6
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(engine, images))
+    for alone, outputs in zip(list(map(engine, images[:8])) * 6, together, strict=True):
+        assert all(map(np.array_equal, arrays(alone), arrays(outputs)))
+
+
+def arrays(outputs: Outputs) -> list[Any]:
+    return [outputs.logits, outputs.logs, *outputs.moments]
+
+
+def test_a_shipped_network_runs_as_a_graph_by_default() -> None:
     assert isinstance(Predictor.load("lensnet").engine, OnnxRuntime)
 
 
@@ -42,9 +62,9 @@ def test_openvino_agrees_as_far_as_its_precision_goes(
     assert np.abs(graph.probs - other.probs).max() < 0.05
 
 
-def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BundleError, match="ONNX Runtime cannot run it"):
+    with pytest.raises(BundleError, match=r"graph\.onnx: ONNX Runtime cannot run it .* needs the graph as it was"):
         OnnxRuntime(tmp_path / "graph.onnx")
 
 
@@ -54,9 +74,9 @@ def test_a_missing_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest
         engines.OpenVino(tmp_path / "graph.onnx")
 
 
-@pytest.mark.parametrize(("told", "n"), [("3", 3), ("", None), ("many", None)])
-def test_threads_are_as_many_as_asked_for(told: str, n: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", told)
+@pytest.mark.parametrize(("setting", "n"), [("3", 3), ("", None), ("many", None)])
+def test_threads_are_as_many_as_set(setting: str, n: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
     assert engines.n_threads() == n if n else engines.n_threads() >= 1
 
 

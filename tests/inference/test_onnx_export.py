@@ -12,7 +12,7 @@ from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError
 from sublens.inference import onnx_export
-from sublens.inference.predict_files import Query
+from sublens.inference.predict_files import Listing, Query
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.training import run
@@ -26,11 +26,11 @@ def trained(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_a_trained_network_has_a_graph_that_sees_what_torch_sees(trained: Path, small_dataset: Dataset) -> None:
-    told = bundle.read_card(trained).graph
-    assert told is not None
-    assert (told.n, told.precision) == (len(small_dataset.selection), "float32")
-    assert told.deviation < 1e-5
+def test_a_trained_network_has_a_graph_with_the_probabilities_of_torch(trained: Path, small_dataset: Dataset) -> None:
+    entry = bundle.read_card(trained).graph
+    assert entry is not None
+    assert (entry.n, entry.precision) == (len(small_dataset.selection), "float32")
+    assert entry.deviation < 1e-5
 
 
 def test_a_graph_weighs_next_to_nothing(trained: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_graph_weighs_next_to_nothing(trained: Path) -> None:
     assert sizes[0] < 0.05 * sizes[1]
 
 
-def test_a_graph_says_nothing_of_the_machine_it_was_made_on(trained: Path) -> None:
+def test_a_graph_holds_no_path_of_the_machine_it_was_made_on(trained: Path) -> None:
     assert str(Path(sublens.__file__).parents[2]).encode() not in (trained / bundle.GRAPH).read_bytes()
 
 
@@ -46,7 +46,7 @@ def test_a_graph_passes_the_checks_of_onnx(trained: Path) -> None:
     onnx.checker.check_model(trained / bundle.GRAPH, full_check=True)
 
 
-def test_a_changed_graph_or_weights_are_noticed(trained: Path, tmp_path: Path) -> None:
+def test_a_changed_graph_or_changed_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     for name in (bundle.GRAPH, bundle.WEIGHTS):
         copy = tmp_path / name
         shutil.copytree(trained, copy)
@@ -57,7 +57,7 @@ def test_a_changed_graph_or_weights_are_noticed(trained: Path, tmp_path: Path) -
             Predictor.load(copy)
 
 
-def test_a_graph_that_sees_something_else_is_not_left(
+def test_a_graph_with_other_probabilities_is_not_left(
     trained: Path, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = bundle.read_card(trained)
@@ -74,17 +74,17 @@ def test_a_graph_that_sees_something_else_is_not_left(
 def test_an_exported_network_needs_nothing_but_its_one_file(
     trained: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    told = onnx_export.export(trained, small_dataset, tmp_path / "alone")
+    entry = onnx_export.export(trained, small_dataset, tmp_path / "alone")
     counts = small_dataset.test.counts(np.arange(5))
-    (given,) = onnxruntime.InferenceSession(tmp_path / "alone" / bundle.GRAPH).run(
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "alone" / bundle.GRAPH).run(
         ["logits"], {"counts": counts.astype(np.float32)}
     )
-    assert told.is_alone
+    assert entry.is_alone
     assert not (tmp_path / "alone" / bundle.WEIGHTS).exists()
-    assert np.allclose(given, Predictor.load(trained, "torch").forward(counts).logits, atol=1e-4)
+    assert np.allclose(logits, Predictor.load(trained, "torch").forward(counts).logits, atol=1e-4)
 
 
-def test_an_exported_network_is_judged_with_as_before(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+def test_an_exported_network_predicts_as_before(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     onnx_export.export(trained, small_dataset, tmp_path / "alone")
     counts = small_dataset.test.counts(np.arange(5))
     before, after = (Predictor.load(folder).forward(counts) for folder in (trained, tmp_path / "alone"))
@@ -97,21 +97,21 @@ def test_eight_bits_are_smaller_and_calibrated_anew(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", 1.0)  # of two dozen images the AUC is coarse
-    told = onnx_export.export(trained, small_dataset, tmp_path / "small", int8=True)
+    entry = onnx_export.export(trained, small_dataset, tmp_path / "small", int8=True)
     card, whole = bundle.read_card(tmp_path / "small"), bundle.read_card(trained)
-    assert (told.precision, told) == ("int8", card.graph)
+    assert (entry.precision, entry) == ("int8", card.graph)
     assert (tmp_path / "small" / bundle.GRAPH).stat().st_size < 0.4 * (trained / bundle.WEIGHTS).stat().st_size
     assert card.calibration != whole.calibration
     assert Predictor.load(tmp_path / "small").forward(small_dataset.test.counts(np.arange(3))).probs.shape == (3, 3)
 
 
 @pytest.mark.parametrize("how", [{}, {"int8": True}, {"mirrors": True}])
-def test_a_graph_tells_others_the_temperature_that_it_was_given(
+def test_a_graph_holds_the_temperature_of_its_calibration(
     trained: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
 ) -> None:
     monkeypatch.setattr(onnx_export, "MAX_AUC_CHANGE", 1.0)
     onnx_export.export(trained, small_dataset, tmp_path / "alone", **how)  # type: ignore[arg-type]
-    notes = {one.key: one.value for one in onnx.load(tmp_path / "alone" / bundle.GRAPH).metadata_props}
+    notes = {prop.key: prop.value for prop in onnx.load(tmp_path / "alone" / bundle.GRAPH).metadata_props}
     calibration = bundle.read_card(tmp_path / "alone").calibration
     assert calibration is not None
     assert float(notes["temperature"]) == calibration.temperature
@@ -127,27 +127,27 @@ def test_eight_bits_that_do_harm_are_refused(
 
 
 @pytest.mark.parametrize(
-    "seen",
+    "config",
     [InputConfig(transform="minmax", channels=3), InputConfig(resize=40), InputConfig(highpass=3), InputConfig()],
 )
-def test_any_way_to_look_at_images_can_be_exported(small_dataset: Dataset, tmp_path: Path, seen: InputConfig) -> None:
-    config = RunConfig(model=ModelConfig(name="lensnet"), input=seen, train=TrainConfig(epochs=1))
-    run.train_run(small_dataset, config, tmp_path / "run")
+def test_any_input_transform_can_be_exported(small_dataset: Dataset, tmp_path: Path, config: InputConfig) -> None:
+    settings = RunConfig(model=ModelConfig(name="lensnet"), input=config, train=TrainConfig(epochs=1))
+    run.train_run(small_dataset, settings, tmp_path / "run")
     assert bundle.read_card(tmp_path / "run").graph is not None
 
 
 def test_mirror_images_are_averaged(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    told = onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
-    assert told.mirror_gain is not None
-    assert told.mirror_gain[1] <= told.mirror_gain[0] <= told.mirror_gain[2]
+    entry = onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
+    assert entry.mirror_gain is not None
+    assert entry.mirror_gain[1] <= entry.mirror_gain[0] <= entry.mirror_gain[2]
     counts = small_dataset.test.counts(np.arange(5))
     plain = Predictor.load(trained, "torch")
     views = [counts, counts[:, ::-1], counts[:, :, ::-1], counts[:, ::-1, ::-1]]
-    looks = [replace(plain, calibration=None).forward(np.ascontiguousarray(view)) for view in views]
+    outputs = [replace(plain, calibration=None).forward(np.ascontiguousarray(view)) for view in views]
     mean = replace(Predictor.load(tmp_path / "mean"), calibration=None).forward(counts)
-    np.testing.assert_allclose(mean.probs, np.mean([look.probs for look in looks], axis=0), atol=1e-5)
-    assert mean.moments[0].shape == looks[0].moments[0].shape
-    np.testing.assert_allclose(mean.moments[0], looks[0].moments[0], atol=1e-4)
+    np.testing.assert_allclose(mean.probs, np.mean([view.probs for view in outputs], axis=0), atol=1e-5)
+    assert mean.moments[0].shape == outputs[0].moments[0].shape
+    np.testing.assert_allclose(mean.moments[0], outputs[0].moments[0], atol=1e-4)
 
 
 def test_the_map_of_a_mean_is_that_of_the_image(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_mirror_images_that_do_harm_are_refused(
     assert not (tmp_path / "mean").exists()
 
 
-def test_a_table_tells_who_judged_and_how(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_table_names_the_network_and_how_it_computes(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     plain = bundle.read_card(trained)
     assert plain.judge == f"lensnet {plain.weights_sha256[:12]}"
     onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     mean = bundle.read_card(tmp_path / "mean")
     assert mean.judge == f"{plain.judge} mean of mirror images"
-    query = Query("any", [])
-    assert query.plan(mean) != query.plan(plain)  # so that one does not go on with the other's table
+    query, images = Query("any", []), Listing.of([])
+    assert query.plan(mean, images) != query.plan(plain, images)  # so neither goes on with the other's table

@@ -1,12 +1,16 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from astropy.io.votable import parse_single_table
 from astropy.table import Table
 from pyarrow import parquet
 
@@ -53,13 +57,17 @@ CLASSES = ("no", "sphere")
 AWKWARD = 'a "quoted", µ & <b>\nsecond line\x07'
 
 
-def judged(place: int, notes: str = "") -> Row:
-    prediction = Prediction("no", {"no": 0.75, "sphere": 0.25}, ("no",), 1.5, is_ood=place % 2 == 1)
+def predicted(place: int, notes: str = "") -> Row:
+    is_ood = place == 1
+    prediction = Prediction("no", {"no": 0.75, "sphere": 0.25}, None if is_ood else ("no",), 1.5, is_ood)
     return Row(Path(f"{place}.fits"), None, prediction, "", (notes,) if notes else (), (place, 0), 150.25, -2.5)
 
 
+EMPTY_SET = Prediction("no", {"no": 0.5, "sphere": 0.5}, (), 0.25, is_ood=False)
+
+
 def failed(place: int) -> Row:
-    return Row(Path("many.npz"), 3, None, AWKWARD, (), (place, 0))
+    return Row(Path("many.npz"), 3, None, "many.npz, image 3: no finite pixel.", (), (place, 0))
 
 
 def written(path: Path, rows: list[Row]) -> Path:
@@ -71,58 +79,117 @@ def written(path: Path, rows: list[Row]) -> Path:
 
 
 def read_back(path: Path) -> list[dict[str, Any]]:
+    """Cells as each format's own reader gives them; None for an empty CSV cell and for what astropy masks."""
     match path.suffix:
         case ".csv":
-            with path.open(newline="") as file:
-                return list(csv.DictReader(file))
+            with path.open(newline="", encoding="utf-8") as file:
+                return [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
         case ".jsonl":
-            return [json.loads(line) for line in path.read_text().splitlines()]
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         case ".parquet":
             return list(parquet.read_table(path).to_pylist())
         case _:
-            table = Table.read(path, format={".fits": "fits", ".ecsv": "ascii.ecsv"}.get(path.suffix, "votable"))
+            table = read_with_astropy(path)
             assert str(table["ra"].unit) == "deg"
-            if path.suffix != ".fits":
-                assert table["label"].description == "Most probable class"
-            return [dict(zip(table.colnames, map(str, row), strict=True)) for row in table.iterrows()]
+            return [dict(zip(table.colnames, map(plain, row), strict=True)) for row in table.iterrows()]
+
+
+def read_with_astropy(path: Path) -> Table:
+    if path.suffix in (".vot", ".xml"):
+        return parse_single_table(path).to_table(use_names_over_ids=True)
+    return Table.read(path, format={".fits": "fits", ".ecsv": "ascii.ecsv"}[path.suffix])
+
+
+def plain(cell: Any) -> Any:
+    return None if cell is np.ma.masked else cell.item() if isinstance(cell, np.generic) else cell
+
+
+FLAGS = {"True": True, "False": False, "true": True, "false": False}
+NAMES = [column.name for column in tables.columns(CLASSES)]
+NUMBERS = [column.name for column in tables.columns(CLASSES) if column.kind == "number"]
+
+
+def normal(row: dict[str, Any]) -> dict[str, Any]:
+    """One convention for what formats write differently: texts, numbers and flags; None for nothing."""
+    numbers = {name: None if (cell := row[name]) is None or np.isnan(float(cell)) else float(cell) for name in NUMBERS}
+    texts = {name: row[name] or None for name in NAMES if name not in NUMBERS and name != "ood"}
+    return {**texts, **numbers, "ood": FLAGS.get(row["ood"], row["ood"])}
 
 
 @pytest.mark.parametrize("suffix", list(tables.WRITERS))
-def test_every_format_says_the_same(tmp_path: Path, suffix: str) -> None:
-    names = [column.name for column in tables.columns(CLASSES)]
-    first, second = read_back(written(tmp_path / f"a{suffix}", [judged(1, AWKWARD), failed(2)]))
-    assert list(first) == list(second) == names
-    assert (first["id"], first["label"], first["prediction_set"], second["id"]) == ("1", "no", "no", "many#3")
-    assert [float(first[name]) for name in ("p_no", "p_sphere", "ood_score", "ra", "dec")] == [
-        *(0.75, 0.25, 1.5, 150.25, -2.5)
-    ]
-    assert str(first["ood"]).lower() == "true"
-    assert str(second["p_no"]) in ("", "None", "nan", "--")
-    for cell in (first["notes"], second["error"]):
-        as_was = {".fits": AWKWARD.encode("ascii", "backslashreplace").decode(), ".vot": None, ".xml": None}
-        expected = as_was.get(suffix, AWKWARD)
-        assert cell == (expected if expected is not None else AWKWARD.replace("\x07", "?"))
+def test_every_format_has_the_same_cells_failures_included(tmp_path: Path, suffix: str) -> None:
+    rows = [predicted(1), predicted(2, "a note"), replace(predicted(3), prediction=EMPTY_SET), failed(4)]
+    records = [tables.record(row, CLASSES, "lensnet 0123", "1.0") for row in rows]
+    table = read_back(written(tmp_path / f"a{suffix}", rows))
+    assert list(table[0]) == NAMES
+    assert [row["prediction_set"] for row in records] == ["", "no", "{}", ""]
+    assert [row["ood"] for row in records] == [True, False, False, None]
+    if suffix == ".fits":
+        records[3]["ood"] = True  # a FITS logical has no null that astropy keeps apart from False
+    assert [normal(row) for row in table] == [normal(row) for row in records]
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".ecsv", ".vot"])
+def test_images_without_a_prediction_are_not_in_distribution(tmp_path: Path, suffix: str) -> None:
+    table = read_with_astropy(written(tmp_path / f"a{suffix}", [predicted(1), predicted(2), failed(3)]))
+    is_ood = table["ood"] if suffix == ".fits" else table["ood"].filled(True)
+    assert list(table[~is_ood]["id"]) == ["2"]
+
+
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
+def test_awkward_text_comes_back(tmp_path: Path, suffix: str) -> None:
+    row = read_back(written(tmp_path / f"a{suffix}", [predicted(1, AWKWARD)]))[0]
+    fits_text = AWKWARD.encode("ascii", "backslashreplace").decode()
+    texts = {".fits": fits_text, ".vot": AWKWARD.replace("\x07", "?"), ".xml": AWKWARD.replace("\x07", "?")}
+    assert row["notes"] == texts.get(suffix, AWKWARD)
+
+
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
+def test_any_class_name_comes_back(tmp_path: Path, suffix: str) -> None:
+    classes = ("süß", '"c" & <d>', "a,b", "линза")
+    row = Row(Path("1.fits"), None, Prediction(classes[0], dict.fromkeys(classes, 0.25), classes[1:2]))
+    path = tmp_path / f"a{suffix}"
+    with tables.Journal(path, {}) as journal:
+        journal.add((0, 0), tables.record(row, classes, "lensnet 0123", "1.0"))
+        journal.finish(classes)
+    (cells,) = read_back(path)
+    names = [f"p_{name}" for name in classes]
+    assert [float(cells[ascii_in_fits(suffix, name)]) for name in names] == [0.25] * 4
+    assert cells["label"] == ascii_in_fits(suffix, "süß")
+    assert cells["prediction_set"] == classes[1]
+
+
+def ascii_in_fits(suffix: str, text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode() if suffix == ".fits" else text
+
+
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
+def test_a_file_name_that_is_no_utf8_is_escaped(tmp_path: Path, suffix: str) -> None:
+    row = replace(predicted(1), path=Path(os.fsdecode(b"lens\xff.fits")), error="lens\udcff.fits: no such file.")
+    (cells,) = read_back(written(tmp_path / f"a{suffix}", [row]))
+    names = (cells["id"], cells["path"], cells["error"])
+    assert names == (r"lens\udcff", r"lens\udcff.fits", r"lens\udcff.fits: no such file.")
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".parquet", ".vot"])
 def test_a_table_is_written_in_blocks(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "BLOCK", 3)
-    rows = read_back(written(tmp_path / f"a{suffix}", [judged(number) for number in range(10)]))
+    rows = read_back(written(tmp_path / f"a{suffix}", [predicted(number) for number in range(10)]))
     assert [row["id"] for row in rows] == [str(number) for number in range(10)]
 
 
 @pytest.mark.skipif(shutil.which("stilts") is None, reason="stilts is not installed")
 def test_stilts_finds_nothing_wrong_with_a_votable(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.vot", [judged(1, AWKWARD), failed(2)])
-    said = subprocess.run(["stilts", "votlint", path], capture_output=True, text=True, check=True)
-    assert (said.stdout + said.stderr).strip() == ""
+    path = written(tmp_path / "a.vot", [predicted(1, AWKWARD), failed(2)])
+    output = subprocess.run(["stilts", "votlint", path], capture_output=True, text=True, check=True)
+    assert (output.stdout + output.stderr).strip() == ""
 
 
 def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "BATCH", 2)
-    rows, path = [judged(number) for number in range(6)], tmp_path / "a.csv"
+    rows, path = [predicted(number) for number in range(6)], tmp_path / "a.csv"
     whole = written(tmp_path / "whole.csv", rows).read_text()
     with tables.Journal(path, {"inputs": "these"}) as journal:
         for row in rows[:4]:
@@ -138,14 +205,64 @@ def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
     assert not partial.exists()
 
 
-def test_a_journal_of_something_else_is_begun_anew(tmp_path: Path) -> None:
-    for inputs in ("these", "those"):
-        with tables.Journal(tmp_path / "a.csv", {"inputs": inputs}) as journal:
-            assert journal.place == (0, 0)
-            journal.add((0, 0), tables.record(judged(0), CLASSES, "", ""))
-            assert len(list(journal.records())) <= 1
+def journal_with_rows(path: Path, n: int, plan: dict[str, str]) -> None:
+    with tables.Journal(path, plan) as journal:
+        for number in range(n):
+            journal.add((number, 0), tables.record(predicted(number), CLASSES, "", ""))
+
+
+def test_a_journal_of_another_plan_is_begun_anew_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "BATCH", 1)
+    journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
+    with pytest.warns(UserWarning, match=r"a\.csv: .* begins anew"), tables.Journal(tmp_path / "a.csv", {}) as journal:
+        assert (journal.place, list(journal.records())) == ((0, 0), [])
+
+
+def test_a_journal_of_the_same_plan_goes_on_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BATCH", 1)
+    journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
+    with tables.Journal(tmp_path / "a.csv", {"inputs": "these"}) as journal:
+        assert journal.place == (2, 1)
+        assert [row["id"] for row in journal.records()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("rest", [b"", b'{"inputs": "the', b"\xff\xfe\n"])
+def test_a_journal_without_a_plan_is_begun_anew(tmp_path: Path, rest: bytes) -> None:
+    (tmp_path / ".a.csv.journal").write_bytes(rest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        journal_with_rows(tmp_path / "a.csv", 1, {"inputs": "these"})
+    assert len((tmp_path / ".a.csv.journal").read_bytes().splitlines()) == 2
+
+
+def test_two_journals_of_one_table_are_refused(tmp_path: Path) -> None:
+    with tables.Journal(tmp_path / "a.csv", {}) as journal:
+        journal.add((0, 0), tables.record(predicted(0), CLASSES, "", ""))
+        with pytest.raises(DataError, match=r"/a\.csv: another process"), tables.Journal(tmp_path / "a.csv", {}):
+            pass
+        assert journal.finish(CLASSES) == (1, 0)
+
+
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
+def test_a_table_is_complete_for_its_own_plan_alone(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"a{suffix}", [predicted(1)])
+    assert tables.is_complete(path, {}) == (suffix not in tables.PLAIN)
+    assert not tables.is_complete(path, {"inputs": "others"})
+    assert not tables.is_complete(tmp_path / f"b{suffix}", {})
+
+
+def test_a_fits_table_replaces_what_a_killed_command_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.fits.partial").write_bytes(b"half a table")
+    assert len(read_back(written(tmp_path / "a.fits", [predicted(1), predicted(2)]))) == 2
+
+
+@pytest.mark.parametrize("suffix", list(tables.WRITERS))
+def test_a_table_may_have_no_rows(tmp_path: Path, suffix: str) -> None:
+    assert read_back(written(tmp_path / f"a{suffix}", [])) == []
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"writes tables as \.csv, \.jsonl"):
+    with pytest.raises(ConfigError, match=r"a\.txt: .* cannot be written as \.txt; needs one of \.csv, \.jsonl"):
         tables.Journal(tmp_path / "a.txt", {})

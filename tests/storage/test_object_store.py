@@ -1,6 +1,5 @@
 """Everything that reads and writes, on an object store: a real server of this machine that speaks S3."""
 
-import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +15,7 @@ from sublens.data import dataset, generate
 from sublens.errors import DataError
 from sublens.images import listing
 from sublens.inference import predict_files, tables
-from sublens.inference.predict_files import Query
+from sublens.inference.predict_files import Listing, Query
 from sublens.models import bundle
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
@@ -340,6 +339,12 @@ def test_a_catalogue_and_a_mosaic_there_are_cut(shelf: Remote, tmp_path: Path) -
         list(predict_files.predict(Query("lensnet", [shelf / "big.fits"], at=shelf / "none.csv")))
 
 
-def test_the_journal_names_the_inputs(shelf: Remote) -> None:
-    plan = Query("lensnet", [shelf / "a.npy"]).plan(bundle.read_card(bundle.locate("lensnet")))
-    assert json.dumps(plan["inputs"]) == json.dumps([f"{shelf}/a.npy"])
+def test_a_listing_of_a_store_changes_with_its_files(shelf: Remote, tmp_path: Path) -> None:
+    digests = set()
+    for number, names in enumerate((["a.npy"], ["a.npy"], ["b.npy"], ["more/0.npy"])):
+        for name in names:
+            (tmp_path / "image").write_bytes(b"a" * number)
+            object_store.send(tmp_path / "image", shelf / name)
+        digests |= {Listing.of([shelf]).digest, Listing.of([shelf / "a.npy", shelf / "none.npy"]).digest}
+    assert len(digests) == 6
+    assert Listing.of([shelf]).digest in digests

@@ -1,12 +1,13 @@
-"""What runs a network: counts in, and all that it sees in them out. Knows no torch.
+"""Engines that run a network: counts in, raw outputs out. Imports no torch.
 
-A graph is an ONNX file that holds everything from the counts on: how the network looks at them, the
-network, its truth head, and the moments of its feature maps.
+A graph is an ONNX file that holds everything from the counts on: the input transform, the network, its
+truth head, and the moments of its feature maps.
 """
 
 import os
 import sys
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -18,27 +19,31 @@ Floats = NDArray[np.float64]
 EngineName = Literal["onnxruntime", "openvino", "torch"]
 
 MASS_UNIT_MSUN = 1e9
-"""The truth head predicts log(1 + M / this)."""
+"""Unit of mass in the truth head, which predicts log(1 + M / unit)."""
 COUNTS, LOGITS, MAP, MOMENTS = "counts", "logits", "map", "moments"
-"""Names in a graph: its input [b, h, w] float32, and its outputs; those of moments end in a number."""
+"""Names of a graph's input [b, h, w] float32, and of its outputs; those of moments end in a number."""
 
 
 class Outputs(NamedTuple):
-    """What a network gives for b images."""
+    """Raw outputs of a network for b images."""
 
     logits: Floats
-    """[b, c]"""
+    """Logits before calibration, [b, c]."""
     logs: Floats | None
     """log(1 + M / `MASS_UNIT_MSUN`) in each cell, [b, g, g]; None where there is no truth head."""
     moments: list[Floats]
-    """Of each feature map, [b, d]; empty where nobody listens."""
+    """Moments of each feature map, [b, d]; empty where the network has none."""
 
 
 class Engine(Protocol):
-    """Shows images to a network."""
+    """Runs a network.
+
+    Any number of threads may call an engine at the same time: each gets the outputs for its own images.
+    ONNX Runtime computes such calls side by side; the others let them take turns.
+    """
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
-        """Counts above their minimum [b, h, w] -> what the network gives."""
+        """Network outputs for images [b, h, w], in counts above their minimum."""
 
 
 class OnnxRuntime:
@@ -55,14 +60,14 @@ class OnnxRuntime:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as err:  # it raises ten kinds, which share no other base
+        except Exception as err:  # it raises ten types, which share no other base
             raise _cannot_run(path, "ONNX Runtime", err) from err
         self._names = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
-        """Show it images [b, h, w]."""
-        given = self._session.run(self._names, {COUNTS: counts.astype(np.float32)})
-        return _outputs(dict(zip(self._names, given, strict=True)))
+        """Network outputs for images [b, h, w]."""
+        arrays = self._session.run(self._names, {COUNTS: counts.astype(np.float32)})
+        return _outputs(dict(zip(self._names, arrays, strict=True)))
 
 
 class OpenVino:
@@ -75,36 +80,42 @@ class OpenVino:
             import openvino
         except ImportError as err:
             raise ConfigError(
-                "The engine openvino is not installed. Run `pip install openvino`, or leave out --engine."
+                "The engine openvino is not installed",
+                need="the package openvino",
+                next="Run `pip install openvino`, or leave out --engine.",
             ) from err
         settings = {"INFERENCE_NUM_THREADS": n_threads(), "PERFORMANCE_HINT": "LATENCY"}
         try:
             self._model = openvino.Core().compile_model(path, "CPU", settings)
         except Exception as err:
             raise _cannot_run(path, "OpenVINO", err) from err
+        self._lock = Lock()
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
-        """Show it images [b, h, w]."""
-        given = self._model({COUNTS: counts.astype(np.float32)})
-        return _outputs({output.any_name: values for output, values in given.items()})
+        """Network outputs for images [b, h, w]."""
+        with self._lock:  # a compiled model refuses a call during another
+            arrays = self._model({COUNTS: counts.astype(np.float32)})
+            return _outputs({output.any_name: values for output, values in arrays.items()})
 
 
-def _outputs(given: dict[str, Any]) -> Outputs:
-    values = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
+def _outputs(arrays: dict[str, Any]) -> Outputs:
+    values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
     moments = sorted(name for name in values if name.startswith(MOMENTS))
     return Outputs(values[LOGITS], values.get(MAP), [values[name] for name in moments])
 
 
 def _cannot_run(path: Path, engine: str, err: Exception) -> BundleError:
     return BundleError(
-        f"{path}: {engine} cannot run it ({str(err).splitlines()[0][:160]}). Copy the whole folder again, export it "
-        "again, or use --engine torch."
+        f"{engine} cannot run it ({str(err).splitlines()[0][:160].rstrip('. ')})",
+        need="the graph as it was exported",
+        next="Copy the whole folder again, export it again, or use --engine torch.",
+        path=path,
     )
 
 
 def n_threads() -> int:
-    """Threads to compute with: OMP_NUM_THREADS where it is set, else one for each processor at hand."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
+    """Number of threads to compute with: OMP_NUM_THREADS where it is set, else one for each processor at hand."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,14 +12,14 @@ from sublens.data.fits_folder import centred
 from sublens.storage.files import whole_folder
 
 MAPS = "maps.json"
+"""File that marks a folder of maps as written by sublens."""
 
 
 @contextmanager
 def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[[str, NDArray[np.float64]], None]]:
-    """Open a new folder for maps of substructure mass; yields what writes one.
+    """Open a new folder for maps of substructure mass; yields a function that writes one.
 
-    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits. `maps.json`
-    tells a folder of ours.
+    It takes a name and the map [g, g], Msun a cell with rows along y, and leaves NAME.fits.
     """
     from astropy.io import fits
 
@@ -28,7 +28,7 @@ def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Callable[
 
         def draw(name: str, masses: NDArray[np.float64]) -> None:
             header = centred(len(masses), cell_arcsec)
-            header["BUNIT"] = ("solMass", "substructure, as a network sees it")
+            header["BUNIT"] = ("solMass", "substructure, as a network predicts it")
             fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
 
         yield draw

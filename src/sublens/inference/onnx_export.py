@@ -1,4 +1,4 @@
-"""A trained network -> an ONNX graph, refused where it does not see what torch sees.
+"""A trained network -> an ONNX graph, refused where its probabilities are not those of torch.
 
 The graph of a bundle takes its weights from `weights.safetensors`, so it weighs next to nothing; an
 exported one holds them itself, so any ONNX software can run it alone.
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
 
 OPSET = 20
 COMPARED = 2_000
-"""Images on which a graph is compared with torch."""
+"""Largest number of images on which a graph is compared with torch."""
 BATCHES = (1, 2, 7, BATCH)
-"""In batches of these sizes."""
+"""Batch sizes in which a graph is compared with torch."""
 MAX_DEVIATION = 1e-5
-"""The most that any probability of a float32 graph may differ from what torch computes in double precision."""
+"""Largest difference between a probability of a float32 graph and that of torch in double precision."""
 MAX_AUC_CHANGE = 5e-4
-"""The most that 8 bits may change the macro AUC, or mirror images lower it."""
+"""Largest change of the macro AUC by 8 bits, and largest drop by mirror images."""
 CALIBRATING = 512
-"""Images that tell the ranges of an int8 graph."""
+"""Largest number of images from which the ranges of an int8 graph are taken."""
 
 
 @lru_cache(maxsize=4)
 def _graph(
-    network: str, n_classes: int, seen: InputConfig, shape: tuple[int, int], has_map: bool, mirrors: bool
+    network: str, n_classes: int, config: InputConfig, shape: tuple[int, int], has_map: bool, mirrors: bool
 ) -> "ModelProto":
     """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
 
     Raises `BundleError` where torch cannot export it.
     """
-    model = networks.build(network, n_classes, seen.channels)
-    head = TruthHead(model, zoom(seen, shape)) if has_map else None
-    whole = (MirroredNetwork if mirrors else FullNetwork)(model, seen, head, Moments(model)).eval()
+    model = networks.build(network, n_classes, config.channels)
+    head = TruthHead(model, zoom(config, shape)) if has_map else None
+    whole = (MirroredNetwork if mirrors else FullNetwork)(model, config, head, Moments(model)).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
@@ -80,7 +80,9 @@ def _graph(
             )
     except Exception as err:  # its own errors, and whatever a network does that cannot be traced
         raise BundleError(
-            f"This network cannot be made into an ONNX graph ({type(err).__name__}). Predict with --engine torch."
+            f"{network} cannot be made into an ONNX graph ({type(err).__name__})",
+            need="a network that torch can export",
+            next="Predict with --engine torch.",
         ) from err
     assert program is not None
     _tidy(program.model)
@@ -88,7 +90,7 @@ def _graph(
 
 
 class _Listed(torch.nn.Module):
-    """A network whose outputs are one flat tuple."""
+    """A full network with a flat tuple of outputs."""
 
     def __init__(self, whole: FullNetwork) -> None:
         super().__init__()
@@ -118,11 +120,11 @@ def _tidy(model: Any) -> None:
 
 
 def _bare(model: "ModelProto") -> "ModelProto":
-    """Without what the exporter notes of the code it went through, paths included."""
+    """The graph without the exporter's notes on code and paths."""
     graph = model.graph
-    for noted in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del noted.metadata_props[:]
-        noted.doc_string = ""
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
     del graph.value_info[:]
     return model
 
@@ -140,16 +142,16 @@ def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
     widening = []
     for tensor in model.graph.initializer:
         name = tensor.name.removeprefix("whole.")
-        found = stored.get(_stored_name(name))
-        if not name.startswith(("model.", "head.")) or found is None or found["dtype"] not in kinds:
+        entry = stored.get(_stored_name(name))
+        if not name.startswith(("model.", "head.")) or entry is None or entry["dtype"] not in kinds:
             continue
-        begin, end = found["data_offsets"]
-        is_narrow = found["dtype"] == "F16"
+        begin, end = entry["data_offsets"]
+        is_narrow = entry["dtype"] == "F16"
         if is_narrow:
             widening.append(helper.make_node("Cast", [f"{tensor.name}.narrow"], [tensor.name], to=TensorProto.FLOAT))
         outside = _outside(path.name, 8 + length + begin, end - begin)
-        outside.name, outside.data_type = f"{tensor.name}.narrow" if is_narrow else tensor.name, kinds[found["dtype"]]
-        outside.dims.extend(found["shape"])
+        outside.name, outside.data_type = f"{tensor.name}.narrow" if is_narrow else tensor.name, kinds[entry["dtype"]]
+        outside.dims.extend(entry["shape"])
         tensor.CopyFrom(outside)
     nodes = [*widening, *model.graph.node]
     del model.graph.node[:]
@@ -171,11 +173,10 @@ def _outside(location: str, offset: int, length: int) -> "TensorProto":
 
 
 def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent, *, mirrors: bool = False) -> CardGraph:
-    """Give the bundle in `folder` a graph that takes its weights from the bundle's; returns what the card has to say.
+    """Give the bundle in `folder` a graph that takes its weights from the bundle's; returns its entry in the card.
 
-    part: images on which it is compared with torch. mirrors: judge each image by the mean over its four
-    mirror images. Raises `BundleError`, and leaves none, where there
-    is no such graph or it differs by more than `MAX_DEVIATION`.
+    part: images on which it is compared with torch. mirrors: the graph takes the mean over four mirror images.
+    Raises `BundleError`, and leaves none, where there is no such graph or it differs by more than `MAX_DEVIATION`.
     """
     bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None, mirrors)
     files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
@@ -188,30 +189,31 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent, *, mirror
 
 
 def _compared(folder: Path, card: Card, part: Part, bar: Bar, *, mirrors: bool) -> tuple[int, float]:
-    """Number of images, and the most that any probability differs from torch's; `BundleError` where it is too much.
+    """Number of images, and the largest difference of a probability from torch's; `BundleError` where it is too large.
 
-    Torch computes in double precision here, so that what is seen is the graph's rounding and not torch's own,
+    Torch computes in double precision here, so that the difference is the graph's rounding and not torch's own,
     which is as large.
     """
-    few, judge, probs = part.few(COMPARED), _judge(folder / GRAPH, card), []
+    few, predictor, probs = part.few(COMPARED), _uncalibrated(folder / GRAPH, card), []
     model = weights.load(folder, card)[0].double()
-    exact = replace(judge, engine=TorchEngine((MirroredNetwork if mirrors else FullNetwork)(model, card.input)))
+    exact = replace(predictor, engine=TorchEngine((MirroredNetwork if mirrors else FullNetwork)(model, card.input)))
     with bar("comparing with torch", (1 + len(BATCHES)) * len(few)) as advance:
         count = Count(advance)
         reference = predict_dataset.predict_all(exact, few, count.add).probs
         for size in BATCHES:
-            probs.append(predict_dataset.predict_all(judge, few, count.add, size).probs)
+            probs.append(predict_dataset.predict_all(predictor, few, count.add, size).probs)
     deviation = float(np.abs(np.stack(probs) - reference).max())
     if not deviation <= MAX_DEVIATION:
         raise BundleError(
-            f"The ONNX graph of this {card.network} gives other probabilities than torch, by up to {deviation:.1e}; "
-            f"{MAX_DEVIATION:.0e} is allowed. Nothing was written. Predict with --engine torch."
+            f"The ONNX graph of this {card.network} gives other probabilities than torch, by up to {deviation:.1e}",
+            need=f"differences of at most {MAX_DEVIATION:.0e}",
+            next="Nothing was written. Predict with --engine torch.",
         )
     return len(few), deviation
 
 
-def _judge(graph: Path, card: Card) -> Predictor:
-    """What runs that graph, whatever its card says of it, and is not calibrated."""
+def _uncalibrated(graph: Path, card: Card) -> Predictor:
+    """A predictor that runs that graph, without calibration."""
     return Predictor(OnnxRuntime(graph), card.classes, card.image_shape, card.input, card.map)
 
 
@@ -228,38 +230,38 @@ def export(
     """Leave in `out` a bundle whose graph holds its weights itself; `sublens predict` and any ONNX software run it.
 
     name: a trained network, by name or folder. dataset: on its selection part the graph is compared with
-    torch. mirrors: it judges each image by the mean over its four mirror images. int8: convolutions in
-    whole numbers, with ranges from that part. Either is calibrated anew, and refused where the macro AUC
-    differs by more than `MAX_AUC_CHANGE`; but mirrors may raise it. Raises `BundleError` for what is refused.
+    torch. mirrors: predictions are the mean over four mirror images. int8: convolutions in whole numbers, with
+    ranges from that part. Either is calibrated anew, and refused where the macro AUC differs by more than
+    `MAX_AUC_CHANGE`; but mirrors may raise it. Raises `BundleError` for a graph that is refused.
     """
     source = bundle.locate(name)
     card, part = bundle.read_card(source), dataset.selection
     with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         (place / WEIGHTS).write_bytes(bundle.read_verified(source / WEIGHTS, card.weights_sha256))
-        told = add_graph(place, card, part, bar)
+        entry = add_graph(place, card, part, bar)
         if mirrors:
             (place / GRAPH).rename(place / PLAIN)
-            told = add_graph(place, card, part, bar, mirrors=True)
-            told = told.model_copy(update={"mirror_gain": _mirror_gain(card, place, part, bar)})
+            entry = add_graph(place, card, part, bar, mirrors=True)
+            entry = entry.model_copy(update={"mirror_gain": _mirror_gain(card, place, part, bar)})
         _save_alone(place / GRAPH, folder / GRAPH)
         calibration = card.calibration
         if int8:
             _quantise(folder / GRAPH, part, place, bar)
-            told = told.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
+            entry = entry.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
         if int8 or mirrors:
-            found = predict_dataset.calibrate(_judge(folder / GRAPH, card), dataset.train, part, bar)
-            calibration = bundle.save_calibration(folder, found, len(part))
+            fitted = predict_dataset.calibrate(_uncalibrated(folder / GRAPH, card), dataset.train, part, bar)
+            calibration = bundle.save_calibration(folder, fitted, len(part))
         elif calibration:
             shutil.copy(source / bundle.CALIBRATION, folder)
         _save_alone(folder / GRAPH, folder / GRAPH, _notes(card, calibration))
-        told = told.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
-        bundle.save_card(folder, card.model_copy(update={"graph": told, "calibration": calibration}))
-    return told
+        entry = entry.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
+        bundle.save_card(folder, card.model_copy(update={"graph": entry, "calibration": calibration}))
+    return entry
 
 
 PLAIN = "plain.onnx"
-"""The graph without mirror images, beside the one with them."""
+"""File name of the graph without mirror images, beside the one with them."""
 
 
 def _save_alone(source: Path, out: Path, notes: dict[str, str] | None = None) -> None:
@@ -273,7 +275,7 @@ def _save_alone(source: Path, out: Path, notes: dict[str, str] | None = None) ->
 
 
 def _notes(card: Card, calibration: CardCalibration | None) -> dict[str, str]:
-    """For whoever runs a graph without sublens."""
+    """Notes for users who run a graph without sublens."""
     return {
         "classes": ",".join(card.classes),
         "temperature": str(calibration.temperature if calibration else 1.0),
@@ -316,14 +318,15 @@ def _quantise(path: Path, part: Part, place: Path, bar: Bar) -> None:
 
 
 def _rounding(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> dict[str, Any]:
-    """What 8 bits change; `BundleError` where the macro AUC changes by more than `MAX_AUC_CHANGE`."""
+    """Fields of the card on 8 bits; `BundleError` where the macro AUC changes by more than `MAX_AUC_CHANGE`."""
     whole, rounded = _probs(card, (before / GRAPH, after / GRAPH), part, "comparing with 32 bits", bar)
     change = metrics.auc_change(whole, rounded, part.labels)
     if abs(change["value"]) > MAX_AUC_CHANGE:
         raise BundleError(
             f"In 8 bits this {card.network} has a macro AUC that differs by {change['value']:+.4f} "
-            f"[{change['low']:+.4f}, {change['high']:+.4f}]; {MAX_AUC_CHANGE} is allowed. Nothing was written. "
-            "Export it without --int8."
+            f"[{change['low']:+.4f}, {change['high']:+.4f}]",
+            need=f"a change of at most {MAX_AUC_CHANGE}",
+            next="Nothing was written. Export it without --int8.",
         )
     return {
         "n": len(part),
@@ -333,21 +336,25 @@ def _rounding(card: Card, before: Path, after: Path, part: Part, bar: Bar) -> di
 
 
 def _mirror_gain(card: Card, place: Path, part: Part, bar: Bar) -> tuple[float, float, float]:
-    """What mirror images add to the macro AUC, and the 95 % interval; `BundleError` where they lower it."""
+    """Change of the macro AUC by mirror images, and its 95 % interval; `BundleError` where they lower it."""
     plain, mean = _probs(card, (place / PLAIN, place / GRAPH), part, "comparing with one image", bar)
     change = metrics.auc_change(plain, mean, part.labels)
     if change["value"] < -MAX_AUC_CHANGE:
         raise BundleError(
             f"The mean over mirror images lowers the macro AUC of this {card.network} by {-change['value']:.4f} "
-            f"[{-change['high']:.4f}, {-change['low']:.4f}]. Nothing was written. Export it without --mirrors."
+            f"[{-change['high']:.4f}, {-change['low']:.4f}]",
+            need=f"a drop of at most {MAX_AUC_CHANGE}",
+            next="Nothing was written. Export it without --mirrors.",
         )
     return change["value"], change["low"], change["high"]
 
 
 def _probs(
-    card: Card, graphs: tuple[Path, Path], part: Part, what: str, bar: Bar
+    card: Card, graphs: tuple[Path, Path], part: Part, title: str, bar: Bar
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    with bar(what, 2 * len(part)) as advance:
+    with bar(title, 2 * len(part)) as advance:
         count = Count(advance)
-        before, after = (predict_dataset.predict_all(_judge(graph, card), part, count.add).probs for graph in graphs)
+        before, after = (
+            predict_dataset.predict_all(_uncalibrated(graph, card), part, count.add).probs for graph in graphs
+        )
     return before, after

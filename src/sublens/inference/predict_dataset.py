@@ -25,25 +25,25 @@ from sublens.parallel.mapper import Mapper
 from sublens.progress import Bar, Count, silent
 
 IN_DISTRIBUTION = 4_000
-"""Training images that tell what is usual."""
+"""Largest number of training images that the OOD score is fitted to."""
 
 
 def eager(
-    model: nn.Module, classes: tuple[str, ...], shape: tuple[int, int], seen: InputConfig, device: str = "cpu"
+    model: nn.Module, classes: tuple[str, ...], shape: tuple[int, int], config: InputConfig, device: str = "cpu"
 ) -> Predictor:
-    """A predictor that runs this model on `device` with torch, as it stands: no maps, not calibrated."""
-    return Predictor(TorchEngine(FullNetwork(model, seen), device), classes, shape, seen)
+    """A predictor that runs this model on `device` with torch: without maps or calibration."""
+    return Predictor(TorchEngine(FullNetwork(model, config), device), classes, shape, config)
 
 
 def predict_all(
     predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
 ) -> PredictionTable:
-    """Predict every image of a part, `BATCH` together unless another number is named."""
+    """Predict every image of a part, `BATCH` together unless `batch` is set."""
     return _as_table(part, outputs_of_all(predictor, part, on_progress, batch))
 
 
 class Task(NamedTuple):
-    """Images of a data set's test part that are looked at together, on a worker."""
+    """Images of a data set's test part that are predicted together, on a worker."""
 
     bundle: Path
     weights_sha256: str
@@ -51,9 +51,9 @@ class Task(NamedTuple):
     hash: str
     split: SplitConfig
     threads: int
-    """Threads of torch, on which the last digits depend."""
+    """Number of torch's threads, on which the last digits depend."""
     batch: int
-    """Images that the network sees together, on which they depend as well."""
+    """Number of images in a batch, on which the last digits depend as well."""
     start: int = 0
     stop: int = 0
     engine: EngineName = "torch"
@@ -63,7 +63,7 @@ class Task(NamedTuple):
 def predict_on_workers(
     mapper: Mapper, task: Task, predictor: Predictor, part: Part, on_progress: Callable[[int], object]
 ) -> PredictionTable:
-    """`predict_all` of the test part on workers, which find network and data set where `task` says."""
+    """`predict_all` of the test part on workers, which read network and data set from the paths in `task`."""
     starts = range(0, len(part), SLICE)
     tasks = (task._replace(start=n, stop=min(n + SLICE, len(part))) for n in starts)
     outputs = []
@@ -85,12 +85,22 @@ def _compute(task: Task) -> BatchPrediction:
 
 @lru_cache(maxsize=1)
 def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
-    """What a worker keeps; raises `BundleError` or `DataError` where it finds something else."""
+    """Network and test part, kept by a worker; raises `BundleError` or `DataError` where they are others there."""
     folder, local = bundle.locate(task.bundle), open_dataset(task.dataset, task.split)
     if bundle.read_card(folder).weights_sha256 != task.weights_sha256:
-        raise BundleError(f"{task.bundle}: is another network there. Copy the same one to all machines.")
+        raise BundleError(
+            "is another network there",
+            need="the same network on all machines",
+            next="Copy the folder of the network to the worker's machine.",
+            path=task.bundle,
+        )
     if local.hash != task.hash:
-        raise DataError(f"{task.dataset}: is another data set there. Copy the same one to all machines.")
+        raise DataError(
+            "is another data set there",
+            need="the same data set on all machines",
+            next="Copy the data set to the worker's machine.",
+            path=task.dataset,
+        )
     return Predictor.load(folder, task.engine, device()), local.test
 
 
@@ -101,7 +111,7 @@ def _as_table(part: Part, outputs: BatchPrediction) -> PredictionTable:
 def outputs_of_all(
     predictor: Predictor, part: Part, on_progress: Callable[[int], object] = lambda n: None, batch: int | None = None
 ) -> BatchPrediction:
-    """The network's output for every image of a part, `BATCH` at a time unless another number is given."""
+    """The network's output for every image of a part, `BATCH` at a time unless `batch` is set."""
     outputs, batch = [], batch or BATCH
     for start in range(0, len(part), batch):
         outputs.append(predictor.forward(part.counts(np.arange(start, min(start + batch, len(part))))))
@@ -111,35 +121,35 @@ def outputs_of_all(
 
 def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
     def joined(name: str) -> Any:
-        arrays = [getattr(one, name) for one in outputs]
+        arrays = [getattr(batch, name) for batch in outputs]
         return None if arrays[0] is None else np.concatenate(arrays)
 
-    moments = [np.concatenate(layer) for layer in zip(*(one.moments for one in outputs), strict=True)]
+    moments = [np.concatenate(layer) for layer in zip(*(batch.moments for batch in outputs), strict=True)]
     names = ("logits", "probs", "masses", "sets", "ood", "is_ood")
     return BatchPrediction(outputs[0].classes, moments=moments, **{name: joined(name) for name in names})
 
 
-def calibrate(predictor: Predictor, familiar: Part, part: Part, bar: Bar = silent) -> Calibration:
-    """Calibrate a trained network: `calibrate.fit` on what it sees.
+def calibrate(predictor: Predictor, training: Part, selection: Part, bar: Bar = silent) -> Calibration:
+    """Calibrate a trained network on the selection part; see `calibration.fit`.
 
-    familiar: training images, of which up to `IN_DISTRIBUTION` are looked at; part: the selection part.
+    training: training images, of which up to `IN_DISTRIBUTION` are used.
     """
-    plain, few = replace(predictor, calibration=None), familiar.few(IN_DISTRIBUTION)
-    with bar("calibrating", len(few) + len(part)) as advance:
+    plain, few = replace(predictor, calibration=None), training.few(IN_DISTRIBUTION)
+    with bar("calibrating", len(few) + len(selection)) as advance:
         count = Count(advance)
-        known, seen = (outputs_of_all(plain, one, count.add) for one in (few, part))
-    return calibration.fit(seen.logits, part.labels, seen.moments, known.moments)
+        reference, outputs = (outputs_of_all(plain, part, count.add) for part in (few, selection))
+    return calibration.fit(outputs.logits, selection.labels, outputs.moments, reference.moments)
 
 
 def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent) -> Dataset:
-    """The data set at `path`, split so that the network of that card learned nothing from its selection part.
+    """The data set at `path`, split so that the network of that card was trained on none of its selection part.
 
-    That is half of the training images where it learned from none of them: the more there are, the closer
-    sets come to the coverage that they promise.
+    The selection part is half of the training images where the network was trained on other data: the more
+    images, the closer prediction sets come to their coverage.
     """
     dataset = open_dataset(path, SplitConfig(selection=UNSEEN_SHARE), bar)
     return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
 
 
 UNSEEN_SHARE = 0.5
-"""Share of the training images in the selection part of data that a network did not learn from."""
+"""Share of the training images in the selection part, for data that the network was not trained on."""

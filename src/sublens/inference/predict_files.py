@@ -1,13 +1,15 @@
 """Image files -> rows, and rows -> a table that goes on where it was stopped."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +18,62 @@ from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, listing, reader, resample
 from sublens.images.cutouts import Cutouts
 from sublens.images.formats import ImageSelector
-from sublens.images.reader import ReadRequest
+from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
-from sublens.inference.predictor import NO_MAP, SLICE, Predictor, Row
+from sublens.inference.predictor import SLICE, Predictor, Row, no_map
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.progress import Bar, Count, silent
-from sublens.storage import files
+from sublens.storage import files, object_store
+from sublens.storage.object_store import Remote, parse_path
 
 Draw = Callable[[str, NDArray[np.float64]], None]
 
 
 @dataclass(frozen=True)
+class Listing:
+    """The files behind inputs, in order; a million of them take 100 MB."""
+
+    entries: Sequence[str | ReadResult]
+    digest: str
+    """Hexadecimal sha256 of the names, sizes and times of the last change."""
+
+    @classmethod
+    def of(cls, inputs: Iterable[Path]) -> Self:
+        """The files behind files, folders and patterns, see `listing.list_images`."""
+        entries, digest = list[str | ReadResult](), sha256()
+        for entry in listing.list_images(inputs):
+            path, error = (entry.path, str(entry.image)) if isinstance(entry, ReadResult) else (entry, "")
+            digest.update(os.fsencode(f"{path}\0{error}\0{'' if error else list(_stamps(path))}\n"))
+            entries.append(entry if isinstance(entry, ReadResult) else str(path))
+        return cls(entries, digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Path | ReadResult]:
+        return (parse_path(entry) if isinstance(entry, str) else entry for entry in self.entries)
+
+
+def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, bytes and time of the last change, ns, of a file and of all files in a zarr store."""
+    if isinstance(path, Remote):
+        yield from object_store.stamps(path)
+        return
+    for file in (path, *sorted(path.rglob("*"))) if path.suffix.lower() == ".zarr" else (path,):
+        try:
+            status = file.stat()
+        except OSError:  # the reader says why
+            continue
+        yield str(file), status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True)
 class Query:
-    """Which images are to be judged, and how."""
+    """Which images to predict, and how."""
 
     network: str
     """Name of a network that comes with sublens, or a folder."""
@@ -40,55 +81,58 @@ class Query:
     """Files, folders and patterns."""
     at: Path | None = None
     """Catalogue of positions to cut out of the one input, a big FITS image; a row for each position."""
-    wanted: ImageSelector = field(default_factory=ImageSelector)
-    """Which of the things in a file is meant."""
+    selector: ImageSelector = field(default_factory=ImageSelector)
+    """Extension or array that holds the image, in files with several."""
     pixel_scale: float | None = None
     """Arcsec a pixel, where the user knows better than the files."""
     engine: EngineName | None = None
-    """See `Predictor.load`; torch runs on a GPU if there is one."""
+    """Engine as in `Predictor.load`; torch runs on a GPU if there is one."""
 
-    def plan(self, card: Card) -> dict[str, Any]:
-        """All that decides what the rows say."""
+    def plan(self, card: Card, images: Listing) -> dict[str, Any]:
+        """All that decides the rows, the files' contents by their sizes and times."""
         return {
             "bundle": _hashes(card),
-            "inputs": list(map(str, self.inputs)),
+            "inputs": images.digest,
             "at": cutouts.checksum(self.at) if self.at else None,
-            "wanted": self.wanted,
+            "selector": self.selector,
             "scale": self.pixel_scale,
             "engine": self.engine,
+            "version": version("sublens"),
         }
 
 
 def predict(
     query: Query,
     *,
+    images: Listing | None = None,
     maps: Path | None = None,
     start: tuple[int, int] = (0, 0),
     cluster: str | None = None,
     force: bool = False,
     bar: Bar = silent,
 ) -> Iterator[Row]:
-    """Judge image files with a trained network: a row for each image, in order.
+    """Predict image files with a trained network: a row for each image, in order.
 
-    maps: where to leave where the substructure is, as the network sees it, in NUMBER-NAME.fits for
-    each image. start: the `place` of the row to begin with. cluster: where to judge, if not in this
-    process, see `sublens.parallel.dask.opened`; files must have the same names there. Raises `BundleError` where
-    the network cannot be used or draws no maps, and `DataError` where the catalogue or the big image cannot be read.
+    images: the query's inputs, if they are listed already. maps: folder for maps of the substructure mass,
+    NUMBER-NAME.fits for each image. start: the `place` of the row to begin with. cluster: where to compute, if not
+    in this process, see `sublens.parallel.dask.open_cluster`; files must have the same names there. Raises
+    `BundleError` where the network cannot be used or draws no maps, and `DataError` where the catalogue or the big
+    image cannot be read.
     """
     with ExitStack() as stack:
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
-        paths = _cutouts(predictor, query, query.at) if query.at else list(listing.list_images(query.inputs))
+        paths = _cutouts(predictor, query, query.at) if query.at else images or Listing.of(query.inputs)
         if maps and predictor.map is None:
-            raise BundleError(NO_MAP)
+            raise no_map()
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
         mapper = stack.enter_context(open_cluster(cluster)) if cluster else HERE
-        count = Count(stack.enter_context(bar("judging", len(paths))), mapper.told)
+        count = Count(stack.enter_context(bar("predicting", len(paths))), mapper.told)
         count.skip(start[0])
         done = start[0]
         if cluster:
             rows = _on_cluster(mapper, query, paths, start)
         else:
-            child = stack.enter_context(reader.Reader(query.wanted))
+            child = stack.enter_context(reader.Reader(query.selector))
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
@@ -100,57 +144,65 @@ def predict(
 
 
 class Task(NamedTuple):
-    """Inputs that are judged together, on a worker."""
+    """Inputs that are predicted together, on a worker."""
 
     query: Query
-    judge: tuple[str, str | None]
+    hashes: tuple[str, str | None]
     """Hashes of the network that the query names."""
-    asked: tuple[ReadRequest, ...]
+    requests: tuple[ReadRequest, ...]
 
 
 def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], start: tuple[int, int]) -> Iterator[Row]:
     """The rows as this process alone would give them."""
     first, plain = start[0] // SLICE, replace(query, inputs=())
-    asked = islice(paths, first * SLICE, None)
-    judge = _hashes(bundle.read_card(bundle.locate(query.network)))
-    slices = (Task(plain, judge, some) for some in iter(lambda: tuple(islice(asked, SLICE)), ()))
-    for number, rows in enumerate(mapper(_predict_task, slices), start=first):
+    requests = islice(paths, first * SLICE, None)
+    hashes = _hashes(bundle.read_card(bundle.locate(query.network)))
+    tasks = (Task(plain, hashes, batch) for batch in iter(lambda: tuple(islice(requests, SLICE)), ()))
+    for number, rows in enumerate(mapper(_predict_task, tasks), start=first):
         for row in rows:
             place = (row.place[0] + number * SLICE, row.place[1])
             if place >= start:
                 yield replace(row, place=place)
 
 
-def _predict_task(some: Task) -> list[Row]:
-    """On a worker, which keeps what it has loaded."""
-    predictor, reader = _load_tools(some.query.network, some.judge, some.query.engine, some.query.wanted)
-    return list(predictor.rows(reader.read(some.asked), some.query.pixel_scale))
+def _predict_task(task: Task) -> list[Row]:
+    """Rows of one task, on a worker, which keeps what it has loaded."""
+    predictor, reader = _load_tools(task.query.network, task.hashes, task.query.engine, task.query.selector)
+    return list(predictor.rows(reader.read(task.requests), task.query.pixel_scale))
 
 
 def _hashes(card: Card) -> tuple[str, str | None]:
-    """Of the weights and of the graph, which decide what a network says."""
+    """Hashes of the weights and of the graph, which decide every prediction of a network."""
     return card.weights_sha256, card.graph.sha256 if card.graph else None
 
 
 @lru_cache(maxsize=1)
 def _load_tools(
-    network: str, judge: tuple[str, str | None], engine: EngineName | None, wanted: ImageSelector
+    network: str, hashes: tuple[str, str | None], engine: EngineName | None, selector: ImageSelector
 ) -> tuple[Predictor, reader.Reader]:
-    """A reader begins anew whatever child process it needs, and that ends with this one."""
-    if _hashes(bundle.read_card(bundle.locate(network))) != judge:
-        raise BundleError(f"{network}: is another network there. Copy the same one to all machines.")
-    return Predictor.load(network, engine, _device(engine)), reader.Reader(wanted)
+    """A predictor and a reader, which starts its child process again as needed; the child ends with this process."""
+    if _hashes(bundle.read_card(bundle.locate(network))) != hashes:
+        raise BundleError(
+            "is another network there",
+            need="the same network on all machines",
+            next="Copy the folder of the network to the worker's machine.",
+            path=network,
+        )
+    return Predictor.load(network, engine, _device(engine)), reader.Reader(selector)
 
 
 def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
-    """The cutouts around the positions of a catalogue that a network wants of the one input."""
+    """The cutouts of the one input, around the positions of a catalogue, in the size that the network needs."""
     if len(query.inputs) != 1:
         raise ConfigError(
-            f"{at}: its positions can be those of one image only, not {len(query.inputs)}. Name one with --at."
+            f"gives positions for {len(query.inputs)} images",
+            need="one image only, whose positions these are",
+            next="Name one image with --at.",
+            path=at,
         )
-    found = reader.locate_positions(query.inputs[0], at, query.wanted)
-    scale = query.pixel_scale or found.pixel_scale
-    return found.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
+    positions = reader.locate_positions(query.inputs[0], at, query.selector)
+    scale = query.pixel_scale or positions.pixel_scale
+    return positions.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
 
 
 def predict_to_table(
@@ -161,26 +213,30 @@ def predict_to_table(
     cluster: str | None = None,
     force: bool = False,
     bar: Bar = silent,
-) -> tuple[int, int]:
+) -> tuple[int, int] | None:
     """`predict` into a table; called again after it was stopped or killed, it goes on where it was.
 
-    out: its format follows from the end of its name. Returns the numbers of its rows, and of those
-    that failed. Raises `ConfigError` where there is no such format, else as `predict` does.
+    Where network, images or settings have changed meanwhile it begins anew, with a warning. out: its format follows
+    from the end of its name. Returns the numbers of its rows, and of those that failed; None where the table is
+    complete already. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
+    card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
+    plan = query.plan(card, images)
+    if not force and not maps and tables.is_complete(out, plan):
+        return None
     files.refuse_existing_file(out, force=force)
-    card, ours = bundle.read_card(bundle.locate(query.network)), version("sublens")
-    with tables.Journal(out, query.plan(card)) as journal:
+    with tables.Journal(out, plan) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
-        for row in predict(query, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
+        for row in predict(query, images=images, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
             journal.add(row.place, tables.record(row, card.classes, card.judge, ours))
         return journal.finish(card.classes)
 
 
-def _drawing(folder: Path, drawn: CardMap, *, force: bool) -> AbstractContextManager[Draw]:
+def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:
     from sublens.inference import mass_maps  # slow to import
 
-    return mass_maps.maps(folder, drawn.cell_arcsec, force=force)
+    return mass_maps.maps(folder, grid.cell_arcsec, force=force)
 
 
 def _device(engine: EngineName | None) -> str:

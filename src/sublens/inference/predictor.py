@@ -1,4 +1,4 @@
-"""Predictor: the only path from pixels to probabilities. Knows no torch, unless that is the engine."""
+"""Predictor: the only path from pixels to probabilities. Imports torch only where that is the engine."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,22 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from sublens.config import InputConfig, field_of_view
 from sublens.errors import BundleError, ImageError
-from sublens.images import formats, resample
+from sublens.images import listing, resample
 from sublens.images.pixels import Image, check_pixels, counts_above_minimum
-from sublens.images.reader import ReadResult
+from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
+from sublens.storage.object_store import parse_path
 
 BATCH = 64
+"""Largest number of images in one batch of the network."""
 SLICE = 256
-"""Inputs whose images may share a batch. So a slice of them can be judged anywhere, with the same result to the last
-digit."""
-NO_MAP = (
-    "This network draws no maps: it was trained without a truth head. Use lensnet, which comes with "
-    "sublens, or train on a simulated data set with train.truth_weight above 0."
-)
+"""Number of inputs whose images may share a batch: to the last digit, a slice gives the same on any worker."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,9 @@ class BatchPrediction:
 
     classes: tuple[str, ...]
     logits: NDArray[np.float64]
-    """[b, c], before calibration."""
+    """Logits before calibration, [b, c]."""
     probs: NDArray[np.float64]
-    """[b, c]"""
+    """Probabilities, [b, c]."""
     moments: list[NDArray[np.float64]]
     """Moments of each feature map, [b, d]; empty where the network has none."""
     masses: NDArray[np.float64] | None = None
@@ -97,13 +94,13 @@ class BatchPrediction:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one image of a file."""
+    """One image of a file: its prediction, or the error in place of it."""
 
     path: Path
     number: int | None = None
-    """Place in a file that holds many."""
+    """Number of the image in a file that holds many; None in one that holds one."""
     prediction: Prediction | None = None
-    """None where the image could not be judged; `error` says why."""
+    """None where the image has none; `error` says why."""
     error: str = ""
     notes: tuple[str, ...] = ()
     """What was done to the image, and what looks wrong with it."""
@@ -111,9 +108,9 @@ class Row:
     """Number of the input, and of the image in it."""
     ra: float | None = None
     dec: float | None = None
-    """Centre of the image, degrees, where its file tells."""
+    """Centre of the image, degrees; None where neither its file nor the catalogue has it."""
     id: str = ""
-    """Name in a catalogue of positions, where it is from one that has names."""
+    """Name in the catalogue of positions; empty without such a catalogue, or where it has no names."""
 
     @property
     def name(self) -> str:
@@ -127,19 +124,19 @@ class PredictionTable:
 
     ids: NDArray[np.str_]
     labels: NDArray[np.int64]
-    """[n], positions in `classes`."""
+    """True classes, as indices of `classes`, [n]."""
     probs: NDArray[np.float64]
-    """[n, c]"""
+    """Probabilities, [n, c]."""
     classes: tuple[str, ...]
     masses: NDArray[np.float64] | None = None
-    """[n, g, g], Msun in each cell, where the network draws maps."""
+    """Substructure mass in each cell, Msun, [n, g, g]; None where the network draws no maps."""
     ood: NDArray[np.float64] | None = None
-    """[n], how strange each image is, where the network is calibrated."""
+    """OOD scores, [n]; None where the network is not calibrated or has no feature maps."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network and all it needs to judge images.
+    """A trained network with its calibration: from images to predictions.
 
     predictor = Predictor.load("lensnet")
     predictor([pixels]) -> [Prediction(label="sphere", probs={"no": 0.02, ...})]
@@ -150,9 +147,9 @@ class Predictor:
     image_shape: tuple[int, int]
     input: InputConfig
     map: CardMap | None = None
-    """Cells of the maps of substructure that it draws, where it was trained with a truth head."""
+    """Cells of the network's maps of substructure mass; None where it was trained without a truth head."""
     calibration: Calibration | None = None
-    """What makes its word honest; while it is trained there is none."""
+    """Temperature, prediction sets and OOD score; None during training."""
 
     @classmethod
     def load(cls, name: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
@@ -163,71 +160,82 @@ class Predictor:
         """
         folder = bundle.locate(name)
         card = bundle.read_card(folder)
-        opened = open_engine(folder, card, engine, device)
+        runner = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
-        return cls(opened, card.classes, card.image_shape, card.input, card.map, calibration)
+        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
-        """Judge images, each [h, w] or [1, h, w] in any linear scale.
+        """Predictions for images, each [h, w] or [1, h, w] in any linear scale.
 
         Raises `ImageError` for an image that is not finite, constant or of another size.
         """
-        counts = [self.counts(np.asarray(one), f"image {number}") for number, one in enumerate(pixels)]
+        counts = [self.counts(np.asarray(image), f"image {number}") for number, image in enumerate(pixels)]
         return self.predict_counts(counts)
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
-        """Judge image files; `ImageError` names the first that cannot be used."""
-        counts = [(formats.read_counts(Path(path)), str(path)) for path in paths]
-        for one, name in counts:
-            self.check_size(one.shape, name)
-        return self.predict_counts([one for one, _ in counts])
+        """Predictions for the images in files, folders and patterns, the same as those of `sublens predict`.
 
-    def rows(self, found: Iterable[ReadResult], pixel_scale: float | None = None) -> Iterator[Row]:
-        """Judge what was found, a row each, in order; what cannot be used is a row with its error.
+        Each image is resampled by the pixel scale in its header and cut to size; a stack gives a prediction an
+        image. Raises `ImageError` for the first image that cannot be used.
+        """
+        with Reader() as reader:
+            results = reader.read(listing.list_images(map(parse_path, paths)))
+            counts = [self._usable(result, None).counts() for result in results]
+        return self.predict_counts(counts)
+
+    def rows(self, results: Iterable[ReadResult], pixel_scale: float | None = None) -> Iterator[Row]:
+        """A row for each image that was read, in order; an image that cannot be used has its error there.
 
         pixel_scale: arcsec a pixel of the images, where the user knows better than the files.
         """
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
-        for one in found:
-            if rows and one.place[0] // SLICE != rows[-1].place[0] // SLICE:
-                yield from self._filled(rows, counts)
+        for result in results:
+            if rows and result.place[0] // SLICE != rows[-1].place[0] // SLICE:
+                yield from self._with_predictions(rows, counts)
                 rows, counts = [], []
-            row = Row(one.path, one.number, place=one.place, ra=one.ra, dec=one.dec, id=one.id)
+            row = Row(result.path, result.number, place=result.place, ra=result.ra, dec=result.dec, id=result.id)
             try:
-                image = self.framed(one.image, pixel_scale)
+                image = self._usable(result, pixel_scale)
                 counts.append(image.counts())
                 rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec))
             except ImageError as err:
-                told = str(err)
-                is_named = told.startswith(str(one.path))
-                rows.append(replace(row, error=told if is_named else f"{row.name}: {told}"))
-            if len(rows) == BATCH:  # whatever failed: so the same images always share a batch
-                yield from self._filled(rows, counts)
+                rows.append(replace(row, error=str(err)))
+            if len(rows) == BATCH:  # failures included, so that the same images always share a batch
+                yield from self._with_predictions(rows, counts)
                 rows, counts = [], []
-        yield from self._filled(rows, counts)
+        yield from self._with_predictions(rows, counts)
+
+    def _usable(self, result: ReadResult, pixel_scale: float | None) -> Image:
+        """An image in the frame that the network was trained on; raises `ImageError`, with the image's name."""
+        try:
+            return self.framed(result.image, pixel_scale)
+        except ImageError as err:
+            if err.path:
+                raise
+            raise err.about(Row(result.path, result.number).name) from err
 
     def framed(self, image: Image | ImageError, pixel_scale: float | None) -> Image:
-        """What was found, in the frame that the network was trained on; raises what it is, if it is an error."""
+        """An image in the frame that the network was trained on; raises the error that stands in place of one."""
         if isinstance(image, ImageError):
             raise image
         side = field_of_view(self.input, self.image_shape)
         return resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
 
-    def _filled(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
-        judged = iter(self.predict_counts(counts))
+    def _with_predictions(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
+        predictions = iter(self.predict_counts(counts))
         for row in rows:
-            yield row if row.error else replace(row, prediction=next(judged))
+            yield row if row.error else replace(row, prediction=next(predictions))
 
     @property
     def pixel_scale(self) -> float | None:
-        """Arcsec a pixel of the images it was trained on, where they were simulated."""
+        """Arcsec a pixel of the training images; None where they were not simulated."""
         if self.map is None:
             return None
         return self.map.n_cells * self.map.cell_arcsec / field_of_view(self.input, self.image_shape)
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
-        """Probabilities [b, c] of images [b, h, w] given as counts above their minimum."""
+        """Probabilities [b, c] of images [b, h, w], in counts above their minimum."""
         return self.forward(counts).probs
 
     def masses(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -238,11 +246,11 @@ class Predictor:
         """
         masses = self.forward(counts).masses
         if masses is None:
-            raise BundleError(NO_MAP)
+            raise no_map()
         return masses
 
     def forward(self, counts: NDArray[np.uint16]) -> BatchPrediction:
-        """The output for images [b, h, w], given as counts above their minimum."""
+        """The network's output for images [b, h, w], in counts above their minimum."""
         logits, log_masses, moments = self.engine(counts)
         calibration = self.calibration
         probs = calibration.probs(logits) if calibration else softmax(logits)
@@ -266,7 +274,7 @@ class Predictor:
         Raises `ImageError`, which calls it `name`, where it is not finite, constant or of another size.
         """
         if pixels.ndim in (2, 3):
-            self.check_size(pixels.shape[-2:], name)  # before it is looked at, which takes a while
+            self.check_size(pixels.shape[-2:], name)  # before the pixels are checked, which takes a while
         return counts_above_minimum(check_pixels(pixels, name))
 
     def check_size(self, shape: tuple[int, ...], name: str) -> None:
@@ -274,21 +282,33 @@ class Predictor:
         if shape != self.image_shape:
             have, need = (f"{h} x {w}" for h, w in (shape, self.image_shape))
             raise ImageError(
-                f"{name}: is {have} pixels; this network was trained on {need}. Crop or resample the image."
+                f"is {have} pixels",
+                need=f"{need} pixels, as in the network's training images",
+                next="Crop or resample the image.",
+                path=name,
             )
 
     def predict_counts(self, counts: Sequence[NDArray[np.uint16]]) -> list[Prediction]:
         """Predictions for images of one size, each [h, w], `BATCH` at a time."""
         starts = range(0, len(counts), BATCH)
-        return [one for n in starts for one in self.forward(np.stack(counts[n : n + BATCH]))]
+        return [prediction for n in starts for prediction in self.forward(np.stack(counts[n : n + BATCH]))]
+
+
+def no_map() -> BundleError:
+    """The error for a network that draws no maps of substructure."""
+    return BundleError(
+        "This network draws no maps",
+        need="a network with a truth head",
+        next="Use lensnet, which comes with sublens, or train on a simulated data set with train.truth_weight above 0.",
+    )
 
 
 def open_engine(folder: Path, card: Card, name: EngineName | None = None, device: str = "cpu") -> Engine:
-    """What runs the network in `folder`: see `Predictor.load`."""
+    """The engine that runs the network in `folder`: see `Predictor.load`."""
     name = name or ("onnxruntime" if card.graph else "torch")
     if name != "torch":
-        engine = OnnxRuntime if name == "onnxruntime" else OpenVino
-        return engine(bundle.graph(folder, card))
+        run = OnnxRuntime if name == "onnxruntime" else OpenVino
+        return run(bundle.graph(folder, card))
     from sublens.inference import torch_engine
     from sublens.models import heads, weights
 

@@ -7,29 +7,34 @@ import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
-from xml.sax.saxutils import escape
+from typing import Any, Literal, NamedTuple, Protocol, Self
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from sublens.errors import ConfigError
+from sublens.errors import ConfigError, DataError
 from sublens.inference.predictor import BATCH, SLICE, Row
 from sublens.storage import object_store
-from sublens.storage.files import tidy, translate_errors, whole_file
+from sublens.storage.files import lock_file, tidy, translate_errors, whole_file
 
 BLOCK = 4096
-"""Rows that are turned into bytes at once."""
+"""Number of rows that are turned into bytes at once."""
+PLAN_BYTES = 2**20
+"""Length of the beginning and of the end of a table in which its plan is looked up, bytes."""
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML has no way to say."""
+"""Characters that XML cannot hold."""
 VOTABLE_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3">
 <RESOURCE type="results">
 <TABLE name="predictions">
-<DESCRIPTION>Dark-matter substructure in images of strong lenses, as sublens sees it</DESCRIPTION>
+<DESCRIPTION>Dark-matter substructure in images of strong lenses, as sublens predicts it</DESCRIPTION>
 """
 
 
@@ -53,33 +58,39 @@ def columns(classes: Sequence[str]) -> list[Column]:
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
         ),
-        Column("path", "text", "File that it was read_predictions from", "meta.ref.url"),
+        Column("path", "text", "File that it was read from", "meta.ref.url"),
         Column("label", "text", "Most probable class", "meta.code.class"),
         *(Column(f"p_{name}", "number", f"Calibrated probability of {name}", "stat.probability") for name in classes),
         Column("prediction_set", "text", "Classes that together hold the truth nine times in ten", "meta.code.class"),
-        Column("ood_score", "number", "How unlike the training images it is; 0 is usual", "stat.value"),
-        Column("ood", "truth", "Whether it is too unlike them for the rest to be trusted", "meta.code.qual"),
-        Column("notes", "text", "What was done to the image, and what looks wrong with it", "meta.note"),
-        Column("error", "text", "Why the image could not be judged; empty where it was", "meta.code.error"),
+        Column(
+            "ood_score",
+            "number",
+            "Distance from the training images; 0 is the mean of those in distribution",
+            "stat.value",
+        ),
+        Column(
+            "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
+        ),
+        Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
+        Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
         Column("dec", "number", "Declination of its centre, ICRS", "pos.eq.dec;meta.main", "deg"),
-        Column("bundle", "text", "Network that judged it, and the beginning of its weights' sha256", "meta.software"),
+        Column("bundle", "text", "Network, and the beginning of its weights' sha256", "meta.software"),
         Column("version", "text", "Version of sublens", "meta.version"),
     ]
 
 
 def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Record:
-    """A row as the table has it; None where there is nothing to tell."""
-    one = row.prediction
-    held = one.prediction_set if one else None
-    return {
+    """A row as the table has it; None where there is no value. Bytes of a file name that are no UTF-8 are escaped."""
+    prediction = row.prediction
+    cells: Record = {
         "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),
         "path": str(row.path),
-        "label": one.label if one else "",
-        **{f"p_{name}": one.probs[name] if one else None for name in classes},
-        "prediction_set": "" if held is None else ",".join(held) or "none",
-        "ood_score": one.ood if one else None,
-        "ood": one.is_ood if one and one.ood is not None else None,
+        "label": prediction.label if prediction else "",
+        **{f"p_{name}": prediction.probs[name] if prediction else None for name in classes},
+        "prediction_set": set_text(prediction.prediction_set if prediction else None),
+        "ood_score": prediction.ood if prediction else None,
+        "ood": prediction.is_ood if prediction else None,
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,
@@ -87,40 +98,58 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Recor
         "bundle": bundle,
         "version": version,
     }
+    return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+
+
+def set_text(members: Sequence[str] | None) -> str:
+    """A prediction set as text: its classes between commas, {} where it is empty, nothing where there is no set."""
+    return "" if members is None else ",".join(members) or "{}"
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Journal:
     """The rows so far, one a line in a file beside the table, so that a killed command can go on.
 
-    Its first line says what was asked for; a journal of something else is begun anew. Each row is
-    kept with its place: the number of the input and that of the image in it.
+    Its first line is the plan, which decides every row; a journal of another plan is begun anew, with a warning. Each
+    row is kept with its place: the number of the input and that of the image in it. Raises `DataError` where another
+    process writes the same table.
     """
 
     def __init__(self, table: Path, plan: Mapping[str, Any]) -> None:
         if table.suffix.lower() not in WRITERS:
             raise ConfigError(
-                f"{table}: sublens writes tables as {', '.join(WRITERS)}. End the name with one of these."
+                f"a table cannot be written as {table.suffix or 'a file without an extension'}",
+                need=f"one of {', '.join(WRITERS)}",
+                next="End the name with one of these.",
+                path=table,
             )
         self._path, self._table = object_store.staged(table).with_name(f".{table.name}.journal"), table
-        self._plan = json.dumps(plan, sort_keys=True)
+        self._plan, self._digest = _to_json(plan), plan_digest(plan)
 
     def __enter__(self) -> Self:
-        with translate_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
-        self.place, end = self._found()
-        if end:
-            self._file.truncate(end)
-        else:
-            self.begin_anew()
+        with ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(lock_file(self._path))
+            except DataError as err:
+                raise err.about(self._table) from err
+            self.place, end = self._resume_point()
+            if end:
+                self._file.truncate(end)
+            else:
+                self._warn_of_other_plan()
+                self.begin_anew()
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._lock.close()
 
-    def _found(self) -> tuple[tuple[int, int], int]:
+    def _resume_point(self) -> tuple[tuple[int, int], int]:
         """Where to go on, as (input, image in it), and the bytes up to there: after whole batches.
 
         Images that share a batch with others can differ in the last digit.
@@ -128,7 +157,7 @@ class Journal:
         self._file.seek(0)
         place, kept, end, n_together, last = (0, 0), 0, 0, 0, (0, 0)
         for number, line in enumerate(self._file):
-            if not line.endswith(b"\n") or (number == 0 and line.decode().strip() != self._plan):
+            if not line.endswith(b"\n") or (number == 0 and line[:-1] != self._plan.encode()):
                 break
             if number:
                 here = _place_of(line)
@@ -141,15 +170,23 @@ class Journal:
                 place = (last[0], last[1] + 1) if number else place
         return place, kept
 
+    def _warn_of_other_plan(self) -> None:
+        self._file.seek(0)
+        if self._file.readline().endswith(b"\n"):
+            warnings.warn(
+                f"{self._table}: the images, the network or the settings changed since it was stopped; it begins anew.",
+                stacklevel=3,
+            )
+
     def begin_anew(self) -> None:
-        """Forget all rows."""
+        """Drop all rows."""
         self.place = (0, 0)
         self._file.truncate(0)
         self._write(self._plan)
 
-    def add(self, place: tuple[int, int], one: Record) -> None:
+    def add(self, place: tuple[int, int], row: Record) -> None:
         """Keep a row."""
-        self._write(json.dumps({"place": place, "record": one}))
+        self._write(json.dumps({"place": place, "record": row}))
 
     def _write(self, line: str) -> None:
         with translate_errors(self._path):
@@ -166,88 +203,128 @@ class Journal:
 
     def finish(self, classes: Sequence[str]) -> tuple[int, int]:
         """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures."""
-        n_failed = [bool(one["error"]) for one in self.records()]
+        has_failed = [bool(row["error"]) for row in self.records()]
         with whole_file(self._table) as partial:
-            WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records)
+            WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records, self._digest)
         self._path.unlink()
         tidy(self._table)
-        return len(n_failed), sum(n_failed)
+        return len(has_failed), sum(has_failed)
+
+
+def is_complete(table: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a table was made by the same plan; False for .csv and .jsonl, which have no place for a plan."""
+    if table.suffix.lower() in PLAIN or not table.is_file():
+        return False
+    with suppress(OSError), object_store.local(table).open("rb") as file:
+        head = file.read(PLAN_BYTES)
+        file.seek(max(file.seek(0, io.SEEK_END) - PLAN_BYTES, 0))
+        return plan_digest(plan).encode() in head + file.read()
+    return False
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a plan, which tables hold."""
+    return sha256(_to_json(plan).encode()).hexdigest()
+
+
+def _to_json(plan: Mapping[str, Any]) -> str:
+    return json.dumps(plan, sort_keys=True)
 
 
 def _place_of(line: bytes) -> tuple[int, int]:
-    """Where a line of the journal has its row from, without reading the rest of it."""
+    """The place of a row, from its line in the journal, without reading the rest of it."""
     first, second = line[line.index(b"[") + 1 : line.index(b"]")].split(b",")
     return int(first), int(second)
 
 
 Rows = Callable[[], Iterator[Record]]
-"""Gives all records, each time it is called."""
+"""A function that gives all records, each time it is called."""
 
 
-def _csv(path: Path, known: list[Column], rows: Rows) -> None:
+class Writer(Protocol):
+    """Writes a new file of one format."""
+
+    def __call__(self, path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
+        """plan: digest of what made the rows, kept in the file unless its format is in `PLAIN`."""
+
+
+def _csv(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([column.name for column in known])
-        for one in rows():
-            table.writerow([_plain(one[column.name]) for column in known])
+        table.writerow([column.name for column in fields])
+        for row in rows():
+            table.writerow([_plain(row[column.name]) for column in fields])
 
 
 def _plain(cell: Cell) -> str:
     return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
 
 
-def _jsonl(path: Path, known: list[Column], rows: Rows) -> None:
+def _jsonl(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows())
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
 
 
-def _parquet(path: Path, known: list[Column], rows: Rows) -> None:
+def _parquet(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"text": pa.string(), "number": pa.float64(), "truth": pa.bool_()}
-    about = [{"description": column.description, "ucd": column.ucd, "unit": column.unit} for column in known]
-    fields = [
-        pa.field(column.name, kinds[column.kind], metadata=told) for column, told in zip(known, about, strict=True)
+    about = [{"description": column.description, "ucd": column.ucd, "unit": column.unit} for column in fields]
+    parts = [
+        pa.field(column.name, kinds[column.kind], metadata=words) for column, words in zip(fields, about, strict=True)
     ]
-    schema = pa.schema(fields)
+    schema = pa.schema(parts, metadata={"plan": plan})
     with parquet.ParquetWriter(path, schema) as file:
-        for some in _blocks(rows()):
-            file.write_table(pa.Table.from_pylist(some, schema=schema))
+        for block in _blocks(rows()):
+            file.write_table(pa.Table.from_pylist(block, schema=schema))
 
 
 def _blocks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    while some := list(islice(records, BLOCK)):
-        yield some
+    while block := list(islice(records, BLOCK)):
+        yield block
 
 
-def _fits(path: Path, known: list[Column], rows: Rows) -> None:
+def _fits(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     from astropy.io import fits
 
-    widths, n = dict.fromkeys((column.name for column in known), 1), 0
-    for one in rows():
+    widths, n = dict.fromkeys((column.name for column in fields), 1), 0
+    for row in rows():
         n += 1
         for name, width in widths.items():
-            widths[name] = max(width, len(_ascii(one[name])))
-    formats = {"text": "A{}", "number": "D", "truth": "L"}
-    kinds = {"text": "S{}", "number": ">f8", "truth": "S1"}
-    dtype = np.dtype([(column.name, kinds[column.kind].format(widths[column.name])) for column in known])
-    header = fits.Header([("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2)])
-    header.update(NAXIS1=dtype.itemsize, NAXIS2=n, PCOUNT=0, GCOUNT=1, TFIELDS=len(known), EXTNAME="PREDICTIONS")
-    for number, column in enumerate(known, start=1):
-        header[f"TTYPE{number}"] = column.name
-        width = widths[column.name] if column.kind == "text" else 1
-        header[f"TFORM{number}"] = f"{width}{formats[column.kind][0]}"
-        header[f"TCOMM{number}"], header[f"TUCD{number}"] = column.description, column.ucd
-        if column.unit:
-            header[f"TUNIT{number}"] = column.unit
-    with path.open("wb") as file:
-        file.write(fits.PrimaryHDU().header.tostring().encode("ascii"))
-        file.write(header.tostring().encode("ascii"))
-        for some in _blocks(rows()):
-            cells = [tuple(_binary(column, one[column.name]) for column in known) for one in some]
-            file.write(np.array(cells, dtype).tobytes())
-        file.write(bytes(-n * dtype.itemsize % 2880))
+            widths[name] = max(width, len(_ascii(row[name])))
+    table = _empty_hdu(fields, widths)
+    table.header["NAXIS2"], table.header["PLAN"] = n, plan
+    dtype = table.columns.dtype.newbyteorder(">")
+    path.unlink(missing_ok=True)  # a stream is appended to what is there
+    with closing(fits.StreamingHDU(path, table.header)) as file:
+        for block in _blocks(rows()):
+            cells = [tuple(_binary(column, row[column.name]) for column in fields) for row in block]
+            file.write(np.array(cells, dtype).view(np.uint8))
+
+
+def _empty_hdu(fields: list[Column], widths: Mapping[str, int]) -> Any:
+    """A FITS table without rows, whose text columns are so many bytes wide."""
+    from astropy.io import fits
+
+    formats = {"number": "D", "truth": "L"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)  # of names that are not letters and digits
+        parts = [
+            fits.Column(
+                _printable(column.name), formats.get(column.kind, f"{widths[column.name]}A"), column.unit or None
+            )
+            for column in fields
+        ]
+        table = fits.BinTableHDU.from_columns(parts, nrows=0, name="PREDICTIONS")
+    for number, column in enumerate(fields, start=1):
+        table.header[f"TCOMM{number}"], table.header[f"TUCD{number}"] = _printable(column.description), column.ucd
+    return table
+
+
+def _printable(text: str) -> str:
+    """Text for a FITS header, which holds printable ASCII: all else is escaped."""
+    return text.encode("unicode_escape").decode()
 
 
 def _ascii(cell: Cell) -> bytes:
@@ -258,56 +335,59 @@ def _binary(column: Column, cell: Cell) -> bytes | float:
     if column.kind == "text":
         return _ascii(cell)
     if column.kind == "truth":
-        return b"T" if cell else b"F"  # astropy warns of anything else
+        return ord("F" if cell is False else "T")  # astropy reads the null of the standard as False
     return np.nan if cell is None else float(cell)
 
 
-def _ecsv(path: Path, known: list[Column], rows: Rows) -> None:
+def _ecsv(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     head = io.StringIO()
-    _empty(known).write(head, format="ascii.ecsv", delimiter=",")
+    _empty_table(fields, plan).write(head, format="ascii.ecsv", delimiter=",")
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(head.getvalue())
-        table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        for one in rows():
-            table.writerow([_typed(column, one[column.name]) for column in known])
+        for row in rows():
+            file.write(",".join(_typed(column, row[column.name]) for column in fields) + "\n")
 
 
-def _typed(column: Column, cell: Cell) -> Cell:
+def _typed(column: Column, cell: Cell) -> str:
+    """A cell of an ECSV table: text in quotes, an empty cell for a truth that is not known."""
+    if isinstance(cell, str):
+        return '"' + cell.replace('"', '""') + '"'
     if cell is None:
-        return np.nan if column.kind == "number" else False
-    return cell
+        return "nan" if column.kind == "number" else ""
+    return str(cell)
 
 
-def _empty(known: list[Column]) -> Any:
+def _empty_table(fields: list[Column], plan: str) -> Any:
     """An astropy table without rows, whose columns are described."""
     from astropy.table import Table
 
     kinds = {"text": "U1", "number": "f8", "truth": "bool"}
-    table = Table({column.name: np.zeros(0, kinds[column.kind]) for column in known})
-    for column in known:
+    table = Table({column.name: np.zeros(0, kinds[column.kind]) for column in fields}, meta={"plan": plan})
+    for column in fields:
         table[column.name].description = column.description
         table[column.name].meta["ucd"] = column.ucd
         table[column.name].unit = column.unit or None
     return table
 
 
-def _votable(path: Path, known: list[Column], rows: Rows) -> None:
+def _votable(path: Path, fields: list[Column], rows: Rows, plan: str = "") -> None:
     kinds = {
         "text": 'datatype="unicodeChar" arraysize="*"',
         "number": 'datatype="double"',
         "truth": 'datatype="boolean"',
     }
     with path.open("w", encoding="utf-8") as file:
-        file.write(VOTABLE_HEAD)
-        for column in known:
+        file.write(f'{VOTABLE_HEAD}<INFO name="plan" value={quoteattr(plan)}/>\n')
+        for column in fields:
             unit = f' unit="{column.unit}"' if column.unit else ""
+            name = quoteattr(UNPRINTABLE.sub("?", column.name))
             file.write(
-                f'<FIELD name="{escape(column.name)}" {kinds[column.kind]} ucd="{column.ucd}"{unit}>'
-                f"<DESCRIPTION>{escape(column.description)}</DESCRIPTION></FIELD>\n"
+                f'<FIELD name={name} {kinds[column.kind]} ucd="{column.ucd}"{unit}>'
+                f"<DESCRIPTION>{_markup(column.description)}</DESCRIPTION></FIELD>\n"
             )
         file.write("<DATA><TABLEDATA>\n")
-        for one in rows():
-            cells = "".join(f"<TD>{_markup(one[column.name])}</TD>" for column in known)
+        for row in rows():
+            cells = "".join(f"<TD>{_markup(row[column.name])}</TD>" for column in fields)
             file.write(f"<TR>{cells}</TR>\n")
         file.write("</TABLEDATA></DATA>\n</TABLE>\n</RESOURCE>\n</VOTABLE>\n")
 
@@ -318,7 +398,7 @@ def _markup(cell: Cell) -> str:
     return "" if cell is None else ("T" if cell else "F") if isinstance(cell, bool) else repr(cell)
 
 
-WRITERS: dict[str, Callable[[Path, list[Column], Rows], None]] = {
+WRITERS: dict[str, Writer] = {
     ".csv": _csv,
     ".jsonl": _jsonl,
     ".parquet": _parquet,
@@ -328,3 +408,5 @@ WRITERS: dict[str, Callable[[Path, list[Column], Rows], None]] = {
     ".xml": _votable,
 }
 """How a table is written, by the end of its name."""
+PLAIN = (".csv", ".jsonl")
+"""Formats that hold nothing but rows."""

@@ -41,6 +41,9 @@ class Remote(type(Path())):  # type: ignore[misc]
     Its methods raise `DataError` where the store does not answer.
     """
 
+    stamp: tuple[int, int] | None = None
+    """Size in bytes and time of the last change in ns; None unless a listing of its folder gave them."""
+
     def __str__(self) -> str:
         return re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", super().__str__())
 
@@ -240,7 +243,22 @@ def _find(path: Remote) -> list["FileInfo"]:
 
 
 def _listed(folder: Remote, *, is_deep: bool) -> list[Remote]:
-    return sorted(folder / info.path.removeprefix(_key(folder)).lstrip("/") for info in _infos(folder, is_deep=is_deep))
+    return sorted(_stamped(folder, info) for info in _infos(folder, is_deep=is_deep))
+
+
+def _stamped(folder: Remote, info: "FileInfo") -> Remote:
+    path: Remote = folder / info.path.removeprefix(_key(folder)).lstrip("/")
+    path.stamp = (info.size, info.mtime_ns) if info.is_file else None
+    return path
+
+
+def stamps(path: Remote) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change, ns, of a file or of each file in a folder; empty where there is none."""
+    if path.stamp:
+        return [(str(path), *path.stamp)]
+    info = _info(path)
+    infos = [info] if info.is_file else _infos(path, is_deep=True)
+    return [(info.path, info.size, info.mtime_ns) for info in infos]
 
 
 def _infos(folder: Remote, *, is_deep: bool, has_folders: bool = False) -> list["FileInfo"]:
