@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublens import metrics
-from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, side_seen
+from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, input_side
 from sublens.data.dataset import Dataset, Part, open_dataset
 from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor
@@ -237,7 +237,7 @@ def pulled(lever: Lever, dataset: Dataset, n_images: int, seed: int) -> dict[str
         share_done=lambda step: step / n_steps,
         on_step=on_step,
         on_epoch=lambda epoch: None,
-        has_bf16=networks.has_bf16_gain(lever.network, "cpu", side_seen(seen, part.shape)),
+        has_bf16=networks.has_bf16_gain(lever.network, "cpu", input_side(seen, part.shape)),
     )
     seconds = process_time() - start
     predictor = predict_dataset.eager((averaged if lever.ema else model).eval(), dataset.classes, part.shape, seen)

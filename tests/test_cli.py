@@ -423,11 +423,11 @@ def test_a_killed_table_goes_on_where_it_was(
     assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
     add, seen = tables.Journal.add, []
 
-    def killed(self: tables.Journal, place: tuple[int, int], one: tables.Record) -> None:
-        if place == (2, 7):
+    def killed(self: tables.Journal, index: tuple[int, int], one: tables.Record) -> None:
+        if index == (2, 7):
             raise KeyboardInterrupt
-        seen.append(place)
-        add(self, place, one)
+        seen.append(index)
+        add(self, index, one)
 
     with monkeypatch.context() as patch:
         patch.setattr(tables.Journal, "add", killed)

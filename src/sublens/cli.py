@@ -624,7 +624,7 @@ def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
     n_images = n_failed = 0
     names = [column.name for column in tables.columns(classes) if column.name not in NOT_SHOWN]
     for row in rows:
-        if not n_images:  # nothing is printed before it is clear that images can be judged
+        if not n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
         record = {**tables.record(row, classes, "", ""), "path": row.name}
@@ -648,7 +648,7 @@ def export_(
     ] = False,
     mirrors: Annotated[
         bool,
-        typer.Option("--mirrors", help="Judge each image by the mean over its four mirror images: 4 times the work."),
+        typer.Option("--mirrors", help="Predict by the mean over an image's four mirror images: 4 times the work."),
     ] = False,
     force: Force = False,
 ) -> None:
@@ -870,7 +870,7 @@ def _say(text: str) -> None:
 
 
 def _process() -> str:
-    """Which of the processes that torchrun started this is, unless it is the first."""
+    """Number of this process under torchrun, in words; empty for the first."""
     number = os.environ.get("RANK", "0")
     return "" if number == "0" else f", process {number} on {platform.node()}"
 

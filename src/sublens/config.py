@@ -227,11 +227,11 @@ def field_of_view(config: InputConfig, shape: tuple[int, int]) -> int:
     return side
 
 
-def side_seen(config: InputConfig, shape: tuple[int, int]) -> int:
+def input_side(config: InputConfig, shape: tuple[int, int]) -> int:
     """Side of the network's input for images of this shape, input pixels."""
     return config.resize or field_of_view(config, shape) // config.binning
 
 
 def zoom(config: InputConfig, shape: tuple[int, int]) -> float:
     """Input pixels for each pixel of images of this shape, along a side; below 1 if binned."""
-    return side_seen(config, shape) / field_of_view(config, shape)
+    return input_side(config, shape) / field_of_view(config, shape)

@@ -98,7 +98,7 @@ def test_every_catalogue_leads_to_the_same_cutouts(reader: Reader, tmp_path: Pat
     results = results_at(reader, big, on_sky(tmp_path / name, pixels.shape, Name=["007", "J1000+02", "c d"]))
     assert [result.id for result in results] == ["007", "J1000+02", "c d"]
     assert all(np.array_equal(cutout, around(pixels, xy)) for cutout, xy in zip(pixels_of(results), XY, strict=True))
-    assert [(result.number, result.place) for result in results] == [(0, (0, 0)), (1, (1, 0)), (2, (2, 0))]
+    assert [(result.number, result.source_index) for result in results] == [(0, (0, 0)), (1, (1, 0)), (2, (2, 0))]
 
 
 def test_pixels_and_sky_are_one_position(reader: Reader, tmp_path: Path) -> None:
@@ -439,12 +439,12 @@ def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, m
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]
     add, added = tables.Journal.add, []
 
-    def killed(self: tables.Journal, place: tuple[int, int], row: tables.Record) -> None:
-        if place == (6, 0) and place not in added:
-            added.append(place)
+    def killed(self: tables.Journal, index: tuple[int, int], row: tables.Record) -> None:
+        if index == (6, 0) and index not in added:
+            added.append(index)
             raise KeyboardInterrupt
-        added.append(place)
-        add(self, place, row)
+        added.append(index)
+        add(self, index, row)
 
     monkeypatch.setattr(tables.Journal, "add", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -100,10 +100,10 @@ def test_a_child_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> No
         places = []
         for result in reader.read([tmp_path / "a.npz"] * 3):
             assert isinstance(result.image, Image)
-            if result.place in ((0, 0), (1, 12)):
+            if result.source_index in ((0, 0), (1, 12)):
                 assert reader._child is not None
                 os.kill(reader._child._process.pid, signal.SIGKILL)
-            places.append(result.place)
+            places.append(result.source_index)
     assert places == [(file, number) for file in range(3) for number in range(20)]
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_ends_every_child_costs_one_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sys.executable", "false")
     with Reader() as reader:
         results = list(reader.read([tmp_path / "a.npy"] * 2))
-    assert [result.place for result in results] == [(0, 0), (1, 0)]
+    assert [result.source_index for result in results] == [(0, 0), (1, 0)]
     assert all(
         "reading it fails; needs an intact file that is read in 2 GiB" in str(result.image) for result in results
     )

@@ -168,9 +168,9 @@ def test_mirror_images_that_do_harm_are_refused(
 
 def test_a_table_names_the_network_and_how_it_computes(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     plain = bundle.read_card(trained)
-    assert plain.judge == f"lensnet {plain.weights_sha256[:12]}"
+    assert plain.identity == f"lensnet {plain.weights_sha256[:12]}"
     onnx_export.export(trained, small_dataset, tmp_path / "mean", mirrors=True)
     mean = bundle.read_card(tmp_path / "mean")
-    assert mean.judge == f"{plain.judge} mean of mirror images"
+    assert mean.identity == f"{plain.identity} mean of mirror images"
     query, images = Query("any", []), Listing.of([])
     assert query.plan(mean, images) != query.plan(plain, images)  # so neither goes on with the other's table

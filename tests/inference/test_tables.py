@@ -73,7 +73,7 @@ def failed(place: int) -> Row:
 def written(path: Path, rows: list[Row]) -> Path:
     with tables.Journal(path, {}) as journal:
         for row in rows:
-            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         assert journal.finish(CLASSES) == (len(rows), sum(bool(row.error) for row in rows))
     return path
 
@@ -193,13 +193,13 @@ def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
     whole = written(tmp_path / "whole.csv", rows).read_text()
     with tables.Journal(path, {"inputs": "these"}) as journal:
         for row in rows[:4]:
-            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
     partial = tmp_path / ".a.csv.journal"
     partial.write_bytes(partial.read_bytes()[:-20])  # killed within the fourth row
     with tables.Journal(path, {"inputs": "these"}) as journal:
-        assert journal.place == (1, 1)
+        assert journal.resume_at == (1, 1)
         for row in rows[2:]:
-            journal.add(row.place, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
+            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         journal.finish(CLASSES)
     assert path.read_text() == whole
     assert not partial.exists()
@@ -217,14 +217,14 @@ def test_a_journal_of_another_plan_is_begun_anew_with_a_warning(
     monkeypatch.setattr(tables, "BATCH", 1)
     journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
     with pytest.warns(UserWarning, match=r"a\.csv: .* begins anew"), tables.Journal(tmp_path / "a.csv", {}) as journal:
-        assert (journal.place, list(journal.records())) == ((0, 0), [])
+        assert (journal.resume_at, list(journal.records())) == ((0, 0), [])
 
 
 def test_a_journal_of_the_same_plan_goes_on_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "BATCH", 1)
     journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
     with tables.Journal(tmp_path / "a.csv", {"inputs": "these"}) as journal:
-        assert journal.place == (2, 1)
+        assert journal.resume_at == (2, 1)
         assert [row["id"] for row in journal.records()] == ["0", "1", "2"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, side_seen
+from sublens.config import InputConfig, ModelConfig, RunConfig, TrainConfig, input_side
 from sublens.errors import ConfigError
 from sublens.images.pixels import QUANTISED_PEAK
 from sublens.models import inputs, networks
@@ -188,7 +188,7 @@ def test_a_binning_that_does_not_divide_is_refused() -> None:
 def test_small_images_shrink_the_default_crop() -> None:
     network_input = networks.resolved(RunConfig(), (49, 49)).input
     assert network_input is not None
-    assert side_seen(network_input, (49, 49)) == 24
+    assert input_side(network_input, (49, 49)) == 24
 
 
 def test_a_network_fills_in_its_own_settings() -> None:

@@ -267,7 +267,7 @@ def test_two_clusters_of_one_machine_do_not_meet() -> None:
 def test_a_cluster_reports_its_progress() -> None:
     with dask.open_cluster("local:2") as mapper:
         assert list(mapper(abs, range(5))) == list(range(5))
-        assert mapper.told() == "5 slices done, 0 under way on 2 workers"
+        assert mapper.status() == "5 slices done, 0 under way on 2 workers"
 
 
 def test_a_worker_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,6 @@ def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = F
     layout = Layout.of(folder)
     computed = open_cluster(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
-        count = Count(advance, mapper.told)
+        count = Count(advance, mapper.status)
         splits = {name: partial(layout.chunks, name, count.add, mapper=mapper) for name in layout.files}
         store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)

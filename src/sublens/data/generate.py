@@ -50,7 +50,7 @@ def simulate(
     files.refuse_existing(out, force=force)
     computed = open_cluster(cluster) if cluster else open_processes(workers)
     with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
-        count = Count(advance, mapper.told)
+        count = Count(advance, mapper.status)
         splits: dict[str, Source] = {
             split: partial(_chunks, survey, seed, split, n, mapper, save_maps, count) for split, n in sizes.items() if n
         }

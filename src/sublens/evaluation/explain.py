@@ -238,8 +238,8 @@ def _drawn(
         if isinstance(result, Explanation):
             picture = f"{number:0{len(str(n_files))}}-{row.path.stem}.png"
             save(result, method, folder / picture)
-        count.add(row.place[0] - n_done)
-        n_done = row.place[0]
+        count.add(row.source_index[0] - n_done)
+        n_done = row.source_index[0]
         yield record(result, picture)
     count.add(n_files - n_done)
 

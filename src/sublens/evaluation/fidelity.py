@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sublens import metrics
-from sublens.config import InputConfig, TrainConfig, side_seen
+from sublens.config import InputConfig, TrainConfig, input_side
 from sublens.data.dataset import Part
 from sublens.errors import DataError, ImageError
 from sublens.images import formats, pixels
@@ -156,7 +156,7 @@ def _trained(batches: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn
         share_done=lambda step: step / n_steps,
         on_step=lambda step: None,
         on_epoch=on_epoch,
-        has_bf16=networks.has_bf16_gain("lensnet", batches.device, side_seen(batches.seen, batches.part.shape)),
+        has_bf16=networks.has_bf16_gain("lensnet", batches.device, input_side(batches.input, batches.part.shape)),
     )
     return network.eval()
 

@@ -63,7 +63,7 @@ class ReadResult(NamedTuple):
     image: Image | ImageError
     number: int | None = None
     """Index in a file that holds many images, or in the catalogue."""
-    place: tuple[int, int] = (0, 0)
+    source_index: tuple[int, int] = (0, 0)
     """Index of the input, and of the image in it."""
     id: str = ""
     """Name in the catalogue, where the image is a cutout and has one."""
@@ -124,7 +124,7 @@ class Reader(Keeper):
         for path, image in reader.read(paths): ...
     """
 
-    wanted: ImageSelector = field(default_factory=ImageSelector)
+    selector: ImageSelector = field(default_factory=ImageSelector)
     """Choice of an extension or array."""
     seconds: float = SECONDS
     """Longest time to read one image."""
@@ -139,7 +139,7 @@ class Reader(Keeper):
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
 
         paths: as `list_images` or `Positions.cuts` give them; a result that needs no reading is passed on.
-        start: the `place` to begin at.
+        start: the `source_index` to begin at.
         """
         with object_store.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
             self._copies.clear()
@@ -162,14 +162,14 @@ class Reader(Keeper):
                 try:
                     for number, result in enumerate(self._results(child, pending[0])):
                         if number >= n_known:
-                            yield result._replace(place=(index, number))
+                            yield result._replace(source_index=(index, number))
                             n_known = number + 1
                 except EndedError as err:
                     self._end()
                     if not is_retry:
                         is_retry = True
                         continue
-                    yield _failed(pending[0], err)._replace(place=(index, n_known))
+                    yield _failed(pending[0], err)._replace(source_index=(index, n_known))
                 done = pending.popleft()
                 if isinstance(done, FetchedCopy):
                     remove(done.copy.parent)
@@ -192,7 +192,7 @@ class Reader(Keeper):
             return []
         child = self._running_child(())
         try:
-            child.send({"path": path_to_hex(path), "selector": self.wanted, "extensions": True})
+            child.send({"path": path_to_hex(path), "selector": self.selector, "extensions": True})
             message, extensions = child.receive(START_SECONDS), []
             while message["kind"] != "end":
                 extensions = message.get("extensions", [])
@@ -205,7 +205,7 @@ class Reader(Keeper):
     def _send(self, child: Child, request: ReadRequest) -> None:
         if isinstance(request, ReadResult):
             return
-        message: Message = {"path": path_to_hex(self._local(request)), "selector": self.wanted}
+        message: Message = {"path": path_to_hex(self._local(request)), "selector": self.selector}
         if isinstance(request, Cutout):
             message["cut"] = (request.number, request.xy, request.size)
         child.send(message)

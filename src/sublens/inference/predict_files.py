@@ -73,7 +73,7 @@ def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
 
 @dataclass(frozen=True)
 class Query:
-    """Which images to predict, and how."""
+    """A choice of images to predict, and how."""
 
     network: str
     """Name of a network that comes with sublens, or a folder."""
@@ -114,8 +114,8 @@ def predict(
     """Predict image files with a trained network: a row for each image, in order.
 
     images: the query's inputs, if they are listed already. maps: folder for maps of the substructure mass,
-    NUMBER-NAME.fits for each image. start: the `place` of the row to begin with. cluster: where to compute, if not
-    in this process, see `sublens.parallel.dask.open_cluster`; files must have the same names there. Raises
+    NUMBER-NAME.fits for each image. start: the `source_index` of the row to begin with. cluster: where to compute, if
+    not in this process, see `sublens.parallel.dask.open_cluster`; files must have the same names there. Raises
     `BundleError` where the network cannot be used or draws no maps, and `DataError` where the catalogue or the big
     image cannot be read.
     """
@@ -126,7 +126,7 @@ def predict(
             raise no_map()
         draw = stack.enter_context(_drawing(maps, predictor.map, force=force)) if maps and predictor.map else None
         mapper = stack.enter_context(open_cluster(cluster)) if cluster else HERE
-        count = Count(stack.enter_context(bar("predicting", len(paths))), mapper.told)
+        count = Count(stack.enter_context(bar("predicting", len(paths))), mapper.status)
         count.skip(start[0])
         done = start[0]
         if cluster:
@@ -137,8 +137,8 @@ def predict(
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
                 draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
-            count.add(row.place[0] - done)
-            done = row.place[0]
+            count.add(row.source_index[0] - done)
+            done = row.source_index[0]
             yield row
         count.add(len(paths) - done)
 
@@ -160,9 +160,9 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], star
     tasks = (Task(plain, hashes, batch) for batch in iter(lambda: tuple(islice(requests, SLICE)), ()))
     for number, rows in enumerate(mapper(_predict_task, tasks), start=first):
         for row in rows:
-            place = (row.place[0] + number * SLICE, row.place[1])
-            if place >= start:
-                yield replace(row, place=place)
+            index = (row.source_index[0] + number * SLICE, row.source_index[1])
+            if index >= start:
+                yield replace(row, source_index=index)
 
 
 def _predict_task(task: Task) -> list[Row]:
@@ -228,8 +228,10 @@ def predict_to_table(
     with tables.Journal(out, plan) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
-        for row in predict(query, images=images, maps=maps, start=journal.place, cluster=cluster, force=force, bar=bar):
-            journal.add(row.place, tables.record(row, card.classes, card.judge, ours))
+        for row in predict(
+            query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
+        ):
+            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours))
         return journal.finish(card.classes)
 
 

@@ -104,7 +104,7 @@ class Row:
     error: str = ""
     notes: tuple[str, ...] = ()
     """What was done to the image, and what looks wrong with it."""
-    place: tuple[int, int] = (0, 0)
+    source_index: tuple[int, int] = (0, 0)
     """Number of the input, and of the image in it."""
     ra: float | None = None
     dec: float | None = None
@@ -191,10 +191,12 @@ class Predictor:
         rows: list[Row] = []
         counts: list[NDArray[np.uint16]] = []
         for result in results:
-            if rows and result.place[0] // SLICE != rows[-1].place[0] // SLICE:
+            if rows and result.source_index[0] // SLICE != rows[-1].source_index[0] // SLICE:
                 yield from self._with_predictions(rows, counts)
                 rows, counts = [], []
-            row = Row(result.path, result.number, place=result.place, ra=result.ra, dec=result.dec, id=result.id)
+            row = Row(
+                result.path, result.number, source_index=result.source_index, ra=result.ra, dec=result.dec, id=result.id
+            )
             try:
                 image = self._usable(result, pixel_scale)
                 counts.append(image.counts())

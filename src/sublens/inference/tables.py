@@ -114,8 +114,8 @@ class Journal:
     """The rows so far, one a line in a file beside the table, so that a killed command can go on.
 
     Its first line is the plan, which decides every row; a journal of another plan is begun anew, with a warning. Each
-    row is kept with its place: the number of the input and that of the image in it. Raises `DataError` where another
-    process writes the same table.
+    row is kept with its source index: the number of the input and that of the image in it. Raises `DataError` where
+    another process writes the same table.
     """
 
     def __init__(self, table: Path, plan: Mapping[str, Any]) -> None:
@@ -135,7 +135,7 @@ class Journal:
                 self._file = stack.enter_context(lock_file(self._path))
             except DataError as err:
                 raise err.about(self._table) from err
-            self.place, end = self._resume_point()
+            self.resume_at, end = self._resume_point()
             if end:
                 self._file.truncate(end)
             else:
@@ -155,20 +155,20 @@ class Journal:
         Images that share a batch with others can differ in the last digit.
         """
         self._file.seek(0)
-        place, kept, end, n_together, last = (0, 0), 0, 0, 0, (0, 0)
+        index, kept, end, n_together, last = (0, 0), 0, 0, 0, (0, 0)
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n") or (number == 0 and line[:-1] != self._plan.encode()):
                 break
             if number:
-                here = _place_of(line)
+                here = _source_index(line)
                 if here[0] // SLICE != last[0] // SLICE:  # which no batch spans
-                    place, kept, n_together = here, end, 0
+                    index, kept, n_together = here, end, 0
                 n_together, last = n_together + 1, here
             end += len(line)
             if n_together % BATCH == 0:
                 kept = end
-                place = (last[0], last[1] + 1) if number else place
-        return place, kept
+                index = (last[0], last[1] + 1) if number else index
+        return index, kept
 
     def _warn_of_other_plan(self) -> None:
         self._file.seek(0)
@@ -180,13 +180,13 @@ class Journal:
 
     def begin_anew(self) -> None:
         """Drop all rows."""
-        self.place = (0, 0)
+        self.resume_at = (0, 0)
         self._file.truncate(0)
         self._write(self._plan)
 
-    def add(self, place: tuple[int, int], row: Record) -> None:
+    def add(self, source_index: tuple[int, int], row: Record) -> None:
         """Keep a row."""
-        self._write(json.dumps({"place": place, "record": row}))
+        self._write(json.dumps({"source_index": source_index, "record": row}))
 
     def _write(self, line: str) -> None:
         with translate_errors(self._path):
@@ -231,8 +231,8 @@ def _to_json(plan: Mapping[str, Any]) -> str:
     return json.dumps(plan, sort_keys=True)
 
 
-def _place_of(line: bytes) -> tuple[int, int]:
-    """The place of a row, from its line in the journal, without reading the rest of it."""
+def _source_index(line: bytes) -> tuple[int, int]:
+    """The source index of a row, from its line in the journal, without reading the rest of it."""
     first, second = line[line.index(b"[") + 1 : line.index(b"]")].split(b",")
     return int(first), int(second)
 

@@ -191,7 +191,7 @@ class Card(Frozen):
     selection part of the data it was tested on."""
 
     @property
-    def judge(self) -> str:
+    def identity(self) -> str:
         """Origin of a prediction in a table: the network, its weights, and its graph's computation unless plain."""
         parts = [self.network, self.weights_sha256[:12]]
         if self.graph and self.graph.precision != "float32":

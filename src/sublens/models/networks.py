@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, RunConfig, TrainConfig, side_seen
+from sublens.config import InputConfig, RunConfig, TrainConfig, input_side
 from sublens.errors import ConfigError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -121,7 +121,7 @@ def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:
     name = config.model.name
     timm_name(name)
     network_input = config.input or _default_input(name, shape)
-    side_seen(network_input, shape)
+    input_side(network_input, shape)
     train = _with_own_choices(config.train, NETWORKS.get(name, DEFAULT))
     return config.model_copy(update={"input": network_input, "train": train})
 

@@ -211,7 +211,7 @@ class _OnCluster(Mapper):
             self._n_done += 1
             yield result
 
-    def told(self) -> str:
+    def status(self) -> str:
         n_pending = self._n_submitted - self._n_done
         return f"{self._n_done} slices done, {n_pending} under way on {self._n_workers} workers"
 

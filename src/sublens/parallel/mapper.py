@@ -34,7 +34,7 @@ class Mapper:
         """The result of `work`, a function of some module, for each slice, in order."""
         return map(work, slices)
 
-    def told(self) -> str:
+    def status(self) -> str:
         """A few words on the progress, if there are any."""
         return ""
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, field_of_view, side_seen, zoom
+from sublens.config import InputConfig, field_of_view, input_side, zoom
 from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError
 from sublens.models import bundle, weights
@@ -42,7 +42,7 @@ class Teacher:
         _refuse_other_split(name, card, dataset)
         model = to_device(weights.load(folder, card)[0], device)
         last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
-        teacher, side = cls(card, model, FeatureMaps(model, list(last.values()))), side_seen(card.input, shape)
+        teacher, side = cls(card, model, FeatureMaps(model, list(last.values()))), input_side(card.input, shape)
         blank = torch.zeros(1, card.input.channels, side, side, device=device)
         if not teacher.feature_maps(blank) or not teacher.maps.fit():
             raise ConfigError(
@@ -99,7 +99,7 @@ class StudentMaps(nn.Module):
     def __init__(self, model: nn.Module, config: InputConfig, teacher: Teacher) -> None:
         """config: the input of `model`. Raises `ConfigError` where `model` has no feature maps."""
         super().__init__()
-        shape, side = teacher.card.image_shape, side_seen(config, teacher.card.image_shape)
+        shape, side = teacher.card.image_shape, input_side(config, teacher.card.image_shape)
         if not getattr(model, "feature_info", None):
             raise _no_feature_maps()
         finer = zoom(config, shape) / zoom(teacher.card.input, shape)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, TrainConfig, field_of_view, side_seen, zoom
+from sublens.config import InputConfig, TrainConfig, field_of_view, input_side, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import TruthHead
@@ -197,11 +197,11 @@ def fitting_batch(model: nn.Module, batches: "BatchSource", *, has_bf16: bool) -
 
     Measured on blank images; the optimiser's own memory is not counted.
     """
-    side, size = side_seen(batches.seen, batches.part.shape), batches.size // batches.ranks.n // 2
+    side, size = input_side(batches.input, batches.part.shape), batches.size // batches.ranks.n // 2
     while size:
         try:
             with torch.autocast(batches.device, torch.bfloat16, enabled=has_bf16):
-                images = torch.zeros(size, batches.seen.channels, side, side, device=batches.device)
+                images = torch.zeros(size, batches.input.channels, side, side, device=batches.device)
                 model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
             return size * batches.ranks.n
         except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
@@ -223,7 +223,7 @@ def truth_head(
     assert config.truth_weight is not None, "settings must be resolved"
     if not (dataset.survey and dataset.train.truth and config.truth_weight and getattr(model, "feature_info", None)):
         return None, 0
-    side = side_seen(network_input, dataset.train.shape)
+    side = input_side(network_input, dataset.train.shape)
     head = TruthHead(model, zoom(network_input, dataset.train.shape))
     with torch.no_grad():
         model.eval()(torch.zeros(1, network_input.channels, side, side))
@@ -235,7 +235,7 @@ class BatchSource:
     """Prepared batches of one part of a data set."""
 
     part: Part
-    seen: InputConfig
+    input: InputConfig
     config: TrainConfig
     device: str
     survey: Survey | None = None
@@ -282,9 +282,9 @@ class BatchSource:
     def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
         part = self.part.take(positions)
         counts = self.part.counts(positions)
-        images, masses, teacher_maps = self._prepared(counts, self.seen, flips), None, None
+        images, masses, teacher_maps = self._prepared(counts, self.input, flips), None, None
         if self.survey and part.truth:
-            field = field_of_view(self.seen, self.part.shape) * self.survey.camera.pixel_scale
+            field = field_of_view(self.input, self.part.shape) * self.survey.camera.pixel_scale
             logs = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
             masses = mirrored(logs, flips).to(self.device)
         if self.teacher:

@@ -88,7 +88,7 @@ class TrainState:
         """The card's entry of the truth head's map; None without a head."""
         if not (self.head and dataset.survey):
             return None
-        side = field_of_view(self.batches.seen, dataset.train.shape) * dataset.survey.camera.pixel_scale
+        side = field_of_view(self.batches.input, dataset.train.shape) * dataset.survey.camera.pixel_scale
         return CardMap(n_cells=self.batches.n_cells, cell_arcsec=side / self.batches.n_cells)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sublens.config import RunConfig, checked, side_seen
+from sublens.config import RunConfig, checked, input_side
 from sublens.data.dataset import Dataset
 from sublens.errors import DataError
 from sublens.models import bundle, networks
@@ -93,7 +93,7 @@ def train_run(
 def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:
     """The network, its heads, its optimiser and its batches, before the first step."""
     assert config.input is not None
-    name, network_input, side = config.model.name, config.input, side_seen(config.input, dataset.train.shape)
+    name, network_input, side = config.model.name, config.input, input_side(config.input, dataset.train.shape)
     model = networks.build(name, len(dataset.classes), network_input.channels, pretrained=config.model.pretrained)
     networks.check_input_size(model, name, network_input.channels, side)
     head, n_cells = loop.truth_head(model, network_input, dataset, config.train)

@@ -124,7 +124,7 @@ class SearchStep(Answer):
     mass_msun: float
     """0 for the smooth lens."""
     probability: float
-    """Of substructure, mean over the noise draws."""
+    """Probability of substructure, mean over the noise draws."""
     visible: bool
 
 

@@ -194,7 +194,7 @@ def _metadata(network: ServedNetwork) -> dict[str, Any]:
         "platform": "onnxruntime_onnx" if network.card.graph else "pytorch_libtorch",
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, height, width]}],
         "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in outputs],
-        "parameters": {"classes": ",".join(network.card.classes), "bundle": network.card.judge},
+        "parameters": {"classes": ",".join(network.card.classes), "bundle": network.card.identity},
     }
 
 

@@ -67,7 +67,7 @@ class Parsers:
     def _read(self, path: Path, selector: ImageSelector, deadline: float) -> ParsedFile:
         reader = self._readers.get()
         try:
-            reader.wanted = selector
+            reader.selector = selector
             results, n_pixels, is_cut = list[ReadResult](), 0, False
             for result in reader.read([path]):
                 is_cut = len(results) == MAX_IMAGES or n_pixels >= MAX_PIXELS
@@ -254,17 +254,17 @@ def _image(upload: Upload, result: ReadResult, outcomes: Iterator[Sequence[Image
     own = next(outcomes)
     framed = zip(own, upload.networks, strict=True)
     first = next(((outcome.counts, network) for outcome, network in framed if outcome.counts is not None), None)
-    shown, scale = first[0] if first else None, image.pixel_scale
+    counts, scale = first[0] if first else None, image.pixel_scale
     if first:
         scale = first[1].predictor.pixel_scale or scale
     elif max(image.pixels.shape) <= MAX_SHOWN:
-        shown = image.counts()
+        counts = image.counts()
     answer = ImagePredictions(
         id=name,
         number=result.number,
         ra=image.ra,
         dec=image.dec,
-        counts=None if shown is None else array(shown),
+        counts=None if counts is None else array(counts),
         pixel_scale=scale,
         is_scale_known=upload.pixel_scale is not None or image.pixel_scale is not None,
         predictions=[outcome.prediction for outcome in own],
@@ -310,7 +310,7 @@ def _record(network: ServedNetwork, row: CatalogueRow) -> tables.Record:
         id=row.id,
     )
     own = {"path": row.path, "correction": row.correction, "comment": row.comment}
-    return {**tables.record(plain, card.classes, card.judge, version("sublens")), **own}
+    return {**tables.record(plain, card.classes, card.identity, version("sublens")), **own}
 
 
 def _prediction(row: CatalogueRow, classes: Sequence[str]) -> Prediction:

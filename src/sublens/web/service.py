@@ -90,7 +90,7 @@ class ServedNetwork:
         card, calibration = self.card, self.predictor.calibration
         return NetworkSummary(
             name=self.name,
-            bundle=card.judge,
+            bundle=card.identity,
             classes=card.classes,
             image_shape=card.image_shape,
             pixel_scale=self.predictor.pixel_scale,
