@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from astropy.io import fits
 from PIL import Image
@@ -374,6 +375,23 @@ def test_export_writes_a_graph_that_predicts(
     assert printed.startswith(str(tmp_path / "alone" / "graph.onnx"))
     assert "differ from those of torch by" in printed
     assert sublens("predict", tmp_path / "alone", *cutouts, "--map", tmp_path / "maps") == 0
+
+
+def test_export_to_a_name_that_ends_in_onnx_writes_that_file(
+    mapper: Path, small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.onnx"
+    assert sublens("export", mapper, small_store, "--out", out) == 0
+    assert capsys.readouterr().out.startswith(str(out))
+    assert [output.name for output in onnx.load(out).graph.output][:1] == ["logits"]
+    assert "exists" in refused(capsys, "export", mapper, small_store, "--out", out)
+
+
+def test_comparing_a_shipped_network_is_answered_with_what_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "compare", "lensnet", "--out", tmp_path / "report")
+    assert "sublens evaluate lensnet DATASET --out runs/lensnet" in message
 
 
 def test_predict_prints_a_line_an_image_and_leaves_maps(

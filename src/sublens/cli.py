@@ -658,7 +658,8 @@ def export_(
 
     It is compared with torch, in double precision, on the selection part, and refused where any
     probability differs by more than 1e-5; with --int8, where the AUC differs by more than 0.0005; with
-    --mirrors, where it is lower by more than that. `sublens predict` takes the folder.
+    --mirrors, where it is lower by more than that. `sublens predict` takes the folder; where --out ends
+    in .onnx, the file alone is written.
 
     sublens export resnet18 data/ct1 --int8 --out resnet18-int8
     """
@@ -667,10 +668,12 @@ def export_(
     from sublens.progress import visible
     from sublens.storage import files
 
-    files.refuse_existing(out, force=force)
+    is_file = out.suffix == ".onnx"
+    (files.refuse_existing_file if is_file else files.refuse_existing)(out, force=force)
     data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(bundle.locate(network)), visible)
-    comparison = onnx_export.export(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
-    print(out / bundle.GRAPH)
+    write = onnx_export.export_file if is_file else onnx_export.export
+    comparison = write(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
+    print(out if is_file else out / bundle.GRAPH)
     reference = "the float32 graph" if int8 else "torch"
     n, deviation = comparison.n, comparison.deviation
     print(f"  probabilities of {n:,} images differ from those of {reference} by {deviation:.1e} at most")

@@ -260,6 +260,26 @@ def export(
     return entry
 
 
+def export_file(
+    name: str | Path,
+    dataset: Dataset,
+    out: Path,
+    *,
+    int8: bool = False,
+    mirrors: bool = False,
+    force: bool = False,
+    bar: Bar = silent,
+) -> CardGraph:
+    """Leave the graph of `export` by itself in the file `out`, with its calibration in the notes."""
+    files.refuse_existing_file(out, force=force)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        entry = export(name, dataset, folder, int8=int8, mirrors=mirrors, bar=bar)
+        with files.whole_file(out) as partial:
+            shutil.copyfile(folder / GRAPH, partial)
+    return entry
+
+
 PLAIN = "plain.onnx"
 """File name of the graph without mirror images, beside the one with them."""
 

@@ -150,6 +150,13 @@ class Run:
 
 
 def _read(folder: Path) -> Run:
+    if not folder.exists() and str(folder) in bundle.shipped():
+        raise DataError(
+            "comes with sublens and is not measured here",
+            need="a measured run",
+            next=f"Measure a copy with `sublens evaluate {folder} DATASET --out runs/{folder}`; compare that.",
+            path=folder,
+        )
     try:
         card = bundle.read_card(folder)
     except BundleError as err:
