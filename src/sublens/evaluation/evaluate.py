@@ -217,7 +217,7 @@ def _calibration_scores(calibration: Calibration | None, predictions: Prediction
     scores["coverage"] = metrics.coverage(sets, labels, predictions.classes)
     scores["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
     if predictions.ood is not None:
-        scores["ood"] = float((predictions.ood > calibration.ood_threshold).mean())
+        scores["ood"] = float(calibration.is_ood(predictions.ood).mean())
     return scores
 
 

@@ -37,6 +37,8 @@ class Image:
     """Index in a file that holds many images."""
     notes: Sequence[str] = ()
     """Changes that were made to the pixels, and doubts about them, in words."""
+    mask: NDArray[np.bool_] | None = None
+    """Missing pixels [h, w]; None where none is known."""
 
     def counts(self) -> NDArray[np.uint16]:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
@@ -52,6 +54,8 @@ class RawImage(NamedTuple):
     wcs: tuple[float | None, float | None, float | None] = (None, None, None)
     """Pixel scale, arcsec, right ascension and declination of the centre, degrees."""
     notes: tuple[str, ...] = ()
+    mask: NDArray[np.bool_] | None = None
+    """Missing pixels [h, w]; None where none is known."""
 
 
 def check_pixels(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:

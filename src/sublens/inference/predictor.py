@@ -257,7 +257,7 @@ class Predictor:
         calibration = self.calibration
         probs = calibration.probs(logits) if calibration else softmax(logits)
         ood = calibration.ood(moments) if calibration and calibration.layers else None
-        is_ood = None if calibration is None or ood is None else ood > calibration.ood_threshold
+        is_ood = None if calibration is None or ood is None else calibration.is_ood(ood)
         sets = calibration.sets(probs) if calibration else None
         return BatchPrediction(
             classes=self.classes,

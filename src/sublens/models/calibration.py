@@ -75,6 +75,10 @@ class Calibration:
         distances = [layer.distance(rows) for layer, rows in zip(self.layers, moments, strict=True)]
         return np.asarray(np.mean(distances, 0))
 
+    def is_ood(self, scores: Floats) -> NDArray[np.bool_]:
+        """Whether images of these scores [n] are out of distribution, [n]."""
+        return np.asarray(scores > self.ood_threshold)
+
 
 def softmax(logits: Floats) -> Floats:
     """Probabilities [n, c]."""

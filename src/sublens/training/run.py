@@ -29,11 +29,11 @@ from sublens.training.recorder import (
     NullRecorder,
     TrainingRecorder,
     TrainState,
-    graceful_stop,
     has_no_steps,
     open_log,
     open_no_log,
 )
+from sublens.training.signals import graceful_stop
 
 
 def resolve_settings(config: RunConfig, dataset: Dataset) -> RunConfig:
