@@ -315,7 +315,7 @@ def test_a_contact_sheet_is_drawn(tmp_path: Path) -> None:
 
 def test_a_contact_sheet_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens("presets", "--show", tmp_path / "sheet.doc") == 1
-    assert "ends in .png, .pdf or .svg" in capsys.readouterr().err
+    assert "needs .png, .pdf or .svg" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_2() -> None:

@@ -336,9 +336,9 @@ def verify(
             damaged += [f"{name}: {problem}"] if problem else []
     if damaged:
         raise DataError(
-            f"{len(damaged)} files are not as they were written:\n  " + "\n  ".join(damaged) + "\n",
+            f"{len(damaged)} files are not as they were written",
             need="the bytes of its manifest",
-            next="Copy the store again, or make it again.",
+            next="Copy the store again, or make it again:\n  " + "\n  ".join(damaged),
             path=path,
         )
     print(_described(path))

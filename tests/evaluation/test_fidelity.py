@@ -79,5 +79,5 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, small_survey: Survey) 
     with pytest.raises(ImageError, match="48.npy: is 48 x 48 pixels; needs 40 x 40, as the first"):
         fidelity.fidelity(small_survey, tmp_path, "no")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    with pytest.raises(ImageError, match="has no array .counts.; name one"):
+    with pytest.raises(ImageError, match="has no array .counts.; needs one of images"):
         fidelity.fidelity(small_survey, tmp_path / "other.npz", "no")

@@ -287,7 +287,7 @@ def test_what_is_written_to_a_machine_is_not_written_to_a_store(capsys: pytest.C
     with pytest.raises(SystemExit) as end:
         cli.main(["train", "data", "--out", "s3://bucket/run"])
     assert end.value.code == 2
-    assert "s3://bucket/run is no place on this machine" in capsys.readouterr().err
+    assert "s3://bucket/run must be a local path" in capsys.readouterr().err
 
 
 class Forbidding(BaseHTTPRequestHandler):

@@ -554,7 +554,7 @@ def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> N
     run.train_run(easy, QUICK, stopped, resume=True)
     (stopped / recorder.SCORES).write_bytes(scores)
     assert not evaluate.is_measured(stopped, easy)
-    with pytest.raises(DataError, match="is not measured with the weights it has"):
+    with pytest.raises(DataError, match="is not measured with the weights that it has"):
         publish([stopped], easy, stopped.parent / "bundle")
 
 
