@@ -54,7 +54,7 @@ def test_nothing_gives_nothing(predictor: Predictor) -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.full((24, 20), np.nan), "image 1: 480 of 480 pixels are NaN"),
+        (np.full((24, 20), np.nan), "image 1: all 480 pixels are missing"),
         (np.ones((24, 20)), "image 1: every pixel is 1"),
         (np.eye(20), "image 1: is 20 x 20 pixels; needs 24 x 20 pixels, as in the network's training images"),
         (np.zeros((3, 24, 20)), r"image 1: has shape \(3, 24, 20\)"),

@@ -136,7 +136,7 @@ class Missing:
         if self.n_images:
             are_filled = f"{self.n_pixels:,} pixels of {self.n_images:,} images are missing and filled from neighbours"
             names = ", ".join(self.holes[:MAX_NAMES]) + (" ..." if len(self.holes) > MAX_NAMES else "")
-            holes = f"{len(self.holes):,} have holes too large to fill, set to their median; leave these out: {names}"
+            holes = f"{len(self.holes):,} have holes too large to fill well; leave these out: {names}"
             warnings.warn(f"{folder}: {are_filled}{f'; {holes}' if self.holes else ''}.", stacklevel=3)
 
 

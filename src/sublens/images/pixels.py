@@ -16,8 +16,10 @@ MAX_FILLED = 2**17
 """Most missing pixels in the field of view; filling more takes seconds."""
 FILL_SIGMA = 1.7
 """Standard deviation of the weights of a missing pixel's neighbours, pixels of the network: about its PSF's."""
-MIN_WEIGHT = 0.3
-"""Least share of these weights on good pixels; where it is less the pixel is in a hole wider than the PSF."""
+MIN_WEIGHT = 0.45
+"""Least share of these weights that lies on good pixels; a square hole of 4 x 4 pixels is too large."""
+MIN_FITTED = 0.1
+"""Least share of a pixel that is fitted nevertheless; others keep a typical value."""
 FILL_BLOCK = 4096
 """Number of pixels that are filled at once."""
 SENTINELS = (-99, -999, -9999, -99999, -999999, -(2**15), -(2**31))
@@ -168,8 +170,8 @@ Field = tuple[slice, slice]
 def fill_field(image: Image, field: Field, sigma: float = FILL_SIGMA, arcsec: float | None = None) -> Image:
     """The image with the missing pixels of its field of view filled from their neighbours; a note says so.
 
-    A pixel without enough neighbours stays as it is, and the image is marked by `has_hole`. sigma: standard
-    deviation of the neighbours' weights, pixels. arcsec: side of a pixel, where it is known, for the note. Raises
+    An image with pixels that have too few good neighbours is marked by `has_hole`. sigma: standard deviation of the
+    neighbours' weights, pixels. arcsec: side of a pixel, where it is known, for the note. Raises
     `ImageError` where more than `MAX_MISSING` of the field is missing.
     """
     if image.mask is None:
@@ -182,9 +184,9 @@ def fill_field(image: Image, field: Field, sigma: float = FILL_SIGMA, arcsec: fl
     for start in range(0, len(places), FILL_BLOCK):
         at = places[start : start + FILL_BLOCK]
         values, share = _fit_neighbours(image.pixels, image.mask, at, neighbours)
-        is_hole = share < MIN_WEIGHT
-        pixels[tuple(at.T)] = np.where(is_hole, pixels[tuple(at.T)], values.clip(good.min(), good.max()))
-        n_holes += int(is_hole.sum())
+        at, values = at[share >= MIN_FITTED], values[share >= MIN_FITTED]
+        pixels[at[:, 0], at[:, 1]] = values.clip(good.min(), good.max())
+        n_holes += int((share < MIN_WEIGHT).sum())
     pixels[missing] = _to_whole_photons(pixels[missing], good)
     note = _missing_note(image.mask, field, n_holes, arcsec)
     return replace(image, pixels=pixels, notes=(*image.notes, note), has_hole=n_holes > 0)
@@ -231,19 +233,20 @@ def _fit_neighbours(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values [n] for the pixels `at` [n, 2], and the share [n] of their neighbours' weights that lies on good pixels.
 
-    A parabola is fitted to the good neighbours: the normalised convolution of Knutsson & Westin (1993) with a basis
-    of second order, which unlike a mean of the neighbours does not flatten the crest of an arc.
+    image, mask: pixels and missing pixels [h, w]. A parabola is fitted to the good neighbours: the normalised
+    convolution of Knutsson & Westin (1993) with a basis of second order, which unlike a mean of the neighbours does
+    not flatten the crest of an arc.
     """
     rows, columns, (height, width) = at[:, :1] + neighbours.rows, at[:, 1:] + neighbours.columns, mask.shape
     is_inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     indices = rows.clip(0, height - 1), columns.clip(0, width - 1)
     weights, pixels, terms = neighbours.weights * (is_inside & ~mask[indices]), image[indices], neighbours.terms
-    share = weights.sum(1)
-    mean = (weights * pixels).sum(1) / np.maximum(share, 1e-300)
+    total = weights.sum(1)
+    mean = (weights * pixels).sum(1) / np.maximum(total, 1e-300)
     products = (weights @ (terms[:, :, None] * terms[:, None]).reshape(len(terms), 36)).reshape(-1, 6, 6)
     products += 1e-6 * np.eye(6)  # neighbours in a line fit many parabolas
     offsets = (weights * (pixels - mean[:, None])) @ terms
-    return mean + np.linalg.solve(products, offsets[:, :, None])[:, 0, 0], share
+    return mean + np.linalg.solve(products, offsets[:, :, None])[:, 0, 0], total / (is_inside @ neighbours.weights)
 
 
 def _to_whole_photons(values: NDArray[np.float64], good: NDArray[np.float64]) -> NDArray[np.float64]:
