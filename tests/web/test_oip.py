@@ -112,6 +112,17 @@ def test_a_header_that_is_no_length_is_refused(header: str, client: TestClient) 
     assert answer.status_code == 400
 
 
+def test_an_image_with_a_hole_is_out_of_distribution(client: TestClient) -> None:
+    images = IMAGES.astype("<f4")
+    images[1, 70:74, 70:74] = np.nan
+    image = tensor(datatype="FP32", data=None, parameters={"binary_data_size": images.nbytes})
+    head = json.dumps({"inputs": [image]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    arrays = outputs(client.post(URL, content=head + images.tobytes(), headers=headers).json())
+    assert arrays["ood"].tolist() == [False, True, False]
+    assert arrays["prediction_set"].any(axis=1).tolist() == [True, False, True]
+
+
 def test_an_unusable_image_is_refused_by_its_index(client: TestClient) -> None:
     flat = IMAGES.copy()
     flat[1] = 7

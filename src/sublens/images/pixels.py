@@ -132,12 +132,13 @@ def _check_values(values: NDArray[np.float64], name: str) -> None:
 def _sentinels(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels [h, w] outside the mask whose value only says that they are missing."""
     is_good = np.isfinite(values) & ~mask
-    limits = {"where": is_good}
-    low, high = values.min(initial=np.inf, **limits), values.max(initial=-np.inf, **limits)
-    sentinels = np.zeros_like(mask)
+    sentinels, good = np.zeros_like(mask), values if is_good.all() else values[is_good]
+    if not good.size:
+        return sentinels
+    low, high = good.min(), good.max()
     for value in {low, high, *(value for value in SENTINELS if value > low)}:
         holders = is_good & (values == value)
-        if _is_shared(holders) and _is_sentinel(float(value), values[is_good & ~holders], int(holders.sum())):
+        if _is_shared(holders) and _is_sentinel(float(value), values[is_good & ~holders], np.count_nonzero(holders)):
             sentinels |= holders
     return sentinels
 
@@ -146,7 +147,7 @@ def _is_shared(holders: NDArray[np.bool_]) -> bool:
     """Whether these pixels are many, or a whole edge of the image."""
     number, share = MIN_SENTINELS
     edges = holders[0], holders[-1], holders[:, 0], holders[:, -1]
-    return bool(holders.sum() >= max(number, share * holders.size) or any(edge.all() for edge in edges))
+    return np.count_nonzero(holders) >= max(number, share * holders.size) or any(edge.all() for edge in edges)
 
 
 def _is_sentinel(value: float, others: NDArray[np.float64], n_holders: int) -> bool:
@@ -180,7 +181,7 @@ def fill_field(image: Image, field: Field, sigma: float = FILL_SIGMA, arcsec: fl
     missing[field] = image.mask[field]
     _check_missing(missing, field)
     places, pixels = np.argwhere(missing), image.pixels.copy()
-    good, neighbours, n_holes = pixels[~image.mask], Neighbours.of(sigma), 0
+    good, neighbours, n_holes = pixels[field][~image.mask[field]], Neighbours.of(sigma), 0
     for start in range(0, len(places), FILL_BLOCK):
         at = places[start : start + FILL_BLOCK]
         values, share = _fit_neighbours(image.pixels, image.mask, at, neighbours)
@@ -290,7 +291,7 @@ def _n_levels(pixels: NDArray[np.float64]) -> int | None:
     """Photons between the least and the greatest of `pixels`, of any shape; None where they are unknown."""
     scaled = _minmax(pixels)
     gaps = np.diff(np.unique(scaled))
-    step = gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0)
+    step = float(gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0))
     for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
         n_levels = round(divisor / step)
         counts = scaled * n_levels
