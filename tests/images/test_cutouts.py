@@ -413,6 +413,22 @@ def test_a_lens_is_predicted_as_if_cut_out_before(field: Path, lenses: NDArray[n
         assert np.allclose([(row["ra"], row["dec"]) for row in rows], np.transpose([ra, dec]), rtol=0, atol=1e-8)
 
 
+def test_missing_pixels_of_a_field_are_filled_or_flagged(field: Path, tmp_path: Path) -> None:
+    pixels = fits.getdata(field)
+    for (x, y), half in zip(LENSES, (0, 1, 2), strict=True):
+        around(pixels, (x - 30, y), (2 * half, 2 * half))[:] = np.nan
+    rows = table_rows(
+        [save(tmp_path / "a.fits", pixels)], tmp_path / "a.jsonl", at=positions(tmp_path / "a.csv", LENSES)
+    )
+    assert [(row["label"], row["ood"]) for row in rows] == [("no", False), ("sphere", False), ("vort", True)]
+    assert [row["prediction_set"] for row in rows] == ["no", "sphere", ""]
+    assert rows[0]["notes"] == ""
+    assert "4 missing pixels, 4 of them in the central 4.8 x 4.8 arcsec, the nearest 1.5 arcsec" in str(
+        rows[1]["notes"]
+    )
+    assert "16 missing pixels" in str(rows[2]["notes"])
+
+
 def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> None:
     pixels, size = np.kron(fits.getdata(field), np.ones((2, 2))), resample.cutout_size((150, 150), 0.05, 0.025)
     save(tmp_path / "fine.fits", pixels, scale=0.025)

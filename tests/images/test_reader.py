@@ -185,6 +185,7 @@ def test_missing_pixels_are_known_to_the_parent(reader: Reader, tmp_path: Path) 
     fits.PrimaryHDU(pixels).writeto(tmp_path / "a.fits")
     image = only(reader.read([tmp_path / "a.fits"]))
     assert isinstance(image, Image)
+    assert image.mask is not None
     assert np.array_equal(image.mask, np.isnan(pixels))
     assert image.pixels[0, 0] == np.nanmedian(pixels)
     pixels[:] = np.nan

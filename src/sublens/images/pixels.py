@@ -138,7 +138,7 @@ def _sentinels(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[
     low, high = good.min(), good.max()
     for value in {low, high, *(value for value in SENTINELS if value > low)}:
         holders = is_good & (values == value)
-        if _is_shared(holders) and _is_sentinel(float(value), values[is_good & ~holders], np.count_nonzero(holders)):
+        if _is_shared(holders) and _is_sentinel(float(value), values[is_good & ~holders], int(holders.sum())):
             sentinels |= holders
     return sentinels
 
@@ -147,7 +147,7 @@ def _is_shared(holders: NDArray[np.bool_]) -> bool:
     """Whether these pixels are many, or a whole edge of the image."""
     number, share = MIN_SENTINELS
     edges = holders[0], holders[-1], holders[:, 0], holders[:, -1]
-    return np.count_nonzero(holders) >= max(number, share * holders.size) or any(edge.all() for edge in edges)
+    return bool(np.count_nonzero(holders) >= max(number, share * holders.size) or any(edge.all() for edge in edges))
 
 
 def _is_sentinel(value: float, others: NDArray[np.float64], n_holders: int) -> bool:
