@@ -230,8 +230,21 @@ def test_a_part_without_a_class_is_refused(image_folder: Path) -> None:
         dataset.open_dataset(image_folder, SplitConfig(selection=0))
 
 
+def test_missing_pixels_are_filled_and_warned_of(image_folder: Path, tmp_path: Path) -> None:
+    path = image_folder / "train" / "ring" / "3.npy"
+    image = np.load(path)
+    image[0, 8, 8] = np.nan
+    np.save(path, image)
+    with pytest.warns(UserWarning, match=r"train: 1 pixels of 1 images are missing and filled from neighbours\.$"):
+        dataset.open_dataset(image_folder, EVERY_PART)
+    image[0, 6:10, 6:10] = np.nan
+    np.save(path, image)
+    with pytest.warns(UserWarning, match=r"16 pixels .* 1 have holes too .*; leave these out: train/ring/3\.npy\.$"):
+        dataset.pack(image_folder, tmp_path / "store")
+
+
 def test_a_bad_image_leaves_no_store_behind(image_folder: Path, tmp_path: Path) -> None:
     np.save(image_folder / "test" / "ring" / "3.npy", np.full((1, 16, 16), np.nan))
-    with pytest.raises(ImageError, match=r"3\.npy: 256 of 256 pixels are NaN"):
+    with pytest.raises(ImageError, match=r"3\.npy: all 256 pixels are missing"):
         dataset.pack(image_folder, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -161,7 +161,8 @@ def test_no_position_is_lost_whatever_is_wrong_with_it(reader: Reader, tmp_path:
     assert "46% of the 24 x 24 pixels around it are off the image; needs at most 10%" in reasons[1]
     assert all("is no number" in reasons[index] for index in (2, 3, 4, 5, 7))
     assert "on the 300 x 200" in reasons[6]
-    assert all("576 of 576 pixels are NaN or infinite" in reasons[index] for index in (8, 9))
+    assert "all 576 pixels are missing" in reasons[8]
+    assert "576 of 576 pixels are infinite" in reasons[9]
     assert "every pixel is 3" in reasons[10]
     assert isinstance(results[11].image, Image)
     assert results[0].ra == pytest.approx(150 + 189.5 * 0.05 / 3600 / np.cos(np.radians(2)), abs=1e-5)
@@ -180,9 +181,11 @@ def test_a_little_over_the_edge_is_filled_and_noted(reader: Reader, tmp_path: Pa
     pixels = sky()
     (result,) = results_at(reader, save(tmp_path / "big.fits", pixels), listed(tmp_path / "a.csv", "100.5,9.5"))
     assert isinstance(result.image, Image)
-    assert result.image.notes == ["8.3% of the pixels were off the image", "8.3% of the pixels were NaN"]
+    assert result.image.notes == ["8.3% of the pixels were off the image"]
+    assert result.image.mask is not None
+    assert np.flatnonzero(result.image.mask.all(axis=1)).tolist() == [0, 1]
+    assert result.image.mask.sum() == 2 * 24
     assert np.array_equal(result.image.pixels[2:], pixels[:22, 89:113])
-    assert (result.image.pixels[:2] == np.median(pixels[:22, 89:113])).all()
 
 
 def test_an_image_too_large_for_one_lens_is_cut(reader: Reader, tmp_path: Path) -> None:
@@ -408,6 +411,22 @@ def test_a_lens_is_predicted_as_if_cut_out_before(field: Path, lenses: NDArray[n
         assert [[row[name] for name in known] for row in rows] == [[row[name] for name in known] for row in apart]
         ra, dec = WCS(header((400, 600))).all_pix2world(*np.transpose(LENSES), 0)
         assert np.allclose([(row["ra"], row["dec"]) for row in rows], np.transpose([ra, dec]), rtol=0, atol=1e-8)
+
+
+def test_missing_pixels_of_a_field_are_filled_or_flagged(field: Path, tmp_path: Path) -> None:
+    pixels = fits.getdata(field)
+    for (x, y), half in zip(LENSES, (0, 1, 2), strict=True):
+        around(pixels, (x - 30, y), (2 * half, 2 * half))[:] = np.nan
+    rows = table_rows(
+        [save(tmp_path / "a.fits", pixels)], tmp_path / "a.jsonl", at=positions(tmp_path / "a.csv", LENSES)
+    )
+    assert [(row["label"], row["ood"]) for row in rows] == [("no", False), ("sphere", False), ("vort", True)]
+    assert [row["prediction_set"] for row in rows] == ["no", "sphere", ""]
+    assert rows[0]["notes"] == ""
+    assert "4 missing pixels, 4 of them in the central 4.8 x 4.8 arcsec, the nearest 1.5 arcsec" in str(
+        rows[1]["notes"]
+    )
+    assert "16 missing pixels" in str(rows[2]["notes"])
 
 
 def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> None:

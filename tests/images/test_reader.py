@@ -179,17 +179,18 @@ def test_patterns_are_expanded(tmp_path: Path) -> None:
     assert isinstance(none, ReadResult)
 
 
-def test_few_missing_pixels_are_filled_and_noted(reader: Reader, tmp_path: Path) -> None:
+def test_missing_pixels_are_known_to_the_parent(reader: Reader, tmp_path: Path) -> None:
     pixels = light()
     pixels[0, :3] = np.nan
     fits.PrimaryHDU(pixels).writeto(tmp_path / "a.fits")
     image = only(reader.read([tmp_path / "a.fits"]))
     assert isinstance(image, Image)
-    assert image.notes == ["0.5% of the pixels were NaN"]
+    assert image.mask is not None
+    assert np.array_equal(image.mask, np.isnan(pixels))
     assert image.pixels[0, 0] == np.nanmedian(pixels)
-    pixels[:5] = np.nan
+    pixels[:] = np.nan
     np.save(tmp_path / "b.npy", pixels)
-    assert "120 of 576 pixels are NaN" in error_of(reader.read([tmp_path / "b.npy"])).what
+    assert "all 576 pixels are missing" in error_of(reader.read([tmp_path / "b.npy"])).what
 
 
 def test_the_position_on_the_sky_is_read(reader: Reader, tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from sublens.config import InputConfig
 from sublens.errors import ImageError
 from sublens.images import formats, pixels
+from sublens.images.reader import Reader
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
+from sublens.models.calibration import Calibration
 from sublens.models.networks import build
+from sublens.sim import scene
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_nothing_gives_nothing(predictor: Predictor) -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.full((24, 20), np.nan), "image 1: 480 of 480 pixels are NaN"),
+        (np.full((24, 20), np.nan), "image 1: all 480 pixels are missing"),
         (np.ones((24, 20)), "image 1: every pixel is 1"),
         (np.eye(20), "image 1: is 20 x 20 pixels; needs 24 x 20 pixels, as in the network's training images"),
         (np.zeros((3, 24, 20)), r"image 1: has shape \(3, 24, 20\)"),
@@ -64,6 +69,49 @@ def test_nothing_gives_nothing(predictor: Predictor) -> None:
 def test_an_image_that_cannot_be_used_is_named(predictor: Predictor, bad: object, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         predictor([images_of(1)[0], bad])  # type: ignore[list-item]
+
+
+def test_masked_pixels_and_nan_are_filled_alike(predictor: Predictor) -> None:
+    image = images_of(1)[0].astype(float)
+    image[10, 11] = np.nan
+    masked = np.ma.masked_less(np.where(np.isnan(image), -999, image), -900)
+    assert predictor([masked]) == predictor([masked[None]]) == predictor([image])
+    assert predictor([masked])[0].is_ood is None
+    assert masked.data[10, 11] == -999
+
+
+def test_an_image_with_a_hole_is_out_of_distribution_and_the_others_are_not(predictor: Predictor) -> None:
+    images = images_of().astype(float)
+    images[1, 10:14, 8:12] = np.nan
+    calibration = Calibration(temperature=1, cutoff=0)
+    for network in (predictor, replace(predictor, calibration=calibration)):
+        whole, hole, last = network(list(images))
+        assert (hole.is_ood, hole.prediction_set) == (True, None)
+        assert whole.probs == pytest.approx(network([images[0]])[0].probs, abs=1e-6)
+        assert whole.is_ood is last.is_ood is None
+    assert whole.prediction_set == predictor.classes
+
+
+def test_files_with_holes_are_flagged_and_noted(predictor: Predictor, tmp_path: Path) -> None:
+    images = images_of().astype(float)
+    images[1, 10:14, 8:12], images[2, 4:12, 6:14] = np.nan, np.nan
+    np.savez(tmp_path / "a.npz", images)
+    with Reader() as reader:
+        whole, hole, lost = predictor.rows(reader.read([tmp_path / "a.npz"]))
+    flags = [row.prediction.is_ood for row in (whole, hole) if row.prediction]
+    assert flags == [prediction.is_ood for prediction in predictor(images[:2])] == [None, True]
+    assert "16 missing pixels, 16 of them in the central 20 x 20 pixels" in hole.notes[-1]
+    assert "a.npz#2: 64 of the 400 pixels around its centre are missing" in lost.error
+
+
+def test_a_few_missing_pixels_on_the_arcs_make_no_substructure() -> None:
+    images = scene.observed(scene.drawn("common-test-1", "no", 4), 6).astype(float)
+    whole = Predictor.load("lensnet")(images)
+    for image in images:
+        row, column = np.unravel_index(gaussian_filter(image, 2).argmax(), image.shape)
+        image[row - 1 : row + 1, column - 1 : column + 1] = np.nan
+    assert [prediction.label for prediction in Predictor.load("lensnet")(images)] == [row.label for row in whole]
+    assert [row.label for row in whole] == ["no"] * 6
 
 
 def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_data: Path) -> None:

@@ -1,6 +1,7 @@
 """The Open Inference Protocol, over HTTP."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,29 @@ def test_an_invalid_request_is_refused_in_words(body: Any, words: str, client: T
 def test_a_header_that_is_no_length_is_refused(header: str, client: TestClient) -> None:
     answer = client.post(URL, content=b"{}", headers=[(b"inference-header-content-length", header.encode())])
     assert answer.status_code == 400
+
+
+def post_with_hole(client: TestClient) -> Any:
+    """The answer for three images, of which the second has a hole."""
+    images = IMAGES.astype("<f4")
+    images[1, 70:74, 70:74] = np.nan
+    image = tensor(datatype="FP32", data=None, parameters={"binary_data_size": images.nbytes})
+    head = json.dumps({"inputs": [image]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return client.post(URL, content=head + images.tobytes(), headers=headers)
+
+
+def test_an_image_with_a_hole_is_out_of_distribution(client: TestClient) -> None:
+    arrays = outputs(post_with_hole(client).json())
+    assert arrays["ood"].tolist() == [False, True, False]
+    assert arrays["prediction_set"].any(axis=1).tolist() == [True, False, True]
+
+
+def test_a_network_without_an_ood_score_refuses_a_hole(monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+    forward = Predictor.forward
+    monkeypatch.setattr(Predictor, "forward", lambda self, counts: replace(forward(self, counts), is_ood=None))
+    answer = post_with_hole(client)
+    assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (422, "image 1")
 
 
 def test_an_unusable_image_is_refused_by_its_index(client: TestClient) -> None:

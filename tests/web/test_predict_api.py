@@ -40,6 +40,20 @@ def test_a_file_gets_the_predictions_of_the_library(client: TestClient) -> None:
         assert prediction["ood_score"] == pytest.approx(expected.ood, abs=1e-3)
 
 
+def test_missing_pixels_are_filled_or_flagged_as_in_the_library(client: TestClient) -> None:
+    images = np.stack([IMAGE.astype(float)] * 2)
+    images[0, 60:62, 60:62], images[1, 70:76, 70:76] = np.nan, -999
+    answer = post(client, written(np.savez, images), "a.npz", network="lensnet").json()
+    few, many = (image["predictions"][0] for image in answer["images"])
+    images[1, 70:76, 70:76] = np.nan
+    expected = Predictor.load("lensnet")(images)
+    assert [few["ood"], many["ood"]] == [prediction.is_ood for prediction in expected] == [False, True]
+    assert few["probs"] == pytest.approx(expected[0].probs, abs=1e-6)
+    assert many["prediction_set"] is None
+    assert "4 missing pixels" in few["notes"][-1]
+    assert "36 missing pixels" in many["notes"][-1]
+
+
 def test_a_stack_is_predicted_image_by_image_up_to_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_api, "MAX_IMAGES", 3)
     stack = np.stack([IMAGE] * 2 + [np.zeros_like(IMAGE)] + [IMAGE] * 2)

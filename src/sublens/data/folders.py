@@ -1,8 +1,9 @@
 """Folders of class folders, as ML4SCI DeepLense has them: read and written."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -13,6 +14,7 @@ from sublens.data import store
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
+from sublens.images.pixels import Image
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.storage import object_store
 from sublens.storage.files import whole_folder
@@ -21,6 +23,8 @@ from sublens.storage.object_store import FETCHES, Remote
 TRAIN, TEST = "train", "test"
 FOLDER_CHUNK = 500
 """Images that are read together."""
+MAX_NAMES = 10
+"""Most images that a warning names."""
 Progress = Callable[[int], object]
 """Callback with the number of images just read."""
 
@@ -78,10 +82,13 @@ class Layout:
         starts = range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK)
         parts = [listed[start : start + FOLDER_CHUNK] for start in starts]
         read = mapper(_read_task, (Task(first, tuple(path for path, _ in part)) for part in parts))
-        for part, counts in zip(parts, read, strict=True):
+        missing = Missing()
+        for part, result in zip(parts, read, strict=True):
             ids = np.array([_image_id(path.relative_to(self.root)) for path, _ in part])
-            yield Chunk(counts, np.array([label for _, label in part]), ids)
+            yield Chunk(result.counts, np.array([label for _, label in part]), ids)
+            missing.add(ids, result)
             on_progress(len(part))
+        missing.warn(self.root / name if TEST in self.files else self.root)
 
 
 def _image_id(path: Path) -> str:
@@ -97,27 +104,65 @@ class Task(NamedTuple):
     paths: tuple[Path, ...]
 
 
-def _read_task(task: Task) -> NDArray[np.uint16]:
-    """Counts above the minimum of the images, [n, h, w]."""
-    height, width = _read_counts(task.first).shape
+class TaskResult(NamedTuple):
+    """Images of one size."""
+
+    counts: NDArray[np.uint16]
+    """Counts above the minimum [n, h, w]."""
+    n_missing: NDArray[np.int64]
+    """Missing pixels of each image, [n]."""
+    has_hole: NDArray[np.bool_]
+    """Images with missing pixels that their neighbours cannot fill, [n]."""
+
+
+@dataclass
+class Missing:
+    """The missing pixels of a part of a data set."""
+
+    n_images: int = 0
+    """Images with missing pixels."""
+    n_pixels: int = 0
+    holes: list[str] = field(default_factory=list)
+    """Ids of images with missing pixels that their neighbours cannot fill."""
+
+    def add(self, ids: NDArray[np.str_], result: TaskResult) -> None:
+        """Count the missing pixels of images with these ids [n]."""
+        self.n_images += int((result.n_missing > 0).sum())
+        self.n_pixels += int(result.n_missing.sum())
+        self.holes += ids[result.has_hole].tolist()
+
+    def warn(self, folder: Path) -> None:
+        """Warn of missing pixels, if there are any."""
+        if self.n_images:
+            are_filled = f"{self.n_pixels:,} pixels of {self.n_images:,} images are missing and filled from neighbours"
+            names = ", ".join(self.holes[:MAX_NAMES]) + (" ..." if len(self.holes) > MAX_NAMES else "")
+            holes = f"{len(self.holes):,} have holes too large to fill well; leave these out: {names}"
+            warnings.warn(f"{folder}: {are_filled}{f'; {holes}' if self.holes else ''}.", stacklevel=3)
+
+
+def _read_task(task: Task) -> TaskResult:
+    height, width = _read_image(task.first).pixels.shape
     counts = np.empty((len(task.paths), height, width), np.uint16)
+    n_missing, has_hole = np.zeros(len(counts), np.int64), np.zeros(len(counts), bool)
     with ThreadPoolExecutor(FETCHES if isinstance(task.first, Remote) else 1) as pool:
-        for number, (path, image) in enumerate(zip(task.paths, pool.map(_read_counts, task.paths), strict=True)):
-            if image.shape != (height, width):
+        for number, (path, image) in enumerate(zip(task.paths, pool.map(_read_image, task.paths), strict=True)):
+            if image.pixels.shape != (height, width):
+                have, need = (f"{h} x {w}" for h, w in (image.pixels.shape, (height, width)))
                 raise ImageError(
-                    f"is {image.shape[0]} x {image.shape[1]} pixels but {task.first} is {height} x {width}",
+                    f"is {have} pixels but {task.first} is {need}",
                     need="one size throughout a data set",
                     next="Crop or resample the images first.",
                     path=path,
                 )
-            counts[number] = image
-    return counts
+            counts[number], has_hole[number] = image.counts(), image.has_hole
+            n_missing[number] = 0 if image.mask is None else image.mask.sum()
+    return TaskResult(counts, n_missing, has_hole)
 
 
-def _read_counts(path: Path) -> NDArray[np.uint16]:
+def _read_image(path: Path) -> Image:
     with object_store.copied(path) as copy:
         try:
-            return formats.read_counts(copy)
+            return formats.read_filled(copy)
         except ImageError as err:
             raise err.about(path) from err
 

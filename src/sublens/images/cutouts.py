@@ -167,7 +167,7 @@ class Mosaic:
             )
 
     def cut(self, number: int, xy: tuple[float, float], size: tuple[int, int]) -> Image:
-        """The cutout [h, w] around a position; pixels missing at an edge are set to the median, as NaN are.
+        """The cutout [h, w] around a position; pixels off the image are missing, as NaN are.
 
         Raises `ImageError` for one that is off the image, by its centre or more than `MAX_MISSING` of
         its pixels, or is constant.

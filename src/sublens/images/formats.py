@@ -28,7 +28,7 @@ from sublens.images.limits import (
     name_errors,
     translate_errors,
 )
-from sublens.images.pixels import QUANTISED_PEAK, Image, RawImage, fill_missing
+from sublens.images.pixels import QUANTISED_PEAK, Image, RawImage, fill_field, fill_missing
 
 MAX_ARCHIVE_BYTES = 2**31
 """Largest size of the images that `read_archive` reads at once, unpacked."""
@@ -71,7 +71,7 @@ def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Imag
 
     .npy (h, w) or (1, h, w); FITS, also in gzip or tile-compressed; PNG, TIFF and JPEG, of which
     colour is turned to grey. An array of an .npz, HDF5 or zarr file may also be a stack (n, h, w).
-    A few NaN pixels are given the median of the others, and a note says so.
+    Missing pixels have the median of the others, and `mask` says which these are.
 
     Raises `ImageError`, naming the file, for anything else, and for an image that holds infinity or
     has one value everywhere; yields it instead for an image of a stack. Object arrays are refused, never
@@ -106,8 +106,16 @@ def image_name(path: Path, number: int | None) -> str:
 
 
 def read_counts(path: Path) -> NDArray[np.uint16]:
-    """Counts above the minimum [h, w] of a file that holds one image; raises as `read` does."""
-    return read(path).counts()
+    """Counts above the minimum [h, w] of a file that holds one image; raises as `read_filled` does."""
+    return read_filled(path).counts()
+
+
+def read_filled(path: Path) -> Image:
+    """The one image of a file, its missing pixels filled; raises as `read` does, and where too many are missing."""
+    with name_errors(path):
+        image = read(path)
+        height, width = image.pixels.shape
+        return fill_field(image, (slice(0, height), slice(0, width)))
 
 
 def read_archive(path: Path) -> NDArray[np.uint16]:

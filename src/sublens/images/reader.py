@@ -228,8 +228,7 @@ class Reader(Keeper):
             message = child.receive(START_SECONDS)
             while message["kind"] != "end":
                 if message["kind"] == "image":
-                    pixels = np.frombuffer(child.receive_bytes(message["bytes"], self.seconds), np.float64)
-                    image = Image(pixels.reshape(message["shape"]), **message["about"])
+                    image = _image(message, child.receive_bytes(message["bytes"], self.seconds))
                     yield _with_position(request, ReadResult(path, image, image.number))
                 elif message["kind"] == "bad":
                     yield _unusable(request, message["problem"], message["number"])
@@ -357,9 +356,23 @@ def _load(path: Path) -> None:
 
 
 def _send_image(out: IO[bytes], image: Image) -> None:
+    """Send an image: its pixels as float64, then the bits of its mask where it has one."""
     pixels = np.ascontiguousarray(image.pixels)
+    mask = b"" if image.mask is None else np.packbits(image.mask).tobytes()
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
-    send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
+    message = {"kind": "image", "shape": image.pixels.shape, "bytes": pixels.nbytes + len(mask), "about": about}
+    send(out, message, pixels.data.cast("B"))
+    out.write(mask)
+
+
+def _image(message: Message, data: bytearray) -> Image:
+    """The image behind `_send_image`."""
+    shape = message["shape"]
+    size = shape[0] * shape[1]
+    pixels = np.frombuffer(data, np.float64, size).reshape(shape)
+    bits = np.frombuffer(data, np.uint8, offset=pixels.nbytes)
+    mask = np.unpackbits(bits, count=size).astype(bool).reshape(shape) if bits.size else None
+    return Image(pixels, **message["about"], mask=mask)
 
 
 def _send_positions(out: IO[bytes], positions: Positions) -> None:

@@ -1,14 +1,14 @@
 """An image of any size and pixel scale -> the size and scale that a network was trained on."""
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
 from sublens.images.limits import MAX_SIDE
-from sublens.images.pixels import Image
+from sublens.images.pixels import FILL_SIGMA, Field, Image, fill_field, typical
 
 SAME_SCALE = 0.01
 """Relative difference up to which two pixel scales count as the same."""
@@ -44,14 +44,15 @@ def resample_image(
     """The image resampled to `pixel_scale` and cut to `shape` around its centre; its notes say so.
 
     side: pixels of the central square that is the network's input; an image that does not cover it is
-    refused, while pixels missing around it are set to the median and never reach the network.
+    refused, while those around it are set to the median and never reach the network. Missing pixels are filled
+    within that square as by `fill_field`, which marks an image with a hole there.
     pixel_scale: arcsec a pixel of the frame, where it is known. image_scale: that of the image, where
-    the user knows better than the file. Raises `ImageError` where the image is too small, or constant
-    there. A header may hold any scale: no more is computed than `shape`, nor before the size is known.
+    the user knows better than the file. Raises `ImageError` where the image is too small, or constant or
+    mostly missing there. A header may hold any scale: no more is computed than `shape`, nor before the size is known.
     """
     notes = [*image.notes, *_quality(image)]
     scale = image_scale or image.pixel_scale
-    pixels, size, zoom = image.pixels, image.pixels.shape, 1.0
+    size, zoom = image.pixels.shape, 1.0
     if scale is None or pixel_scale is None:
         notes.append("pixel scale unknown" if pixel_scale is None else f"pixel scale unknown, taken as {pixel_scale:g}")
     elif abs(scale / pixel_scale - 1) > SAME_SCALE:
@@ -63,6 +64,10 @@ def resample_image(
         raise ImageError(
             f"is {height} x {width} pixels", need=f"{side} x {side} around the lens", next="Cut out more of it."
         )
+    field = _covered(image.pixels.shape, shape, side, zoom)
+    arcsec = (scale if zoom != 1.0 else pixel_scale) or scale
+    image = fill_field(replace(image, notes=tuple(notes)), field, FILL_SIGMA / zoom, arcsec)
+    pixels, notes = image.pixels, list(image.notes)
     if zoom != 1.0:
         pixels = _resampled(pixels, zoom, (min(size[0], shape[0]), min(size[1], shape[1])))
     if size != shape:
@@ -74,7 +79,7 @@ def resample_image(
             need="pixels that differ",
             next="Leave it out.",
         )
-    return replace(image, pixels=pixels, notes=tuple(notes))
+    return replace(image, pixels=pixels, notes=tuple(notes), mask=None)
 
 
 def _quality(image: Image) -> list[str]:
@@ -97,6 +102,19 @@ def _zoomed(size: tuple[int, ...], zoom: float, shape: tuple[int, int]) -> tuple
     return height, width
 
 
+def _covered(size: tuple[int, ...], shape: tuple[int, int], side: int, zoom: float) -> Field:
+    """Rows and columns of an image of `size` under the central square of a frame of `shape`, `zoom` times as fine."""
+    slices = []
+    for length, target in zip(size, shape, strict=True):
+        offset = target / 2 - (target - side) // 2  # of the square's edge from the frame's centre
+        aligned = (length - target) // 2 + target / 2 if length >= target else target / 2 - (target - length) // 2
+        centre = aligned if zoom == 1.0 else length / 2
+        first, last = centre - offset / zoom, centre + (side - offset) / zoom
+        slices.append(slice(max(0, floor(first + 1e-6)), min(length, ceil(last - 1e-6))))
+    rows, columns = slices
+    return rows, columns
+
+
 def _resampled(pixels: NDArray[np.float64], zoom: float, size: tuple[int, int]) -> NDArray[np.float64]:
     """The central `size` of a grid `zoom` times as fine; smoothed first where the grid is coarser."""
     from scipy import ndimage  # slow to import
@@ -109,8 +127,8 @@ def _resampled(pixels: NDArray[np.float64], zoom: float, size: tuple[int, int]) 
 
 
 def _cut(pixels: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The central `shape`; missing pixels are set to the median."""
-    out = np.full(shape, np.median(pixels))
+    """The central `shape`; pixels beyond the image are set to its median."""
+    out = np.full(shape, typical(pixels))
     slices = [_overlap(size, target) for size, target in zip(pixels.shape, shape, strict=True)]
     (rows, to_rows), (columns, to_columns) = slices
     out[to_rows, to_columns] = pixels[rows, columns]

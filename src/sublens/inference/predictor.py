@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sublens.config import InputConfig, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import listing, resample
-from sublens.images.pixels import Image, check_pixels, counts_above_minimum
+from sublens.images.limits import name_errors
+from sublens.images.pixels import Image, RawImage, fill_missing
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
@@ -41,7 +42,8 @@ class Prediction:
     """OOD score: distance from the training images, 0 is the mean of in-distribution images. None where the
     network has no feature maps to measure it on."""
     is_ood: bool | None = None
-    """Whether the image is out of distribution, so that nothing else here can be trusted; None without a score."""
+    """Whether the image is out of distribution, so that nothing else here can be trusted: by its score, or since
+    more pixels are missing than can be filled. None without a score, if none are."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
 
@@ -65,6 +67,8 @@ class BatchPrediction:
     """OOD scores, [b]; None where the network is not calibrated or has no feature maps."""
     is_ood: NDArray[np.bool_] | None = None
     """Images out of distribution, [b]; None without scores."""
+    has_hole: NDArray[np.bool_] | None = None
+    """Images with a hole in the field of view, [b], which are out of distribution; None where there are none."""
 
     def __len__(self) -> int:
         return len(self.probs)
@@ -72,6 +76,8 @@ class BatchPrediction:
     def prediction(self, row: int) -> Prediction:
         """The prediction for one of the images."""
         probs, is_ood = self.probs[row], None if self.is_ood is None else bool(self.is_ood[row])
+        if self.has_hole is not None and self.has_hole[row]:
+            is_ood = True
         members = None if self.sets is None or is_ood else self.sets[row]
         return Prediction(
             label=self.classes[int(probs.argmax())],
@@ -82,9 +88,18 @@ class BatchPrediction:
             masses=None if self.masses is None else self.masses[row],
         )
 
+    def with_holes(self, has_hole: NDArray[np.bool_]) -> "BatchPrediction":
+        """The output for images [b] of which some have a hole in the field of view."""
+        if not has_hole.any():
+            return self
+        sets = None if self.sets is None else self.sets & ~has_hole[:, None]
+        return replace(
+            self, has_hole=has_hole, sets=sets, is_ood=None if self.is_ood is None else self.is_ood | has_hole
+        )
+
     def take(self, rows: slice) -> "BatchPrediction":
         """The output for some of the images."""
-        names = ("logits", "probs", "masses", "sets", "ood", "is_ood")
+        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "has_hole")
         arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
         return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
 
@@ -167,10 +182,10 @@ class Predictor:
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Predictions for images, each [h, w] or [1, h, w] in any linear scale.
 
-        Raises `ImageError` for an image that is not finite, constant or of another size.
+        NaN, and masked pixels of a masked array, are missing and filled from their neighbours. Raises `ImageError`
+        for an image that is infinite, constant, mostly missing or of another size.
         """
-        counts = [self.counts(np.asarray(image), f"image {number}") for number, image in enumerate(pixels)]
-        return self.predict_counts(counts)
+        return self.predict_images([self.image(array, f"image {number}") for number, array in enumerate(pixels)])
 
     def files(self, paths: Iterable[str | Path]) -> list[Prediction]:
         """Predictions for the images in files, folders and patterns, the same as those of `sublens predict`.
@@ -180,8 +195,8 @@ class Predictor:
         """
         with Reader() as reader:
             results = reader.read(listing.list_images(map(parse_path, paths)))
-            counts = [self._usable(result, None).counts() for result in results]
-        return self.predict_counts(counts)
+            images = [self._usable(result, None) for result in results]
+        return self.predict_images(images)
 
     def rows(self, results: Iterable[ReadResult], pixel_scale: float | None = None) -> Iterator[Row]:
         """A row for each image that was read, in order; an image that cannot be used has its error there.
@@ -189,24 +204,24 @@ class Predictor:
         pixel_scale: arcsec a pixel of the images, where the user knows better than the files.
         """
         rows: list[Row] = []
-        counts: list[NDArray[np.uint16]] = []
+        images: list[Image] = []
         for result in results:
             if rows and result.source_index[0] // SLICE != rows[-1].source_index[0] // SLICE:
-                yield from self._with_predictions(rows, counts)
-                rows, counts = [], []
+                yield from self._with_predictions(rows, images)
+                rows, images = [], []
             row = Row(
                 result.path, result.number, source_index=result.source_index, ra=result.ra, dec=result.dec, id=result.id
             )
             try:
                 image = self._usable(result, pixel_scale)
-                counts.append(image.counts())
+                images.append(image)
                 rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec))
             except ImageError as err:
                 rows.append(replace(row, error=str(err)))
             if len(rows) == BATCH:  # failures included, so that the same images always share a batch
-                yield from self._with_predictions(rows, counts)
-                rows, counts = [], []
-        yield from self._with_predictions(rows, counts)
+                yield from self._with_predictions(rows, images)
+                rows, images = [], []
+        yield from self._with_predictions(rows, images)
 
     def _usable(self, result: ReadResult, pixel_scale: float | None) -> Image:
         """An image in the frame that the network was trained on; raises `ImageError`, with the image's name."""
@@ -224,8 +239,8 @@ class Predictor:
         side = field_of_view(self.input, self.image_shape)
         return resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
 
-    def _with_predictions(self, rows: list[Row], counts: list[NDArray[np.uint16]]) -> Iterator[Row]:
-        predictions = iter(self.predict_counts(counts))
+    def _with_predictions(self, rows: list[Row], images: list[Image]) -> Iterator[Row]:
+        predictions = iter(self.predict_images(images))
         for row in rows:
             yield row if row.error else replace(row, prediction=next(predictions))
 
@@ -270,14 +285,17 @@ class Predictor:
             is_ood=is_ood,
         )
 
-    def counts(self, pixels: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
-        """Counts above the minimum of an image [h, w] or [1, h, w] in any linear scale.
+    def image(self, array: ArrayLike, name: str) -> Image:
+        """The image of an array [h, w] or [1, h, w], masked or not, in any linear scale; it is not resampled.
 
-        Raises `ImageError`, which calls it `name`, where it is not finite, constant or of another size.
+        Raises `ImageError`, which calls it `name`, where it is infinite, constant, mostly missing or of another size.
         """
+        mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
+        pixels = np.asarray(array)
         if pixels.ndim in (2, 3):
             self.check_size(pixels.shape[-2:], name)  # before the pixels are checked, which takes a while
-        return counts_above_minimum(check_pixels(pixels, name))
+        with name_errors(name):
+            return self.framed(fill_missing(RawImage(pixels, mask=mask), name), self.pixel_scale)
 
     def check_size(self, shape: tuple[int, ...], name: str) -> None:
         """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""
@@ -290,10 +308,14 @@ class Predictor:
                 path=name,
             )
 
-    def predict_counts(self, counts: Sequence[NDArray[np.uint16]]) -> list[Prediction]:
-        """Predictions for images of one size, each [h, w], `BATCH` at a time."""
-        starts = range(0, len(counts), BATCH)
-        return [prediction for n in starts for prediction in self.forward(np.stack(counts[n : n + BATCH]))]
+    def predict_images(self, images: Sequence[Image]) -> list[Prediction]:
+        """Predictions for images in the frame of the network, as `framed` makes them, `BATCH` at a time."""
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            output = self.forward(np.stack([image.counts() for image in batch]))
+            predictions += output.with_holes(np.array([image.has_hole for image in batch]))
+        return predictions
 
 
 def no_map() -> BundleError:

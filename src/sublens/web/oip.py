@@ -157,12 +157,18 @@ def routes(service: Service) -> APIRouter:
         if body.parameters.timeout:
             deadline = min(deadline, time.monotonic() + body.parameters.timeout / 1e6)
 
+        has_hole = np.zeros(len(images), bool)
+
         def counts() -> NDArray[np.uint16]:
-            return np.stack([network.predictor.counts(image, f"image {row}") for row, image in enumerate(images)])
+            framed = [network.predictor.image(image, f"image {row}") for row, image in enumerate(images)]
+            has_hole[:] = [image.has_hole for image in framed]
+            return np.stack([image.counts() for image in framed])
 
         future = asyncio.wrap_future(network.batcher.submit(len(images), counts, deadline))
         result = await unless_gone(request, future, deadline)
-        return _answer(network, body, result.output)
+        if result.output.is_ood is None and has_hole.any():
+            raise _hole(int(has_hole.argmax()))
+        return _answer(network, body, result.output.with_holes(has_hole))
 
     return router
 
@@ -299,6 +305,16 @@ def _exact(numbers: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
 
 def _bad(what: str, *, need: str, next: str) -> Problem:  # noqa: A002
     return Problem(400, what, need=need, next=next)
+
+
+def _hole(row: int) -> Problem:
+    """The error of an image with a hole, for a network that has no output to say so."""
+    return Problem(
+        422,
+        f"image {row}: pixels of the field of view are missing that their neighbours cannot fill",
+        need="an image without such a hole",
+        next="Leave it out, or ask a network that has an OOD score.",
+    )
 
 
 def _outputs(output: BatchPrediction) -> Mapping[str, NDArray[np.generic]]:

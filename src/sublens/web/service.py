@@ -50,6 +50,8 @@ class FramedImage(NamedTuple):
 
     counts: Counts
     notes: Sequence[str]
+    has_hole: bool
+    """Whether more pixels are missing than can be filled."""
 
 
 class ImageOutcome(NamedTuple):
@@ -119,9 +121,7 @@ class ServedNetwork:
         framed = await pool.run(lambda: [self._frame(image, pixel_scale) for image in images])
         usable = [image for image in framed if isinstance(image, FramedImage)]
         batches = (usable[first : first + BATCH] for first in range(0, len(usable), BATCH))
-        results = await together(
-            self.submit(np.stack([image.counts for image in batch]), deadline) for batch in batches
-        )
+        results = await together(self._predict(batch, deadline) for batch in batches)
         predictions = iter([(prediction, result.seconds) for result in results for prediction in result.output])
         outcomes = []
         for image in framed:
@@ -133,10 +133,14 @@ class ServedNetwork:
             outcomes.append(ImageOutcome(answer, image.counts))
         return outcomes
 
+    async def _predict(self, images: Sequence[FramedImage], deadline: float) -> BatchResult:
+        result = await self.submit(np.stack([image.counts for image in images]), deadline)
+        return result._replace(output=result.output.with_holes(np.array([image.has_hole for image in images])))
+
     def _frame(self, named: NamedImage, pixel_scale: float | None) -> FramedImage | ImageError:
         try:
             image = self.predictor.framed(named.image, pixel_scale)
-            return FramedImage(image.counts(), image.notes)
+            return FramedImage(image.counts(), image.notes, image.has_hole)
         except ImageError as err:
             return err.about(named.name)
 
