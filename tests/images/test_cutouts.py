@@ -244,10 +244,14 @@ def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatc
         cutouts.Mosaic(big, None)
 
 
-def test_a_packed_file_in_disguise_is_not_unpacked(tmp_path: Path) -> None:
-    save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
-    with pytest.raises(DataError, match="not a FITS file"):
-        locate_positions(tmp_path / "big.fits", positions(tmp_path / "a.csv"), ImageSelector())
+def test_a_packed_file_in_disguise_is_unpacked_within_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
+    assert len(locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector()).xy)
+    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 100_000)
+    with pytest.raises(ImageError, match="big.fits: unpacks to too many bytes"):
+        cutouts.Mosaic(big, None)
 
 
 def test_what_cannot_be_cut_says_why(tmp_path: Path) -> None:
@@ -426,7 +430,7 @@ def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> N
 def test_an_unknown_scale_is_noted_or_set_by_the_user(field: Path, tmp_path: Path) -> None:
     at, bare = positions(tmp_path / "a.csv", LENSES), save(tmp_path / "bare.fits", fits.getdata(field), has_sky=False)
     (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at))
-    assert (first.notes, first.ra) == (("pixel scale unknown, taken as 0.05",), None)
+    assert (first.notes, first.ra) == (("pixel scale not in the file; taken as 0.05 arcsec",), None)
     (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at, pixel_scale=0.1))
     assert first.notes[0] == "resampled from 0.1 to 0.05 arcsec a pixel"
 

@@ -47,6 +47,8 @@ class ImageSelector(NamedTuple):
     """Number or name of a FITS extension; None is the one that holds the sky."""
     array: str | None = None
     """Name of an array in an .npz, HDF5 or zarr file; None is the only one."""
+    flip_y: bool = False
+    """Whether the first row of the file is the top of the image; else it is the bottom."""
 
 
 def is_image(path: Path) -> bool:
