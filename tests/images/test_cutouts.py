@@ -485,3 +485,27 @@ def test_the_command_takes_one_image_and_a_catalogue(
     assert "1 of 4 images could not be used" in printed.err
     with pytest.raises(ConfigError, match="one image only"):
         list(predict_files.predict(Query("lensnet", [field, field], at=at)))
+
+
+def test_a_wcs_that_cannot_be_read_is_told_and_pixels_are_used_without_it(tmp_path: Path) -> None:
+    header = fits.Header({"CTYPE1": "RA---TNX", "CTYPE2": "DEC--TNX", "CDELT1": -1e-5, "CDELT2": 1e-5})
+    fits.PrimaryHDU(sky(), header).writeto(tmp_path / "a.fits")
+    (tmp_path / "sky.csv").write_text("ra,dec\n150,2\n")
+    with pytest.raises(DataError, match=r"a\.fits: its position on the sky cannot be read: the projection TNX"):
+        locate_positions(tmp_path / "a.fits", tmp_path / "sky.csv", ImageSelector())
+    (tmp_path / "xy.csv").write_text("x,y\n100,100\n")
+    assert locate_positions(tmp_path / "a.fits", tmp_path / "xy.csv", ImageSelector()).pixel_scale == pytest.approx(
+        0.036
+    )
+
+
+def test_companions_mark_missing_pixels_of_a_cutout(tmp_path: Path) -> None:
+    flags = np.zeros(sky().shape, np.int16)
+    flags[50, 60] = 1
+    hdus = [fits.ImageHDU(sky(), name="SCI"), fits.ImageHDU(flags, name="DQ")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    with cutouts.Mosaic(tmp_path / "a.fits", None) as mosaic:
+        _, missing, _ = mosaic._pixels_around((60, 50), (21, 21))
+        assert mosaic.cut(0, (60, 50), (21, 21)).notes[0] == "image: SCI, mask: DQ"
+    assert missing.mask is not None
+    assert np.argwhere(missing.mask).tolist() == [[10, 10]]

@@ -110,13 +110,14 @@ class FitsImage(NamedTuple):
                 mask = marked | mask
         return Missing(mask if mask.any() else None, tuple(notes))
 
-    def _marked(self, companion: Extension, values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    def _marked(self, companion: Extension, values: NDArray[Any]) -> NDArray[np.bool_]:
         """The pixels that one companion marks."""
         if companion.role == "mask":
             return _flagged(values, companion.hdu.header, is_jwst=self.is_jwst)
         if companion.role == "weight":
-            return ~(values > 0)
-        return ~(values > 0) | (values >= (MASKED_NOISE if companion.role == "noise" else MASKED_NOISE**2))
+            return np.asarray(~(values > 0))
+        limit = MASKED_NOISE if companion.role == "noise" else MASKED_NOISE**2
+        return np.asarray(~(values > 0) | (values >= limit))
 
 
 class Missing(NamedTuple):

@@ -109,8 +109,8 @@ def _scale(header: Any, *, is_sky: bool) -> tuple[float | None, str]:
         if scale := square_scale(sides * ARCSEC[unit or "deg"], key):
             return scale, key
         sides = None
-    if (scale := _from_keywords(header))[0]:
-        return scale
+    if (named := _from_keywords(header))[0]:
+        return named
     if sides is not None and not unit and BARE_SCALES[0] <= sides[0] * ARCSEC["deg"] <= BARE_SCALES[1]:
         return square_scale(sides * ARCSEC["deg"], key), f"{key} in degrees"
     return None, ""
@@ -230,8 +230,9 @@ def number(header: Any, key: str) -> float | None:
     """The finite number of a keyword, None where it is missing or holds something else."""
     with suppress(Exception):  # astropy raises of every kind for damaged cards
         value = header[key]
-        if not isinstance(value, bool) and math.isfinite(value := float(value)):
-            return value
+        if not isinstance(value, bool):
+            parsed = float(value)
+            return parsed if math.isfinite(parsed) else None
     return None
 
 
