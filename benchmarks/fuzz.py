@@ -17,6 +17,7 @@ The damage is drawn anew in each run, and no file is kept: a crash of a library 
 """
 
 import argparse
+import bz2
 import gzip
 import io
 import json
@@ -94,6 +95,8 @@ def fits_images() -> Iterator[bytes]:
     yield hdu_bytes(fits.PrimaryHDU(light("f4")))
     yield hdu_bytes(fits.PrimaryHDU(light("u2"), fits.Header({**sky, **angles})))
     yield hdu_bytes(fits.PrimaryHDU(), table, fits.ImageHDU(light("i2"), fits.Header(steps), "SCI"))
+    companions = [fits.ImageHDU(light(kind), name=name) for name, kind in (("ERR", "f4"), ("DQ", "i2"), ("PSF", "f4"))]
+    yield hdu_bytes(fits.PrimaryHDU(), fits.ImageHDU(light("f4"), fits.Header({**sky, **angles}), "SCI"), *companions)
 
 
 def fits_tiles() -> Iterator[bytes]:
@@ -290,6 +293,7 @@ FORMATS = {
     "npz": Format(".npz", "numpy", npy_stacks, zipped),
     "fits": Format(".fits", "astropy", fits_images),
     "fits.gz": Format(".fits.gz", "astropy", fits_images, gzipped),
+    "fits.bz2": Format(".fits.bz2", "astropy", fits_images, bz2.compress),
     "fz": Format(".fits.fz", "astropy with CFITSIO", fits_tiles),
     "png8": Format(".png", "Pillow", png8, summed),
     "png16": Format(".png", "Pillow", png16, summed),

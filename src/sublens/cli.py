@@ -133,6 +133,9 @@ Arguments = Annotated[
     ),
 ]
 Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
+FlipY = Annotated[
+    bool, typer.Option("--flip-y", help="The first row of each image is its top, as in FITS files of PyAutoLens.")
+]
 Array = Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")]
 PixelScale = Annotated[
     float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
@@ -531,6 +534,7 @@ def predict(
     ] = None,
     hdu: Hdu = None,
     array: Array = None,
+    flip_y: FlipY = False,
     pixel_scale: PixelScale = None,
     out: Annotated[
         Path | None,
@@ -578,7 +582,7 @@ def predict(
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.locate(name)).classes
-    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array), pixel_scale, engine)
+    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array, flip_y=flip_y), pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
@@ -696,6 +700,7 @@ def explain(
     ] = None,
     hdu: Hdu = None,
     array: Array = None,
+    flip_y: FlipY = False,
     pixel_scale: PixelScale = None,
     force: Force = False,
 ) -> None:
@@ -721,7 +726,7 @@ def explain(
         out,
         method=method,
         label=label,
-        selector=ImageSelector(hdu, array),
+        selector=ImageSelector(hdu, array, flip_y=flip_y),
         pixel_scale=pixel_scale,
         force=force,
         bar=visible,

@@ -247,10 +247,14 @@ def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatc
         cutouts.Mosaic(big, None)
 
 
-def test_a_packed_file_in_disguise_is_not_unpacked(tmp_path: Path) -> None:
-    save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
-    with pytest.raises(DataError, match="not a FITS file"):
-        locate_positions(tmp_path / "big.fits", positions(tmp_path / "a.csv"), ImageSelector())
+def test_a_packed_file_in_disguise_is_unpacked_within_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
+    assert len(locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector()).xy)
+    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 100_000)
+    with pytest.raises(ImageError, match="big.fits: unpacks to too many bytes"):
+        cutouts.Mosaic(big, None)
 
 
 def test_what_cannot_be_cut_says_why(tmp_path: Path) -> None:
@@ -445,7 +449,7 @@ def test_a_field_of_another_scale_is_resampled(field: Path, tmp_path: Path) -> N
 def test_an_unknown_scale_is_noted_or_set_by_the_user(field: Path, tmp_path: Path) -> None:
     at, bare = positions(tmp_path / "a.csv", LENSES), save(tmp_path / "bare.fits", fits.getdata(field), has_sky=False)
     (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at))
-    assert (first.notes, first.ra) == (("pixel scale unknown, taken as 0.05",), None)
+    assert (first.notes, first.ra) == (("pixel scale not in the file; taken as 0.05 arcsec",), None)
     (first, *_) = predict_files.predict(Query("lensnet", [bare], at=at, pixel_scale=0.1))
     assert first.notes[0] == "resampled from 0.1 to 0.05 arcsec a pixel"
 
@@ -500,3 +504,27 @@ def test_the_command_takes_one_image_and_a_catalogue(
     assert "1 of 4 images could not be used" in printed.err
     with pytest.raises(ConfigError, match="one image only"):
         list(predict_files.predict(Query("lensnet", [field, field], at=at)))
+
+
+def test_a_wcs_that_cannot_be_read_is_told_and_pixels_are_used_without_it(tmp_path: Path) -> None:
+    header = fits.Header({"CTYPE1": "RA---TNX", "CTYPE2": "DEC--TNX", "CDELT1": -1e-5, "CDELT2": 1e-5})
+    fits.PrimaryHDU(sky(), header).writeto(tmp_path / "a.fits")
+    (tmp_path / "sky.csv").write_text("ra,dec\n150,2\n")
+    with pytest.raises(DataError, match=r"a\.fits: its position on the sky cannot be read: the projection TNX"):
+        locate_positions(tmp_path / "a.fits", tmp_path / "sky.csv", ImageSelector())
+    (tmp_path / "xy.csv").write_text("x,y\n100,100\n")
+    assert locate_positions(tmp_path / "a.fits", tmp_path / "xy.csv", ImageSelector()).pixel_scale == pytest.approx(
+        0.036
+    )
+
+
+def test_companions_mark_missing_pixels_of_a_cutout(tmp_path: Path) -> None:
+    flags = np.zeros(sky().shape, np.int16)
+    flags[50, 60] = 1
+    hdus = [fits.ImageHDU(sky(), name="SCI"), fits.ImageHDU(flags, name="DQ")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    with cutouts.Mosaic(tmp_path / "a.fits", None) as mosaic:
+        _, missing, _ = mosaic._pixels_around((60, 50), (21, 21))
+        assert mosaic.cut(0, (60, 50), (21, 21)).notes[0] == "image: SCI, mask: DQ"
+    assert missing.mask is not None
+    assert np.argwhere(missing.mask).tolist() == [[10, 10]]

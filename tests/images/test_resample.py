@@ -67,8 +67,8 @@ def test_only_pixels_outside_the_network_input_are_filled() -> None:
 
 def test_an_unknown_scale_is_noted() -> None:
     image = Image(blob(60, 0.1))
-    assert resample_image(image, (60, 60), 50, 0.1).notes == ("pixel scale unknown, taken as 0.1",)
-    assert resample_image(image, (60, 60), 50, None).notes == ("pixel scale unknown",)
+    assert resample_image(image, (60, 60), 50, 0.1).notes == ("pixel scale not in the file; taken as 0.1 arcsec",)
+    assert resample_image(image, (60, 60), 50, None).notes == ("pixel scale not in the file",)
     assert resample_image(image, (60, 60), 50, 0.1, image_scale=0.1).notes == ()
 
 

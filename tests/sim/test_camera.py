@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 from conftest import changed
 
 from sublens.errors import ConfigError
@@ -149,6 +150,16 @@ def test_an_image_without_counts_is_refused() -> None:
 def test_bright_images_are_divided_by_their_gain() -> None:
     counts = expose(torch.full((1, 40, 40), 9e8), [1], gain=1e5)
     assert counts.mean() == pytest.approx(9000, rel=1e-3)
+
+
+def test_a_psf_file_on_finer_pixels_is_resampled_to_the_cameras(tmp_path: Path) -> None:
+    for name, side, scale in (("fine", 65, 0.0125), ("own", 17, 0.05)):
+        offsets = (np.arange(side) - side // 2) * scale
+        psf = np.exp(-(offsets[:, None] ** 2 + offsets**2) / 2 / 0.1**2)
+        header = fits.Header({"CUNIT1": "arcsec", "CDELT1": scale, "CDELT2": scale})
+        fits.PrimaryHDU(psf, header).writeto(tmp_path / f"{name}.fits")
+    fine, own = (seen_through(profile="pixelated", file=str(tmp_path / f"{name}.fits")) for name in ("fine", "own"))
+    torch.testing.assert_close(camera.psf_kernel(fine), camera.psf_kernel(own), rtol=0, atol=2e-5)
 
 
 def test_a_psf_that_changed_since_the_survey_was_read_is_refused(tmp_path: Path) -> None:

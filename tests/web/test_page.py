@@ -232,7 +232,7 @@ def test_another_extension_of_a_fits_file_is_another_image(page: Page, some: lis
 
 def test_a_pixel_scale_that_is_unknown_can_be_entered(page: Page, some: list[Path]) -> None:
     predicted(page, some[:1])
-    expect(page.locator("#notes")).to_contain_text("pixel scale unknown")
+    expect(page.locator("#notes")).to_contain_text("pixel scale not in the file")
     page.fill("#scale", "0.06")
     page.click("#scale-form button")
     expect(page.locator("#notes")).to_contain_text("resampled from 0.06")

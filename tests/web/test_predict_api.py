@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,22 @@ from pyarrow import parquet
 from sublens.inference.predictor import Predictor
 from sublens.sim import scene
 from sublens.web import predict_api
+from sublens.web.app import create_app
+from sublens.web.prometheus import Metrics
+from sublens.web.service import Service, load_networks
+
+
+@pytest.fixture
+def client_of_two_scales() -> Iterator[TestClient]:
+    """The service with lensnet at 0.05 arcsec a pixel, and again as `coarse` at 0.08."""
+    metrics = Metrics()
+    fine = load_networks(["lensnet"], metrics)["lensnet"]
+    assert fine.predictor.map
+    cells = fine.predictor.map.model_copy(update={"cell_arcsec": fine.predictor.map.cell_arcsec * 1.6})
+    coarse = replace(fine, name="coarse", predictor=replace(fine.predictor, map=cells))
+    with TestClient(create_app(Service({"lensnet": fine, "coarse": coarse}, metrics))) as opened:
+        yield opened
+
 
 IMAGE = scene.observed(scene.drawn("common-test-1", "sphere", 4))[0]
 
@@ -173,3 +191,21 @@ def test_lines_of_json_hold_every_cell(client: TestClient) -> None:
         "cut; resampled",
     )
     assert (second["p_no"], second["correction"]) == (None, "")
+
+
+def test_an_unknown_query_parameter_is_refused_with_the_nearest_one(client: TestClient) -> None:
+    answer = post(client, written(np.save, IMAGE), "a.npy", **{"pixel-scale": 0.1})
+    assert (answer.status_code, answer.json()["next"]) == (422, "Did you mean pixel_scale?")
+    assert client.get("/v1/networks", params={"all": 1}).json()["need"] == "none for this path"
+
+
+def test_an_image_without_a_scale_has_one_scale_for_all_networks(client_of_two_scales: TestClient) -> None:
+    data = written(np.save, IMAGE)
+    (image,) = post(client_of_two_scales, data, "a.npy").json()["images"]
+    fine, coarse = image["predictions"]
+    assert (fine["error"], coarse["label"]) == (None, None)
+    assert "another network took it as 0.05 arcsec; needs the pixel scale" in coarse["error"]
+    (image,) = post(client_of_two_scales, data, "a.npy", pixel_scale=0.1).json()["images"]
+    assert all(prediction["label"] for prediction in image["predictions"])
+    (image,) = post(client_of_two_scales, data, "a.npy", network="coarse").json()["images"]
+    assert image["predictions"][0]["notes"][-1] == "pixel scale not in the file; taken as 0.08 arcsec"

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
-from sublens.images import fits_image, formats
+from sublens.images import fits_image, formats, wcs
+from sublens.images.fits_image import Missing
 from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors
 from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
 from sublens.storage import object_store
@@ -111,22 +112,18 @@ class Mosaic:
             self._open(path, hdu)
 
     def _open(self, path: Path, hdu: str | None) -> None:
-        from astropy.io import fits  # slow to import
-
         self.path, self._file = path, fits_image.unpack(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what matters is checked below
-                if not fits_image.begins_as_fits(self._file):  # astropy would unpack it, unlimited
-                    raise damaged_file("a FITS file")
                 n_bytes = self._file.seek(0, 2)
-                self._file.seek(0)
-                self._hdu = fits_image.choose_hdu(fits.open(self._file, memmap=False, lazy_load_hdus=True), hdu)
+                self._image = fits_image.choose_image(fits_image.open_hdus(self._file), hdu)
+                self._hdu = self._image.hdu
                 self.shape = tuple(map(int, self._hdu.shape))
                 self._tile = tuple(map(int, getattr(self._hdu, "tile_shape", ())))
                 self._check(n_bytes)
-                self.wcs = fits_image.celestial(self._hdu.header)
-                self.pixel_scale = fits_image.pixel_scale(self._hdu.header, self.wcs)
+                self.wcs, self.pixel_scale, self.fault, notes = wcs.read_wcs(self._hdu.header)
+                self._notes = (*self._image.notes, *notes)
         except Exception as err:  # astropy raises of every kind for damaged files
             self._file.close()
             if isinstance(err, ImageError | MemoryError):
@@ -176,15 +173,18 @@ class Mosaic:
         with name_errors(name):
             self._check_position(xy)
             self._check_size(size)
-            pixels, share = self._pixels_around(xy, size)
+            pixels, missing, share = self._pixels_around(xy, size)
             if share > MAX_MISSING:
                 raise ImageError(
                     f"{share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image",
                     need=f"at most {MAX_MISSING:.0%}",
                     next="Leave it out.",
                 )
-            notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-            return fill_missing(RawImage(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+            notes = (*self._notes, *missing.notes)
+            if share:
+                notes = (*notes, f"{share:.1%} of the pixels were off the image")
+            scale = (self.pixel_scale, None, None)
+            return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask), name)
 
     def _check_position(self, xy: tuple[float, float]) -> None:
         """Raise `ImageError` for a position that is no number or off the image."""
@@ -202,8 +202,10 @@ class Mosaic:
                 next="Leave it out.",
             )
 
-    def _pixels_around(self, xy: tuple[float, float], size: tuple[int, int]) -> tuple[NDArray[np.float64], float]:
-        """The pixels around a position, NaN off the image, and the share of these."""
+    def _pixels_around(
+        self, xy: tuple[float, float], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float64], Missing, float]:
+        """The pixels around a position, NaN off the image, those missing on it, and the share of those off it."""
         from astropy.nddata import Cutout2D  # slow to import
 
         try:
@@ -211,12 +213,17 @@ class Mosaic:
                 warnings.simplefilter("ignore")
                 cutout = Cutout2D(self._hdu.section, xy, size, mode="partial", fill_value=0)
                 pixels = np.full(size, np.nan)
-                pixels[cutout.slices_cutout] = cutout.data[cutout.slices_cutout]
+                pixels[cutout.slices_cutout] = fits_image.linear(cutout.data[cutout.slices_cutout], self._hdu.header)
+                missing = self._image.missing(cutout.slices_original)
         except MemoryError:
             raise
         except Exception as err:  # astropy raises of every kind for damaged files
             raise damaged_file("a FITS file") from err
-        return pixels, 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
+        if missing.mask is not None:
+            mask = np.zeros(size, np.bool_)
+            mask[cutout.slices_cutout] = missing.mask
+            missing = missing._replace(mask=mask)
+        return pixels, missing, 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels [n, 2] of points [n, 2] of the sky (ICRS, degrees); NaN for those that have none."""
@@ -274,7 +281,9 @@ def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
             sky = mosaic.sky(xy)
         else:
             raise DataError(
-                "does not tell where it lies on the sky",
+                f"its position on the sky cannot be read: {mosaic.fault}"
+                if mosaic.fault
+                else "does not tell where it lies on the sky",
                 need="a header with celestial coordinates for ra, dec",
                 next="Give x, y in the catalogue: pixels, the first is 0.",
                 path=path,

@@ -1,17 +1,21 @@
-"""FITS images: extensions, and where an image lies on the sky."""
+"""FITS images: the extension with the image, its companions with noise, mask and PSF, and its pixels."""
 
+import bz2
 import gzip
 import io
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublens.errors import ImageError
+from sublens.images import wcs
 from sublens.images.limits import (
     MAX_SIDE,
     MAX_UNPACKED_BYTES,
@@ -26,126 +30,271 @@ from sublens.images.pixels import RawImage
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
-ARCSEC_A_DEGREE = 3600.0
+PACKERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
+    b"\x1f\x8b": ("a gzip file", gzip.open),
+    b"BZh": ("a bzip2 file", bz2.open),
+}
+"""Names and readers of compressed files, by their first bytes."""
+ROLES = {
+    **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT"), "noise"),
+    **dict.fromkeys(("VAR", "VARIANCE"), "variance"),
+    **dict.fromkeys(("WHT", "WGT", "WEIGHT", "WEIGHTS", "IVAR", "INVVAR"), "weight"),
+    **dict.fromkeys(("MASK", "MSK", "DQ", "FLAGS", "BPM", "BADPIX"), "mask"),
+    "PSF": "PSF",
+    **dict.fromkeys(("CON", "CTX", "CONTEXT", "EXP", "EXPMAP", "EXPTIME", "AREA", "SEG", "SEGMAP"), "other"),
+    **dict.fromkeys(("MODEL", "RESIDUAL", "RESIDUALS", "BKG", "BACKGROUND", "PREVIEW", "THUMBNAIL"), "other"),
+    **dict.fromkeys(("WCSDVARR", "D2IMARR", "WCSCORR"), "other"),
+}
+"""Content of an extension that is no image of the sky, by a word of its name; NOISE... is noise as well."""
+RANKS = ("SCI", "SCIENCE", "DATA", "IMAGE", "VIS", "FLUX", "PRIMARY")
+"""Words in the names of extensions with the image of the sky, the first to be chosen first."""
+PLAIN_WORDS = frozenset(RANKS) - {"VIS"} | {"MAP"}
+"""Words in the names of extensions that name no band."""
+MASKED_NOISE = 1e8
+"""Noise of a pixel from which on it is missing."""
+MAX_MASKED = 0.5
+"""Largest share of the pixels that a mask may mark as missing; beyond, it tells what to analyse."""
+MAX_MARKED = 0.99
+"""Largest share of the pixels that noise or weights may mark as missing; beyond, they were never filled in."""
+JWST_BAD = 1
+"""Bit of a pixel that should not be used, in the DQ extensions of JWST."""
+RUBIN_PLANES = ("MP_BAD", "MP_SAT", "MP_CR", "MP_NO_DATA", "MP_UNMASKEDNAN")
+"""Keywords with the numbers of the bits of missing pixels, in the masks of Rubin's and HSC's pipelines."""
+LISTED = 20
+"""Most extensions that an error lists."""
+POGSON = 2.5 / math.log(10)
+"""Magnitudes in a factor of e."""
+
+
+class Extension(NamedTuple):
+    """An extension of a FITS file that holds an image of any kind, by what its name says."""
+
+    number: int
+    name: str
+    hdu: Any
+    role: str
+    """`image`, or the content of `ROLES`."""
+    band: tuple[str, ...]
+    """The other words of the name, as VIS in VIS_RMS."""
+    rank: int
+    """Index in `RANKS`, their number where the name has no such word."""
+
+    def label(self) -> str:
+        """Name for notes and errors."""
+        return self.name or f"extension {self.number}"
+
+
+class FitsImage(NamedTuple):
+    """The extension with the image and those that belong to it."""
+
+    hdu: Any
+    companions: tuple[Extension, ...]
+    """Extensions with noise, mask or PSF of that image."""
+    notes: tuple[str, ...]
+    """The names of them all, where the file holds several."""
+    is_jwst: bool = False
+
+    def missing(self, part: tuple[slice, ...] | None = None) -> "Missing":
+        """The pixels of the image, or of a part of it, that the companions mark as missing."""
+        mask, notes = np.zeros((1, 1), np.bool_), list[str]()
+        for companion in self.companions:
+            if companion.role == "PSF" or tuple(companion.hdu.shape) != tuple(self.hdu.shape)[-2:]:
+                continue
+            marked = self._marked(companion, np.asarray(companion.hdu.section[part or (slice(None), slice(None))]))
+            most = MAX_MASKED if companion.role == "mask" else 1 if part else MAX_MARKED
+            if marked.mean() > most:
+                notes.append(
+                    f"{companion.label()} marks {marked.mean():.0%} of the pixels, so it was not used as a mask"
+                )
+            else:
+                mask = marked | mask
+        return Missing(mask if mask.any() else None, tuple(notes))
+
+    def _marked(self, companion: Extension, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """The pixels that one companion marks."""
+        if companion.role == "mask":
+            return _flagged(values, companion.hdu.header, is_jwst=self.is_jwst)
+        if companion.role == "weight":
+            return np.asarray(~(values > 0))
+        limit = MASKED_NOISE if companion.role == "noise" else MASKED_NOISE**2
+        return np.asarray(~(values > 0) | (values >= limit))
+
+
+class Missing(NamedTuple):
+    """The missing pixels of an image."""
+
+    mask: NDArray[np.bool_] | None
+    """[h, w]; None where there are none."""
+    notes: tuple[str, ...]
+    """Companions that were not used, in words."""
+
+
+def _flagged(flags: NDArray[np.generic], header: Any, *, is_jwst: bool) -> NDArray[np.bool_]:
+    """Pixels that a mask marks as missing: by the bits that mean so where they are known, else all but zero."""
+    planes = [header.get(key) for key in RUBIN_PLANES]
+    bits = sum(1 << plane for plane in planes if isinstance(plane, int) and 0 <= plane < 63)
+    bits = bits or (JWST_BAD if is_jwst else 0)
+    if not bits:
+        return np.asarray(flags != 0)
+    return np.asarray(np.nan_to_num(flags.astype(np.float64)).astype(np.int64) & bits != 0)
 
 
 def read_image(path: Path, name: str | None) -> RawImage:
-    """The image in the extension of that name or number, or the first; raises `ImageError`."""
+    """The image in the extension of that name or number, or the one that holds the sky; raises `ImageError`."""
     with translate_errors("a FITS file"), _hdus(path) as hdus:
-        hdu = choose_hdu(hdus, name)
-        sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
+        image = choose_image(hdus, name)
+        header = image.hdu.header
+        sides = [header[f"NAXIS{axis + 1}"] for axis in range(header["NAXIS"])]
         check_sides(tuple(sides[:2]))
         if math.prod(sides) > MAX_SIDE**2:  # known before it is read
             raise cube_error(sides[::-1])
-        raw = RawImage(np.array(hdu.data), wcs=_wcs_values(hdu.header))
-    return raw
+        position = wcs.read_wcs(header)
+        pixels, missing = linear(np.array(image.hdu.data), header), image.missing()
+        centre = position.centre(pixels.shape)
+    notes = (*image.notes, *position.notes, *missing.notes)
+    return RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask)
+
+
+def linear(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
+    """Pixels on a linear scale: those of Pan-STARRS are compressed by asinh."""
+    if not is_asinh(header):
+        return pixels
+    return np.asarray(
+        float(header["BOFFSET"]) + 2 * float(header["BSOFTEN"]) * np.sinh(pixels.astype(np.float64) / POGSON)
+    )
+
+
+def is_asinh(header: Any) -> bool:
+    """Whether the pixels are compressed by asinh, as those of Pan-STARRS."""
+    offset, softening = wcs.number(header, "BOFFSET"), wcs.number(header, "BSOFTEN")
+    return offset is not None and softening is not None and softening > 0
 
 
 @contextmanager
 def _hdus(path: Path) -> Iterator[Any]:
-    """The extensions of a FITS file; warnings of astropy are errors."""
-    from astropy.io import fits  # slow to import
-
+    """The extensions of a FITS file."""
     with warnings.catch_warnings(), unpack(path) as file:
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "Invalid 'BLANK'")  # harmless, and common in surveys
-        if not begins_as_fits(file):
-            raise damaged_file("a FITS file")
-        file.seek(0)
-        with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
+        warnings.simplefilter("ignore")  # blemishes of headers; pixels that are cut off are errors all the same
+        with open_hdus(file) as hdus:
             yield hdus
 
 
-def begins_as_fits(file: IO[bytes]) -> bool:
-    """Whether the next bytes are the first of a FITS file."""
-    return file.read(len(FITS_MAGIC)) == FITS_MAGIC
+def open_hdus(file: IO[bytes]) -> Any:
+    """astropy's list of the extensions of an unpacked FITS file; raises `ImageError` where it is none."""
+    from astropy.io import fits  # slow to import
+
+    file.seek(0)
+    if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
+        raise damaged_file("a FITS file")
+    file.seek(0)
+    # uint: BLANK is lost where BZERO stands for unsigned integers; ignore_missing_simple: T in another column
+    return fits.open(file, memmap=False, lazy_load_hdus=True, uint=False, ignore_missing_simple=True)
 
 
 def extensions(path: Path) -> list[tuple[int, str, tuple[int, ...]]]:
     """Number, name and shape of each extension of a FITS file that holds an image; raises `ImageError`."""
     with name_errors(path), translate_errors("a FITS file"), _hdus(path) as hdus:
-        return [(number, str(hdu.name), tuple(hdu.shape)) for number, hdu in enumerate(hdus) if _has_image(hdu)]
+        return [(entry.number, entry.name, tuple(entry.hdu.shape)) for entry in _image_extensions(hdus)]
+
+
+def unpack(path: Path) -> IO[bytes]:
+    """The file's content, unpacked within the limits where it is compressed; raises `ImageError`."""
+    file = path.open("rb")
+    magic = file.read(3)
+    file.seek(0)
+    for first, (kind, reader) in PACKERS.items():
+        if magic.startswith(first):
+            with file, translate_errors(kind):
+                return _unpacked(reader(file), path.stat().st_size)
+    return file
+
+
+def _unpacked(file: IO[bytes], n_packed: int) -> IO[bytes]:
+    whole = io.BytesIO()
+    while block := file.read(2**20):
+        whole.write(block)
+        check_growth(whole.tell(), n_packed)
+        if whole.tell() > MAX_UNPACKED_BYTES:
+            raise ImageError(
+                "unpacks to too many bytes", need=f"at most {MAX_UNPACKED_BYTES:,}", next="Unpack it first."
+            )
+    whole.seek(0)
+    return whole
+
+
+def choose_image(hdus: Any, name: str | None) -> FitsImage:
+    """The extension of that name or number, or the one that holds the sky; raises `ImageError`."""
+    images = _image_extensions(hdus)
+    chosen = _chosen(images) if name is None else _named(images, hdus, name)
+    others = [entry for entry in images if entry.role == "image" and entry is not chosen]
+    bands = (chosen.band,) if others else (chosen.band, ())
+    companions = tuple(entry for entry in images if _belongs(entry, chosen, bands))
+    names = [f"{entry.role}: {entry.label()}" for entry in companions]
+    notes = (", ".join([f"image: {chosen.label()}", *names]),) if len(images) > 1 else ()
+    if is_asinh(chosen.hdu.header):
+        notes = (*notes, "the asinh scale of BSOFTEN was undone")
+    return FitsImage(chosen.hdu, companions, notes, hdus[0].header.get("TELESCOP") == "JWST")
+
+
+def _belongs(entry: Extension, chosen: Extension, bands: Sequence[tuple[str, ...]]) -> bool:
+    """Whether an extension is a companion of the chosen one."""
+    if entry is chosen or chosen.role != "image" or entry.role in ("image", "other") or entry.band not in bands:
+        return False
+    return bool(entry.role == "PSF" or entry.hdu.ver == chosen.hdu.ver)
+
+
+def _image_extensions(hdus: Any) -> list[Extension]:
+    return [_extension(number, hdu) for number, hdu in enumerate(hdus) if _has_image(hdu)]
 
 
 def _has_image(hdu: Any) -> bool:
     return bool(hdu.is_image and hdu.header.get("NAXIS", 0) >= 2)
 
 
-def unpack(path: Path) -> IO[bytes]:
-    """The file's content, unpacked within the limits where it is compressed; raises `ImageError`."""
-    if not path.name.lower().endswith(".gz"):
-        return path.open("rb")
-    whole, packed = io.BytesIO(), path.stat().st_size
-    with translate_errors("a gzip file"), gzip.open(path) as file:
-        while block := file.read(2**20):
-            whole.write(block)
-            check_growth(whole.tell(), packed)
-            if whole.tell() > MAX_UNPACKED_BYTES:
-                raise ImageError(
-                    "unpacks to too many bytes", need=f"at most {MAX_UNPACKED_BYTES:,}", next="Unpack it first."
-                )
-    whole.seek(0)
-    return whole
+def _extension(number: int, hdu: Any) -> Extension:
+    name = wcs.printable(str(hdu.name).strip())
+    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if word]
+    roles = ["noise" if word.startswith("NOISE") else ROLES.get(word, "") for word in words]
+    role = next(filter(None, roles), "image")
+    is_known = [bool(known) or word in PLAIN_WORDS for word, known in zip(words, roles, strict=True)]
+    band = tuple(word for word, known in zip(words, is_known, strict=True) if not known)
+    rank = min((RANKS.index(word) for word in words if word in RANKS), default=len(RANKS))
+    return Extension(number, name, hdu, role, band, rank)
 
 
-def choose_hdu(hdus: Any, name: str | None) -> Any:
-    """The extension of that name or number, or the first that holds an image; raises `ImageError`."""
-    if name is None:
-        for hdu in hdus:
-            if _has_image(hdu):
-                return hdu
+def _chosen(images: Sequence[Extension]) -> Extension:
+    """The extension that holds the sky; raises `ImageError` where there is none, or several may."""
+    if not images:
         raise ImageError("holds no image, only tables or headers", need="an image", next="Name a file with one in it.")
-    try:
-        hdu = hdus[int(name) if name.isdecimal() else name]
-    except (KeyError, IndexError) as err:
-        raise _no_image(f"has no extension {name}", hdus) from err
-    if not _has_image(hdu):
-        raise _no_image(f"extension {name} holds no image", hdus)
-    return hdu
+    candidates = [entry for entry in images if entry.role == "image"] or list(images)
+    best = min(entry.rank for entry in candidates)
+    candidates = [entry for entry in candidates if entry.rank == best]
+    if len(candidates) > 1:
+        raise _no_image(f"holds {len(candidates)} extensions that may be the image", candidates)
+    return candidates[0]
 
 
-def _no_image(what: str, hdus: Any) -> ImageError:
-    return ImageError(
-        what, need=f"one of {_extensions(hdus)}", next="Name an extension that holds an image with --hdu."
-    )
-
-
-def _extensions(hdus: Any) -> str:
-    return ", ".join(f"{number}: {hdu.name or 'unnamed'}" for number, hdu in enumerate(hdus))
-
-
-def _wcs_values(header: Any) -> tuple[float | None, float | None, float | None]:
-    """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header gives them."""
-    wcs = celestial(header)
-    if wcs is None:
-        return pixel_scale(header, wcs), None, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        centre = wcs.pixel_to_world((header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2).icrs
-    ra, dec = float(centre.ra.deg), float(centre.dec.deg)
-    is_known = np.isfinite(ra + dec)
-    return pixel_scale(header, wcs), ra if is_known else None, dec if is_known else None
-
-
-def celestial(header: Any) -> Any:
-    """The WCS of a FITS header's first two axes, None where they do not lie on the sky."""
-    if not str(header.get("CTYPE1", "")).startswith(("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")):
-        return None
-    from astropy.wcs import WCS
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # astropy warns of what it mends in a header
-        wcs = WCS(header, naxis=2)
-        return wcs if wcs.has_celestial else None
-
-
-def pixel_scale(header: Any, wcs: Any) -> float | None:
-    """Arcsec along the side of a pixel, by the celestial `wcs` or else by axes in arcsec; None if there are none."""
-    if wcs is None:
-        has_scale = header.get("CUNIT1") == "arcsec" and "CDELT1" in header
-        scale = abs(float(header["CDELT1"])) if has_scale else 0.0
+def _named(images: Sequence[Extension], hdus: Any, name: str) -> Extension:
+    """The extension of that name or number; raises `ImageError`."""
+    if name.isdecimal():
+        matches = [entry for entry in images if entry.number == int(name)]
+        exists = int(name) < len(hdus)
     else:
-        from astropy.wcs.utils import proj_plane_pixel_scales
+        matches = [entry for entry in images if entry.name.upper() == name.strip().upper()]
+        exists = any(str(hdu.name).upper() == name.strip().upper() for hdu in hdus)
+    if not matches:
+        raise _no_image(f"extension {name} holds no image" if exists else f"has no extension {name}", images)
+    if len(matches) > 1:
+        raise _no_image(f"has {len(matches)} extensions called {name}", matches)
+    return matches[0]
 
-        scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * ARCSEC_A_DEGREE
-    return scale if 0 < scale < np.inf else None
+
+def _no_image(what: str, images: Sequence[Extension]) -> ImageError:
+    names = [f"{entry.number}: {entry.name or 'unnamed'}" for entry in images[:LISTED]]
+    if len(images) > LISTED:
+        names.append("...")
+    return ImageError(
+        what,
+        need=f"one of {', '.join(names)}" if names else "an extension that holds an image",
+        next="Name an extension that holds an image with --hdu.",
+    )

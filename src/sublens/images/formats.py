@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from sublens.errors import ImageError
-from sublens.images import fits_image
+from sublens.images import fits_image, wcs
 from sublens.images.limits import (
     MAX_SIDE,
     MAX_UNPACKED_BYTES,
@@ -36,6 +36,7 @@ BLOCK_BYTES = 2**26
 """Largest part of a stack that is read at once, where chunks hold many images."""
 MAX_STACK = 10_000_000
 """Most images in one file."""
+PACKED_FITS = (".fits.gz", ".fit.gz", ".fits.bz2", ".fit.bz2")
 PICTURES = ("PNG", "JPEG", "TIFF")
 
 
@@ -43,9 +44,11 @@ class ImageSelector(NamedTuple):
     """Choice of an image in a file that holds several extensions or arrays."""
 
     hdu: str | None = None
-    """Number or name of a FITS extension; None is the first that holds an image."""
+    """Number or name of a FITS extension; None is the one that holds the sky."""
     array: str | None = None
     """Name of an array in an .npz, HDF5 or zarr file; None is the only one."""
+    flip_y: bool = False
+    """Whether the first row of the file is the top of the image; else it is the bottom."""
 
 
 def is_image(path: Path) -> bool:
@@ -69,7 +72,7 @@ def read(path: Path) -> Image:
 def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Image | ImageError]:
     """The images in one file, one by one.
 
-    .npy (h, w) or (1, h, w); FITS, also in gzip or tile-compressed; PNG, TIFF and JPEG, of which
+    .npy (h, w) or (1, h, w); FITS, also in gzip or bzip2 or tile-compressed; PNG, TIFF and JPEG, of which
     colour is turned to grey. An array of an .npz, HDF5 or zarr file may also be a stack (n, h, w).
     Missing pixels have the median of the others, and `mask` says which these are.
 
@@ -142,7 +145,7 @@ def read_archive(path: Path) -> NDArray[np.uint16]:
 def _suffix(path: Path) -> str:
     """The end of the name, which decides the format: .npy, .fits.gz ..."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+    return "".join(suffixes) if suffixes[-1:] in ([".gz"], [".bz2"]) else "".join(suffixes[-1:])
 
 
 def _read_npy(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
@@ -266,7 +269,23 @@ def _read_hdf5(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
         if dataset.external or dataset.is_virtual:
             raise _external_data()
         check_growth(dataset.nbytes, dataset.id.get_storage_size())
-        yield from _stack(dataset)
+        scale, notes = _hdf5_scale(dataset)
+        for raw in _stack(dataset):
+            yield raw._replace(wcs=(scale, None, None), notes=notes)
+
+
+def _hdf5_scale(dataset: Any) -> tuple[float | None, tuple[str, ...]]:
+    """Pixel scale by the attributes of an HDF5 array, its group or its file, and a note on its origin."""
+    for node in (dataset, dataset.parent, dataset.file):
+        plain = {}
+        for name in wcs.ATTRIBUTES:
+            if name in node.attrs:
+                entry = node.attrs.get_id(name)
+                if entry.dtype.kind in "fiu" and math.prod(entry.shape) <= 4:
+                    plain[name] = node.attrs[name]
+        if (scale := wcs.attribute_scale(plain))[0]:
+            return scale
+    return None, ()
 
 
 def _external_data() -> ImageError:
@@ -317,7 +336,7 @@ def _store_bytes(store: Path) -> int:
 READERS: dict[str, Callable[[Path, ImageSelector], Iterator[RawImage]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
-    **dict.fromkeys((".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fit.gz"), _read_fits),
+    **dict.fromkeys((".fits", ".fit", ".fts", ".fz", *PACKED_FITS), _read_fits),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), _read_picture),
     **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
     ".zarr": _read_zarr,

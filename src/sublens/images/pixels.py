@@ -65,6 +65,13 @@ class Image:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
         return scale_to_16_bits(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
 
+    def flipped(self) -> "Image":
+        """The image upside down."""
+        mask = None if self.mask is None else self.mask[::-1]
+        return replace(
+            self, pixels=self.pixels[::-1], mask=mask, notes=(*self.notes, "flipped: its first row is the top")
+        )
+
 
 class RawImage(NamedTuple):
     """One image before it is checked."""

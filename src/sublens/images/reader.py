@@ -343,7 +343,7 @@ def _send_answer(out: IO[bytes], path: Path, request: Message) -> None:
     images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector)
     for number, image in enumerate(images):
         if isinstance(image, Image):
-            _send_image(out, image)
+            _send_image(out, image.flipped() if selector.flip_y else image)
         else:
             send(out, {"kind": "bad", "number": number, "problem": error_fields(image)})
 

@@ -54,7 +54,8 @@ def resample_image(
     scale = image_scale or image.pixel_scale
     size, zoom = image.pixels.shape, 1.0
     if scale is None or pixel_scale is None:
-        notes.append("pixel scale unknown" if pixel_scale is None else f"pixel scale unknown, taken as {pixel_scale:g}")
+        taken = "" if pixel_scale is None else f"; taken as {pixel_scale:g} arcsec"
+        notes.append(f"pixel scale not in the file{taken}")
     elif abs(scale / pixel_scale - 1) > SAME_SCALE:
         zoom = scale / pixel_scale
         size = _zoomed(size, zoom, shape)

@@ -54,7 +54,7 @@ def psf_kernel(camera: Camera) -> Tensor:
         core = width / 2 / (2 ** (1 / beta) - 1) ** 0.5
         kernel = (1 + (offsets[:, None] ** 2 + offsets**2) / core**2) ** -beta
     else:
-        kernel = torch.from_numpy(camera.psf.pixels())
+        kernel = torch.from_numpy(camera.psf.kernel(camera.pixel_scale))
     return kernel.div(kernel.sum())
 
 

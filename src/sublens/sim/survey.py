@@ -29,10 +29,16 @@ from pydantic import (
 from sublens.config import Frozen
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images import formats
+from sublens.images.pixels import Image
+from sublens.images.resample import SAME_SCALE
 from sublens.storage.files import sha256
 
 Floats = NDArray[np.float64]
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
+MIN_KERNEL = 3
+"""Least number of the camera's pixels along a side of a point-spread function."""
+MAX_REACH = 512
+"""Farthest that a point-spread function reaches from its middle, pixels: half of the largest image."""
 ALMOST_ONE = 1 - 2**-53
 """Largest value of a uniform draw."""
 
@@ -190,6 +196,10 @@ class ImageFile(Frozen):
 
         Raises `ConfigError` where the file is not the one that the survey was read with.
         """
+        return self.image().pixels.clip(0)
+
+    def image(self) -> Image:
+        """The image as its file holds it; raises as `pixels` does."""
         if self.sha256 and not (self.file.is_file() and sha256(self.file) == self.sha256):
             raise ConfigError(
                 "is missing, or not the file that this survey was made with",
@@ -197,7 +207,7 @@ class ImageFile(Frozen):
                 next="Put it back, or read the survey again from its TOML file.",
                 path=self.file,
             )
-        return formats.read(self.file).pixels.clip(0)
+        return formats.read(self.file)
 
     @field_serializer("file")
     def _name(self, path: Path) -> str:
@@ -223,19 +233,40 @@ class Moffat(Frozen):
 
 
 class PixelatedPsf(ImageFile):
-    """A point-spread function as an image on the camera's own pixels, with odd sides and a central peak."""
+    """A point-spread function as an image with odd sides and a central peak, on the camera's own pixels or a scale
+    that its file gives."""
 
     profile: Literal["pixelated"]
 
-    def check(self, n_pixels: int | None) -> None:
-        """Raise `ValueError` where it does not fit an image of `n_pixels` a side."""
+    def kernel(self, pixel_scale: float) -> Floats:
+        """The image [k, k] of odd k on pixels of `pixel_scale`, arcsec, interpolated at their centres.
+
+        Raises as `pixels` does.
+        """
+        image = self.image()
+        pixels, zoom = image.pixels.clip(0), (image.pixel_scale or pixel_scale) / pixel_scale
+        if abs(zoom - 1) <= SAME_SCALE:
+            return pixels
+        from scipy import ndimage  # slow to import
+
+        middle = len(pixels) // 2
+        reach = min(int(middle * zoom + 1e-6), MAX_REACH)
+        centres = middle + np.arange(-reach, reach + 1) / zoom
+        grid = np.meshgrid(centres, centres, indexing="ij")
+        return np.asarray(ndimage.map_coordinates(pixels, grid, mode="nearest").clip(0))
+
+    def check(self, n_pixels: int | None, pixel_scale: float | None) -> None:
+        """Raise `ValueError` where it does not fit an image of `n_pixels` of `pixel_scale`, arcsec, a side."""
         pixels, name = self.pixels(), self.file.name
         height, width = pixels.shape
         peak = np.unravel_index(pixels.argmax(), pixels.shape)
         if height != width or height % 2 == 0:
             raise ValueError(f"{name} has {height} x {width} pixels; needs a square of odd sides")
-        if n_pixels and height > n_pixels:
-            raise ValueError(f"{name} has {height} pixels a side; needs to fit the image's {n_pixels}")
+        size = len(self.kernel(pixel_scale)) if pixel_scale else height
+        if n_pixels and size > n_pixels:
+            raise ValueError(f"{name} has {size} pixels a side; needs to fit the image's {n_pixels}")
+        if size < MIN_KERNEL:
+            raise ValueError(f"{name} covers one of the camera's pixels; needs to cover {MIN_KERNEL} a side")
         if np.abs(np.subtract(peak, height // 2)).max() > 1:
             raise ValueError(f"{name} is not brightest in its middle; cut it out around its peak")
 
@@ -303,7 +334,7 @@ class Camera(Frozen):
         n_pixels, scale = info.data.get("n_pixels"), info.data.get("pixel_scale")
         if isinstance(psf, PixelatedPsf):
             if info.context:
-                psf.check(n_pixels)
+                psf.check(n_pixels, scale)
         elif n_pixels and scale and psf.fwhm > n_pixels * scale / 4:
             raise ValueError(
                 f"is {psf.fwhm:g} arcsec wide; needs to fit the image's {n_pixels * scale:g} four times over"

@@ -6,14 +6,15 @@ from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from sublens.errors import SublensError
+from sublens.errors import SublensError, nearest
 from sublens.web import answers, oip, predict_api, problem, prometheus, simulator_api
 from sublens.web.answers import NetworkList, SearchLine
 from sublens.web.guard import GONE
@@ -46,6 +47,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # it would load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        dependencies=[Depends(_refuse_unknown_parameters)],
     )
     _add_pages(app, service)
     app.include_router(oip.routes(service))
@@ -59,6 +61,21 @@ def create_app(service: Service) -> FastAPI:
     components = app.openapi()["components"]["schemas"]  # FastAPI adds no schema to which a route only refers
     components.update(answers.schemas(oip.InferRequest, SearchLine, ProblemDetails))
     return app
+
+
+async def _refuse_unknown_parameters(request: Request) -> None:
+    """Raise `Problem` 422 for a query parameter that the route does not know."""
+    route = request.scope["route"]
+    if not isinstance(route, APIRoute) or not route.include_in_schema:
+        return
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    if unknown := next((name for name in request.query_params if name not in known), None):
+        raise Problem(
+            422,
+            f"There is no query parameter {unknown!r}",
+            need=f"one of {', '.join(known)}" if known else "none for this path",
+            next=nearest(unknown, known) if known else "Leave it out.",
+        )
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:

@@ -23,7 +23,7 @@ from sublens.inference import predictor, tables
 from sublens.inference.predictor import Prediction
 from sublens.web.answers import FileExtension, FilePredictions, ImagePredictions, array, as_json
 from sublens.web.problem import ERROR_RESPONSES, Problem
-from sublens.web.service import ImageOutcome, NamedImage, ServedNetwork, Service, together, unless_gone
+from sublens.web.service import ImageOutcome, NamedImage, ServedNetwork, Service, assumed_scale, together, unless_gone
 
 MAX_IMAGES = 200
 """Most images of one file; those after them are left out."""
@@ -226,7 +226,8 @@ async def _predict(
         for result in parsed.results
         if isinstance(result.image, Image)
     ]
-    work = [network.predict(usable, deadline, service.pool, upload.pixel_scale) for network in upload.networks]
+    scales = {"pixel_scale": upload.pixel_scale, "assumed_scale": assumed_scale(upload.networks)}
+    work = [network.predict(usable, deadline, service.pool, **scales) for network in upload.networks]
     outcomes = iter(zip(*await together(work), strict=True))
     images = await service.pool.run(lambda: [_image(upload, result, outcomes) for result in parsed.results])
     if has_saliency:

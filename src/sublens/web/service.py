@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from sublens.config import field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images.pixels import Image
+from sublens.images.resample import SAME_SCALE
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card
@@ -115,10 +116,20 @@ class ServedNetwork:
         return asyncio.wrap_future(self.batcher.submit(n, lambda: counts, deadline))
 
     async def predict(
-        self, images: Sequence[NamedImage], deadline: float, pool: Pool, pixel_scale: float | None = None
+        self,
+        images: Sequence[NamedImage],
+        deadline: float,
+        pool: Pool,
+        *,
+        pixel_scale: float | None = None,
+        assumed_scale: float | None = None,
     ) -> list[ImageOutcome]:
-        """The outcome for each image. pixel_scale: arcsec a pixel, where the request has it."""
-        framed = await pool.run(lambda: [self._frame(image, pixel_scale) for image in images])
+        """The outcome for each image.
+
+        pixel_scale: arcsec a pixel, where the request has it. assumed_scale: that of images without one, see
+        `assumed_scale`.
+        """
+        framed = await pool.run(lambda: [self._frame(image, pixel_scale, assumed_scale) for image in images])
         usable = [image for image in framed if isinstance(image, FramedImage)]
         batches = (usable[first : first + BATCH] for first in range(0, len(usable), BATCH))
         results = await together(self._predict(batch, deadline) for batch in batches)
@@ -137,12 +148,31 @@ class ServedNetwork:
         result = await self.submit(np.stack([image.counts for image in images]), deadline)
         return result._replace(output=result.output.with_holes(np.array([image.has_hole for image in images])))
 
-    def _frame(self, named: NamedImage, pixel_scale: float | None) -> FramedImage | ImageError:
+    def _frame(
+        self, named: NamedImage, pixel_scale: float | None, assumed_scale: float | None
+    ) -> FramedImage | ImageError:
         try:
+            if not pixel_scale and not named.image.pixel_scale:
+                self._check_assumed(assumed_scale)
             image = self.predictor.framed(named.image, pixel_scale)
             return FramedImage(image.counts(), image.notes, image.has_hole)
         except ImageError as err:
             return err.about(named.name)
+
+    def _check_assumed(self, scale: float | None) -> None:
+        """Raise `ImageError` where the scale taken for an image without one is not that of the network."""
+        own = self.predictor.pixel_scale
+        if scale and own and abs(scale / own - 1) > SAME_SCALE:
+            raise ImageError(
+                f"its file has no pixel scale, and another network took it as {scale:g} arcsec",
+                need=f"the pixel scale, for a network of {own:g} arcsec a pixel",
+                next="Send the image again with pixel_scale.",
+            )
+
+
+def assumed_scale(networks: Iterable[ServedNetwork]) -> float | None:
+    """Arcsec a pixel of an image without a scale: that of the first network, so that one image has one scale."""
+    return next((scale for network in networks if (scale := network.predictor.pixel_scale)), None)
 
 
 @dataclass

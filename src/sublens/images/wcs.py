@@ -1,0 +1,264 @@
+"""Pixel scale of an image and its position on the sky, from a FITS header or the attributes of an HDF5 array."""
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.errors import ImageError
+
+ARCSEC = {
+    **dict.fromkeys(("deg", "degree", "degrees"), 3600.0),
+    **dict.fromkeys(("arcmin", "arcminute", "arcminutes"), 60.0),
+    **dict.fromkeys(("arcsec", "arcsecs", "arcsecond", "arcseconds", "asec"), 1.0),
+    **dict.fromkeys(("mas", "milliarcsec"), 1e-3),
+    **dict.fromkeys(("rad", "radian", "radians"), np.degrees(1) * 3600),
+}
+"""Arcsec in a unit, by its name in small letters."""
+UNITS = {3600.0: "deg", 60.0: "arcmin", 1.0: "arcsec", 1e-3: "mas"}
+"""Names of units in the FITS standard, by arcsec; all others are radians."""
+SCALE_KEYS = (
+    ("PIXSCALE",),
+    ("SECPIX",),
+    ("SECPIX1", "SECPIX2"),
+    ("PIXSCAL1", "PIXSCAL2"),
+    ("PIXSCAL1",),
+    ("PSCALE",),
+    ("D001SCAL",),
+    ("PIXSCAX", "PIXSCAY"),
+    ("GS_SCALE",),
+)
+"""Keywords outside of the standard that hold arcsec a pixel: of both axes, or of x and y."""
+AREA_KEY = "PIXAR_A2"
+"""Keyword that holds the area of a pixel, square arcsec."""
+ATTRIBUTES = ("pixel_scale", "transform_pix2angle")
+"""Attributes of HDF5 with arcsec a pixel: a number, or a matrix from pixels to angles as lenstronomy's."""
+MAX_SCALE = 1e3
+"""Coarsest pixels that a header is believed to have, arcsec."""
+BARE_SCALES = (1e-3, 10.0)
+"""Scales, arcsec, at which CDELT without a unit is taken as degrees."""
+SQUARE = 0.01
+"""Relative difference of its sides up to which a pixel is square."""
+MAX_ORDER = 9
+"""Highest order of the polynomials of a distortion, by the SIP convention."""
+SKY_AXES = ("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")
+NUMBERS = re.compile(
+    r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PC00[12]00[12]|PV[12]_\d{1,2}|[AB]P?_(ORDER|DMAX|\d_\d)|"
+    r"LONPOLE|LATPOLE|EQUINOX|EPOCH"
+)
+"""Keywords of a celestial WCS that hold numbers."""
+POSITION_KEYS = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
+FRAMES = {"ICRS", "FK5", "FK4", "FK4-NO-E", "GALACTIC", ""}
+"""Reference frames that coordinates can be turned to ICRS from."""
+
+
+class HeaderWcs(NamedTuple):
+    """The world coordinate system of a FITS header."""
+
+    wcs: Any = None
+    """astropy's WCS of the first two axes; None where they do not lie on the sky, or it cannot be read."""
+    pixel_scale: float | None = None
+    """Arcsec along the side of a pixel, where the header gives it."""
+    fault: str = ""
+    """Reason why the position on the sky cannot be read, where the header has one."""
+    notes: tuple[str, ...] = ()
+    """The keyword behind the pixel scale, and the fault."""
+
+    def centre(self, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
+        """Right ascension and declination, degrees, of the centre of an image [..., h, w]; None where unknown."""
+        if self.wcs is None:
+            return None, None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            point = self.wcs.pixel_to_world((shape[-1] - 1) / 2, (shape[-2] - 1) / 2).icrs
+        ra, dec = float(point.ra.deg), float(point.dec.deg)
+        return (ra, dec) if np.isfinite(ra + dec) else (None, None)
+
+
+def read_wcs(header: Any) -> HeaderWcs:
+    """The WCS of a FITS header, and the pixel scale by that or by another keyword.
+
+    Raises `ImageError` where the pixels are not square.
+    """
+    is_sky = _text(header, "CTYPE1").startswith(SKY_AXES)
+    scale, key = _scale(header, is_sky=is_sky)
+    notes = (f"pixel scale {scale:g} arcsec from {key}",) if scale and not is_standard(key, is_sky=is_sky) else ()
+    if not is_sky:
+        return HeaderWcs(None, scale, "", notes)
+    wcs, fault = _celestial(header)
+    if wcs is not None and not is_standard(key, is_sky=is_sky):
+        wcs, fault = None, "its WCS has no pixel scale"
+    return HeaderWcs(wcs, scale, fault, (*notes, f"position not read: {fault}") if fault else notes)
+
+
+def is_standard(key: str, *, is_sky: bool) -> bool:
+    """Whether the keyword behind a pixel scale is that of a celestial WCS."""
+    return is_sky and key in ("CD1_1", "CDELT1", "PC1_1")
+
+
+def _scale(header: Any, *, is_sky: bool) -> tuple[float | None, str]:
+    """Arcsec a pixel and the keyword behind it: the WCS, else another keyword, else CDELT without a unit."""
+    unit = _text(header, "CUNIT1").lower()
+    sides, key = _matrix_sides(header)
+    if sides is not None and (unit in ARCSEC or (is_sky and not unit)):
+        if scale := square_scale(sides * ARCSEC[unit or "deg"], key):
+            return scale, key
+        sides = None
+    if (named := _from_keywords(header))[0]:
+        return named
+    if sides is not None and not unit and BARE_SCALES[0] <= sides[0] * ARCSEC["deg"] <= BARE_SCALES[1]:
+        return square_scale(sides * ARCSEC["deg"], key), f"{key} in degrees"
+    return None, ""
+
+
+def _from_keywords(header: Any) -> tuple[float | None, str]:
+    """Arcsec a pixel and the keyword outside of the standard that holds it."""
+    for keys in SCALE_KEYS:
+        sides = [number(header, key) for key in keys]
+        if None not in sides and (scale := square_scale(np.array(sides, np.float64), keys[0])):
+            return scale, " and ".join(keys)
+    area = number(header, AREA_KEY)
+    if area and area > 0 and (scale := square_scale(np.sqrt([area]), AREA_KEY)):
+        return scale, AREA_KEY
+    return None, ""
+
+
+def _matrix_sides(header: Any) -> tuple[NDArray[np.float64] | None, str]:
+    """Sides of a pixel along x and y in the header's unit, and the keyword behind them; None without one."""
+    cd, old, pc = (_matrix(header, form) for form in ("CD{}_{}", "PC00{}00{}", "PC{}_{}"))
+    if cd is not None:
+        return np.hypot(*cd), "CD1_1"
+    rotation = pc if pc is not None else old
+    steps = [number(header, f"CDELT{axis}") for axis in (1, 2)]
+    if steps[0] is None and rotation is None:
+        return None, ""
+    key = "PC1_1" if steps[0] is None else "CDELT1"
+    deltas = np.array([1.0 if steps[0] is None else steps[0], steps[1] or steps[0] or 1.0])
+    return np.hypot(*(deltas[:, None] * (np.eye(2) if rotation is None else rotation))), key
+
+
+def _matrix(header: Any, form: str) -> NDArray[np.float64] | None:
+    """The matrix of keywords i_j, None where the header has none; a missing element is that of PC's default."""
+    elements = {(i, j): number(header, form.format(i, j)) for i in (1, 2) for j in (1, 2)}
+    if all(element is None for element in elements.values()):
+        return None
+    is_cd = form.startswith("CD")
+    values = [element if element is not None else float(i == j and not is_cd) for (i, j), element in elements.items()]
+    return np.array(values).reshape(2, 2)
+
+
+def square_scale(sides: NDArray[np.float64], key: str) -> float | None:
+    """The side of a pixel, arcsec, of its sides along x and y; None where it cannot be that of an image.
+
+    Raises `ImageError` where the pixels are not square.
+    """
+    scale = float(np.sqrt(sides[0] * sides[-1]))
+    if not (np.isfinite(sides).all() and sides.min() > 0 and scale <= MAX_SCALE):
+        return None
+    if abs(sides[0] / sides[-1] - 1) > SQUARE:
+        raise ImageError(
+            f"has pixels of {sides[0]:g} x {sides[-1]:g} arcsec by {key}",
+            need="square pixels",
+            next="Drizzle or resample it to square pixels, or correct the header.",
+        )
+    return scale
+
+
+def _celestial(header: Any) -> tuple[Any, str]:
+    """The WCS of a header whose first axes lie on the sky, or None and the reason why it cannot be read."""
+    from astropy.wcs import WCS  # slow to import
+
+    plain, fault = _plain_header(header), _fault(header)
+    if fault:
+        return None, fault
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # astropy warns of what it mends in a header
+            wcs = WCS(plain, naxis=2)
+            if wcs.has_celestial:
+                wcs.pixel_to_world(0, 0).icrs  # noqa: B018 - an unknown frame shows here
+                return wcs, ""
+    except MemoryError:
+        raise
+    except Exception:  # astropy raises of every kind for damaged headers
+        pass
+    return None, f"the axes {_text(plain, 'CTYPE1')} and {_text(plain, 'CTYPE2')} do not follow the FITS standard"
+
+
+def _fault(header: Any) -> str:
+    """A known reason why a position cannot be read; empty without one."""
+    projection = _text(header, "CTYPE1")[5:8]
+    if projection in ("TNX", "ZPX"):
+        return f"the projection {projection} is not supported"
+    frame = _text(header, "RADESYS") or _text(header, "RADECSYS")
+    if frame.upper() not in FRAMES:
+        return f"the reference frame {frame} is not known"
+    missing = [key for key in POSITION_KEYS if number(header, key) is None]
+    return f"{', '.join(missing)} cannot be read" if missing else ""
+
+
+def _plain_header(header: Any) -> Any:
+    """The keywords of a celestial WCS alone, so that no blemish elsewhere keeps it from being read.
+
+    Left out are the tables of a distortion (CPDIS, D2IM), which shift a position by less than a pixel.
+    """
+    from astropy.io import fits  # slow to import
+
+    plain = fits.Header()
+    for key in header:
+        if not NUMBERS.fullmatch(key) or (value := number(header, key)) is None:
+            continue
+        if not key.endswith("_ORDER"):
+            plain[key] = value
+        elif 0 <= value <= MAX_ORDER:
+            plain[key] = round(value)
+    for key in ("CTYPE1", "CTYPE2", "RADESYS", "RADECSYS"):
+        if text := _text(header, key):
+            plain[key] = text
+    for key in ("CUNIT1", "CUNIT2"):
+        if (unit := _text(header, key).lower()) in ARCSEC:
+            plain[key] = UNITS.get(ARCSEC[unit], "rad")
+    return plain
+
+
+def number(header: Any, key: str) -> float | None:
+    """The finite number of a keyword, None where it is missing or holds something else."""
+    with suppress(Exception):  # astropy raises of every kind for damaged cards
+        value = header[key]
+        if not isinstance(value, bool):
+            parsed = float(value)
+            return parsed if math.isfinite(parsed) else None
+    return None
+
+
+def _text(header: Any, key: str) -> str:
+    """The text of a keyword, printable; empty where it is missing or holds something else."""
+    with suppress(Exception):  # astropy raises of every kind for damaged cards
+        if isinstance(value := header[key], str):
+            return printable(value.strip())
+    return ""
+
+
+def printable(text: str) -> str:
+    """Text of a file, with ? for what could not be shown."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def attribute_scale(attributes: Mapping[str, Any]) -> tuple[float | None, tuple[str, ...]]:
+    """Arcsec a pixel by the attributes of an HDF5 array, and the note that names the one behind it.
+
+    Raises `ImageError` where the pixels are not square.
+    """
+    for name in ATTRIBUTES:
+        if name in attributes:
+            values = np.asarray(attributes[name], np.float64)
+            if values.size == 1 or values.shape == (2, 2):
+                sides = np.hypot(*values) if values.shape == (2, 2) else np.abs(values.ravel())
+                if scale := square_scale(sides, name):
+                    return scale, (f"pixel scale {scale:g} arcsec from {name}",)
+    return None, ()

@@ -1,0 +1,191 @@
+"""Extensions of FITS files, their companions, and blemishes of headers."""
+
+import bz2
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from sublens.errors import ImageError
+from sublens.images import fits_image, formats
+from sublens.images.formats import ImageSelector
+from sublens.images.pixels import Image, RawImage
+from sublens.images.reader import Reader
+
+LIGHT = np.random.default_rng(0).poisson(30, (24, 24)).astype(np.float32)
+BAD = np.zeros((24, 24), np.int32)
+BAD[3, 4:7] = 1
+
+
+def save(folder: Path, names: str, **planes: NDArray[np.generic]) -> Path:
+    """A FITS file of extensions with these names, all LIGHT unless others are given."""
+    hdus = [fits.ImageHDU(planes.get(name, LIGHT), name=name.rstrip("0123456789")) for name in names.split()]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(folder / "a.fits")
+    return folder / "a.fits"
+
+
+def read(path: Path, hdu: str | None = None) -> RawImage:
+    return fits_image.read_image(path, hdu)
+
+
+def masked(path: Path) -> NDArray[np.bool_]:
+    mask = read(path).mask
+    assert mask is not None
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        ("MASK DATA NOISE_MAP PSF", "image: DATA, mask: MASK, noise: NOISE_MAP, PSF: PSF"),
+        ("WHT SCI", "image: SCI, weight: WHT"),
+        ("SCI ERR CON WHT", "image: SCI, noise: ERR, weight: WHT"),
+        ("PREVIEW THING", "image: THING"),
+        ("INPUT MODEL RESIDUAL", "image: INPUT"),
+        ("NIR_Y_FLUX NIR_Y_RMS VIS_FLUX VIS_PSF VIS_RMS", "image: VIS_FLUX, PSF: VIS_PSF, noise: VIS_RMS"),
+        ("DES_G DES_G_RMS VIS VIS_RMS", "image: VIS, noise: VIS_RMS"),
+    ],
+)
+def test_the_extension_with_the_sky_is_chosen_and_named(tmp_path: Path, names: str, note: str) -> None:
+    sky = note.removeprefix("image: ").split(",")[0]
+    raw = read(save(tmp_path, names, **{sky: LIGHT + 1}))
+    assert np.array_equal(raw.pixels, LIGHT + 1)
+    assert raw.notes[0] == note
+
+
+@pytest.mark.parametrize("names", ["G R I Z", "SCI1 SCI2", "NIR_Y_FLUX NIR_J_FLUX", "MASK PSF"])
+def test_where_several_extensions_may_be_meant_they_are_listed(tmp_path: Path, names: str) -> None:
+    first = names.split()[0].rstrip("1")
+    with pytest.raises(ImageError, match=rf"may be the image; needs one of 1: {first}, 2: .* with --hdu") as caught:
+        read(save(tmp_path, names))
+    assert not caught.value.path
+
+
+def test_an_image_in_the_primary_extension_comes_before_others(tmp_path: Path) -> None:
+    fits.HDUList([fits.PrimaryHDU(LIGHT), fits.ImageHDU(LIGHT + 1)]).writeto(tmp_path / "a.fits")
+    assert read(tmp_path / "a.fits").notes == ("image: PRIMARY",)
+
+
+def test_a_name_that_two_extensions_have_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, "SCI1 ERR SCI2")
+    with pytest.raises(ImageError, match="has 2 extensions called SCI; needs one of 1: SCI, 3: SCI"):
+        read(path, "SCI")
+    assert read(path, "3").notes == ("image: SCI, noise: ERR",)
+
+
+def noise(value: float) -> NDArray[np.generic]:
+    return np.where(BAD, value, 2).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [
+        *(("ERR", noise(value)) for value in (0, np.nan, 1e8, -1)),
+        ("VARIANCE", noise(1e16)),
+        ("WHT", noise(0)),
+        ("DQ", BAD * 64),
+        ("MASK", BAD.astype(float)),
+    ],
+)
+def test_companions_mark_missing_pixels(tmp_path: Path, name: str, plane: NDArray[np.generic]) -> None:
+    assert np.array_equal(masked(save(tmp_path, f"SCI {name}", **{name: plane})), BAD)
+
+
+def test_the_noise_of_another_band_or_size_marks_nothing(tmp_path: Path) -> None:
+    planes = {"VIS_FLUX": LIGHT, "NIR_RMS": noise(0), "VIS_RMS": noise(0)[:20]}
+    assert read(save(tmp_path, " ".join(planes), **planes)).mask is None
+
+
+@pytest.mark.parametrize(("name", "plane"), [("MASK", 1 - BAD), ("WHT", np.zeros((24, 24)))])
+def test_a_companion_that_marks_most_pixels_is_no_mask_and_a_note_says_so(
+    tmp_path: Path, name: str, plane: NDArray[np.generic]
+) -> None:
+    raw = read(save(tmp_path, f"SCI {name}", **{name: plane}))
+    assert raw.mask is None
+    assert raw.notes[-1].startswith(f"{name} marks ")
+
+
+def test_only_the_bits_that_mean_so_mark_pixels_of_jwst_and_rubin(tmp_path: Path) -> None:
+    path = save(tmp_path, "SCI DQ", DQ=BAD + 4)
+    fits.setval(path, "TELESCOP", value="JWST")
+    assert np.array_equal(masked(path), BAD)
+    path.unlink()
+    path = save(tmp_path, "IMAGE MASK", MASK=8 * BAD + 32)
+    for key, plane in (("MP_CR", 3), ("MP_EDGE", 5)):
+        fits.setval(path, key, value=plane, ext=2)
+    assert np.array_equal(masked(path), BAD)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_blank_pixels_are_missing(tmp_path: Path, dtype: type[np.generic]) -> None:
+    hdu = fits.PrimaryHDU(np.where(BAD, 7, LIGHT + 100).astype(dtype))
+    hdu.header["BLANK"] = 7 - (32768 if dtype is np.uint16 else 0)
+    hdu.writeto(tmp_path / "a.fits")
+    assert np.array_equal(np.isnan(read(tmp_path / "a.fits").pixels), BAD)
+
+
+def test_asinh_pixels_of_pan_starrs_are_made_linear(tmp_path: Path) -> None:
+    hdu = fits.PrimaryHDU(np.arcsinh((LIGHT - 10) / 2 / 0.5) * 2.5 / np.log(10))
+    hdu.header["BOFFSET"], hdu.header["BSOFTEN"] = 10, 0.5
+    hdu.writeto(tmp_path / "a.fits")
+    assert formats.read(tmp_path / "a.fits").pixels == pytest.approx(LIGHT, rel=1e-5)
+
+
+BLEMISHES = {
+    "a degree sign": lambda data: data.replace(b"'x       '", b"'\xb0C      '"),
+    "a newline": lambda data: data.replace(b"'x       '", b"'x\n      '"),
+    "zeros after END": lambda data: data.replace(b" " * 1000, bytes(1000)),
+    "no padding at the end": lambda data: data[: 2880 + LIGHT.nbytes],
+    "T in another column": lambda data: data.replace(b"SIMPLE  =                    T", b"SIMPLE  = T" + b" " * 19),
+}
+
+
+@pytest.mark.parametrize("blemish", BLEMISHES)
+def test_a_blemish_in_a_header_costs_nothing(tmp_path: Path, blemish: str) -> None:
+    hdu = fits.PrimaryHDU(LIGHT)
+    hdu.header["AUTHOR"] = "x"
+    hdu.header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0})
+    hdu.header.update({"CRPIX1": 12.5, "CRPIX2": 12.5, "CDELT1": -1e-5, "CDELT2": 1e-5})
+    hdu.writeto(tmp_path / "a.fits")
+    plain = (tmp_path / "a.fits").read_bytes()
+    data = BLEMISHES[blemish](plain)
+    assert data != plain
+    (tmp_path / "a.fits").write_bytes(data)
+    raw = read(tmp_path / "a.fits")
+    assert np.array_equal(raw.pixels, LIGHT)
+    assert raw.wcs == pytest.approx((0.036, 150, 2))
+
+
+@pytest.mark.parametrize("name", ["a.fits.bz2", "a.fits", "a.fits.gz"])
+@pytest.mark.parametrize("pack", [bz2.compress, gzip.compress, bytes])
+def test_packed_files_are_read_whatever_their_ending(tmp_path: Path, name: str, pack: type[bytes]) -> None:
+    data = save(tmp_path, "SCI").read_bytes()
+    (tmp_path / name).write_bytes(pack(data))
+    assert np.array_equal(formats.read(tmp_path / name).pixels, LIGHT)
+
+
+def test_a_packed_file_that_grows_too_much_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.fits.bz2").write_bytes(bz2.compress(bytes(2**25)))
+    with pytest.raises(ImageError, match="grows more than 200-fold"):
+        formats.read(tmp_path / "a.fits.bz2")
+
+
+def test_a_flipped_image_has_its_first_row_on_top(tmp_path: Path) -> None:
+    with Reader(ImageSelector(flip_y=True)) as reader:
+        (result,) = reader.read([save(tmp_path, "SCI")])
+    assert isinstance(result.image, Image)
+    assert np.array_equal(result.image.pixels, LIGHT[::-1])
+
+
+def test_real_files_open_with_their_noise_psf_and_mask(real_data: Path) -> None:
+    paths = sorted((real_data / "slacs").glob("*.fits"))
+    assert len(paths) == 26
+    for path in paths:
+        raw = read(path)
+        assert raw.notes[:2] == ("image: SCI, noise: ERR, PSF: PSF", "pixel scale 0.05 arcsec from PIXSCALE")
+        assert np.array_equal(masked(path), fits.getdata(path, "ERR") >= 1e8)
+    (euclid,) = (real_data / "euclid_q1").glob("*_original.fits")
+    assert read(euclid).notes == ("image: VIS_FLUX, PSF: VIS_PSF, noise: VIS_RMS",)
