@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import formats, listing, reader, sandbox
+from sublens.images import arrays, listing, reader, sandbox
 from sublens.images.limits import MAX_SIDE, MAX_UNPACKED_BYTES, check_exists, too_much_memory, unreadable_file
 from sublens.images.reader import ReadResult
 from sublens.images.sandbox import Child, ChildError, Keeper
@@ -188,10 +188,10 @@ def _parse(data: bytes) -> Plain:
     """The content of a file of these bytes; raises `ImageError`."""
     file = io.BytesIO(data)
     try:
-        if formats.npy_header(file)[-1].hasobject:
+        if arrays.npy_header(file)[-1].hasobject:
             return _image(_Unpickler(file).load())
         file.seek(0)
-        array = formats.npy_array(file, MAX_FILE_BYTES)
+        array = arrays.npy_array(file, MAX_FILE_BYTES)
     except ImageError:
         raise
     except MemoryError as err:

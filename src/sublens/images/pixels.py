@@ -120,5 +120,5 @@ def fill_missing(image: RawImage, name: str) -> Image:
         if share <= MAX_MISSING:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
             notes = (*notes, f"{share:.1%} of the pixels were NaN")
-    is_coarse = image.is_picture and image.pixels.dtype == np.uint8
+    is_coarse = image.is_picture and image.pixels.dtype.itemsize == 1
     return Image(check_pixels(pixels, name), is_coarse, *image.wcs, image.number, notes)
