@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sublens.errors import ImageError
-from sublens.images import fits_image, formats
+from sublens.images import arrays, fits_image, formats
 from sublens.images.pixels import QUANTISED_PEAK, check_pixels, counts_above_minimum
 from sublens.images.pixels import Image as LensImage
 
@@ -222,7 +222,7 @@ def test_a_pixel_scale_of_nothing_is_unknown(tmp_path: Path) -> None:
 
 def test_a_stack_is_the_same_however_it_is_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = np.random.default_rng(0).random((23, 8, 8))
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 5 * 8 * 8 * 8)
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 5 * 8 * 8 * 8)
     for chunk in (1, 4, 23):
         with h5py.File(tmp_path / f"{chunk}.h5", "w") as file:
             file.create_dataset("a", data=stack, chunks=(chunk, 8, 8))

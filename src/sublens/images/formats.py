@@ -229,9 +229,7 @@ def _read_tiff(path: Path, plane: str | None) -> Iterator[RawImage]:
     n_bytes = path.stat().st_size
     plain = {f"is_{kind}": False for kind in ("lsm", "scanimage", "ndpi")}  # kinds with rules of their own for pages
     with translate_errors("a TIFF file"), path.open("rb") as file, tifffile.TiffFile(file, **plain) as tif:
-        pages = [page for page in tif.pages if not page.is_reduced and not page.is_mask]
-        if not pages:
-            raise ImageError("holds no image", need="a page with one", next="Leave this file out.")
+        pages = _tiff_pages(tif)
         if len(pages) == 1:
             yield _tiff_image(pages[0], n_bytes, plane)
         elif min(pages[0].shaped[2:4]) <= MAX_COLOURS:  # an array (h, w, n) that was written as h pages
@@ -242,6 +240,28 @@ def _read_tiff(path: Path, plane: str | None) -> Iterator[RawImage]:
             yield _tiff_image(pages[plane_index(plane, len(pages))], n_bytes, None)
         else:
             yield from (_tiff_image(page, n_bytes, plane, number) for number, page in enumerate(pages))
+        if _next_offset(tif):
+            raise damaged_file("a TIFF file")
+
+
+def _tiff_pages(tif: Any) -> list[Any]:
+    """The pages of a TIFF file but for masks and smaller copies; raises `ImageError` where they go in a circle."""
+    pages, offsets = [], set()
+    for page in tif.pages:
+        if page.offset in offsets:
+            raise damaged_file("a TIFF file")
+        offsets.add(page.offset)
+        if not page.is_reduced and not page.is_mask:
+            pages.append(page)
+    if not pages:
+        raise ImageError("holds no image", need="a page with one", next="Leave this file out.")
+    return pages
+
+
+def _next_offset(tif: Any) -> int:
+    """Where the page after the last lies that could be read; 0 where there is none."""
+    tif.filehandle.seek(tif.pages.next_page_offset)
+    return int.from_bytes(tif.filehandle.read(tif.tiff.offsetsize), "little")  # of any order, as it must be 0
 
 
 def _tiff_image(page: Any, n_bytes: int, plane: str | None, number: int | None = None) -> RawImage:
