@@ -134,6 +134,9 @@ Arguments = Annotated[
 ]
 Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
 Array = Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")]
+Plane = Annotated[
+    str | None, typer.Option("--plane", help="Band or colour, by number or name, of a cube or a picture; 0 is the first.")
+]
 PixelScale = Annotated[
     float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
 ]
@@ -531,6 +534,7 @@ def predict(
     ] = None,
     hdu: Hdu = None,
     array: Array = None,
+    plane: Plane = None,
     pixel_scale: PixelScale = None,
     out: Annotated[
         Path | None,
@@ -578,7 +582,7 @@ def predict(
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.locate(name)).classes
-    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array), pixel_scale, engine)
+    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array, plane), pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
@@ -696,6 +700,7 @@ def explain(
     ] = None,
     hdu: Hdu = None,
     array: Array = None,
+    plane: Plane = None,
     pixel_scale: PixelScale = None,
     force: Force = False,
 ) -> None:
@@ -721,7 +726,7 @@ def explain(
         out,
         method=method,
         label=label,
-        selector=ImageSelector(hdu, array),
+        selector=ImageSelector(hdu, array, plane),
         pixel_scale=pixel_scale,
         force=force,
         bar=visible,
