@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublens.errors import ImageError
+from sublens.images.arrays import plane_index
 from sublens.images.limits import (
-    MAX_SIDE,
     MAX_UNPACKED_BYTES,
     check_growth,
     check_sides,
-    cube_error,
     damaged_file,
     name_errors,
     translate_errors,
@@ -29,16 +28,31 @@ FITS_MAGIC = b"SIMPLE  ="
 ARCSEC_A_DEGREE = 3600.0
 
 
-def read_image(path: Path, name: str | None) -> RawImage:
-    """The image in the extension of that name or number, or the first; raises `ImageError`."""
+def read_image(path: Path, name: str | None, plane: str | None = None) -> RawImage:
+    """The image in the extension of that name or number, or the first; raises `ImageError`.
+
+    plane: number of the plane to read, of a cube.
+    """
     with translate_errors("a FITS file"), _hdus(path) as hdus:
         hdu = choose_hdu(hdus, name)
-        sides = [hdu.header[f"NAXIS{axis + 1}"] for axis in range(hdu.header["NAXIS"])]
-        check_sides(tuple(sides[:2]))
-        if math.prod(sides) > MAX_SIDE**2:  # known before it is read
-            raise cube_error(sides[::-1])
-        raw = RawImage(np.array(hdu.data), wcs=_wcs_values(hdu.header))
+        raw = RawImage(_pixels(hdu, plane), wcs=_wcs_values(hdu.header))
     return raw
+
+
+def _pixels(hdu: Any, plane: str | None) -> NDArray[np.generic]:
+    """The pixels [h, w] of an extension, or those of one plane of a cube; the sides are known before they are read."""
+    shape = [hdu.header[f"NAXIS{axis}"] for axis in range(hdu.header["NAXIS"], 0, -1)]
+    check_sides(tuple(shape[-2:]))
+    index: list[int | slice] = [0] * len(shape[:-2]) + [slice(None)] * 2
+    counting = [axis for axis, side in enumerate(shape[:-2]) if side != 1]
+    if len(counting) > 1 or (counting and plane is None):
+        advice = "Name one of its planes with --plane." if len(counting) == 1 else "Save one image a file."
+        raise ImageError(f"has shape {tuple(shape)}, a cube", need="(height, width)", next=advice)
+    if counting:
+        index[counting[0]] = plane_index(plane or "0", shape[counting[0]])
+        return np.array(hdu.section[tuple(index)])
+    plane_index(plane or "0", 1)
+    return np.array(hdu.data)[tuple(index)]
 
 
 @contextmanager

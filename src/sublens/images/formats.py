@@ -311,7 +311,7 @@ def _name(code: Any) -> str:
 
 
 def _read_fits(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    yield fits_image.read_image(path, selector.hdu)
+    yield fits_image.read_image(path, selector.hdu, selector.plane)
 
 
 READERS: dict[str, Callable[[Path, ImageSelector], Iterator[RawImage]]] = {
