@@ -135,7 +135,8 @@ Arguments = Annotated[
 Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
 Array = Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")]
 Plane = Annotated[
-    str | None, typer.Option("--plane", help="Band or colour, by number or name, of a cube or a picture; 0 is the first.")
+    str | None,
+    typer.Option("--plane", help="Band or colour, by number or name, of a cube or a picture; 0 is the first."),
 ]
 PixelScale = Annotated[
     float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
