@@ -42,7 +42,7 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
 def _pixels(hdu: Any, plane: str | None) -> NDArray[np.generic]:
     """The pixels [h, w] of an extension, or those of one plane of a cube; the sides are known before they are read."""
     shape = [hdu.header[f"NAXIS{axis}"] for axis in range(hdu.header["NAXIS"], 0, -1)]
-    check_sides(tuple(shape[-2:]))
+    check_sides((shape[-1], shape[-2]))
     index: list[int | slice] = [0] * len(shape[:-2]) + [slice(None)] * 2
     counting = [axis for axis, side in enumerate(shape[:-2]) if side != 1]
     if len(counting) > 1 or (counting and plane is None):
