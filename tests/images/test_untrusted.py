@@ -236,6 +236,7 @@ def tif(pixels: NDArray[Any], name: str = "a.tif", **options: Any) -> Make:
 def tifs(folder: Path) -> None:
     for kind in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"):
         tif(LIGHT.astype(kind), f"{kind}.tif", byteorder=">", compression="zlib")(folder)
+    for kind in ("u1", "u2", "u4", "i2", "f4"):
         tif(LIGHT.astype(kind), f"{kind}-white.tif", photometric="miniswhite")(folder)
 
 

@@ -80,7 +80,7 @@ def _too_small(shape: tuple[int, ...], side: int, zoom: float, scale: float | No
     needed = side if zoom == 1.0 else ceil((side + 1) / zoom)  # one more, for the centre to stay where it is
     return ImageError(
         f"is {shape[0]} x {shape[1]} pixels{at_scale}",
-        need=f"{needed} x {needed} of them around the lens",
+        need=f"{needed:,} x {needed:,} of them around the lens",
         next="Cut out more of it, or check the pixel scale.",
     )
 
