@@ -130,7 +130,7 @@ def png16() -> Iterator[bytes]:
 
 def png48() -> Iterator[bytes]:
     for n_planes in (2, 3, 4):
-        yield imagecodecs.png_encode(light("u2", 24, 24, n_planes))
+        yield bytes(imagecodecs.png_encode(light("u2", 24, 24, n_planes)))
 
 
 def tif(kind: str) -> Iterator[bytes]:

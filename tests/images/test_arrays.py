@@ -95,6 +95,13 @@ def test_a_flat_row_of_pixels_says_so(tmp_path: Path, n: int, advice: str) -> No
         read(save(tmp_path, "a.npy", np.arange(n)))
 
 
+@pytest.mark.parametrize("shape", [(0, 24, 24), (24, 24, 0), (6, 24, 24, 0), (6, 0, 24, 24), (0, 3, 24, 24), (0, 0, 0)])
+@pytest.mark.parametrize("plane", [None, "0"])
+def test_an_array_of_nothing_is_an_image_error(tmp_path: Path, shape: tuple[int, ...], plane: str | None) -> None:
+    with pytest.raises(ImageError, match=r"holds 0 images|has no plane 0|the array has shape|may count the images"):
+        read(save(tmp_path, "a.npy", np.zeros(shape)), plane)
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.zarr"])
 @pytest.mark.parametrize("kind", ["nhw", "n1hw", "nhw1", "hwn", "hwn-fortran"])
 def test_a_stack_is_the_same_in_every_order_and_format(tmp_path: Path, name: str, kind: str) -> None:

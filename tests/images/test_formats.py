@@ -383,7 +383,7 @@ def test_a_tiff_with_missing_strips_is_not_filled_with_zeros(tmp_path: Path, tag
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, COUNTS.astype("u2"), compression="zlib", rowsperstrip=4)
     with tifffile.TiffFile(path, mode="r+") as tif:
-        entry = tif.pages[0].tags[tag]
+        entry = tif.pages.first.tags[tag]
         entry.overwrite([*entry.value[:-1], 0 if tag == "StripByteCounts" else 10**6])
     with pytest.raises(ImageError, match="truncated, or not a TIFF file"):
         formats.read(path)
@@ -393,9 +393,16 @@ def test_pages_in_a_circle_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.stack([COUNTS] * 2).astype("u2"), photometric="minisblack")
     with tifffile.TiffFile(path) as tif:
-        first, end = tif.pages[0].offset, tif.pages.next_page_offset
+        first, end = tif.pages.first.offset, tif.pages.next_page_offset or 0
     data = bytearray(path.read_bytes())
     data[end : end + 4] = first.to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(ImageError, match="truncated, or not a TIFF file"):
         list(formats.read_all(path))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.npy"])
+def test_a_folder_that_is_named_as_an_image_is_an_image_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ImageError, match="cannot be read"):
+        formats.read(tmp_path / name)

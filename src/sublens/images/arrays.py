@@ -250,14 +250,14 @@ def find_axes(shape: Sequence[int], *, has_plane: bool = False) -> Axes:
     if len(shape) == 2:
         return Axes(None, None)
     long = [axis for axis, side in enumerate(shape) if side != 1]
-    if len(long) < 2 or len(long) > 4:
+    if len(long) < 2 or len(long) > 4 or (len(long) == 4 and 0 in shape):
         raise _shape_error(shape)
     if len(long) == 2:
         return Axes(None, None)
     counting = long[_counting_axis([shape[axis] for axis in long[-3:]], shape) + len(long) - 3]
     if len(long) == 4:
         return Axes(long[0], counting)
-    is_planes = has_plane or (counting == long[-1] and shape[counting] <= MAX_COLOURS)
+    is_planes = has_plane or (counting == long[-1] and 0 < shape[counting] <= MAX_COLOURS)
     return Axes(None, counting) if is_planes else Axes(counting, None)
 
 

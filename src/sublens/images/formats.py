@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
+from PIL import ImageFile
 
 from sublens.errors import ImageError
 from sublens.images import arrays, fits_image
@@ -160,7 +161,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read_picture(path: Path, plane: str | None) -> Iterator[RawImage]:
-    with path.open("rb") as file:
+    with translate_errors("a picture"), path.open("rb") as file:
         is_tiff = file.read(4) in TIFF_MAGIC
     if is_tiff:
         yield from _read_tiff(path, plane)
@@ -171,14 +172,14 @@ def _read_picture(path: Path, plane: str | None) -> Iterator[RawImage]:
     yield _from_planes(planes, plane, has_opacity=has_opacity, is_colour=len(planes) >= 3)
 
 
-def _picture(path: Path) -> Picture.Image:
+def _picture(path: Path) -> ImageFile.ImageFile:
     try:
         return Picture.open(path, formats=PICTURES)
     except Picture.DecompressionBombError as err:
         raise ImageError("has too many pixels", need=f"sides of at most {MAX_SIDE}", next="Cut out the lens.") from err
 
 
-def _is_deep(picture: Picture.Image) -> bool:
+def _is_deep(picture: ImageFile.ImageFile) -> bool:
     """Whether it is in colour of 16 bits, or grey of 16 bits with opacity, of which Pillow drops eight bits."""
     return picture.mode.startswith("RGB") and any(";16" in str(tile.args) for tile in picture.tile)
 
@@ -207,14 +208,12 @@ def _from_planes(
     if plane is not None:
         return RawImage(planes[plane_index(plane, len(planes))], number, is_picture=True)
     colours = planes[:-1] if has_opacity else planes
-    if are_equal(colours):
-        pixels, notes = colours[0], ()
-    elif is_colour and len(colours) == 3:
-        pixels, notes = _grey(colours), ("colours turned to grey",)
-    else:
-        raise different_planes(len(planes))
     mask = opacity_mask(planes[-1]) if has_opacity else None
-    return RawImage(pixels, number, is_picture=True, notes=notes, mask=mask)
+    if are_equal(colours):
+        return RawImage(colours[0], number, is_picture=True, mask=mask)
+    if not is_colour or len(colours) != 3:
+        raise different_planes(len(planes))
+    return RawImage(_grey(colours), number, is_picture=True, notes=("colours turned to grey",), mask=mask)
 
 
 def _grey(colours: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -227,7 +226,7 @@ def _read_tiff(path: Path, plane: str | None) -> Iterator[RawImage]:
     import tifffile  # slow to import
 
     n_bytes = path.stat().st_size
-    plain = {f"is_{kind}": False for kind in ("lsm", "scanimage", "ndpi")}  # kinds with rules of their own for pages
+    plain: dict[str, Any] = {f"is_{kind}": False for kind in ("lsm", "scanimage", "ndpi")}  # which count pages anew
     with translate_errors("a TIFF file"), path.open("rb") as file, tifffile.TiffFile(file, **plain) as tif:
         pages = _tiff_pages(tif)
         if len(pages) == 1:
