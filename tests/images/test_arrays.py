@@ -225,3 +225,18 @@ def test_hdf5_packed_in_another_way_is_refused_by_name(tmp_path: Path) -> None:
         file.create_dataset("a", data=STACK, **hdf5plugin.Zfp())
     with pytest.raises(ImageError, match="is packed with the HDF5 filter 32013; needs one of Deflate"):
         read(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.h5", "a.zarr"])
+def test_labels_beside_the_images_are_not_taken_for_images(tmp_path: Path, name: str) -> None:
+    both = {"x": STACK, "labels": np.arange(6)}
+    if name == "a.npz":
+        np.savez(tmp_path / name, **both)
+    elif name == "a.h5":
+        with h5py.File(tmp_path / name, "w") as file:
+            file.update(both)
+    else:
+        zarr.open_group(tmp_path / name, mode="w")
+        for key, values in both.items():
+            zarr.create_array(tmp_path / name, name=key, data=values)
+    assert np.array_equal([image.pixels for image in read(tmp_path / name)], STACK)

@@ -9,8 +9,9 @@ import os
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -97,14 +98,23 @@ def npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.generi
     """An array of an .npz file: the named one, or the only one."""
     with translate_errors("an .npz file"), zipfile.ZipFile(path) as archive:
         names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-        member = archive.getinfo(f"{_choose_array(names, name)}.npy")
+        member = archive.getinfo(f"{_choose_array(names, name, partial(_npz_axes, archive))}.npy")
         check_growth(member.file_size, member.compress_size)
         with archive.open(member) as file:
             return npy_array(file, max_bytes)
 
 
-def _choose_array(names: list[str], name: str | None) -> str:
-    """The named array, or the only one."""
+def _npz_axes(archive: zipfile.ZipFile, name: str) -> int:
+    """The number of axes of an array."""
+    with archive.open(f"{name}.npy") as file:
+        return len(npy_header(file)[0])
+
+
+def _choose_array(names: list[str], name: str | None, n_axes: Callable[[str], int]) -> str:
+    """The named array, the only one, or the only one with the axes of an image."""
+    if name is None and len(names) > 1:
+        images = [image for image in names if n_axes(image) >= 2]
+        name = images[0] if len(images) == 1 else None
     if name is None and len(names) == 1:
         return names[0]
     if name not in names:
@@ -121,7 +131,7 @@ def read_hdf5(path: Path, name: str | None, plane: str | None) -> Iterator[RawIm
     import h5py
 
     with translate_errors("an HDF5 file"), h5py.File(path, "r") as file:
-        dataset = file[_choose_array(_hdf5_datasets(file), name)]
+        dataset = file[_choose_array(_hdf5_datasets(file), name, lambda name: file[name].ndim)]
         if dataset.external or dataset.is_virtual:
             raise _external_data()
         _check_filters(dataset)
@@ -185,7 +195,7 @@ def read_zarr(path: Path, name: str | None, plane: str | None) -> Iterator[RawIm
         n_packed = _store_bytes(path)
         top = zarr.open(str(path), mode="r", use_consolidated=False)  # or its index could name another store
         arrays = {"": top} if isinstance(top, zarr.Array) else _zarr_arrays(top)
-        array = arrays[_choose_array(list(arrays), name)]
+        array = arrays[_choose_array(list(arrays), name, lambda name: arrays[name].ndim)]
         check_growth(array.nbytes, n_packed)
         yield from images_of(array, plane, array.attrs)
 
