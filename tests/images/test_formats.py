@@ -253,6 +253,8 @@ TIFFS: dict[str, tuple[NDArray[np.generic], dict[str, Any]]] = {
     "tiles": (COUNTS.astype("u2"), {"tile": (16, 16)}),
     "BigTIFF": (COUNTS.astype("u2"), {"bigtiff": True}),
     "ImageJ": (COUNTS.astype("f4"), {"imagej": True}),
+    "LZW, big-endian": (COUNTS.astype(">f8"), {"byteorder": ">", "compression": "lzw", "rowsperstrip": 5}),
+    "LZW, tiles": (COUNTS.astype("i2"), {"compression": "lzw", "predictor": True, "tile": (16, 16)}),
     "one pixel row a strip": (COUNTS.astype("f8"), {"rowsperstrip": 1, "compression": "lzma"}),
 }
 
@@ -358,7 +360,8 @@ def test_rows_that_were_written_as_pages_are_one_image(tmp_path: Path) -> None:
     [
         ({"compression": "jpeg2000"}, "is compressed with JPEG2000; needs no compression, LZW"),
         ({"photometric": "cfa"}, "holds colours as CFA; needs grey, RGB or a palette"),
-        ({"kind": "c8"}, "holds 64-bit samples of COMPLEXIEEEFP; needs real numbers"),
+        ({"kind": "?"}, "holds 1-bit samples, bool; needs real numbers"),
+        ({"kind": "c8"}, "holds 64-bit samples, complex64; needs real numbers"),
     ],
 )
 def test_a_tiff_that_is_not_read_is_refused_by_name(tmp_path: Path, options: dict[str, Any], words: str) -> None:

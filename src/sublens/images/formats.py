@@ -44,10 +44,12 @@ LUMA = (0.299, 0.587, 0.114)
 """Brightness of red, green and blue, after ITU-R BT.601."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF files, little-endian and big-endian, and of BigTIFF."""
-JPEG = 7
-"""TIFF's number of the compression."""
+TIFF_BITS = (8, 16, 32, 64)
+"""Bits of the samples that are read."""
+LZW, JPEG = 5, 7
+"""TIFF's numbers of two compressions."""
 TIFF_COMPRESSIONS = {
-    **{1: "no compression", 5: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate"},
+    **{1: "no compression", LZW: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate"},
     **{32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"},
 }
 """Compressions of TIFF files that are read, by TIFF's numbers."""
@@ -273,10 +275,8 @@ def _tiff_image(page: Any, n_bytes: int, plane: str | None, number: int | None =
 def _tiff_planes(page: Any, n_bytes: int) -> NDArray[np.generic]:
     """The planes [n, h, w] of a page of a TIFF file of that size, bright where the light is."""
     _check_tiff(page, n_bytes)
-    samples = page.asarray(squeeze=False, maxworkers=1)  # [separate planes, 1, h, w, planes together]
+    samples = _tiff_samples(page)
     planes = np.concatenate(np.moveaxis(samples[:, 0], -1, 1)).astype(samples.dtype.newbyteorder("="))
-    if planes.dtype == bool:
-        planes = planes.view(np.uint8)
     if page.photometric == MINISWHITE:
         brightest = {"u": 2**page.bitspersample - 1, "i": -1, "f": 0}[planes.dtype.kind]
         planes[0] = brightest - planes[0]
@@ -285,11 +285,25 @@ def _tiff_planes(page: Any, n_bytes: int) -> NDArray[np.generic]:
     return planes
 
 
+def _tiff_samples(page: Any) -> NDArray[np.generic]:
+    """The samples of a page [separate planes, 1, h, w, planes together]."""
+    if page.compression != LZW:
+        return np.asarray(page.asarray(squeeze=False, maxworkers=1))
+    import imagecodecs  # slow to import
+
+    page.parent.filehandle.seek(0)
+    whole = page.parent.filehandle.read()
+    samples = imagecodecs.tiff_decode(whole, index=page.index)  # by libtiff: tifffile's LZW may crash on damage
+    if samples.dtype != page.dtype.newbyteorder("="):
+        raise damaged_file("a TIFF file")
+    return samples.reshape(page.shaped)
+
+
 def _check_tiff(page: Any, n_bytes: int) -> None:
     """Raise `ImageError` for a page that is no image of ours, or that the file does not hold whole."""
     check_sides(page.shaped[2:4])
-    if page.dtype is None or page.dtype.kind not in "fiub" or not isinstance(page.bitspersample, int):
-        what = f"holds {page.bitspersample}-bit samples of {_name(page.sampleformat)}"
+    if page.dtype is None or page.dtype.kind not in "fiu" or page.bitspersample not in TIFF_BITS:
+        what = f"holds {page.bitspersample}-bit samples, {page.dtype or 'of an unknown kind'}"
         raise ImageError(what, need="real numbers", next="Save it with samples of 8, 16, 32 or 64 bits.")
     if page.compression not in TIFF_COMPRESSIONS:
         what = f"is compressed with {_name(page.compression)}"
@@ -299,7 +313,7 @@ def _check_tiff(page: Any, n_bytes: int) -> None:
         raise ImageError(what, need="grey, RGB or a palette", next="Save it in grey.")
     check_growth(page.nbytes, n_bytes)
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    is_whole = len(ends) >= math.prod(page.chunked) and min(page.databytecounts) > 0 and max(ends) <= n_bytes
+    is_whole = len(ends) == math.prod(page.chunked) and min(page.databytecounts) > 0 and max(ends) <= n_bytes
     if page.shaped[1] != 1 or not is_whole:  # else tifffile would leave the missing part blank
         raise damaged_file("a TIFF file")
 
