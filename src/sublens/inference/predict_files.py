@@ -202,7 +202,7 @@ def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
         )
     if query.selector.plane is not None:
         raise ConfigError(
-            f"cuts plane {query.selector.plane} out of a cube, which is not supported",
+            f"asks for plane {query.selector.plane} out of a cube",
             need="an image of one plane with --at",
             next="Save that plane as a FITS file.",
             path=query.inputs[0],
