@@ -229,7 +229,7 @@ def test_hdf5_packed_in_another_way_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.npz", "a.h5", "a.zarr"])
 def test_labels_beside_the_images_are_not_taken_for_images(tmp_path: Path, name: str) -> None:
-    both = {"x": STACK, "labels": np.arange(6)}
+    both: dict[str, Any] = {"x": STACK, "labels": np.arange(6)}
     if name == "a.npz":
         np.savez(tmp_path / name, **both)
     elif name == "a.h5":
