@@ -39,7 +39,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import h5py
+import hdf5plugin
+import imagecodecs
 import numpy as np
+import tifffile
 import zarr
 from astropy.io import fits
 from numpy.typing import NDArray
@@ -82,9 +85,10 @@ def npy() -> Iterator[bytes]:
 
 def npy_stacks() -> Iterator[bytes]:
     yield from npy()
-    file = io.BytesIO()
-    np.save(file, light("f4", 4, 24, 24))
-    yield file.getvalue()
+    for shape in ((4, 24, 24), (24, 24, 6), (1, 24, 24, 1), (3, 24, 24, 1)):
+        file = io.BytesIO()
+        np.save(file, light("f4", *shape))
+        yield file.getvalue()
 
 
 def fits_images() -> Iterator[bytes]:
@@ -127,12 +131,27 @@ def png16() -> Iterator[bytes]:
     yield picture_bytes("PNG", light("u2", 40, 16), dpi=(72, 72), optimize=True)
 
 
+def png48() -> Iterator[bytes]:
+    for n_planes in (2, 3, 4):
+        yield bytes(imagecodecs.png_encode(light("u2", 24, 24, n_planes)))
+
+
 def tif(kind: str) -> Iterator[bytes]:
-    for packing in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
-        yield picture_bytes("TIFF", light(kind), compression=packing)
+    for packing in ("none", "lzw", "zlib", "packbits", "zstd", "lzma"):
+        yield tif_bytes(light(kind), compression=packing)
+    yield tif_bytes(light(kind, 3, 24, 24), photometric="minisblack")
+    yield tif_bytes(light(kind), compression="zlib", predictor=True, byteorder=">", rowsperstrip=7)
+    yield tif_bytes(light(kind, 24, 24, 3), photometric="rgb", tile=(16, 16), bigtiff=True)
+    yield tif_bytes(light(kind), photometric="miniswhite")
     if kind == "u1":
-        yield picture_bytes("TIFF", light(kind), compression="jpeg")
-        yield picture_bytes("TIFF", light(kind), "RGB", compression="tiff_lzw", strip_size=200)
+        yield tif_bytes(light(kind), compression="jpeg")
+        yield picture_bytes("TIFF", light(kind), "P")
+
+
+def tif_bytes(pixels: Pixels, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
 
 
 def jpg() -> Iterator[bytes]:
@@ -155,6 +174,15 @@ def hdf5() -> Iterator[bytes]:
             yield written.getvalue()
 
 
+def hdf5_packed() -> Iterator[bytes]:
+    blosc = (hdf5plugin.Blosc(cname=name) for name in ("blosclz", "lz4", "lz4hc", "zlib", "zstd"))
+    for packing in (*blosc, hdf5plugin.Blosc2(), hdf5plugin.LZ4(), hdf5plugin.Zstd(), hdf5plugin.Bitshuffle()):
+        written = io.BytesIO()
+        with h5py.File(written, "w") as file:
+            file.create_dataset("light", data=light("f4", 4, 24, 24), chunks=(2, 24, 24), **packing)
+        yield written.getvalue()
+
+
 def stores() -> Iterator[Content]:
     makes: tuple[tuple[Literal[2, 3], Pixels, dict[str, Any]], ...] = (
         (3, light("f4"), {"chunks": (12, 24)}),
@@ -166,13 +194,11 @@ def stores() -> Iterator[Content]:
     )
     for version, pixels, options in makes:
         with tempfile.TemporaryDirectory() as folder:
-            for name in ("array", "group"):
-                path = Path(folder, name)
-                if name == "group":
+            for name in (None, "light", "lens/light"):
+                path = Path(folder, f"{name}".replace("/", "-"))
+                if name:
                     zarr.open_group(path, mode="w", zarr_format=version)
-                zarr.create_array(
-                    path, name="light" if name == "group" else None, data=pixels, zarr_format=version, **options
-                )
+                zarr.create_array(path, name=name, data=pixels, zarr_format=version, **options)
                 files = sorted(file for file in path.rglob("*") if file.is_file())
                 yield {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
@@ -289,7 +315,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "npy": Format(".npy", "numpy", npy),
+    "npy": Format(".npy", "numpy", npy_stacks),
     "npz": Format(".npz", "numpy", npy_stacks, zipped),
     "fits": Format(".fits", "astropy", fits_images),
     "fits.gz": Format(".fits.gz", "astropy", fits_images, gzipped),
@@ -297,11 +323,13 @@ FORMATS = {
     "fz": Format(".fits.fz", "astropy with CFITSIO", fits_tiles),
     "png8": Format(".png", "Pillow", png8, summed),
     "png16": Format(".png", "Pillow", png16, summed),
-    "tif8": Format(".tif", "Pillow with libtiff", lambda: tif("u1")),
-    "tif16": Format(".tif", "Pillow with libtiff", lambda: tif("u2")),
-    "tif32": Format(".tif", "Pillow with libtiff", lambda: tif("f4")),
+    "png48": Format(".png", "imagecodecs with libpng", png48, summed),
+    "tif8": Format(".tif", "tifffile with imagecodecs and libtiff", lambda: tif("u1")),
+    "tif16": Format(".tif", "tifffile with imagecodecs and libtiff", lambda: tif("u2")),
+    "tif32": Format(".tif", "tifffile with imagecodecs and libtiff", lambda: tif("f4")),
     "jpg": Format(".jpg", "Pillow with libjpeg", jpg),
     "h5": Format(".h5", "h5py", hdf5),
+    "h5 packed": Format(".h5", "h5py with hdf5plugin", hdf5_packed),
     "zarr": Format(".zarr", "zarr with numcodecs", stores),
 }
 

@@ -209,7 +209,7 @@ def test_a_users_mistake_is_explained_and_leaves_nothing(
         (np.ones((1, 16, 16)), "every pixel is 1"),
         (np.eye(17), "is 17 x 17 pixels but"),
         (np.array([[None, 1], [2, 3]]), "pickled object array"),
-        (np.zeros((2, 16, 16)), "has shape (2, 16, 16)"),
+        (np.zeros((2, 16, 16)), "holds a stack of images"),
     ],
 )
 def test_a_bad_image_is_named_and_leaves_nothing(

@@ -137,6 +137,10 @@ FlipY = Annotated[
     bool, typer.Option("--flip-y", help="The first row of each image is its top, as in FITS files of PyAutoLens.")
 ]
 Array = Annotated[str | None, typer.Option("--array", help="Array in an .npz, HDF5 or zarr file.")]
+Plane = Annotated[
+    str | None,
+    typer.Option("--plane", help="Band or colour, by number or name, of a cube or a picture; 0 is the first."),
+]
 PixelScale = Annotated[
     float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
 ]
@@ -535,6 +539,7 @@ def predict(
     hdu: Hdu = None,
     array: Array = None,
     flip_y: FlipY = False,
+    plane: Plane = None,
     pixel_scale: PixelScale = None,
     out: Annotated[
         Path | None,
@@ -582,7 +587,8 @@ def predict(
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.locate(name)).classes
-    query = predict_files.Query(name, inputs, at, ImageSelector(hdu, array, flip_y=flip_y), pixel_scale, engine)
+    selector = ImageSelector(hdu, array, plane, flip_y)
+    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:
@@ -701,6 +707,7 @@ def explain(
     hdu: Hdu = None,
     array: Array = None,
     flip_y: FlipY = False,
+    plane: Plane = None,
     pixel_scale: PixelScale = None,
     force: Force = False,
 ) -> None:
@@ -726,7 +733,7 @@ def explain(
         out,
         method=method,
         label=label,
-        selector=ImageSelector(hdu, array, flip_y=flip_y),
+        selector=ImageSelector(hdu, array, plane, flip_y),
         pixel_scale=pixel_scale,
         force=force,
         bar=visible,

@@ -106,6 +106,37 @@ def test_plain_arrays_stay_as_they_are(opener: Opener, tmp_path: Path, dtype: st
     assert (array.dtype, value) == (plain.dtype, None)
 
 
+def objects(*items: object) -> NDArray[np.object_]:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    ("saved", "value"),
+    [
+        (counts().astype(object), None),
+        (np.asfortranarray(counts() / 7).astype(object) * 7, None),
+        (objects(*counts()), None),
+        (objects(*counts(), np.array([AXION_MASS])), AXION_MASS),
+        (np.array({"image": counts(), "mass": AXION_MASS}, object), AXION_MASS),
+        (np.array({"mass": np.float64(AXION_MASS), "image": counts()}, object), AXION_MASS),
+    ],
+)
+def test_numbers_that_were_saved_as_objects_come_back(
+    opener: Opener, tmp_path: Path, saved: NDArray[np.object_], value: float | None, protocol: int
+) -> None:
+    array, number = opener.open(write(tmp_path / "a.npy", pickle.dumps(saved, protocol)))
+    assert np.allclose(np.asarray(array, np.float64), counts(), rtol=1e-15)
+    assert (array.dtype.kind in "fi", number) == (True, value)
+
+
+def test_images_that_were_saved_as_objects_are_a_stack(opener: Opener, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", objects(counts(), counts() + 1, counts() + 2), allow_pickle=True)
+    assert np.array_equal(opener.open(tmp_path / "a.npy").array, np.stack([counts(), counts() + 1, counts() + 2]))
+
+
 @pytest.mark.parametrize("name", ["system", "eval", "exec", "nested", "runstring", "load", "touch"])
 def test_what_would_run_elsewhere_is_refused_and_does_not_run(opener: Opener, tmp_path: Path, name: str) -> None:
     ran, path = tmp_path / "ran", tmp_path / "a.npy"
@@ -235,7 +266,9 @@ def test_damaged_files_are_errors_or_still_numbers(opener: Opener, tmp_path: Pat
         (axion(value="3"), "not one image and one number"),
         (axion(pixels=Call(_reconstruct, (np.ndarray, (0,), b"b"))), "not one image and one number"),
         (axion(pixels=3.0), "not one image and one number"),
-        (np.array([[None, 1], [2, 3]]), "not an array of numbers"),
+        (np.array([[None, 1], [2, 3]]), "nor numbers of one shape"),
+        (axion(pixels=counts(), value=counts(8)), "nor numbers of one shape"),
+        (np.array({"image": counts(), "path": "a"}), "nor numbers of one shape"),
         (np.zeros((9, 9), complex), "complex128"),
         (np.zeros(3, [("a", "f8")]), "real numbers"),
         (np.array(["a"]), "real numbers"),

@@ -44,7 +44,10 @@ def test_a_larger_image_is_cut_to_its_middle(side: int, corner: tuple[int, int])
 
 def test_a_header_may_claim_any_scale_at_no_cost() -> None:
     assert resample_image(Image(blob(61, 1), pixel_scale=1e4), (60, 60), 50, 1).pixels.shape == (60, 60)
-    for scale, problem in ((1e-12, "is [01] x [01] pixels; needs 50 x 50"), (1e300, "nothing to see")):
+    for scale, problem in (
+        (1e-12, "is 61 x 61 pixels of 1e-12 arcsec; needs 51,000,000,000,000 x"),
+        (1e300, "nothing to see"),
+    ):
         with pytest.raises(ImageError, match=problem):
             resample_image(Image(blob(61, 1), pixel_scale=scale), (60, 60), 50, 1)
 
@@ -61,8 +64,20 @@ def test_only_pixels_outside_the_network_input_are_filled() -> None:
     image = resample_image(Image(pixels, pixel_scale=1), (60, 60), 50, 1)
     assert np.array_equal(image.pixels[4:56, 4:56], pixels)
     assert (image.pixels[0] == np.median(pixels) - 0.5).all()  # half a photon would double all counts
-    with pytest.raises(ImageError, match="is 49 x 52 pixels; needs 50 x 50 around the lens"):
+    with pytest.raises(ImageError, match="is 49 x 52 pixels of 1 arcsec; needs 50 x 50 of them around the lens"):
         resample_image(Image(pixels[:49], pixel_scale=1), (60, 60), 50, 1)
+
+
+@pytest.mark.parametrize(("scale", "side"), [(0.03, 142), (0.03, 141), (0.1, 41), (0.1, 30), (0.05, 79)])
+def test_an_image_that_is_too_small_is_told_in_its_own_pixels(scale: float, side: int) -> None:
+    with pytest.raises(ImageError, match=f"is {side - 20} x {side} pixels of {scale:g} arcsec; needs") as caught:
+        resample_image(Image(blob(side, scale)[20:], pixel_scale=scale), (100, 100), 80, 0.05)
+    needed = int(caught.value.need.split()[0])
+    assert resample_image(Image(blob(needed, scale), pixel_scale=scale), (100, 100), 80, 0.05).pixels.shape == (
+        100,
+        100,
+    )
+    assert needed * scale == pytest.approx(80 * 0.05, abs=2 * scale)
 
 
 def test_an_unknown_scale_is_noted() -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from astropy.io import fits
 from conftest import peak_memory
@@ -24,7 +27,7 @@ from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
 from sublens.errors import ImageError
-from sublens.images import formats, limits, reader, sandbox
+from sublens.images import arrays, formats, limits, reader, sandbox
 from sublens.images.listing import list_images
 from sublens.images.pixels import Image
 from sublens.images.reader import Reader, ReadResult
@@ -219,7 +222,47 @@ def tiled(folder: Path) -> None:
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(LIGHT.astype(np.int32))]).writeto(folder / "a.fits.fz")
 
 
+def colours(name: str) -> Make:
+    return lambda folder: Picture.fromarray((COLOURS * 3).astype(np.uint8)).save(folder / name)
+
+
+def deep_png(folder: Path) -> None:
+    (folder / "a.png").write_bytes(imagecodecs.png_encode(COLOURS.astype("u2")))
+
+
+def tif(pixels: NDArray[Any], name: str = "a.tif", **options: Any) -> Make:
+    return lambda folder: tifffile.imwrite(folder / name, pixels, **options)
+
+
+def tifs(folder: Path) -> None:
+    for kind in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"):
+        tif(LIGHT.astype(kind), f"{kind}.tif", byteorder=">", compression="zlib")(folder)
+    for kind in ("u1", "u2", "u4", "i2", "f4"):
+        tif(LIGHT.astype(kind), f"{kind}-white.tif", photometric="miniswhite")(folder)
+
+
+def circle(folder: Path) -> None:
+    tif(STACK, photometric="minisblack")(folder)
+    with tifffile.TiffFile(folder / "a.tif") as file:
+        first, end = file.pages[0].offset, file.pages.next_page_offset or 0
+    with (folder / "a.tif").open("rb+") as damaged:
+        damaged.seek(end)
+        damaged.write(first.to_bytes(4, "little"))
+
+
+def packed_hdf5(folder: Path) -> None:
+    for name in ("Blosc", "Blosc2", "LZ4", "Zstd", "Bitshuffle"):
+        write_packed(folder / f"{name}.h5", getattr(hdf5plugin, name)())
+
+
+def write_packed(path: Path, packing: Any) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", data=LIGHT, **packing)
+
+
 STACK = np.stack([LIGHT, LIGHT + 1])
+COLOURS = np.dstack([LIGHT, LIGHT * 1.5, LIGHT + 9])
+CUBE = np.stack([LIGHT] * 24)
 CASES: dict[str, Make] = {
     "NaN in up to 10 % of the pixels": both(npy(changed(np.nan)), hdu(changed(np.nan))),
     "NaN in more": npy(changed(np.nan, 0.2)),
@@ -239,10 +282,25 @@ CASES: dict[str, Make] = {
     "pickled objects": npy(np.array([{}, []], dtype=object)),
     "1 x 1 pixels": both(npy([[1.0]]), hdu([[1.0]]), npz(a=[[1.0]])),
     "1 x 10,000 pixels": both(npy(np.arange(1e4)[None]), hdu(np.arange(1e4)[None]), h5(a=np.arange(1e4)[None])),
-    "red, green and blue planes in a `.npy` or FITS": both(npy(np.stack([LIGHT] * 3)), hdu(np.stack([LIGHT] * 3))),
-    "a picture in colour": both(*(picture(name, None, "RGB") for name in ("a.png", "a.jpg", "a.tif"))),
-    "a 4-d cube": both(npy(LIGHT.reshape(2, 2, 12, 12)), hdu(LIGHT.reshape(2, 2, 12, 12))),
-    "a stack in an `.npz`, HDF5 or zarr": both(npz(a=STACK), h5(a=STACK), store(STACK[:, None])),
+    "a flat row of pixels": both(npy(LIGHT.ravel()), npz(a=LIGHT.ravel())),
+    "axes of length 1": both(npy(LIGHT[..., None]), npz(a=LIGHT[None, ..., None]), h5(a=LIGHT[None])),
+    "red, green and blue in the last axis, equal": npy(np.dstack([LIGHT] * 3)),
+    "red, green and blue in the last axis, of which none is named": both(npy(COLOURS), npz(a=np.stack([COLOURS] * 5))),
+    "planes in a FITS file, of which none is named": hdu(np.stack([LIGHT] * 3)),
+    "a cube of equal sides": both(npy(CUBE), npz(a=CUBE), h5(a=CUBE), store(CUBE)),
+    "a 4-d cube in a FITS file": hdu(LIGHT.reshape(2, 2, 12, 12)),
+    "five axes": npy(CUBE.reshape(2, 3, 4, 24, 24)),
+    "a stack in a `.npy`, `.npz`, HDF5 or zarr": both(npy(STACK), npz(a=STACK), h5(a=STACK), store(STACK[:, None])),
+    "a picture in colour": both(*(colours(name) for name in ("a.png", "a.jpg", "a.tif"))),
+    "colour of 16 bits": both(deep_png, tif(COLOURS.astype("u2"), photometric="rgb")),
+    "a TIFF of integers or floats of 8 to 64 bits, big-endian or with white as zero": tifs,
+    "a TIFF of several pages": tif(STACK, photometric="minisblack"),
+    "a TIFF whose pages go in a circle": circle,
+    "a TIFF compressed with JPEG 2000": tif(LIGHT.astype("u1"), compression="jpeg2000"),
+    "a TIFF for print": tif(np.dstack([LIGHT] * 4).astype("u1"), photometric="separated"),
+    "HDF5 packed with Blosc, Blosc2, LZ4, Zstandard or Bitshuffle": packed_hdf5,
+    "HDF5 packed with another filter": lambda folder: write_packed(folder / "a.h5", hdf5plugin.Zfp()),
+    "an array in groups of HDF5 or zarr": both(h5(**{"lens/light": LIGHT}), store(LIGHT, name="lens/light")),
     "a stack of none": both(npz(a=STACK[:0]), h5(a=STACK[:0])),
     "several arrays": both(npz(a=LIGHT, b=LIGHT), h5(a=LIGHT, b=LIGHT)),
     "a table and no image": table_hdu,
@@ -332,7 +390,7 @@ def test_the_table_holds_all_limits_and_cases() -> None:
     cells = tables()
     expected = {
         "pixels along a side": limits.MAX_SIDE,
-        "images in a file": formats.MAX_STACK,
+        "images in a file": arrays.MAX_STACK,
         "bytes of a `.npy`": 16 * limits.MAX_SIDE**2,
         "bytes that an `.npz` array or a `.fits.gz` may unpack to, and a chunk of HDF5 or zarr": (
             limits.MAX_UNPACKED_BYTES
@@ -362,7 +420,7 @@ def test_files_damaged_at_random_are_images_or_image_errors() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--files", "60"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert len(ended.stdout.splitlines()) == 2 + 13
+    assert len(ended.stdout.splitlines()) == 2 + 15
 
 
 def test_one_bad_image_in_a_thousand_gives_999_rows_and_one_error(child: Reader, tmp_path: Path) -> None:

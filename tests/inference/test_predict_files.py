@@ -16,7 +16,8 @@ from conftest import peak_memory
 from fastapi.testclient import TestClient
 
 from sublens import cli
-from sublens.errors import DataError, ImageError
+from sublens.errors import ConfigError, DataError, ImageError
+from sublens.images.formats import ImageSelector
 from sublens.inference import predict_files, tables
 from sublens.inference.predict_files import Listing, Query
 from sublens.inference.predictor import Predictor
@@ -241,3 +242,18 @@ def test_two_hundred_thousand_images_need_no_more_memory_and_survive_kills(tmp_p
     assert whole.count(b"\n") == 1 + N_STACKED * REPEATS
     assert (tmp_path / "killed.csv").read_bytes() == whole
     print(f"{N_STACKED * REPEATS:,} images in {seconds:.0f} s; {few / 1e6:.0f} MB for few, {many / 1e6:.0f} MB for all")
+
+
+def test_one_plane_of_a_cube_is_predicted_as_that_image_alone(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "cube.npy", np.stack([counts(150, number) for number in range(3)]))
+    assert predict(tmp_path / "cube.npy", "--plane", "1", "--out", tmp_path / "plane.csv") == 0
+    assert predict(folder / "1.npy", "--out", tmp_path / "alone.csv") == 0
+    texts = [(tmp_path / name).read_text().splitlines() for name in ("plane.csv", "alone.csv")]
+    (plane,), (alone,) = (list(csv.DictReader(lines)) for lines in texts)
+    assert plane["p_sphere"] == alone["p_sphere"] != ""
+
+
+def test_a_plane_does_not_go_with_positions(tmp_path: Path) -> None:
+    query = Query("lensnet", [tmp_path / "a.fits"], at=tmp_path / "a.csv", selector=ImageSelector(plane="1"))
+    with pytest.raises(ConfigError, match="plane 1 out of a cube; needs an image of one plane with --at"):
+        next(predict_files.predict(query))

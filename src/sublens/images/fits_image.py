@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from sublens.errors import ImageError
 from sublens.images import wcs
+from sublens.images.arrays import plane_index
 from sublens.images.limits import (
-    MAX_SIDE,
     MAX_UNPACKED_BYTES,
     check_growth,
     check_sides,
-    cube_error,
     damaged_file,
     name_errors,
     translate_errors,
@@ -139,17 +138,16 @@ def _flagged(flags: NDArray[np.generic], header: Any, *, is_jwst: bool) -> NDArr
     return np.asarray(np.nan_to_num(flags.astype(np.float64)).astype(np.int64) & bits != 0)
 
 
-def read_image(path: Path, name: str | None) -> RawImage:
-    """The image in the extension of that name or number, or the one that holds the sky; raises `ImageError`."""
+def read_image(path: Path, name: str | None, plane: str | None = None) -> RawImage:
+    """The image in the extension of that name or number, or the one that holds the sky; raises `ImageError`.
+
+    plane: number of the plane to read, of a cube.
+    """
     with translate_errors("a FITS file"), _hdus(path) as hdus:
         image = choose_image(hdus, name)
         header = image.hdu.header
-        sides = [header[f"NAXIS{axis + 1}"] for axis in range(header["NAXIS"])]
-        check_sides(tuple(sides[:2]))
-        if math.prod(sides) > MAX_SIDE**2:  # known before it is read
-            raise cube_error(sides[::-1])
         position = wcs.read_wcs(header)
-        pixels, missing = linear(np.array(image.hdu.data), header), image.missing()
+        pixels, missing = linear(_pixels(image.hdu, plane), header), image.missing()
         centre = position.centre(pixels.shape)
     notes = (*image.notes, *position.notes, *missing.notes)
     return RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask)
@@ -168,6 +166,22 @@ def is_asinh(header: Any) -> bool:
     """Whether the pixels are compressed by asinh, as those of Pan-STARRS."""
     offset, softening = wcs.number(header, "BOFFSET"), wcs.number(header, "BSOFTEN")
     return offset is not None and softening is not None and softening > 0
+
+
+def _pixels(hdu: Any, plane: str | None) -> NDArray[np.generic]:
+    """The pixels [h, w] of an extension, or those of one plane of a cube; the sides are known before they are read."""
+    shape = [hdu.header[f"NAXIS{axis}"] for axis in range(hdu.header["NAXIS"], 0, -1)]
+    check_sides((shape[-1], shape[-2]))
+    index: list[int | slice] = [0] * len(shape[:-2]) + [slice(None)] * 2
+    counting = [axis for axis, side in enumerate(shape[:-2]) if side != 1]
+    if len(counting) > 1 or (counting and plane is None):
+        advice = "Name one of its planes with --plane." if len(counting) == 1 else "Save one image a file."
+        raise ImageError(f"has shape {tuple(shape)}, a cube", need="(height, width)", next=advice)
+    if counting:
+        index[counting[0]] = plane_index(plane or "0", shape[counting[0]])
+        return np.array(hdu.section[tuple(index)])
+    plane_index(plane or "0", 1)
+    return np.array(hdu.data)[tuple(index)]
 
 
 @contextmanager

@@ -5,26 +5,32 @@ on time and memory are those of the child process in `sandbox`. Errors name the 
 """
 
 import math
-import os
-import stat
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
+from PIL import ImageFile
 
 from sublens.errors import ImageError
-from sublens.images import fits_image, wcs
+from sublens.images import arrays, fits_image
+from sublens.images.arrays import (
+    MAX_COLOURS,
+    are_equal,
+    different_planes,
+    images_of,
+    npz_array,
+    opacity_mask,
+    plane_index,
+)
 from sublens.images.limits import (
     MAX_SIDE,
-    MAX_UNPACKED_BYTES,
     check_exists,
     check_growth,
     check_sides,
+    damaged_file,
     name_errors,
     translate_errors,
 )
@@ -32,12 +38,26 @@ from sublens.images.pixels import QUANTISED_PEAK, Image, RawImage, fill_field, f
 
 MAX_ARCHIVE_BYTES = 2**31
 """Largest size of the images that `read_archive` reads at once, unpacked."""
-BLOCK_BYTES = 2**26
-"""Largest part of a stack that is read at once, where chunks hold many images."""
-MAX_STACK = 10_000_000
-"""Most images in one file."""
 PACKED_FITS = (".fits.gz", ".fit.gz", ".fits.bz2", ".fit.bz2")
-PICTURES = ("PNG", "JPEG", "TIFF")
+PICTURES = ("PNG", "JPEG")
+"""Formats that Pillow reads."""
+LUMA = (0.299, 0.587, 0.114)
+"""Brightness of red, green and blue, after ITU-R BT.601."""
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF files, little-endian and big-endian, and of BigTIFF."""
+TIFF_BITS = (8, 16, 32, 64)
+"""Bits of the samples that are read."""
+LZW, JPEG = 5, 7
+"""TIFF's numbers of two compressions."""
+TIFF_COMPRESSIONS = {
+    **{1: "no compression", LZW: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate"},
+    **{32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"},
+}
+"""Compressions of TIFF files that are read, by TIFF's numbers."""
+MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = PHOTOMETRIC = (0, 1, 2, 3, 6)
+"""TIFF's numbers of the meanings of samples that are read."""
+OPACITY = (1, 2)
+"""TIFF's numbers of the meanings of an extra sample that is the opacity."""
 
 
 class ImageSelector(NamedTuple):
@@ -47,6 +67,8 @@ class ImageSelector(NamedTuple):
     """Number or name of a FITS extension; None is the one that holds the sky."""
     array: str | None = None
     """Name of an array in an .npz, HDF5 or zarr file; None is the only one."""
+    plane: str | None = None
+    """Number or name of a plane (band, colour) of an array, picture or FITS cube; None is for those that have one."""
     flip_y: bool = False
     """Whether the first row of the file is the top of the image; else it is the bottom."""
 
@@ -72,8 +94,8 @@ def read(path: Path) -> Image:
 def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Image | ImageError]:
     """The images in one file, one by one.
 
-    .npy (h, w) or (1, h, w); FITS, also in gzip or bzip2 or tile-compressed; PNG, TIFF and JPEG, of which
-    colour is turned to grey. An array of an .npz, HDF5 or zarr file may also be a stack (n, h, w).
+    .npy, .npz, HDF5 and zarr: an image (h, w) or a stack (n, h, w); FITS, also in gzip or bzip2 or tile-compressed;
+    PNG, TIFF and JPEG, of which colour is turned to grey, and each page of a TIFF is an image.
     Missing pixels have the median of the others, and `mask` says which these are.
 
     Raises `ImageError`, naming the file, for anything else, and for an image that holds infinity or
@@ -125,7 +147,7 @@ def read_archive(path: Path) -> NDArray[np.uint16]:
     """Counts above the minimum [n, h, w] of an .npz file's array `counts`; raises `ImageError`."""
     check_exists(path)
     with name_errors(path):
-        counts = _npz_array(path, "counts", MAX_ARCHIVE_BYTES)
+        counts = npz_array(path, "counts", MAX_ARCHIVE_BYTES)
         if counts.ndim != 3 or counts.dtype.kind not in "ui" or not len(counts):
             raise ImageError(
                 f"`counts` is {counts.dtype} {counts.shape}",
@@ -148,197 +170,182 @@ def _suffix(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] in ([".gz"], [".bz2"]) else "".join(suffixes[-1:])
 
 
-def _read_npy(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    with translate_errors("a .npy file"), path.open("rb") as file:
-        array = npy_array(file, MAX_SIDE**2 * 16)
-    yield RawImage(array)
+# --- pictures ---------------------------------------------------------------------------------
 
 
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether it is in Fortran's order, and dtype of the array that follows in `file`; raises as numpy does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, is_fortran, dtype = header[np.lib.format.read_magic(file)](file)
-    return shape, is_fortran, dtype
-
-
-def npy_array(file: IO[bytes], max_bytes: int) -> NDArray[np.generic]:
-    """The array that follows in `file`, in the .npy format; its size is known before it is read."""
-    shape, is_fortran, dtype = npy_header(file)
-    if dtype.hasobject:
-        raise ImageError(
-            "a pickled object array, which could run code when opened, so it was not",
-            need="plain numbers",
-            next="Convert it with `sublens import-legacy`, or save it again as a plain float array.",
-        )
-    check_sides(shape[-2:])
-    n_bytes = math.prod(shape, start=dtype.itemsize)
-    if n_bytes > max_bytes:
-        raise ImageError(f"unpacks to {n_bytes:,} bytes", need=f"at most {max_bytes:,}", next="Split it.")
-    data = file.read(max(n_bytes, 0))
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _read_npz(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    return _stack(_npz_array(path, selector.array, MAX_UNPACKED_BYTES))
-
-
-def _npz_array(path: Path, name: str | None, max_bytes: int) -> NDArray[np.generic]:
-    """An array of an .npz file: the named one, or the only one."""
-    with translate_errors("an .npz file"), zipfile.ZipFile(path) as archive:
-        names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-        member = archive.getinfo(f"{_choose_array(names, name)}.npy")
-        check_growth(member.file_size, member.compress_size)
-        with archive.open(member) as file:
-            return npy_array(file, max_bytes)
-
-
-def _choose_array(names: list[str], name: str | None) -> str:
-    """The named array, or the only one."""
-    if name is None and len(names) == 1:
-        return names[0]
-    if name not in names:
-        raise ImageError(
-            f"has no array {name!r}" if name else "holds several arrays, or none",
-            need=f"one of {', '.join(sorted(names)[:20])}" if names else "an array of numbers",
-            next="Name it with --array." if names else "Check the file.",
-        )
-    return name
-
-
-def _stack(array: Any) -> Iterator[RawImage]:
-    """Images of an array that can be sliced: one, or a stack (n, h, w) or (n, 1, h, w)."""
-    if array.dtype.kind not in "fiub":
-        raise ImageError(f"holds {array.dtype} values", need="real numbers", next="Save them as float or integer.")
-    check_sides(tuple(array.shape[-2:]))
-    chunk = getattr(array, "chunks", None) or (1,)  # of HDF5 and zarr: the part that is unpacked at once
-    if math.prod(chunk) * array.dtype.itemsize > MAX_UNPACKED_BYTES:
-        raise ImageError(
-            f"has chunks of {chunk} pixels, too large to unpack",
-            need=f"chunks of at most {MAX_UNPACKED_BYTES:,} bytes",
-            next="Write it in smaller chunks.",
-        )
-    if len(array.shape) == 2:
-        yield RawImage(np.asarray(array[()]))
-    elif len(array.shape) == 3 or (len(array.shape) == 4 and array.shape[1] == 1):
-        yield from _one_by_one(array, chunk[0])
-    else:
-        raise ImageError(
-            f"the array has shape {array.shape}",
-            need="(height, width) or (n, height, width)",
-            next="Save images of one band.",
-        )
-
-
-def _one_by_one(stack: Any, n_together: int) -> Iterator[RawImage]:
-    """The images of a stack whose chunks hold `n_together`."""
-    n_images, n_bytes = stack.shape[0], math.prod(stack.shape[1:], start=stack.dtype.itemsize)
-    if not 0 < n_images <= MAX_STACK:
-        raise ImageError(f"holds {n_images:,} images", need=f"1 to {MAX_STACK:,}", next="Split it, or leave it out.")
-    step = max(1, min(n_together, BLOCK_BYTES // max(n_bytes, 1)))
-    for start in range(0, n_images, step):
-        for number, pixels in enumerate(np.asarray(stack[start : start + step]), start):
-            yield RawImage(pixels, number)
-
-
-def _read_picture(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
+def _read_picture(path: Path, plane: str | None) -> Iterator[RawImage]:
+    with translate_errors("a picture"), path.open("rb") as file:
+        is_tiff = file.read(4) in TIFF_MAGIC
+    if is_tiff:
+        yield from _read_tiff(path, plane)
+        return
     with translate_errors("a PNG, TIFF or JPEG picture"), _picture(path) as picture:
         check_sides(picture.size[::-1])
-        grey = picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
-        pixels = np.asarray(grey)
-    yield RawImage(pixels, is_picture=True)
+        planes, has_opacity = _deep_planes(path) if _is_deep(picture) else _planes(picture)
+    yield _from_planes(planes, plane, has_opacity=has_opacity, is_colour=len(planes) >= 3)
 
 
-def _picture(path: Path) -> Picture.Image:
+def _picture(path: Path) -> ImageFile.ImageFile:
     try:
         return Picture.open(path, formats=PICTURES)
     except Picture.DecompressionBombError as err:
         raise ImageError("has too many pixels", need=f"sides of at most {MAX_SIDE}", next="Cut out the lens.") from err
 
 
+def _is_deep(picture: ImageFile.ImageFile) -> bool:
+    """Whether it is in colour of 16 bits, or grey of 16 bits with opacity, of which Pillow drops eight bits."""
+    return picture.mode.startswith("RGB") and any(";16" in str(tile.args) for tile in picture.tile)
+
+
+def _deep_planes(path: Path) -> tuple[NDArray[np.generic], bool]:
+    """The planes [n, h, w] of a PNG picture of 16 bits, and whether the last is the opacity."""
+    import imagecodecs  # slow to import
+
+    planes = np.moveaxis(np.atleast_3d(imagecodecs.png_decode(path.read_bytes())), -1, 0)
+    return planes, len(planes) in (2, 4)
+
+
+def _planes(picture: Picture.Image) -> tuple[NDArray[np.generic], bool]:
+    """The planes [n, h, w] of a picture, and whether the last is the opacity."""
+    if picture.mode == "PA" or ("transparency" in picture.info and picture.mode in ("P", "L", "RGB")):
+        picture = picture.convert("LA" if picture.mode == "L" else "RGBA")
+    elif picture.mode not in ("1", "L", "LA", "F", "RGB", "RGBA") and not picture.mode.startswith("I"):
+        picture = picture.convert("RGB")
+    return np.moveaxis(np.atleast_3d(np.asarray(picture)), -1, 0), picture.mode in ("LA", "RGBA")
+
+
+def _from_planes(
+    planes: NDArray[np.generic], plane: str | None, number: int | None = None, *, has_opacity: bool, is_colour: bool
+) -> RawImage:
+    """The image of that plane of a picture, or of all, turned to grey; transparent pixels are missing."""
+    if plane is not None:
+        return RawImage(planes[plane_index(plane, len(planes))], number, is_picture=True)
+    colours = planes[:-1] if has_opacity else planes
+    mask = opacity_mask(planes[-1]) if has_opacity else None
+    if are_equal(colours):
+        return RawImage(colours[0], number, is_picture=True, mask=mask)
+    if not is_colour or len(colours) != 3:
+        raise different_planes(len(planes))
+    return RawImage(_grey(colours), number, is_picture=True, notes=("colours turned to grey",), mask=mask)
+
+
+def _grey(colours: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The brightness of red, green and blue [3, h, w], in single bytes where they are."""
+    grey = sum(weight * plane.astype(np.float64) for weight, plane in zip(LUMA, colours, strict=True))
+    return np.rint(grey).astype(colours.dtype) if colours.dtype.itemsize == 1 else np.asarray(grey)
+
+
+def _read_tiff(path: Path, plane: str | None) -> Iterator[RawImage]:
+    import tifffile  # slow to import
+
+    n_bytes = path.stat().st_size
+    plain: dict[str, Any] = {f"is_{kind}": False for kind in ("lsm", "scanimage", "ndpi")}  # which count pages anew
+    with translate_errors("a TIFF file"), path.open("rb") as file, tifffile.TiffFile(file, **plain) as tif:
+        pages = _tiff_pages(tif)
+        if len(pages) == 1:
+            yield _tiff_image(pages[0], n_bytes, plane)
+        elif min(pages[0].shaped[2:4]) <= MAX_COLOURS:  # an array (h, w, n) that was written as h pages
+            check_growth(len(pages) * pages[0].nbytes, n_bytes)
+            array = np.concatenate([_tiff_planes(page, n_bytes) for page in pages])
+            yield from (raw._replace(is_picture=True) for raw in images_of(array, plane))
+        elif plane is not None and all(page.samplesperpixel == 1 for page in pages):
+            yield _tiff_image(pages[plane_index(plane, len(pages))], n_bytes, None)
+        else:
+            yield from (_tiff_image(page, n_bytes, plane, number) for number, page in enumerate(pages))
+        if _next_offset(tif):
+            raise damaged_file("a TIFF file")
+
+
+def _tiff_pages(tif: Any) -> list[Any]:
+    """The pages of a TIFF file but for masks and smaller copies; raises `ImageError` where they go in a circle."""
+    pages, offsets = [], set()
+    for page in tif.pages:
+        if page.offset in offsets:
+            raise damaged_file("a TIFF file")
+        offsets.add(page.offset)
+        if not page.is_reduced and not page.is_mask:
+            pages.append(page)
+    if not pages:
+        raise ImageError("holds no image", need="a page with one", next="Leave this file out.")
+    return pages
+
+
+def _next_offset(tif: Any) -> int:
+    """Where the page after the last lies that could be read; 0 where there is none."""
+    tif.filehandle.seek(tif.pages.next_page_offset)
+    return int.from_bytes(tif.filehandle.read(tif.tiff.offsetsize), "little")  # of any order, as it must be 0
+
+
+def _tiff_image(page: Any, n_bytes: int, plane: str | None, number: int | None = None) -> RawImage:
+    planes, extra = _tiff_planes(page, n_bytes), tuple(page.extrasamples)
+    is_colour = page.photometric in (RGB, PALETTE, YCBCR)
+    has_opacity = len(extra) == 1 and (is_colour or extra[0] in OPACITY)
+    return _from_planes(planes, plane, number, has_opacity=has_opacity, is_colour=is_colour)
+
+
+def _tiff_planes(page: Any, n_bytes: int) -> NDArray[np.generic]:
+    """The planes [n, h, w] of a page of a TIFF file of that size, bright where the light is."""
+    _check_tiff(page, n_bytes)
+    samples = _tiff_samples(page)
+    planes = np.concatenate(np.moveaxis(samples[:, 0], -1, 1)).astype(samples.dtype.newbyteorder("="))
+    if page.photometric == MINISWHITE:
+        brightest = {"u": 2**page.bitspersample - 1, "i": -1, "f": 0}[planes.dtype.kind]
+        planes[0] = brightest - planes[0]
+    elif page.photometric == PALETTE:
+        planes = (page.colormap[:, planes[0]] // 256).astype(np.uint8)
+    return planes
+
+
+def _tiff_samples(page: Any) -> NDArray[np.generic]:
+    """The samples of a page [separate planes, 1, h, w, planes together]."""
+    if page.compression != LZW:
+        return np.asarray(page.asarray(squeeze=False, maxworkers=1))
+    import imagecodecs  # slow to import
+
+    page.parent.filehandle.seek(0)
+    whole = page.parent.filehandle.read()
+    samples = imagecodecs.tiff_decode(whole, index=page.index)  # by libtiff: tifffile's LZW may crash on damage
+    if samples.dtype != page.dtype.newbyteorder("="):
+        raise damaged_file("a TIFF file")
+    return samples.reshape(page.shaped)
+
+
+def _check_tiff(page: Any, n_bytes: int) -> None:
+    """Raise `ImageError` for a page that is no image of ours, or that the file does not hold whole."""
+    check_sides(page.shaped[2:4])
+    if page.dtype is None or page.dtype.kind not in "fiu" or page.bitspersample not in TIFF_BITS:
+        what = f"holds {page.bitspersample}-bit samples, {page.dtype or 'of an unknown kind'}"
+        raise ImageError(what, need="real numbers", next="Save it with samples of 8, 16, 32 or 64 bits.")
+    if page.compression not in TIFF_COMPRESSIONS:
+        what = f"is compressed with {_name(page.compression)}"
+        raise ImageError(what, need=", ".join(TIFF_COMPRESSIONS.values()), next="Save it without compression.")
+    if page.photometric not in PHOTOMETRIC or (page.photometric == YCBCR and page.compression != JPEG):
+        what = f"holds colours as {_name(page.photometric)}"
+        raise ImageError(what, need="grey, RGB or a palette", next="Save it in grey.")
+    check_growth(page.nbytes, n_bytes)
+    ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    is_whole = len(ends) == math.prod(page.chunked) and min(page.databytecounts) > 0 and max(ends) <= n_bytes
+    if page.shaped[1] != 1 or not is_whole:  # else tifffile would leave the missing part blank
+        raise damaged_file("a TIFF file")
+
+
+def _name(code: Any) -> str:
+    """The name of a code in a TIFF file, or its number."""
+    return str(getattr(code, "name", code))
+
+
 def _read_fits(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    yield fits_image.read_image(path, selector.hdu)
-
-
-def _read_hdf5(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    import h5py
-
-    with translate_errors("an HDF5 file"), h5py.File(path, "r") as file:
-        dataset = file[_choose_array(_hdf5_datasets(file), selector.array)]
-        if dataset.external or dataset.is_virtual:
-            raise _external_data()
-        check_growth(dataset.nbytes, dataset.id.get_storage_size())
-        scale, notes = _hdf5_scale(dataset)
-        for raw in _stack(dataset):
-            yield raw._replace(wcs=(scale, None, None), notes=notes)
-
-
-def _hdf5_scale(dataset: Any) -> tuple[float | None, tuple[str, ...]]:
-    """Pixel scale by the attributes of an HDF5 array, its group or its file, and a note on its origin."""
-    for node in (dataset, dataset.parent, dataset.file):
-        plain = {}
-        for name in wcs.ATTRIBUTES:
-            if name in node.attrs:
-                entry = node.attrs.get_id(name)
-                if entry.dtype.kind in "fiu" and math.prod(entry.shape) <= 4:
-                    plain[name] = node.attrs[name]
-        if (scale := wcs.attribute_scale(plain))[0]:
-            return scale
-    return None, ()
-
-
-def _external_data() -> ImageError:
-    return ImageError(
-        "its data lie in other files, which are not opened", need="all data in one file", next="Copy them into one."
-    )
-
-
-def _hdf5_datasets(group: Any, prefix: str = "") -> list[str]:
-    """Names of the arrays that lie in the file itself: no link is followed."""
-    import h5py
-
-    names = []
-    for name in group:
-        if isinstance(group.get(name, getlink=True), h5py.HardLink):
-            kind = group.get(name, getclass=True)
-            if kind is h5py.Dataset:
-                names.append(prefix + name)
-            elif kind is h5py.Group and prefix.count("/") < 8:  # a group may hold itself
-                names += _hdf5_datasets(group[name], f"{prefix}{name}/")
-    return names
-
-
-def _read_zarr(path: Path, selector: ImageSelector) -> Iterator[RawImage]:
-    import zarr
-
-    with translate_errors("a zarr store"):
-        n_packed = _store_bytes(path)
-        top = zarr.open(str(path), mode="r", use_consolidated=False)  # or its index could name another store
-        arrays = {"": top} if isinstance(top, zarr.Array) else dict(top.arrays())
-        array = arrays[_choose_array(list(arrays), selector.array)]
-        check_growth(array.nbytes, n_packed)
-        yield from _stack(array)
-
-
-def _store_bytes(store: Path) -> int:
-    """Bytes of all files in a zarr store, none of which may be a link."""
-    n_bytes = 0
-    for folder, below, names in os.walk(store):
-        for name in (*below, *names):
-            status = Path(folder, name).lstat()
-            if stat.S_ISLNK(status.st_mode):
-                raise _external_data()
-            n_bytes += status.st_size
-    return n_bytes
+    yield fits_image.read_image(path, selector.hdu, selector.plane)
 
 
 READERS: dict[str, Callable[[Path, ImageSelector], Iterator[RawImage]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
+    ".npy": lambda path, selector: arrays.read_npy(path, selector.plane),
+    ".npz": lambda path, selector: arrays.read_npz(path, selector.array, selector.plane),
     **dict.fromkeys((".fits", ".fit", ".fts", ".fz", *PACKED_FITS), _read_fits),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), _read_picture),
-    **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
-    ".zarr": _read_zarr,
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".tif", ".tiff"), lambda path, selector: _read_picture(path, selector.plane)
+    ),
+    **dict.fromkeys((".h5", ".hdf5"), lambda path, selector: arrays.read_hdf5(path, selector.array, selector.plane)),
+    ".zarr": lambda path, selector: arrays.read_zarr(path, selector.array, selector.plane),
 }
 """Function that reads a file, by the end of its name."""

@@ -1,14 +1,16 @@
 """Pickled object arrays of older DeepLense files, taken apart in a child process -> plain arrays.
 
 DeepLenseSim saves an image of the class `axion` as np.array([image, number]): counts or floats (h, w),
-and the mass of the axion in eV, or its logarithm in later models. NumPy pickles such an array, and
-unpickling runs whatever the file names. Here a file can name a few stand-ins of ours only, which check
-the arguments that numpy would be given; numpy is never called with them. The child that does so receives
-bytes and returns bytes; it can open no file and start no process.
+and the mass of the axion in eV, or its logarithm in later models; others save the two in a dictionary, an
+image as a list of its rows, or numbers one by one. NumPy pickles such an array, and unpickling runs whatever
+the file names. Here a file can name a few stand-ins of ours only, which check the arguments that numpy would
+be given; numpy is never called with them. The child that does so receives bytes and returns bytes; it can
+open no file and start no process.
 """
 
 import csv
 import io
+import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import formats, listing, reader, sandbox
+from sublens.images import arrays, listing, reader, sandbox
 from sublens.images.limits import MAX_SIDE, MAX_UNPACKED_BYTES, check_exists, too_much_memory, unreadable_file
 from sublens.images.reader import ReadResult
 from sublens.images.sandbox import Child, ChildError, Keeper
@@ -188,10 +190,10 @@ def _parse(data: bytes) -> Plain:
     """The content of a file of these bytes; raises `ImageError`."""
     file = io.BytesIO(data)
     try:
-        if formats.npy_header(file)[-1].hasobject:
-            return _image(_Unpickler(file).load())
+        if arrays.npy_header(file)[-1].hasobject:
+            return _plain(_Unpickler(file).load())
         file.seek(0)
-        array = formats.npy_array(file, MAX_FILE_BYTES)
+        array = arrays.npy_array(file, MAX_FILE_BYTES)
     except ImageError:
         raise
     except MemoryError as err:
@@ -205,22 +207,43 @@ def _parse(data: bytes) -> Plain:
     return Plain(array)
 
 
-def _image(top: object) -> Plain:
-    """The image and the number of an object array as DeepLenseSim writes it."""
+def _plain(top: object) -> Plain:
+    """The numbers of an object array: image and number as DeepLenseSim writes them, or all of one shape."""
     match top:
         case _Array(content=[_Array(content=np.ndarray() as pixels), (float() | int()) as value]):
-            shape = pixels.shape[1:] if pixels.ndim == 3 and len(pixels) == 1 else pixels.shape
-            if len(shape) == 2 and min(shape) >= 2 and max(shape) <= MAX_SIDE:
-                return Plain(pixels.reshape(shape).astype(np.result_type(pixels, np.float32)), float(value))
-            raise ImageError(
-                f"its image has shape {pixels.shape}",
-                need=f"(height, width), a side of 2 to {MAX_SIDE} pixels",
-                next="Cut out the lens.",
-            )
+            return _image(pixels, value)
+        case _Array(content=[dict() as fields]) if len(fields) == 2:
+            return _plain(_Array(sorted(fields.values(), key=lambda field: not isinstance(field, _Array))))
+        case _Array(content=[*items], shape=(_, _, *_) as shape) if all(
+            isinstance(item, float | int) for item in items
+        ):
+            return Plain(np.array(items, np.float64).reshape(shape))
+        case _Array(content=[*items], shape=shape) if rows := _rows(items):
+            if len({row.shape for row in rows}) == 1:
+                return Plain(np.stack(rows).reshape(*shape, *rows[0].shape))
+            if rows[-1].size == 1 and len({row.shape for row in rows[:-1]}) == 1 == rows[0].ndim:
+                return _image(np.stack(rows[:-1]), rows[-1].item())
     raise ImageError(
-        "an object array that is not one image and one number",
-        need="these two, as DeepLenseSim writes them",
+        "an object array that is not one image and one number, nor numbers of one shape",
+        need="the one, as DeepLenseSim writes it, or the other",
         next="Save its image as a plain float array.",
+    )
+
+
+def _rows(items: Sequence[object]) -> list[NDArray[np.generic]]:
+    """The items, if all are arrays of numbers; else none."""
+    rows = [item.content for item in items if isinstance(item, _Array) and isinstance(item.content, np.ndarray)]
+    return rows if len(rows) == len(items) else []
+
+
+def _image(pixels: NDArray[Any], value: float) -> Plain:
+    shape = pixels.shape[1:] if pixels.ndim == 3 and len(pixels) == 1 else pixels.shape
+    if len(shape) == 2 and min(shape) >= 2 and max(shape) <= MAX_SIDE:
+        return Plain(pixels.reshape(shape).astype(np.result_type(pixels, np.float32)), float(value))
+    raise ImageError(
+        f"its image has shape {pixels.shape}",
+        need=f"(height, width), a side of 2 to {MAX_SIDE} pixels",
+        next="Cut out the lens.",
     )
 
 
@@ -271,17 +294,20 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy array: numbers, or the list of the items of an object array."""
+    """Stands for a numpy array: numbers, or the list of the items of an object array and its shape."""
 
-    __slots__ = ("content",)
-    content: NDArray[np.generic] | list[object]
+    __slots__ = ("content", "shape")
+
+    def __init__(self, content: NDArray[np.generic] | list[object] | None = None) -> None:
+        self.content = content
+        self.shape: tuple[int, ...] = ()
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
         if dtype.name not in OBJECTS:
             self.content = _numbers(data, dtype, shape, "F" if is_fortran else "C")
-        elif type(data) is list and shape == (len(data),):
-            self.content = data
+        elif type(data) is list and type(shape) is tuple and math.prod(shape) == len(data):
+            self.content, self.shape = data, shape
         else:
             raise TypeError(shape)
 
@@ -293,9 +319,7 @@ def _reconstruct(kind: object, shape: object, code: object) -> _Array:
 
 
 def _from_buffer(data: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.content = _numbers(data, dtype, shape, order)
-    return array
+    return _Array(_numbers(data, dtype, shape, order))
 
 
 def _scalar(dtype: _Dtype, data: Any) -> float:

@@ -101,7 +101,7 @@ def fill_missing(image: RawImage, name: str) -> Image:
     if mask.any():
         pixels[mask] = typical(pixels[~mask])
     _check_values(pixels, name)
-    is_coarse = image.is_picture and image.pixels.dtype == np.uint8
+    is_coarse = image.is_picture and image.pixels.dtype.itemsize == 1
     return Image(pixels, is_coarse, *image.wcs, image.number, image.notes, mask if mask.any() else None)
 
 

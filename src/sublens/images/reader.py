@@ -51,7 +51,7 @@ AHEAD = 8
 """Files that are requested before they are needed."""
 MAX_FETCHED_BYTES = 2**32
 """Largest size of one file on an object store, unless cutouts are made of it."""
-LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
+LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr", ".tif": "tifffile", ".tiff": "tifffile"}
 """Module that reads a format, by the end of the name."""
 FITS_LIBRARY = "astropy.io.fits"
 

@@ -61,10 +61,7 @@ def resample_image(
         size = _zoomed(size, zoom, shape)
         notes.append(f"resampled from {scale:g} to {pixel_scale:g} arcsec a pixel")
     if min(size) < side:
-        height, width = size
-        raise ImageError(
-            f"is {height} x {width} pixels", need=f"{side} x {side} around the lens", next="Cut out more of it."
-        )
+        raise _too_small(image.pixels.shape, side, zoom, scale)
     field = _covered(image.pixels.shape, shape, side, zoom)
     arcsec = (scale if zoom != 1.0 else pixel_scale) or scale
     image = fill_field(replace(image, notes=tuple(notes)), field, FILL_SIGMA / zoom, arcsec)
@@ -81,6 +78,17 @@ def resample_image(
             next="Leave it out.",
         )
     return replace(image, pixels=pixels, notes=tuple(notes), mask=None)
+
+
+def _too_small(shape: tuple[int, ...], side: int, zoom: float, scale: float | None) -> ImageError:
+    """The error of an image of that shape and pixel scale, in its own pixels, `zoom` of which make one of the frame."""
+    at_scale = "" if scale is None else f" of {scale:g} arcsec"
+    needed = side if zoom == 1.0 else ceil((side + 1) / zoom)  # one more, for the centre to stay where it is
+    return ImageError(
+        f"is {shape[0]} x {shape[1]} pixels{at_scale}",
+        need=f"{needed:,} x {needed:,} of them around the lens",
+        next="Cut out more of it, or check the pixel scale.",
+    )
 
 
 def _quality(image: Image) -> list[str]:

@@ -200,6 +200,13 @@ def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
             next="Name one image with --at.",
             path=at,
         )
+    if query.selector.plane is not None:
+        raise ConfigError(
+            f"asks for plane {query.selector.plane} out of a cube",
+            need="an image of one plane with --at",
+            next="Save that plane as a FITS file.",
+            path=query.inputs[0],
+        )
     positions = reader.locate_positions(query.inputs[0], at, query.selector)
     scale = query.pixel_scale or positions.pixel_scale
     return positions.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
