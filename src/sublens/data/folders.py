@@ -1,15 +1,18 @@
 """Folders of class folders, as ML4SCI DeepLense has them: read and written."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.data import store
+from sublens.data.layout import Layout
+from sublens.data.repeats import digest
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
@@ -18,136 +21,122 @@ from sublens.storage import object_store
 from sublens.storage.files import whole_folder
 from sublens.storage.object_store import FETCHES, Remote
 
-TRAIN, TEST = "train", "test"
 FOLDER_CHUNK = 500
 """Images that are read together."""
+SAMPLE = 9
+"""Training images of which most decide the size of all."""
+MAX_FAULTS = 100
+"""Most unusable images that are listed."""
+SKIP_BAD = "--skip-bad"
+"""Option that leaves out what cannot be used."""
 Progress = Callable[[int], object]
 """Callback with the number of images just read."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The image files of a folder of class folders, not yet read."""
+class FolderReader:
+    """Reads the images of a folder of class folders, and notes those that cannot be used."""
 
-    root: Path
-    classes: tuple[str, ...]
-    files: dict[str, list[tuple[Path, int]]]
-    """Image path and label, in a fixed order, for each split."""
+    layout: Layout
+    skip_bad: bool = False
+    """Whether unusable images are left out; if not, they are refused, all at once, after the last part."""
+    on_progress: Progress = lambda n: None
+    mapper: Mapper = HERE
+    """Processes that read."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """Faults of the images that cannot be used, by id; complete once all parts are read."""
+    images: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Label and digest of the others, by id; complete then too."""
 
-    @classmethod
-    def of(cls, root: Path) -> Self:
-        """The layout of `root`: class folders in train/ (and test/ or val/), or class folders alone.
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width of most of a few images, which all must have; `DataError` where none of them can be read."""
+        paths = [path for path, _ in next(iter(self.layout.files.values()))]
+        chosen = [paths[row] for row in np.unique(np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int))]
+        images = dict(zip(map(self._id, chosen), _read_task(tuple(chosen)), strict=True))
+        faults = {name: str(err.about("")) for name, err in images.items() if isinstance(err, ImageError)}
+        if len(faults) == len(images):
+            raise self._unusable(faults, len(images))
+        shapes = Counter(image.shape for image in images.values() if not isinstance(image, ImageError))
+        return shapes.most_common(1)[0][0]
 
-        Where there is a test/, a val/ beside it is ignored. Raises `DataError` where it is no such folder, or
-        the name of a class fits no table; see `store.check_class_names`.
+    def chunks(self, part: str, n_done: int = 0) -> Iterator[Chunk]:
+        """The usable images of one part, `FOLDER_CHUNK` at a time.
+
+        n_done: chunks to leave out at the start. Raises `DataError` at the end of the last part where some image
+        of any part cannot be used and none may be left out.
         """
-        if not root.is_dir():
-            raise DataError(
-                "no such folder",
-                need="a store, or a folder with one folder of images a class",
-                next="Correct the path.",
-                path=root,
-            )
-        tops = {TRAIN: root / "train"} if (root / "train").is_dir() else {TRAIN: root}
-        if tops[TRAIN] != root:
-            held_out = [root / name for name in (TEST, "val") if (root / name).is_dir()]
-            tops |= {TEST: held_out[0]} if held_out else {}
-        classes = tuple(folder.name for folder in _folders(tops[TRAIN]))
-        store.check_class_names(classes, tops[TRAIN])
-        if len(classes) < 2:
-            raise DataError(
-                f"has {len(classes)} class folders{': ' + classes[0] if classes else ''}",
-                need="at least two",
-                next="Put the images of each class into a folder of its own.",
-                path=tops[TRAIN],
-            )
-        files = {name: _labelled_files(top, classes) for name, top in tops.items()}
-        return cls(root, classes, files)
+        usable = islice(self._usable(part), n_done * FOLDER_CHUNK, None)
+        while rows := list(islice(usable, FOLDER_CHUNK)):
+            ids, labels, images = zip(*rows, strict=True)
+            yield Chunk(np.stack(images), np.array(labels), np.array(ids))
+        if self.faults and not self.skip_bad and part == list(self.layout.files)[-1]:
+            raise self._unusable(self.faults, self.layout.n_images)
 
-    @property
-    def n_images(self) -> int:
-        """Number of images in all splits."""
-        return sum(map(len, self.files.values()))
+    def _usable(self, part: str) -> Iterator[tuple[str, int, NDArray[np.uint16]]]:
+        """Id, label and counts of each usable image of a part."""
+        files = self.layout.files[part]
+        slices = [files[start : start + FOLDER_CHUNK] for start in range(0, len(files), FOLDER_CHUNK)]
+        read = self.mapper(_read_task, (tuple(path for path, _ in rows) for rows in slices))
+        for rows, images in zip(slices, read, strict=True):
+            for (path, label), image in zip(rows, images, strict=True):
+                name, checked = self._id(path), self._of_one_size(image)
+                if isinstance(checked, ImageError):
+                    self.faults[name] = str(checked.about(""))
+                else:
+                    self.images[name] = label, digest(checked)
+                    yield name, label, checked
+            self.on_progress(len(rows))
 
-    def chunks(self, name: str, on_progress: Progress, n_done: int = 0, mapper: Mapper = HERE) -> Iterator[Chunk]:
-        """The images of one split, `FOLDER_CHUNK` at a time; all must have one size.
+    def _of_one_size(self, image: NDArray[np.uint16] | ImageError) -> NDArray[np.uint16] | ImageError:
+        if isinstance(image, ImageError) or image.shape == self.shape:
+            return image
+        size, most = (" x ".join(map(str, shape)) for shape in (image.shape, self.shape))
+        return ImageError(
+            f"is {size} pixels but most images are {most}",
+            need="one size throughout a data set",
+            next="Crop or resample the images first.",
+        )
 
-        n_done: chunks to leave out at the start. mapper: processes that read them.
-        """
-        listed, first = self.files[name], self.files[TRAIN][0][0]
-        starts = range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK)
-        parts = [listed[start : start + FOLDER_CHUNK] for start in starts]
-        read = mapper(_read_task, (Task(first, tuple(path for path, _ in part)) for part in parts))
-        for part, counts in zip(parts, read, strict=True):
-            ids = np.array([_image_id(path.relative_to(self.root)) for path, _ in part])
-            yield Chunk(counts, np.array([label for _, label in part]), ids)
-            on_progress(len(part))
+    def ids(self, part: str) -> list[str]:
+        """Ids of all images of a part, usable or not."""
+        return [self._id(path) for path, _ in self.layout.files.get(part, [])]
 
+    def _id(self, path: Path) -> str:
+        """The path in the folder as text that is valid UTF-8; other bytes of a name become escapes such as \\udcff."""
+        return path.relative_to(self.layout.root).as_posix().encode(errors="backslashreplace").decode()
 
-def _image_id(path: Path) -> str:
-    """The path as text that is valid UTF-8; other bytes of a file name become escapes such as \\udcff."""
-    return path.as_posix().encode(errors="backslashreplace").decode()
-
-
-class Task(NamedTuple):
-    """Image files of one size, read together."""
-
-    first: Path
-    """An image file of that size."""
-    paths: tuple[Path, ...]
+    def _unusable(self, faults: Mapping[str, str], n: int) -> DataError:
+        return DataError(
+            f"{len(faults):,} of {n:,} images cannot be used",
+            need="images that can be read, all of one size",
+            next=f"Mend or remove them, or leave them out with {SKIP_BAD}:{listed(faults)}",
+            path=self.layout.root,
+        )
 
 
-def _read_task(task: Task) -> NDArray[np.uint16]:
-    """Counts above the minimum of the images, [n, h, w]."""
-    height, width = _read_counts(task.first).shape
-    counts = np.empty((len(task.paths), height, width), np.uint16)
-    with ThreadPoolExecutor(FETCHES if isinstance(task.first, Remote) else 1) as pool:
-        for number, (path, image) in enumerate(zip(task.paths, pool.map(_read_counts, task.paths), strict=True)):
-            if image.shape != (height, width):
-                raise ImageError(
-                    f"is {image.shape[0]} x {image.shape[1]} pixels but {task.first} is {height} x {width}",
-                    need="one size throughout a data set",
-                    next="Crop or resample the images first.",
-                    path=path,
-                )
-            counts[number] = image
-    return counts
+def listed(faults: Mapping[str, str]) -> str:
+    """Indented lines of the ids, the first of many, with each fault."""
+    by_fault: dict[str, list[str]] = {}
+    for name, fault in islice(faults.items(), MAX_FAULTS):
+        by_fault.setdefault(fault, []).append(name)
+    lines = [f"{', '.join(names)}: {fault}" for fault, names in by_fault.items()]
+    lines += [f"and {len(faults) - MAX_FAULTS:,} more"] if len(faults) > MAX_FAULTS else []
+    return "".join(f"\n  {line}" for line in lines)
 
 
-def _read_counts(path: Path) -> NDArray[np.uint16]:
+def _read_task(paths: tuple[Path, ...]) -> list[NDArray[np.uint16] | ImageError]:
+    """Counts above the minimum [h, w] of each image, or the error in their place."""
+    with ThreadPoolExecutor(FETCHES if isinstance(paths[0], Remote) else 1) as pool:
+        return list(pool.map(_read_counts, paths))
+
+
+def _read_counts(path: Path) -> NDArray[np.uint16] | ImageError:
     with object_store.copied(path) as copy:
         try:
             return formats.read_counts(copy)
         except ImageError as err:
-            raise err.about(path) from err
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _labelled_files(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    unknown = [folder.name for folder in _folders(top) if folder.name not in classes]
-    if unknown:
-        raise DataError(
-            f"has class folders that the training part lacks: {', '.join(unknown)}",
-            need="the same classes in all parts",
-            next="Remove or rename them, or add them to the training part.",
-            path=top,
-        )
-    listed = []
-    for label, name in enumerate(classes):
-        folder = top / name
-        paths = sorted(path for path in folder.iterdir() if formats.is_image(path)) if folder.is_dir() else []
-        if not paths:
-            raise DataError(
-                "holds no images",
-                need=f"files that end in {', '.join(formats.READERS)}",
-                next="Add some, or remove the class from all parts.",
-                path=folder,
-            )
-        listed += [(path, label) for path in paths]
-    return listed
+            return err
 
 
 def write_folder(
