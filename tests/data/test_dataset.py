@@ -191,7 +191,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no class folders with images; needs at least two"):
+    with pytest.raises(DataError, match="has no class folders with images; needs at least two class folders"):
         dataset.open_dataset(tmp_path, EVERY_PART)
 
 
@@ -271,7 +271,18 @@ def test_unusable_images_are_left_out_on_request_and_said(image_folder: Path) ->
     spoil(image_folder)
     opened = dataset.open_dataset(image_folder, EVERY_PART, skip_bad=True)
     assert (len(opened.train) + len(opened.selection), len(opened.test)) == (22, 7)
-    assert "3 images that cannot be used were left out:\n  train/plain/0.npy: every pixel is 0" in opened.notes[-1]
+    assert (
+        "images that cannot be used were left out, 3 in all:\n  train/plain/0.npy: every pixel is 0" in opened.notes[-1]
+    )
+
+
+def test_where_no_image_can_be_used_none_is_left_out(image_folder: Path) -> None:
+    for path in image_folder.rglob("*.npy"):
+        path.write_bytes(b"x")
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match=r"cannot be used|holds no training images") as caught:
+            dataset.open_dataset(image_folder, EVERY_PART, skip_bad=skip_bad)
+        assert "--skip-bad" not in str(caught.value)
 
 
 def test_a_store_lists_the_images_that_were_left_out(
@@ -323,6 +334,6 @@ def test_equal_images_of_which_one_is_set_aside_draw_a_warning(image_folder: Pat
 def test_equal_images_under_two_labels_draw_a_warning(image_folder: Path) -> None:
     shutil.copy(image_folder / "train" / "ring" / "0.npy", image_folder / "train" / "plain" / "0b.npy")
     with pytest.warns(
-        UserWarning, match=r"^1 images stand under two labels, such as train/plain/0b\.npy and train/ring"
+        UserWarning, match=r"^equal images stand under two labels, 1 in all, such as train/plain/0b\.npy and train/ring"
     ):
         dataset.open_dataset(image_folder, EVERY_PART)

@@ -242,7 +242,7 @@ def test_unusable_images_are_left_out_of_a_measurement_on_request(
     assert "leave them out with --skip-bad:\n  empty/7.npy: truncated" in message
     assert sublens("evaluate", trained, own, "--out", tmp_path / "run", "--skip-bad") == 0
     assert scores_in(tmp_path / "run")["n"] == 39
-    assert "Note: 1 images that cannot be used were left out:\n  empty/7.npy" in capsys.readouterr().err
+    assert "Note: images that cannot be used were left out, 1 in all:\n  empty/7.npy" in capsys.readouterr().err
 
 
 def test_a_card_and_rows_say_how_often_in_distribution_images_are_flagged(trained: Path, image: Path) -> None:

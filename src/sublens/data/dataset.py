@@ -260,4 +260,4 @@ def pack(
 
 def _left_out(faults: Mapping[str, str]) -> list[str]:
     """A note on images that were left out; faults by id."""
-    return [f"{len(faults):,} images that cannot be used were left out:{listed(faults)}"] if faults else []
+    return [f"images that cannot be used were left out, {len(faults):,} in all:{listed(faults)}"] if faults else []

@@ -107,10 +107,11 @@ class FolderReader:
         return path.relative_to(self.layout.root).as_posix().encode(errors="backslashreplace").decode()
 
     def _unusable(self, faults: Mapping[str, str], n: int) -> DataError:
+        option = f", or leave them out with {SKIP_BAD}" if len(faults) < n else ""
         return DataError(
             f"{len(faults):,} of {n:,} images cannot be used",
             need="images that can be read, all of one size",
-            next=f"Mend or remove them, or leave them out with {SKIP_BAD}:{listed(faults)}",
+            next=f"Mend or remove them{option}:{listed(faults)}",
             path=self.layout.root,
         )
 

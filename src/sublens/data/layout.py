@@ -201,7 +201,7 @@ def _beside(top: Listing) -> list[str]:
     """A note where the folder is the training part of the one above it."""
     if top.path.name.lower() not in PART_NAMES[TRAIN]:
         return []
-    with suppress(OSError):
+    with suppress(OSError, DataError):
         for path in sorted(top.path.parent.iterdir()):
             if path.name.lower() in PART_NAMES[TEST] and path.is_dir():
                 return [f"{path.name}/ beside it is not used; name {top.path.parent} for both"]
@@ -268,7 +268,7 @@ def _too_few(part: Part, top: Listing) -> _NoClassesError:
     beside = f"; {len(images):,} image files lie outside of any" if images else ""
     return _NoClassesError(
         f"has {number}{without}{beside}",
-        need="at least two",
+        need="at least two class folders",
         next="Put the images of each class into a folder of its own.",
         path=part.path,
     )

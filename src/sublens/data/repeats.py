@@ -35,7 +35,7 @@ def warn_of_repeats(images: Labelled, train: Iterable[str], test: Iterable[str])
         labelled.setdefault(key, {}).setdefault(label, name)
     if twice := [names for names in labelled.values() if len(names) > 1]:
         warnings.warn(
-            f"{len(twice):,} images stand under two labels, such as {' and '.join(twice[0].values())}: "
+            f"equal images stand under two labels, {len(twice):,} in all, such as {' and '.join(twice[0].values())}: "
             "not all of these can be right.",
             stacklevel=2,
         )
