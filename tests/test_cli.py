@@ -155,8 +155,8 @@ def test_training_says_what_the_parts_are_and_leaves_out_what_is_unusable(
     (image_folder / "test").rename(image_folder / "Valid")
     (image_folder / "train" / "ring" / "3.npy").write_bytes(b"x")
     name, *models = command
-    arguments = (name, image_folder, *models, "--out", tmp_path / "out", "--set", "train.epochs=1")
-    arguments += ("--set", "split.selection=0.3", "--set", "train.batch_size=8")
+    settings = ("--set", "train.epochs=1", "--set", "split.selection=0.3", "--set", "train.batch_size=8")
+    arguments: tuple[str | Path, ...] = (name, image_folder, *models, "--out", tmp_path / "out", *settings)
     assert "leave them out with --skip-bad:\n  train/ring/3.npy: truncated" in refused(capsys, *arguments)
     assert sublens(*arguments, "--skip-bad") == 0
     printed = capsys.readouterr().err
