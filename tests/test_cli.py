@@ -148,6 +148,22 @@ def test_run_prints_the_table_and_the_reports_path(
     assert printed.strip().endswith(str(Path("report", "report.html")))
 
 
+@pytest.mark.parametrize("command", [("train",), ("run", "--models", "lensnet")])
+def test_training_says_what_the_parts_are_and_leaves_out_what_is_unusable(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    (image_folder / "test").rename(image_folder / "Valid")
+    (image_folder / "train" / "ring" / "3.npy").write_bytes(b"x")
+    name, *models = command
+    settings = ("--set", "train.epochs=1", "--set", "split.selection=0.3", "--set", "train.batch_size=8")
+    arguments: tuple[str | Path, ...] = (name, image_folder, *models, "--out", tmp_path / "out", *settings)
+    assert "leave them out with --skip-bad:\n  train/ring/3.npy: truncated" in refused(capsys, *arguments)
+    assert sublens(*arguments, "--skip-bad") == 0
+    printed = capsys.readouterr().err
+    assert "Note: the test part is Valid/\n" in printed
+    assert "left out, 1 in all:\n  train/ring/3.npy: truncated" in printed
+
+
 def test_networks_lists_ours_and_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens("networks") == 0
     rows = capsys.readouterr().out.splitlines()
@@ -405,7 +421,8 @@ def test_predict_prints_a_line_an_image_and_leaves_maps(
     predictions = Predictor.load(mapper).files(cutouts)
     assert [row[:2] for row in rows] == [[str(path), one.label] for path, one in zip(cutouts, predictions, strict=True)]
     assert all(sum(map(float, row[2:5])) == pytest.approx(1, abs=2e-4) for row in rows)
-    assert {tuple(row[8:]) for row in rows} == {("pixel scale not in the file; taken as 0.15 arcsec", "")}
+    caution = "out-of-distribution threshold from 27 images alone: up to 3.6% false alarms"
+    assert {tuple(row[8:]) for row in rows} == {(f"pixel scale not in the file; taken as 0.15 arcsec; {caution}", "")}
     drawn, header = fits.getdata(tmp_path / "maps" / "2-1.fits", header=True)
     masses = predictions[1].masses
     assert masses is not None

@@ -144,6 +144,9 @@ Plane = Annotated[
 PixelScale = Annotated[
     float | None, typer.Option("--pixel-scale", min=1e-6, max=1e3, help="Arcsec a pixel, where the files do not tell.")
 ]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out the images of a folder that cannot be used, and list them.")
+]
 Preset = Annotated[
     str, typer.Argument(metavar="PRESET", help="A survey: a name that `sublens presets` lists, or a TOML file.")
 ]
@@ -283,6 +286,7 @@ def pack(
     ],
     out: AnyOut,
     cluster: Cluster = None,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Convert a folder of images into a store, which loads faster.
@@ -292,7 +296,7 @@ def pack(
     from sublens.data import dataset
     from sublens.progress import visible
 
-    dataset.pack(folder, out, cluster=cluster, force=force, bar=visible)
+    _say_notes(dataset.pack(folder, out, cluster=cluster, skip_bad=skip_bad, force=force, bar=visible))
     print(_described(out))
 
 
@@ -395,6 +399,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where this training was stopped or killed; begin if it was not.")
     ] = False,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Train one network.
@@ -421,15 +426,17 @@ def train(
     config = begun or _config(settings, set_, model)
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
-        data = open_dataset(dataset, config.split, bar)
+        data = open_dataset(dataset, config.split, bar, skip_bad=skip_bad)
         if ranks.is_first:
             _say(_parts(data))
+            _say_notes(data.notes)
         is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar)
     if ranks.is_first:
         print(out)
-        again = f"sublens train {dataset} --out {out} --resume"
+        option = " --skip-bad" if skip_bad else ""
+        again = f"sublens train {dataset} --out {out} --resume{option}"
         _say(
-            f"Measure it on the test part: sublens evaluate {out} {dataset}"
+            f"Measure it on the test part: sublens evaluate {out} {dataset}{option}"
             if is_whole
             else f"Stopped early; the best weights so far were kept. To go on: {again}"
         )
@@ -465,9 +472,12 @@ def evaluate(
         typer.Option("--out", parser=_local_path, metavar="FOLDER", help="Measure a copy of the network, made here."),
     ] = None,
     cluster: Cluster = None,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Measure a trained network on a data set's test part.
+
+    All images of a folder of class folders that it was not trained on are the test part.
 
     sublens evaluate runs/resnet18 data/ct1
     """
@@ -475,19 +485,27 @@ def evaluate(
     from sublens.models import bundle
     from sublens.progress import visible
 
-    folder, data, scores = evaluate.measure_network(network, dataset, out, cluster=cluster, force=force, bar=visible)
+    folder, data, scores = evaluate.measure_network(
+        network, dataset, out, cluster=cluster, skip_bad=skip_bad, force=force, bar=visible
+    )
+    _say_notes(data.notes)
     if data.hash != bundle.read_card(folder).data.hash:
         _say(f"{folder} was trained on other data than {dataset}.")
     print(f"{folder}: on {scores['n']:,} test images")
     for name in ("auc_macro", "accuracy", "loss"):
-        print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
+        if scores[name]:
+            print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
     calibration = scores["calibration"]
     print(f"  calibration error {calibration['ece']:.4f}")
     if "coverage" in calibration:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in calibration["coverage"].items())
         print(f"  prediction sets that promise {calibration['promised_coverage']:.0%} hold the truth of: {shares}")
     if "ood" in calibration:
-        print(f"  {calibration['ood']:.1%} of the images are out of distribution")
+        promise = calibration["promised_false_alarms"]
+        print(
+            f"  {calibration['ood']:.1%} of the images are out of distribution; "
+            f"of in-distribution images at most {promise:.1%} should be"
+        )
     for name, maps in scores["map"].items():
         print(
             f"  map of {name}: cells above 1e9 Msun ({maps['share']:.1%} are) found with precision "
@@ -774,6 +792,7 @@ def run_(
     ] = "lensnet,mobilenetv3-small,resnet18,efficientnet-b5",
     settings: Settings = None,
     set_: Set = None,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Train, measure and compare networks on your data.
@@ -789,7 +808,8 @@ def run_(
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
-    data = open_dataset(dataset, configs[0].split, visible)
+    data = open_dataset(dataset, configs[0].split, visible, skip_bad=skip_bad)
+    _say_notes(data.notes)
     _finish(workflows.run_all(data, configs, out, force=force, bar=visible))
 
 
@@ -878,6 +898,12 @@ def _described(path: Path) -> str:
 def _finish(html: Path) -> None:
     print(html.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"Report: {html}")
+
+
+def _say_notes(notes: "Iterable[str]") -> None:
+    """Print notes on a data set, one a line."""
+    for note in notes:
+        _say(f"Note: {note}")
 
 
 def _say(text: str) -> None:

@@ -104,18 +104,22 @@ def _mean(values: Floats, weights: Floats) -> Floats:
 def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Loss, accuracy and AUC with 95 % bootstrap intervals, and the confusion matrix.
 
-    Returns the keys `n`, `loss`, `accuracy`, `auc_macro`, `auc` (by class) and `confusion`. The
+    Returns the keys `n`, `loss`, `accuracy`, `auc_macro`, `auc` (by class) and `confusion`. The AUC of a class
+    is None where all images or none are of it, and the macro AUC is the mean of the others. The
     intervals are percentiles over resampled test images: they reflect the sampling of the test
     set only, not the variance of training.
     """
     means = [partial(_mean, values) for values in (losses(probs, labels), hits(probs, labels))]
-    loss, accuracy, *aucs = bootstrap([*means, *_class_aucs(probs, labels)], len(labels), seed)
+    areas = dict(zip(classes, _class_aucs(probs, labels), strict=True))
+    known = [name for label, name in enumerate(classes) if 0 < (labels == label).sum() < len(labels)]
+    loss, accuracy, *aucs = bootstrap([*means, *map(areas.__getitem__, known)], len(labels), seed)
+    by_class = dict(zip(known, map(interval, aucs), strict=True))
     return {
         "n": len(labels),
         "loss": interval(loss),
         "accuracy": interval(accuracy),
-        "auc_macro": interval(np.mean(aucs, axis=0)),
-        "auc": {name: interval(values) for name, values in zip(classes, aucs, strict=True)},
+        "auc_macro": interval(np.mean(aucs, axis=0)) if aucs else None,
+        "auc": {name: by_class.get(name) for name in classes},
         "confusion": confusion(probs, labels).tolist(),
     }
 

@@ -1,4 +1,6 @@
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from sublens.config import SplitConfig
 from sublens.data import dataset, folders, store
 from sublens.data.dataset import Dataset, Part
 from sublens.data.store import Origin
-from sublens.errors import DataError, ImageError
+from sublens.errors import DataError
 
 EVERY_PART = SplitConfig(selection=0.3)
 
@@ -150,7 +152,7 @@ def test_any_number_of_classes_is_fine(image_folder: Path) -> None:
     for split in ("train", "test"):
         (image_folder / split / "third").mkdir()
         for source in (image_folder / split / "ring").glob("*.npy"):
-            (image_folder / split / "third" / source.name).write_bytes(source.read_bytes())
+            np.save(image_folder / split / "third" / source.name, np.load(source)[:, ::-1])
     assert dataset.open_dataset(image_folder, EVERY_PART).classes == ("plain", "ring", "third")
 
 
@@ -189,39 +191,40 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 0 class folders; needs at least two"):
+    with pytest.raises(DataError, match="has no class folders with images; needs at least two class folders"):
         dataset.open_dataset(tmp_path, EVERY_PART)
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
-    with pytest.raises(DataError, match="has 1 class folders: only; needs at least two"):
+    np.save(tmp_path / "only" / "0.npy", np.eye(16))
+    with pytest.raises(DataError, match="has only one class folder with images, only; needs at least two"):
         dataset.open_dataset(tmp_path, EVERY_PART)
 
 
 def test_a_class_without_images_is_named(image_folder: Path) -> None:
     for path in (image_folder / "train" / "ring").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="ring: holds no"):
+    with pytest.raises(DataError, match="images, plain, and folders without: ring; needs at least two"):
         dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_a_class_that_only_the_test_part_has_is_named(image_folder: Path) -> None:
-    (image_folder / "test" / "stranger").mkdir()
-    with pytest.raises(DataError, match="lacks: stranger"):
+    shutil.copytree(image_folder / "test" / "ring", image_folder / "test" / "other")
+    with pytest.raises(DataError, match="test: has class folders that the training part lacks: 'other'"):
         dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_a_class_that_the_test_part_lacks_is_named(image_folder: Path) -> None:
     for path in (image_folder / "test" / "ring").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="ring: holds no"):
+    with pytest.raises(DataError, match="test: holds no images of ring"):
         dataset.open_dataset(image_folder, EVERY_PART)
 
 
 def test_mixed_sizes_are_named(image_folder: Path) -> None:
     np.save(image_folder / "test" / "plain" / "0.npy", np.eye(20))
-    with pytest.raises(ImageError, match=r"0\.npy: is 20 x 20 pixels but .* is 16 x 16; needs one size"):
+    with pytest.raises(DataError, match=r"test/plain/0\.npy: is 20 x 20 pixels but most images are 16 x 16; needs"):
         dataset.open_dataset(image_folder, EVERY_PART)
 
 
@@ -245,6 +248,105 @@ def test_missing_pixels_are_filled_and_warned_of(image_folder: Path, tmp_path: P
 
 def test_a_bad_image_leaves_no_store_behind(image_folder: Path, tmp_path: Path) -> None:
     np.save(image_folder / "test" / "ring" / "3.npy", np.full((1, 16, 16), np.nan))
-    with pytest.raises(ImageError, match=r"3\.npy: all 256 pixels are missing"):
+    with pytest.raises(DataError, match=r"3\.npy: all 256 pixels are missing"):
         dataset.pack(image_folder, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def spoil(folder: Path) -> None:
+    """Make three of the images unusable, each in another way."""
+    (folder / "train" / "ring" / "3.npy").write_bytes(b"x")
+    np.save(folder / "train" / "plain" / "0.npy", np.zeros((16, 16)))
+    np.save(folder / "test" / "plain" / "1.npy", np.eye(20))
+
+
+@pytest.mark.parametrize("act", [dataset.open_dataset, dataset.pack])
+def test_all_unusable_images_are_listed_at_once(image_folder: Path, tmp_path: Path, act: Callable[..., object]) -> None:
+    spoil(image_folder)
+    with pytest.raises(DataError, match="3 of 32 images cannot be used") as caught:
+        act(image_folder, EVERY_PART if act is dataset.open_dataset else tmp_path / "store")
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "train/plain/0.npy",
+        "train/ring/3.npy",
+        "test/plain/1.npy",
+    ]
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_odd_first_image_is_the_one_that_is_named(image_folder: Path) -> None:
+    np.save(image_folder / "train" / "plain" / "0.npy", np.eye(20))
+    with pytest.raises(DataError, match=r"1 of 32 images.*\n  train/plain/0\.npy: is 20 x 20 pixels but most"):
+        dataset.open_dataset(image_folder, EVERY_PART)
+
+
+def test_unusable_images_are_left_out_on_request_and_said(image_folder: Path) -> None:
+    spoil(image_folder)
+    opened = dataset.open_dataset(image_folder, EVERY_PART, skip_bad=True)
+    assert (len(opened.train) + len(opened.selection), len(opened.test)) == (22, 7)
+    assert (
+        "images that cannot be used were left out, 3 in all:\n  train/plain/0.npy: every pixel is 0" in opened.notes[-1]
+    )
+
+
+def test_where_no_image_can_be_used_none_is_left_out(image_folder: Path) -> None:
+    for path in image_folder.rglob("*.npy"):
+        path.write_bytes(b"x")
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match=r"cannot be used|holds no training images") as caught:
+            dataset.open_dataset(image_folder, EVERY_PART, skip_bad=skip_bad)
+        assert "--skip-bad" not in str(caught.value)
+
+
+def test_a_store_lists_the_images_that_were_left_out(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sublens.data.folders.FOLDER_CHUNK", 5)
+    spoil(image_folder)
+    notes = dataset.pack(image_folder, tmp_path / "store", skip_bad=True)
+    left_out = store.read_manifest(tmp_path / "store").left_out
+    assert list(left_out) == ["train/plain/0.npy", "train/ring/3.npy", "test/plain/1.npy"]
+    folder = dataset.open_dataset(image_folder, EVERY_PART, skip_bad=True)
+    packed = dataset.open_dataset(tmp_path / "store", EVERY_PART)
+    assert packed.notes[-1] == notes[-1] == folder.notes[-1]
+    for name in ("train", "selection", "test"):
+        part, same = getattr(folder, name), getattr(packed, name)
+        assert part.ids.tolist() == same.ids.tolist()
+        assert np.array_equal(part.counts(np.arange(len(part))), same.counts(np.arange(len(same))))
+
+
+def test_a_store_that_leaves_nothing_out_is_written_as_before(image_folder: Path, tmp_path: Path) -> None:
+    dataset.pack(image_folder, tmp_path / "store")
+    assert "left_out" not in (tmp_path / "store" / "manifest.json").read_text()
+
+
+def test_a_test_part_that_is_set_aside_is_said(image_folder: Path) -> None:
+    opened = dataset.open_dataset(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
+    assert "there is no test part, so 30% of the training images are set aside for it" in opened.notes
+
+
+@pytest.mark.parametrize("act", [dataset.open_dataset, dataset.pack])
+def test_test_images_that_are_training_images_draw_a_warning(
+    image_folder: Path, tmp_path: Path, act: Callable[..., object]
+) -> None:
+    for number in (0, 1):
+        shutil.copy(image_folder / "train" / "ring" / f"{number}.npy", image_folder / "test" / "ring")
+    with pytest.warns(UserWarning, match="^2 of 8 test images are training images too, such as test/ring/0.npy and tr"):
+        act(image_folder, EVERY_PART if act is dataset.open_dataset else tmp_path / "store")
+
+
+def test_equal_images_of_which_one_is_set_aside_draw_a_warning(image_folder: Path) -> None:
+    for number in range(12):
+        shutil.copy(
+            image_folder / "train" / "ring" / f"{number}.npy", image_folder / "train" / "ring" / f"{number}b.npy"
+        )
+    with pytest.warns(UserWarning, match="test images are training images too"):
+        dataset.open_dataset(image_folder / "train", SplitConfig(selection=0.3, test=0.3))
+
+
+def test_equal_images_under_two_labels_draw_a_warning(image_folder: Path) -> None:
+    shutil.copy(image_folder / "train" / "ring" / "0.npy", image_folder / "train" / "plain" / "0b.npy")
+    with pytest.warns(
+        UserWarning, match=r"^equal images stand under two labels, 1 in all, such as train/plain/0b\.npy and train/ring"
+    ):
+        dataset.open_dataset(image_folder, EVERY_PART)

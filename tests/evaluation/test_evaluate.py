@@ -1,6 +1,7 @@
 """A trained network measured: in its folder or a copy, on torch or on its graph; what users then get."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from fastapi.testclient import TestClient
 from test_cli import refused, sublens
 
 from sublens.config import InputConfig, RunConfig, SplitConfig, TrainConfig
-from sublens.data.dataset import Dataset, open_dataset
+from sublens.data.dataset import Dataset, open_dataset, open_test_part
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
+from sublens.images.reader import Reader
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.engines import OnnxRuntime
 from sublens.inference.predictor import Predictor
@@ -162,8 +164,8 @@ def test_a_copy_of_an_exported_network_is_measured_on_workers(
     onnx_export.export(trained, easy, tmp_path / "exported")
     copy = evaluate.copy_or_own_folder(tmp_path / "exported", tmp_path / "copy")
     card = bundle.read_card(copy)
-    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, SPLIT, threads=1, batch=64)
-    monkeypatch.setattr(predict_dataset, "open_dataset", lambda path, split: easy)
+    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, threads=1, batch=64)
+    monkeypatch.setattr(predict_dataset, "open_test_part", lambda path, card, **options: easy)
     spread = HERE, task._replace(engine=evaluate.reference_engine(card))
     assert evaluate.measure_run(copy, easy, spread=spread)["n"] == len(easy.test)
 
@@ -175,6 +177,89 @@ def test_a_run_is_measured_again_only_with_force(
     assert sublens("evaluate", run_, easy_folder) == 0
     assert "is measured already (scores.json); needs --force" in refused(capsys, "evaluate", run_, easy_folder)
     assert sublens("evaluate", run_, easy_folder, "--force") == 0
+
+
+def own_images(easy_folder: Path, out: Path, *classes: str) -> Path:
+    """A folder of class folders alone, with images that the network was not trained on."""
+    for name in classes:
+        shutil.copytree(easy_folder / "test" / name, out / name)
+    return out
+
+
+def test_all_images_of_class_folders_alone_are_measured(
+    trained: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_images(easy_folder, tmp_path / "own", "empty", "square")
+    assert sublens("evaluate", trained, own, "--out", tmp_path / "run") == 0
+    assert scores_in(tmp_path / "run")["n"] == 40
+    assert "Note: no parts are named and the network was not trained on these" in capsys.readouterr().err
+
+
+def test_classes_without_images_are_said_and_left_out_of_the_scores(
+    trained: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, run_ = own_images(easy_folder, tmp_path / "own", "square"), tmp_path / "run"
+    assert sublens("evaluate", trained, own, "--out", run_) == 0
+    scores, printed = scores_in(run_), capsys.readouterr()
+    assert (scores["n"], scores["auc_macro"], scores["auc"]) == (20, None, {"empty": None, "square": None})
+    assert scores["confusion"][0] == [0, 0]
+    assert "Note: there are no images of empty" in printed.err
+    assert "accuracy" in printed.out
+    assert "auc" not in printed.out
+    for command in ("compare", "publish"):
+        arguments = [run_] if command == "compare" else [easy_folder, run_]
+        assert "was measured on images of some classes only" in refused(
+            capsys, command, *arguments, "--out", tmp_path / "out"
+        )
+
+
+def test_folders_of_other_classes_than_the_networks_are_refused(
+    trained: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_images(easy_folder, tmp_path / "own", "empty", "square")
+    (own / "square").rename(own / "cube")
+    message = refused(capsys, "evaluate", trained, own, "--out", tmp_path / "run")
+    assert "that the network does not know: 'cube'; needs names of its classes: empty, square" in message
+
+
+def test_class_folders_that_the_network_was_trained_on_stay_divided(easy_folder: Path, tmp_path: Path) -> None:
+    whole = shutil.copytree(easy_folder / "train", tmp_path / "whole")
+    divided = open_dataset(whole, SPLIT)
+    run.train_run(divided, RunConfig(train=TrainConfig(epochs=1, batch_size=16), split=SPLIT), tmp_path / "run")
+    card = bundle.read_card(tmp_path / "run")
+    assert open_test_part(whole, card).test.ids.tolist() == divided.test.ids.tolist()
+    (whole / "square" / "0.npy").unlink()  # the folder has changed since, but not its name
+    assert set(open_test_part(whole, card).test.ids) <= set(divided.test.ids)
+    assert len(open_test_part(whole.rename(tmp_path / "other"), card).test) == 127
+
+
+def test_unusable_images_are_left_out_of_a_measurement_on_request(
+    trained: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_images(easy_folder, tmp_path / "own", "empty", "square")
+    (own / "empty" / "7.npy").write_bytes(b"x")
+    message = refused(capsys, "evaluate", trained, own, "--out", tmp_path / "run")
+    assert "leave them out with --skip-bad:\n  empty/7.npy: truncated" in message
+    assert sublens("evaluate", trained, own, "--out", tmp_path / "run", "--skip-bad") == 0
+    assert scores_in(tmp_path / "run")["n"] == 39
+    assert "Note: images that cannot be used were left out, 1 in all:\n  empty/7.npy" in capsys.readouterr().err
+
+
+def test_a_card_and_rows_say_how_often_in_distribution_images_are_flagged(trained: Path, image: Path) -> None:
+    entry = bundle.read_card(trained).calibration
+    assert entry is not None
+    assert entry.n < 99
+    assert entry.false_alarms == 1 / (entry.n + 1)
+    with Reader() as reader:
+        (row,) = Predictor.load(trained).rows(reader.read([image]))
+    assert row.notes[-1].startswith(f"out-of-distribution threshold from {entry.n} images alone: up to ")
+
+
+def test_shipped_networks_promise_one_percent_and_say_nothing() -> None:
+    for folder in bundle.shipped().values():
+        calibration = Predictor.load(folder).calibration
+        assert calibration is not None
+        assert (calibration.false_alarms, calibration.caution) == (0.01, "")
 
 
 def test_a_data_set_of_other_classes_or_sizes_is_refused(

@@ -420,7 +420,7 @@ def test_files_damaged_at_random_are_images_or_image_errors() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--files", "60"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert len(ended.stdout.splitlines()) == 2 + 15
+    assert len(ended.stdout.splitlines()) == 2 + 16
 
 
 def test_one_bad_image_in_a_thousand_gives_999_rows_and_one_error(child: Reader, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.classification import SplitConformalClassifier
+from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -114,3 +117,41 @@ def test_without_feature_maps_nothing_is_ood() -> None:
     fitted = calibration.fit(logits, labels, [], [])
     assert fitted.layers == ()
     assert fitted.ood_threshold == np.inf
+
+
+@pytest.mark.parametrize(
+    ("n", "promise", "expected"), [(20, 1 / 21, 1 / 21), (50, 1 / 51, 1 / 51), (200, 0.01, 2 / 201)]
+)
+def test_the_threshold_flags_as_many_images_as_it_promises(n: int, promise: float, expected: float) -> None:
+    """Over 20,000 selection parts of n images, whose thresholds vary."""
+    rng = np.random.default_rng(n)
+    fitted = [calibration.fit_threshold(rng.normal(size=n)) for _ in range(20_000)]
+    assert {share for _, share in fitted} == {promise}
+    rates = stats.norm.sf([threshold for threshold, _ in fitted])
+    assert rates.mean() == pytest.approx(expected, rel=0.03)
+    assert expected <= promise
+
+
+@pytest.mark.parametrize("n", [20, 50, 200])
+def test_a_calibration_keeps_its_promise_on_new_images(n: int) -> None:
+    rng, flagged = np.random.default_rng(n), []
+    logits, labels = draw(n)
+    training = [rng.normal(size=(300, 6))]
+    for _ in range(200):
+        fitted = calibration.fit(logits, labels, [rng.normal(size=(n, 6))], training)
+        flagged.append(fitted.is_ood(fitted.ood([rng.normal(size=(500, 6))])).mean())
+    assert fitted.n == n
+    assert np.mean(flagged) < fitted.false_alarms + 3 * np.std(flagged) / np.sqrt(200)
+
+
+def test_the_threshold_of_99_images_is_the_largest_score() -> None:
+    assert calibration.fit_threshold(np.arange(99.0)) == (98.0, 0.01)
+    assert calibration.fit_threshold(np.arange(199.0)) == (197.0, 0.01)
+
+
+def test_a_threshold_of_few_images_promises_less_in_words() -> None:
+    logits, labels = draw(30)
+    moments = [np.random.default_rng(0).normal(size=(30, 6))]
+    few = calibration.fit(logits, labels, moments, moments)
+    assert few.caution == "out-of-distribution threshold from 30 images alone: up to 3.2% false alarms"
+    assert replace(few, false_alarms=0.01).caution == ""

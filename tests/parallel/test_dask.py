@@ -206,8 +206,8 @@ def test_a_network_is_measured_the_same(easy_folder: Path, tmp_path: Path, monke
 
 
 def test_another_network_or_data_set_on_a_worker_is_an_error(easy_folder: Path) -> None:
-    split, lensnet = SplitConfig(selection=0.25), Path("lensnet")
-    task = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, split, threads=1, batch=8)
+    lensnet = Path("lensnet")
+    task = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
         predict_dataset._load_predictor_and_part(task)
     digest = bundle.read_card(bundle.locate(lensnet)).weights_sha256

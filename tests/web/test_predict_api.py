@@ -125,6 +125,13 @@ def test_an_unusable_file_is_refused_in_words(data: bytes, name: str, status: in
     assert all(answer.json()[part] for part in ("detail", "need", "next"))
 
 
+@pytest.mark.parametrize("params", [{}, {"name": "a.npy"}])
+def test_a_form_is_refused_with_how_to_send_a_file(params: dict[str, str], client: TestClient) -> None:
+    answer = client.post("/v1/predict", params=params, files={"file": ("a.npy", written(np.save, IMAGE))})
+    assert (answer.status_code, answer.headers["content-type"]) == (415, "application/problem+json")
+    assert "curl --data-binary @lens.fits" in answer.json()["next"]
+
+
 def test_an_error_names_the_upload_and_no_path_of_the_server(client: TestClient) -> None:
     answer = post(client, b"whatever", "../../etc/a.fits")
     assert answer.json()["detail"].startswith("a.fits: ")

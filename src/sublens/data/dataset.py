@@ -1,9 +1,9 @@
 """Data sets: opened from stores and folders, split into parts, packed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from sublens.config import SplitConfig
 from sublens.data import store
-from sublens.data.folders import TEST, TRAIN, Layout
+from sublens.data.folders import FolderReader, listed
+from sublens.data.layout import TEST, TRAIN, Layout
+from sublens.data.repeats import Labelled, warn_of_repeats
 from sublens.data.store import Chunk, Origin
 from sublens.errors import DataError
+from sublens.models.bundle import Card
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
@@ -82,6 +85,8 @@ class Dataset:
     """Settings of the simulation; None for other images."""
     split: SplitConfig
     """Settings of the division."""
+    notes: tuple[str, ...] = ()
+    """Where the test part comes from and what was left out, in words."""
 
     @property
     def imbalance(self) -> float:
@@ -90,28 +95,76 @@ class Dataset:
         return float(numbers.max() / numbers.min())
 
 
-def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent) -> Dataset:
+@dataclass(frozen=True)
+class _Images:
+    """All images of a store or folder, before they are divided."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+    hash: str
+    survey: Survey | None = None
+    has_parts: bool = True
+    """Whether the folders name parts, or the store holds a test part."""
+    notes: tuple[str, ...] = ()
+    digests: Labelled = field(default_factory=dict)
+    """Digests of the images of a folder; empty for a store."""
+
+
+def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:
     """The data set at `path`, a store or a folder of class folders, divided by `split`.
 
-    A folder is read with a progress bar; files on an object store are fetched first. Raises
-    `DataError` or `ImageError` where it cannot be used.
+    A folder is read with a progress bar; files on an object store are fetched first. skip_bad: leave out the images
+    of a folder that cannot be used. Raises `DataError` where the data set, or without skip_bad an image of it, cannot
+    be used. Warns of images that stand in it twice; see `repeats.warn_of_repeats`.
     """
+    return _divide(_read(path, bar, skip_bad), split)
+
+
+def open_test_part(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:
+    """The data set at `path` for measuring the network of that card, as `open_dataset` opens it.
+
+    All images are the test part where the folder or store names no parts and is not the one that the network was
+    trained on, by its name or content. Such a folder may lack some of the network's classes.
+    """
+    images = _read(path, bar, skip_bad, card.classes)
+    if images.has_parts or card.data.hash == images.hash or card.data.name == images.name:
+        return _divide(images, card.settings.split)
+    absent = [name for label, name in enumerate(images.classes) if label not in images.train.labels]
+    notes = (
+        *images.notes,
+        "no parts are named and the network was not trained on these images, so all are the test part",
+    )
+    notes += (f"there are no images of {', '.join(absent)}",) if absent else ()
+    warn_of_repeats(images.digests, [], images.train.ids)
+    none = images.train.take(np.zeros(0, np.int64))
+    return Dataset(
+        images.name, images.classes, none, none, images.train, images.hash, images.survey, card.settings.split, notes
+    )
+
+
+def _read(path: Path, bar: Bar, skip_bad: bool, known: tuple[str, ...] = ()) -> _Images:
+    """All images of a data set; known: see `Layout.of`."""
     path = object_store.local(path, bar)
     if (path / store.MANIFEST).is_file():
-        return _open_store(path, split)
-    layout = Layout.of(path)
+        return _read_store(path)
+    layout = Layout.of(path, known)
     with bar(f"reading {path}", layout.n_images) as advance:
-        count = Count(advance)
-        chunks = {name: list(layout.chunks(name, count.add)) for name in layout.files}
+        reader = FolderReader(layout, skip_bad, Count(advance).add)
+        chunks = {name: list(reader.chunks(name)) for name in layout.files}
     train, test = _part(chunks[TRAIN]), _part(chunks.get(TEST, []))
-    return _split_dataset(path.resolve().name, layout.classes, train, test, _content_hash(chunks), None, split)
+    notes = (*layout.notes, *_left_out(reader.faults))
+    name, digest = path.resolve().name, _content_hash(chunks)
+    return _Images(name, layout.classes, train, test, digest, None, layout.has_parts, notes, reader.images)
 
 
-def _open_store(path: Path, split: SplitConfig) -> Dataset:
+def _read_store(path: Path) -> _Images:
     manifest = store.read_manifest(path)
     train, test = (_part(store.read_split(path, manifest, name)) for name in (TRAIN, TEST))
-    name, survey = manifest.origin.source, manifest.origin.survey
-    return _split_dataset(name, manifest.classes, train, test, sha256(path / store.MANIFEST), survey, split)
+    origin, digest = manifest.origin, sha256(path / store.MANIFEST)
+    notes = tuple(_left_out(manifest.left_out))
+    return _Images(origin.source, manifest.classes, train, test, digest, origin.survey, len(test) > 0, notes)
 
 
 def _part(chunks: Sequence[Chunk]) -> Part:
@@ -128,35 +181,30 @@ def _part(chunks: Sequence[Chunk]) -> Part:
     )
 
 
-def _split_dataset(
-    name: str,
-    classes: tuple[str, ...],
-    train: Part,
-    test: Part,
-    digest: str,
-    survey: Survey | None,
-    config: SplitConfig,
-) -> Dataset:
+def _divide(images: _Images, config: SplitConfig) -> Dataset:
+    train, test, notes = images.train, images.test, images.notes
     if len(train) == 0:
         raise DataError(
             "holds no training images",
             need="some of every class",
             next="Add some, or name another data set.",
-            path=name,
+            path=images.name,
         )
     if len(test) == 0:
         train, test = split(train, config.test, config.seed, "test")
+        notes = (*notes, f"there is no test part, so {config.test:.0%} of the training images are set aside for it")
     train, selection = split(train, config.selection, config.seed, "selection")
     for part, kind in ((train, "training"), (selection, "selection"), (test, "test")):
-        absent = [label for number, label in enumerate(classes) if number not in part.labels]
+        absent = [label for number, label in enumerate(images.classes) if number not in part.labels]
         if absent:
             raise DataError(
                 f"the {kind} part ({len(part)} images) holds no image of class {', '.join(absent)}",
                 need="every class in every part",
                 next="Add images, or raise split.selection or split.test.",
-                path=name,
+                path=images.name,
             )
-    return Dataset(name, classes, train, selection, test, digest, survey, config)
+    warn_of_repeats(images.digests, [*train.ids, *selection.ids], test.ids)
+    return Dataset(images.name, images.classes, train, selection, test, images.hash, images.survey, config, notes)
 
 
 def split(part: Part, share: float, seed: int, purpose: str) -> tuple[Part, Part]:
@@ -182,14 +230,34 @@ def _content_hash(chunks: dict[str, list[Chunk]]) -> str:
     return digest.hexdigest()
 
 
-def pack(folder: Path, out: Path, *, cluster: str | None = None, force: bool = False, bar: Bar = silent) -> None:
-    """Convert a folder of class folders into a store; cluster: see `sublens.parallel.dask.open_cluster`."""
+def pack(
+    folder: Path,
+    out: Path,
+    *,
+    cluster: str | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+    bar: Bar = silent,
+) -> tuple[str, ...]:
+    """Convert a folder of class folders into a store; returns notes as those of a `Dataset`.
+
+    cluster: see `sublens.parallel.dask.open_cluster`. skip_bad: leave out images that cannot be used, which the
+    manifest lists; else raises `DataError`. Warns as `open_dataset` does.
+    """
     files.refuse_overlap(out, folder)
     files.refuse_existing(out, force=force)
     object_store.refuse_unfinished(folder)
     layout = Layout.of(folder)
     computed = open_cluster(cluster) if cluster else nullcontext(HERE)
     with computed as mapper, bar(f"packing {folder}", layout.n_images) as advance:
-        count = Count(advance, mapper.status)
-        splits = {name: partial(layout.chunks, name, count.add, mapper=mapper) for name in layout.files}
-        store.write(out, layout.classes, Origin(source=folder.resolve().name), splits, force=force)
+        reader = FolderReader(layout, skip_bad, Count(advance, mapper.status).add, mapper)
+        splits = {name: partial(reader.chunks, name) for name in layout.files}
+        origin = Origin(source=folder.resolve().name)
+        store.write(out, layout.classes, origin, splits, left_out=reader.faults, force=force)
+    warn_of_repeats(reader.images, *(reader.ids(name) for name in (TRAIN, TEST)))
+    return (*layout.notes, *_left_out(reader.faults))
+
+
+def _left_out(faults: Mapping[str, str]) -> list[str]:
+    """A note on images that were left out; faults by id."""
+    return [f"images that cannot be used were left out, {len(faults):,} in all:{listed(faults)}"] if faults else []

@@ -1,118 +1,51 @@
 """Folders of class folders, as ML4SCI DeepLense has them: read and written."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.data import store
+from sublens.data.layout import Layout
+from sublens.data.repeats import digest
 from sublens.data.store import Chunk, Origin, Source
 from sublens.errors import DataError, ImageError
 from sublens.images import formats
-from sublens.images.pixels import Image
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.storage import object_store
 from sublens.storage.files import whole_folder
 from sublens.storage.object_store import FETCHES, Remote
 
-TRAIN, TEST = "train", "test"
 FOLDER_CHUNK = 500
 """Images that are read together."""
+SAMPLE = 9
+"""Training images of which most decide the size of all."""
+MAX_FAULTS = 100
+"""Most unusable images that are listed."""
+SKIP_BAD = "--skip-bad"
+"""Option that leaves out what cannot be used."""
 MAX_NAMES = 10
 """Most images that a warning names."""
 Progress = Callable[[int], object]
 """Callback with the number of images just read."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The image files of a folder of class folders, not yet read."""
-
-    root: Path
-    classes: tuple[str, ...]
-    files: dict[str, list[tuple[Path, int]]]
-    """Image path and label, in a fixed order, for each split."""
-
-    @classmethod
-    def of(cls, root: Path) -> Self:
-        """The layout of `root`: class folders in train/ (and test/ or val/), or class folders alone.
-
-        Where there is a test/, a val/ beside it is ignored. Raises `DataError` where it is no such folder, or
-        the name of a class fits no table; see `store.check_class_names`.
-        """
-        if not root.is_dir():
-            raise DataError(
-                "no such folder",
-                need="a store, or a folder with one folder of images a class",
-                next="Correct the path.",
-                path=root,
-            )
-        tops = {TRAIN: root / "train"} if (root / "train").is_dir() else {TRAIN: root}
-        if tops[TRAIN] != root:
-            held_out = [root / name for name in (TEST, "val") if (root / name).is_dir()]
-            tops |= {TEST: held_out[0]} if held_out else {}
-        classes = tuple(folder.name for folder in _folders(tops[TRAIN]))
-        store.check_class_names(classes, tops[TRAIN])
-        if len(classes) < 2:
-            raise DataError(
-                f"has {len(classes)} class folders{': ' + classes[0] if classes else ''}",
-                need="at least two",
-                next="Put the images of each class into a folder of its own.",
-                path=tops[TRAIN],
-            )
-        files = {name: _labelled_files(top, classes) for name, top in tops.items()}
-        return cls(root, classes, files)
-
-    @property
-    def n_images(self) -> int:
-        """Number of images in all splits."""
-        return sum(map(len, self.files.values()))
-
-    def chunks(self, name: str, on_progress: Progress, n_done: int = 0, mapper: Mapper = HERE) -> Iterator[Chunk]:
-        """The images of one split, `FOLDER_CHUNK` at a time; all must have one size.
-
-        n_done: chunks to leave out at the start. mapper: processes that read them.
-        """
-        listed, first = self.files[name], self.files[TRAIN][0][0]
-        starts = range(n_done * FOLDER_CHUNK, len(listed), FOLDER_CHUNK)
-        parts = [listed[start : start + FOLDER_CHUNK] for start in starts]
-        read = mapper(_read_task, (Task(first, tuple(path for path, _ in part)) for part in parts))
-        missing = Missing()
-        for part, result in zip(parts, read, strict=True):
-            ids = np.array([_image_id(path.relative_to(self.root)) for path, _ in part])
-            yield Chunk(result.counts, np.array([label for _, label in part]), ids)
-            missing.add(ids, result)
-            on_progress(len(part))
-        missing.warn(self.root / name if TEST in self.files else self.root)
-
-
-def _image_id(path: Path) -> str:
-    """The path as text that is valid UTF-8; other bytes of a file name become escapes such as \\udcff."""
-    return path.as_posix().encode(errors="backslashreplace").decode()
-
-
-class Task(NamedTuple):
-    """Image files of one size, read together."""
-
-    first: Path
-    """An image file of that size."""
-    paths: tuple[Path, ...]
-
-
-class TaskResult(NamedTuple):
-    """Images of one size."""
+class ReadCounts(NamedTuple):
+    """The counts of one image, and what was missing."""
 
     counts: NDArray[np.uint16]
-    """Counts above the minimum [n, h, w]."""
-    n_missing: NDArray[np.int64]
-    """Missing pixels of each image, [n]."""
-    has_hole: NDArray[np.bool_]
-    """Images with missing pixels that their neighbours cannot fill, [n]."""
+    """Counts above the minimum, [h, w]."""
+    n_missing: int
+    """Missing pixels."""
+    has_hole: bool
+    """Whether some of these cannot be filled from their neighbours."""
 
 
 @dataclass
@@ -125,11 +58,11 @@ class Missing:
     holes: list[str] = field(default_factory=list)
     """Ids of images with missing pixels that their neighbours cannot fill."""
 
-    def add(self, ids: NDArray[np.str_], result: TaskResult) -> None:
-        """Count the missing pixels of images with these ids [n]."""
-        self.n_images += int((result.n_missing > 0).sum())
-        self.n_pixels += int(result.n_missing.sum())
-        self.holes += ids[result.has_hole].tolist()
+    def add(self, name: str, image: ReadCounts) -> None:
+        """Count the missing pixels of the image with this id."""
+        self.n_images += image.n_missing > 0
+        self.n_pixels += image.n_missing
+        self.holes += [name] if image.has_hole else []
 
     def warn(self, folder: Path) -> None:
         """Warn of missing pixels, if there are any."""
@@ -140,59 +73,116 @@ class Missing:
             warnings.warn(f"{folder}: {are_filled}{f'; {holes}' if self.holes else ''}.", stacklevel=3)
 
 
-def _read_task(task: Task) -> TaskResult:
-    height, width = _read_image(task.first).pixels.shape
-    counts = np.empty((len(task.paths), height, width), np.uint16)
-    n_missing, has_hole = np.zeros(len(counts), np.int64), np.zeros(len(counts), bool)
-    with ThreadPoolExecutor(FETCHES if isinstance(task.first, Remote) else 1) as pool:
-        for number, (path, image) in enumerate(zip(task.paths, pool.map(_read_image, task.paths), strict=True)):
-            if image.pixels.shape != (height, width):
-                have, need = (f"{h} x {w}" for h, w in (image.pixels.shape, (height, width)))
-                raise ImageError(
-                    f"is {have} pixels but {task.first} is {need}",
-                    need="one size throughout a data set",
-                    next="Crop or resample the images first.",
-                    path=path,
-                )
-            counts[number], has_hole[number] = image.counts(), image.has_hole
-            n_missing[number] = 0 if image.mask is None else image.mask.sum()
-    return TaskResult(counts, n_missing, has_hole)
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads the images of a folder of class folders, and notes those that cannot be used."""
+
+    layout: Layout
+    skip_bad: bool = False
+    """Whether unusable images are left out; if not, they are refused, all at once, after the last part."""
+    on_progress: Progress = lambda n: None
+    mapper: Mapper = HERE
+    """Processes that read."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """Faults of the images that cannot be used, by id; complete once all parts are read."""
+    images: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Label and digest of the others, by id; complete then too."""
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width of most of a few images, which all must have; `DataError` where none of them can be read."""
+        paths = [path for path, _ in next(iter(self.layout.files.values()))]
+        chosen = [paths[row] for row in np.unique(np.linspace(0, len(paths) - 1, SAMPLE).round().astype(int))]
+        images = dict(zip(map(self._id, chosen), _read_task(tuple(chosen)), strict=True))
+        faults = {name: str(err.about("")) for name, err in images.items() if isinstance(err, ImageError)}
+        if len(faults) == len(images):
+            raise self._unusable(faults, len(images))
+        shapes = Counter(image.counts.shape for image in images.values() if not isinstance(image, ImageError))
+        return shapes.most_common(1)[0][0]
+
+    def chunks(self, part: str, n_done: int = 0) -> Iterator[Chunk]:
+        """The usable images of one part, `FOLDER_CHUNK` at a time.
+
+        n_done: chunks to leave out at the start. Raises `DataError` at the end of the last part where some image
+        of any part cannot be used and none may be left out.
+        """
+        missing = Missing()
+        usable = islice(self._usable(part, missing), n_done * FOLDER_CHUNK, None)
+        while rows := list(islice(usable, FOLDER_CHUNK)):
+            ids, labels, images = zip(*rows, strict=True)
+            yield Chunk(np.stack(images), np.array(labels), np.array(ids))
+        missing.warn(self.layout.root / part if len(self.layout.files) > 1 else self.layout.root)
+        if self.faults and not self.skip_bad and part == list(self.layout.files)[-1]:
+            raise self._unusable(self.faults, self.layout.n_images)
+
+    def _usable(self, part: str, missing: Missing) -> Iterator[tuple[str, int, NDArray[np.uint16]]]:
+        """Id, label and counts of each usable image of a part."""
+        files = self.layout.files[part]
+        slices = [files[start : start + FOLDER_CHUNK] for start in range(0, len(files), FOLDER_CHUNK)]
+        read = self.mapper(_read_task, (tuple(path for path, _ in rows) for rows in slices))
+        for rows, images in zip(slices, read, strict=True):
+            for (path, label), image in zip(rows, images, strict=True):
+                name, checked = self._id(path), self._of_one_size(image)
+                if isinstance(checked, ImageError):
+                    self.faults[name] = str(checked.about(""))
+                else:
+                    missing.add(name, checked)
+                    self.images[name] = label, digest(checked.counts)
+                    yield name, label, checked.counts
+            self.on_progress(len(rows))
+
+    def _of_one_size(self, image: ReadCounts | ImageError) -> ReadCounts | ImageError:
+        if isinstance(image, ImageError) or image.counts.shape == self.shape:
+            return image
+        size, most = (" x ".join(map(str, shape)) for shape in (image.counts.shape, self.shape))
+        return ImageError(
+            f"is {size} pixels but most images are {most}",
+            need="one size throughout a data set",
+            next="Crop or resample the images first.",
+        )
+
+    def ids(self, part: str) -> list[str]:
+        """Ids of all images of a part, usable or not."""
+        return [self._id(path) for path, _ in self.layout.files.get(part, [])]
+
+    def _id(self, path: Path) -> str:
+        """The path in the folder as text that is valid UTF-8; other bytes of a name become escapes such as \\udcff."""
+        return path.relative_to(self.layout.root).as_posix().encode(errors="backslashreplace").decode()
+
+    def _unusable(self, faults: Mapping[str, str], n: int) -> DataError:
+        option = f", or leave them out with {SKIP_BAD}" if len(faults) < n else ""
+        return DataError(
+            f"{len(faults):,} of {n:,} images cannot be used",
+            need="images that can be read, all of one size",
+            next=f"Mend or remove them{option}:{listed(faults)}",
+            path=self.layout.root,
+        )
 
 
-def _read_image(path: Path) -> Image:
+def listed(faults: Mapping[str, str]) -> str:
+    """Indented lines of the ids, the first of many, with each fault."""
+    by_fault: dict[str, list[str]] = {}
+    for name, fault in islice(faults.items(), MAX_FAULTS):
+        by_fault.setdefault(fault, []).append(name)
+    lines = [f"{', '.join(names)}: {fault}" for fault, names in by_fault.items()]
+    lines += [f"and {len(faults) - MAX_FAULTS:,} more"] if len(faults) > MAX_FAULTS else []
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _read_task(paths: tuple[Path, ...]) -> list[ReadCounts | ImageError]:
+    """The counts of each image, or the error in their place."""
+    with ThreadPoolExecutor(FETCHES if isinstance(paths[0], Remote) else 1) as pool:
+        return list(pool.map(_read_image, paths))
+
+
+def _read_image(path: Path) -> ReadCounts | ImageError:
     with object_store.copied(path) as copy:
         try:
-            return formats.read_filled(copy)
+            image = formats.read_filled(copy)
+            n_missing = 0 if image.mask is None else int(image.mask.sum())
+            return ReadCounts(image.counts(), n_missing, bool(image.has_hole))
         except ImageError as err:
-            raise err.about(path) from err
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _labelled_files(top: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    unknown = [folder.name for folder in _folders(top) if folder.name not in classes]
-    if unknown:
-        raise DataError(
-            f"has class folders that the training part lacks: {', '.join(unknown)}",
-            need="the same classes in all parts",
-            next="Remove or rename them, or add them to the training part.",
-            path=top,
-        )
-    listed = []
-    for label, name in enumerate(classes):
-        folder = top / name
-        paths = sorted(path for path in folder.iterdir() if formats.is_image(path)) if folder.is_dir() else []
-        if not paths:
-            raise DataError(
-                "holds no images",
-                need=f"files that end in {', '.join(formats.READERS)}",
-                next="Add some, or remove the class from all parts.",
-                path=folder,
-            )
-        listed += [(path, label) for path in paths]
-    return listed
+            return err
 
 
 def write_folder(

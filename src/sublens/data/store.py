@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from sublens.config import Frozen
 from sublens.errors import DataError
@@ -90,14 +91,17 @@ class Manifest(Frozen):
     """Number of images by split."""
     files: dict[str, str]
     """sha256 by path."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Faults of the images of the packed folder that could not be used, by id; written only where there are some."""
     seal: str = ""
     """sha256 of all the above, which detects a change of the manifest itself."""
 
     def text(self) -> str:
         """The content of its file, sealed."""
-        rest = self.model_dump_json(exclude={"seal"})
+        absent = set() if self.left_out else {"left_out"}
+        rest = self.model_dump_json(exclude={"seal", *absent})
         sealed = self.model_copy(update={"seal": hashlib.sha256(rest.encode()).hexdigest()})
-        return sealed.model_dump_json(indent=1) + "\n"
+        return sealed.model_dump_json(indent=1, exclude=absent) + "\n"
 
 
 def write(
@@ -107,13 +111,14 @@ def write(
     splits: Mapping[str, Source],
     *,
     plan: str = "",
+    left_out: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> str:
     """Write a store and return its hash, the sha256 of the manifest.
 
     plan: all else that decides the content, beside classes and origin; with one, an interrupted
     store is continued. Raises `DataError` where `out` exists and `force` is false, or
-    cannot be written.
+    cannot be written. left_out: faults of images that the sources leave out, by id, complete once they are read.
     """
     ours = version("sublens")
     decided = json.dumps([FORMAT, ours, classes, origin.model_dump(mode="json"), plan]) if plan else ""
@@ -131,6 +136,7 @@ def write(
             origin=origin,
             splits=sizes,
             files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
+            left_out=dict(left_out or {}),
         )
         (partial / MANIFEST).write_text(manifest.text(), encoding="utf-8")
         digest = sha256(partial / MANIFEST)

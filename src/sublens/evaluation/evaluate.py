@@ -15,7 +15,7 @@ import torch
 
 from sublens import metrics
 from sublens.config import field_of_view
-from sublens.data.dataset import Dataset, Part, open_dataset
+from sublens.data.dataset import Dataset, Part, open_test_part
 from sublens.errors import ConfigError, DataError
 from sublens.inference import predict_dataset
 from sublens.inference.engines import MASS_UNIT_MSUN, EngineName, n_threads
@@ -50,22 +50,28 @@ def measure_network(
     out: Path | None = None,
     *,
     cluster: str | None = None,
+    skip_bad: bool = False,
     force: bool = False,
     bar: Bar = silent,
 ) -> tuple[Path, Dataset, dict[str, Any]]:
     """Measure a trained network on the test part of the data set at `path`, in `copy_or_own_folder`'s folder.
 
-    cluster: where its images are predicted, if not in this process, see `sublens.parallel.dask.open_cluster`;
-    network and data set must have the same names there. Returns the folder, the data set, and the scores.
+    path, skip_bad: see `open_test_part`. cluster: where its images are predicted, if not in this process, see
+    `sublens.parallel.dask.open_cluster`; network and data set must have the same names there. Returns the folder,
+    the data set, and the scores.
     """
-    folder = copy_or_own_folder(network, out, force=force)
-    card = bundle.read_card(folder)
-    dataset = open_dataset(path, card.settings.split, bar)
+    if out:
+        files.refuse_existing(out, force=force)  # before the data set is read, and copied only after
+    folder = out or copy_or_own_folder(network, None)
+    card = bundle.read_card(bundle.locate(network))
+    dataset = open_test_part(path, card, bar, skip_bad=skip_bad)
+    if out:
+        copy_or_own_folder(network, out, force=force)
     if not cluster:
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads, batch = torch.get_num_threads(), predict_dataset.BATCH
-    task = Task(network, card.weights_sha256, path, dataset.hash, card.settings.split, threads, batch)
-    task = task._replace(engine=reference_engine(card))
+    task = Task(network, card.weights_sha256, path, dataset.hash, threads, batch)
+    task = task._replace(engine=reference_engine(card), skip_bad=skip_bad)
     with open_cluster(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, task), force=force, bar=bar)
 
@@ -198,6 +204,17 @@ def is_measured(folder: Path, dataset: Dataset) -> bool:
         return False
 
 
+def refuse_partial_scores(scores: dict[str, Any], folder: Path) -> None:
+    """Raise `DataError` where the scores of a run are those of images of some classes only."""
+    if None in scores["auc"].values():
+        raise DataError(
+            "was measured on images of some classes only",
+            need="test images of every class",
+            next=f"Measure it on such a data set with `sublens evaluate {folder} DATASET --force`.",
+            path=folder,
+        )
+
+
 def score(predictor: Predictor, predictions: PredictionTable) -> dict[str, Any]:
     """Quality of predictions, with intervals, and the calibration of the network that made them."""
     return {
@@ -218,6 +235,7 @@ def _calibration_scores(calibration: Calibration | None, predictions: Prediction
     scores["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
     if predictions.ood is not None:
         scores["ood"] = float(calibration.is_ood(predictions.ood).mean())
+        scores["promised_false_alarms"] = calibration.false_alarms
     return scores
 
 

@@ -11,6 +11,7 @@ import torch
 
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
+from sublens.evaluation.evaluate import refuse_partial_scores
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
@@ -97,6 +98,7 @@ def _card_scores(run: Path, card: Card) -> CardScores:
         scores = json.loads((run / SCORES).read_bytes())
         if scores["weights_sha256"] != card.weights_sha256:
             raise ValueError("other weights were measured")
+        refuse_partial_scores(scores, run)
         return CardScores(
             track=card.track,
             seed=card.settings.train.seed,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
-from sublens.data.dataset import Dataset, Part, open_dataset
+from sublens.data.dataset import Dataset, Part, open_dataset, open_test_part
 from sublens.errors import BundleError, DataError
 from sublens.inference.engines import EngineName
 from sublens.inference.predictor import BATCH as BATCH
@@ -49,7 +49,6 @@ class Task(NamedTuple):
     weights_sha256: str
     dataset: Path
     hash: str
-    split: SplitConfig
     threads: int
     """Number of torch's threads, on which the last digits depend."""
     batch: int
@@ -58,6 +57,8 @@ class Task(NamedTuple):
     stop: int = 0
     engine: EngineName = "torch"
     """Engine that runs the network."""
+    skip_bad: bool = False
+    """Whether images of a folder that cannot be used are left out."""
 
 
 def predict_on_workers(
@@ -86,14 +87,16 @@ def _compute(task: Task) -> BatchPrediction:
 @lru_cache(maxsize=1)
 def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
     """Network and test part, kept by a worker; raises `BundleError` or `DataError` where they are others there."""
-    folder, local = bundle.locate(task.bundle), open_dataset(task.dataset, task.split)
-    if bundle.read_card(folder).weights_sha256 != task.weights_sha256:
+    folder = bundle.locate(task.bundle)
+    card = bundle.read_card(folder)
+    if card.weights_sha256 != task.weights_sha256:
         raise BundleError(
             "is another network there",
             need="the same network on all machines",
             next="Copy the folder of the network to the worker's machine.",
             path=task.bundle,
         )
+    local = open_test_part(task.dataset, card, skip_bad=task.skip_bad)
     if local.hash != task.hash:
         raise DataError(
             "is another data set there",

@@ -237,7 +237,9 @@ class Predictor:
         if isinstance(image, ImageError):
             raise image
         side = field_of_view(self.input, self.image_shape)
-        return resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+        framed = resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+        caution = self.calibration.caution if self.calibration else ""
+        return replace(framed, notes=(*framed.notes, caution)) if caution else framed
 
     def _with_predictions(self, rows: list[Row], images: list[Image]) -> Iterator[Row]:
         predictions = iter(self.predict_images(images))

@@ -115,9 +115,10 @@ class CardCalibration(Frozen):
     ood_threshold: float | None
     """Least out-of-distribution score of an image that is flagged; None where the network has no feature maps."""
     false_alarms: float
-    """Share of in-distribution images whose score is above the threshold."""
+    """Share of in-distribution images whose score is above the threshold, at most: 1 %, or 1 / (n + 1) where fewer
+    than 99 images allow no less."""
     n: int
-    """Number of selection images it was fitted to."""
+    """Number of selection images that temperature, sets and threshold were fitted to."""
     log_distances: tuple[tuple[float, float], ...] = Field(
         validation_alias=AliasChoices("usual", "log_distances"), serialization_alias="usual"
     )
@@ -249,7 +250,8 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
         for number, log_distance in enumerate(entry.log_distances)
     ]
     threshold = np.inf if entry.ood_threshold is None else entry.ood_threshold
-    return Calibration(entry.temperature, entry.cutoff, entry.coverage, tuple(layers), threshold, entry.false_alarms)
+    promise = entry.false_alarms
+    return Calibration(entry.temperature, entry.cutoff, entry.coverage, tuple(layers), threshold, promise, entry.n)
 
 
 def read_verified(path: Path, digest: str) -> bytes:

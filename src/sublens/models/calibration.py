@@ -17,7 +17,7 @@ Labels = NDArray[np.int64]
 COVERAGE = 0.9
 """Share of images whose set holds the truth."""
 FALSE_ALARMS = 0.01
-"""Share of in-distribution images that are flagged as out of distribution."""
+"""Share of in-distribution images that are flagged as out of distribution, where there are 99 images to fit to."""
 TEMPERATURES = (0.05, 20.0)
 """Least and greatest temperature that is tried."""
 
@@ -55,7 +55,16 @@ class Calibration:
     ood_threshold: float = np.inf
     """Score above which an image is out of distribution."""
     false_alarms: float = FALSE_ALARMS
-    """Share of in-distribution images above it."""
+    """Share of in-distribution images above it, at most: the promise of `fit_threshold`."""
+    n: int = 0
+    """Number of selection images that it was fitted to; 0 where that is unknown."""
+
+    @property
+    def caution(self) -> str:
+        """A note for every prediction where the threshold promises less than `FALSE_ALARMS`; else empty."""
+        if not self.layers or self.false_alarms <= FALSE_ALARMS:
+            return ""
+        return f"out-of-distribution threshold from {self.n:,} images alone: up to {self.false_alarms:.1%} false alarms"
 
     def probs(self, logits: Floats) -> Floats:
         """Probabilities [n, c]."""
@@ -118,6 +127,18 @@ def fit_cutoff(probs: Floats, labels: Labels, coverage: float = COVERAGE) -> flo
     return float(true[rank - 1]) if rank >= 1 else 0.0
 
 
+def fit_threshold(scores: Floats, false_alarms: float = FALSE_ALARMS) -> tuple[float, float]:
+    """The OOD score that a new in-distribution image exceeds with at most the second number as probability.
+
+    Split conformal prediction (Lei et al. 2018, arXiv:1604.04173): of the scores [n] of in-distribution images that
+    nothing was fitted to, the (n + 1)(1 - false_alarms)-th, rounded up. Where that is beyond the n-th, as for 1 %
+    and fewer than 99 images, it is the n-th, which a new image exceeds with a probability of 1 / (n + 1).
+    """
+    promise = max(false_alarms, 1 / (len(scores) + 1))
+    rank = int(np.ceil((len(scores) + 1) * (1 - promise) - 1e-9))
+    return float(np.sort(scores)[rank - 1]), promise
+
+
 def fit_layer(moments: Floats) -> Layer:
     """The Gaussian of these moments [n, d], its covariance shrunk as by Ledoit & Wolf (2004)."""
     from sklearn.covariance import LedoitWolf
@@ -140,8 +161,8 @@ def fit(
     """
     temperature = fit_temperature(logits, labels)
     cutoff = fit_cutoff(softmax(logits / temperature), labels, coverage)
-    without_threshold = Calibration(temperature, cutoff, coverage, tuple(map(fit_layer, training)))
+    without_threshold = Calibration(temperature, cutoff, coverage, tuple(map(fit_layer, training)), n=len(labels))
     if not without_threshold.layers:
         return without_threshold
-    threshold = float(np.quantile(without_threshold.ood(moments), 1 - FALSE_ALARMS))
-    return replace(without_threshold, ood_threshold=threshold)
+    threshold, promise = fit_threshold(without_threshold.ood(moments))
+    return replace(without_threshold, ood_threshold=threshold, false_alarms=promise)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from sublens.config import Frozen
 from sublens.errors import BundleError, DataError
@@ -187,8 +186,10 @@ def _unusable(what: str, path: Path, run: Path) -> DataError:
 
 def _read_scores(path: Path) -> Scores:
     try:
-        return Scores.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as err:
+        data = path.read_bytes()
+        evaluate.refuse_partial_scores(json.loads(data), path.parent)
+        return Scores.model_validate_json(data)
+    except (OSError, ValueError, TypeError, KeyError) as err:
         raise _unusable("is damaged, or of another version", path, path.parent) from err
 
 

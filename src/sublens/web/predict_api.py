@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Annotated, Literal, NamedTuple
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sublens.errors import ImageError
@@ -133,7 +133,12 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
     """`/v1/predict` and `/v1/catalogue`."""
     router = APIRouter(prefix="/v1", tags=["Images"], responses=ERROR_RESPONSES)
 
-    @router.post("/predict", response_model=FilePredictions, openapi_extra={"requestBody": FILE_BODY})
+    @router.post(
+        "/predict",
+        response_model=FilePredictions,
+        openapi_extra={"requestBody": FILE_BODY},
+        dependencies=[Depends(_refuse_form)],
+    )
     async def predict(
         request: Request,
         name: Name,
@@ -187,6 +192,18 @@ def _unsupported(what: str) -> Problem:
         need=f"one of {', '.join(FORMATS)}",
         next="Convert the file, or run `sublens predict` on your own machine.",
     )
+
+
+def _refuse_form(request: Request) -> None:
+    """Raise `Problem` 415 for the form that `curl -F` and `requests.post(files=...)` send."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise Problem(
+            415,
+            "The body is a form, as `curl -F` and `requests.post(files=...)` send it",
+            need="the bytes of one file as the body, and its name in the query",
+            next="Send `curl --data-binary @lens.fits 'URL/v1/predict?name=lens.fits'`, or in Python "
+            "`requests.post(URL + '/v1/predict', params={'name': 'lens.fits'}, data=open('lens.fits', 'rb'))`.",
+        )
 
 
 async def _save(request: Request, path: Path) -> None:

@@ -21,7 +21,7 @@ import { listed, percent } from "./numbers.js";
  * @property {Record<string, any>} data
  * @property {Record<string, any>} versions
  * @property {Record<string, any>} machine
- * @property {object} card
+ * @property {{calibration: {false_alarms: number, n: number} | null}} card
  *
  * @typedef {object} Score  of one training track
  * @property {string} track

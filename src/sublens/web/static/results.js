@@ -169,12 +169,14 @@ function shapeFacts({ bundle, classes, image_shape: shape, side, pixel_scale: sc
 }
 
 /** @param {Network} network */
-function calibrationFacts({ temperature, coverage, ood_threshold: threshold }) {
+function calibrationFacts({ temperature, coverage, ood_threshold: threshold, card: { calibration } }) {
   if (coverage === null) return { calibrated: "no" };
   return {
     temperature,
     "sets contain the truth": `in ${percent(coverage)} of images`,
-    "out-of-distribution above": threshold ? threshold.toFixed(2) : "–",
+    "out-of-distribution above": threshold === null ? "–" : threshold.toFixed(2),
+    "false alarms": calibration && threshold !== null ? `at most ${percent(calibration.false_alarms)}` : "–",
+    "calibrated on": `${(calibration?.n ?? 0).toLocaleString("en")} images`,
   };
 }
 
