@@ -20,6 +20,7 @@ import numpy as np
 
 from sublens.errors import DataError, ImageError
 from sublens.images import cutouts, fits_image, formats
+from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutout, Positions, position_name
 from sublens.images.formats import ImageSelector, image_name
 from sublens.images.limits import too_much_memory, unreadable_file
@@ -92,7 +93,7 @@ ReadRequest = Path | FetchedCopy | ReadResult | Cutout
 """An image file to read, a cutout to make, or a result that needs no reading."""
 
 
-def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions:
+def locate_positions(path: Path, at: Path, selector: ImageSelector, columns: CatalogueSelector = WHOLE) -> Positions:
     """The positions of the catalogue `at` in the big image at `path`, read in a child process.
 
     Raises `DataError` where the one or the other cannot be used.
@@ -100,7 +101,7 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions
     copy, catalogue = object_store.local(path), object_store.local(at)
     child = Child("sublens.images.reader")
     try:
-        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue)})
+        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue), "columns": columns})
         message = child.receive(START_SECONDS)
         if message["kind"] == "end":
             problem = message["problem"]
@@ -113,7 +114,8 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions
         raise DataError(err.what, need=err.need, next=advice, path=at) from err
     finally:
         child.end()
-    return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), message["pixel_scale"])
+    names = np.array(ids, np.dtypes.StringDType())
+    return Positions(numbers[:, :2], numbers[:, 2:], names, message["pixel_scale"], message["note"])
 
 
 @dataclass
@@ -301,7 +303,8 @@ def _with_position(request: ReadRequest, result: ReadResult) -> ReadResult:
         return result
     image = result.image
     if isinstance(image, Image):
-        image = replace(image, ra=request.ra, dec=request.dec)
+        notes = (*image.notes, request.note) if request.note else image.notes
+        image = replace(image, ra=request.ra, dec=request.dec, notes=notes)
     return result._replace(image=image, number=request.number, id=request.id, ra=request.ra, dec=request.dec)
 
 
@@ -333,7 +336,10 @@ def _send_answer(out: IO[bytes], path: Path, request: Message) -> None:
     selector = ImageSelector(*request["selector"])
     _load(path)
     if "at" in request:
-        _send_positions(out, cutouts.locate_in_mosaic(path, selector.hdu, path_from_hex(request["at"])))
+        subject = path_from_hex(request["at"])
+        _send_positions(
+            out, cutouts.locate_in_mosaic(path, selector.hdu, subject, CatalogueSelector(*request["columns"]))
+        )
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
@@ -365,7 +371,11 @@ def _send_image(out: IO[bytes], image: Image) -> None:
 def _send_positions(out: IO[bytes], positions: Positions) -> None:
     numbers, ids = np.hstack([positions.xy, positions.sky]), "\0".join(positions.ids.tolist()).encode()
     sizes = {"bytes": numbers.nbytes, "id_bytes": len(ids)}
-    send(out, {"kind": "positions", "pixel_scale": positions.pixel_scale, **sizes}, numbers.tobytes() + ids)
+    send(
+        out,
+        {"kind": "positions", "pixel_scale": positions.pixel_scale, "note": positions.note, **sizes},
+        numbers.tobytes() + ids,
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Image files -> rows, and rows -> a table that goes on where it was stopped."""
 
 import os
+import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, listing, reader, resample
+from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
 from sublens.images.formats import ImageSelector
 from sublens.images.reader import ReadRequest, ReadResult
@@ -40,22 +43,54 @@ class Listing:
     entries: Sequence[str | ReadResult]
     digest: str
     """Hexadecimal sha256 of the names, sizes and times of the last change."""
+    top: Path | None = None
+    """Deepest folder that holds all files, where some of them have the same name; None where all names differ."""
 
     @classmethod
     def of(cls, inputs: Iterable[Path]) -> Self:
         """The files behind files, folders and patterns, see `listing.list_images`."""
-        entries, digest = list[str | ReadResult](), sha256()
+        entries, digest, names = list[str | ReadResult](), sha256(), _Names()
         for entry in listing.list_images(inputs):
             path, error = (entry.path, str(entry.image)) if isinstance(entry, ReadResult) else (entry, "")
             digest.update(os.fsencode(f"{path}\0{error}\0{'' if error else list(_stamps(path))}\n"))
             entries.append(entry if isinstance(entry, ReadResult) else str(path))
-        return cls(entries, digest.hexdigest())
+            names.add(path)
+        return cls(entries, digest.hexdigest(), names.top())
+
+    def id_of(self, row: Row) -> str:
+        """Name of an image by which no other file's image goes: that of its file, or its path from `top` on."""
+        path = row.path
+        if self.top is None:
+            name = path.stem
+        else:
+            is_below = type(path) is type(self.top) and path.is_relative_to(self.top)
+            name = str(PurePosixPath(*path.parts[len(self.top.parts) :])) if is_below else str(path)
+        return name if row.number is None else f"{name}#{row.number}"
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Path | ReadResult]:
         return (parse_path(entry) if isinstance(entry, str) else entry for entry in self.entries)
+
+
+class _Names:
+    """Hashes of the names of files, 8 bytes each, and the folder that holds them all."""
+
+    def __init__(self) -> None:
+        self._hashes, self._top = array("Q"), None
+
+    def add(self, path: Path) -> None:
+        stem = re.sub(r"#\d+$", "", path.stem)  # else like an image of a stack
+        self._hashes.frombytes(blake2b(os.fsencode(stem), digest_size=8).digest())
+        top = path.parent if self._top is None else self._top
+        while top != path.parent and top not in path.parents and top != top.parent:
+            top = top.parent
+        self._top = top
+
+    def top(self) -> Path | None:
+        """The folder that holds all, where names repeat."""
+        return self._top if len(np.unique(self._hashes)) < len(self._hashes) else None
 
 
 def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -87,6 +122,8 @@ class Query:
     """Arcsec a pixel, where the user knows better than the files."""
     engine: EngineName | None = None
     """Engine as in `Predictor.load`; torch runs on a GPU if there is one."""
+    columns: CatalogueSelector = WHOLE
+    """Columns and table of the catalogue, where they do not follow from it."""
 
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
@@ -94,6 +131,7 @@ class Query:
             "bundle": _hashes(card),
             "inputs": images.digest,
             "at": cutouts.checksum(self.at) if self.at else None,
+            "columns": self.columns,
             "selector": self.selector,
             "scale": self.pixel_scale,
             "engine": self.engine,
@@ -139,7 +177,7 @@ def predict(
                 draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
             count.add(row.source_index[0] - done)
             done = row.source_index[0]
-            yield row
+            yield replace(row, id=paths.id_of(row)) if isinstance(paths, Listing) else row
         count.add(len(paths) - done)
 
 
@@ -200,7 +238,7 @@ def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
             next="Name one image with --at.",
             path=at,
         )
-    positions = reader.locate_positions(query.inputs[0], at, query.selector)
+    positions = reader.locate_positions(query.inputs[0], at, query.selector, query.columns)
     scale = query.pixel_scale or positions.pixel_scale
     return positions.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
 
