@@ -532,7 +532,9 @@ def predict(
     columns: Annotated[
         str | None,
         typer.Option(
-            "--columns", metavar="ra=NAME,dec=NAME,id=NAME", help="Columns of the catalogue, where its names leave a doubt."
+            "--columns",
+            metavar="ra=NAME,dec=NAME,id=NAME",
+            help="Columns of the catalogue, where its names leave a doubt.",
         ),
     ] = None,
     table: Annotated[

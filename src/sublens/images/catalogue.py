@@ -100,7 +100,7 @@ class Column(NamedTuple):
         field, by_name = self.field, _by_name(self.field, name)
         unit = (field.unit or (by_name and by_name[1]) or "").strip(" \"[]()'").lower()
         if unit not in ANGLES or (name == "dec" and ANGLES[unit] == ANGLES["h"]):
-            raise DataError(f"column {field.name} is in {field.unit}", need="an angle", next="Convert it to degrees.")
+            raise DataError(f"column {field.name} is in {unit}", need="an angle", next="Convert it to degrees.")
         frame = "B1950" if "1950" in field.name else field.frame
         if frame.lower() not in FRAMES:
             raise DataError(f"column {field.name} is in {frame}", need="ICRS, or FK5 J2000", next="Convert it.")
@@ -249,7 +249,7 @@ def _plain(name: str) -> str:
 
 def _number(cell: str, *, has_comma: bool) -> float:
     try:
-        return float(cell[:MAX_CELL])
+        return float(cell[:MAX_CELL]) if "_" not in cell else float("nan")
     except ValueError:
         is_decimal = has_comma and re.fullmatch(r"[+-]?\d{1,3},\d{1,20}", cell)
         return float(cell.replace(",", ".")) if is_decimal else float("nan")

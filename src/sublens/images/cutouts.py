@@ -173,7 +173,7 @@ class Mosaic:
         with name_errors(name):
             self._check_position(xy)
             self._check_size(size)
-            pixels, share = self._pixels_around(xy, size)
+            pixels, share, corner = self._pixels_around(xy, size)
             if share > MAX_MISSING:
                 raise ImageError(
                     f"{share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image",
@@ -181,7 +181,10 @@ class Mosaic:
                     next="Leave it out.",
                 )
             notes = (f"{share:.1%} of the pixels were off the image",) if share else ()
-            return fill_missing(RawImage(pixels, number, False, (self.pixel_scale, None, None), notes), name)
+            centre = (corner[0] + (size[1] - 1) / 2, corner[1] + (size[0] - 1) / 2)
+            plane = fits_image.tangent_plane(self.wcs, *centre)
+            scale = (self.pixel_scale, None, None)
+            return fill_missing(RawImage(pixels, number, False, scale, notes, plane=plane), name)
 
     def _check_position(self, xy: tuple[float, float]) -> None:
         """Raise `ImageError` for a position that is no number or off the image."""
@@ -199,8 +202,10 @@ class Mosaic:
                 next="Leave it out.",
             )
 
-    def _pixels_around(self, xy: tuple[float, float], size: tuple[int, int]) -> tuple[NDArray[np.float64], float]:
-        """The pixels around a position, NaN off the image, and the share of these."""
+    def _pixels_around(
+        self, xy: tuple[float, float], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float64], float, tuple[int, int]]:
+        """The pixels around a position, NaN off the image, the share of these, and x and y of the first pixel."""
         from astropy.nddata import Cutout2D  # slow to import
 
         try:
@@ -213,7 +218,10 @@ class Mosaic:
             raise
         except Exception as err:  # astropy raises of every kind for damaged files
             raise damaged_file("a FITS file") from err
-        return pixels, 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
+        share = 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
+        pairs = zip(cutout.slices_original, cutout.slices_cutout, strict=True)
+        y, x = (of_image.start - of_cutout.start for of_image, of_cutout in pairs)
+        return pixels, share, (x, y)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels [n, 2] of points [n, 2] of the sky (ICRS, degrees); NaN for those that have none."""

@@ -22,7 +22,7 @@ from sublens.images.limits import (
     name_errors,
     translate_errors,
 )
-from sublens.images.pixels import RawImage
+from sublens.images.pixels import RawImage, TangentPlane
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
@@ -37,7 +37,9 @@ def read_image(path: Path, name: str | None) -> RawImage:
         check_sides(tuple(sides[:2]))
         if math.prod(sides) > MAX_SIDE**2:  # known before it is read
             raise cube_error(sides[::-1])
-        raw = RawImage(np.array(hdu.data), wcs=_wcs_values(hdu.header))
+        wcs = celestial(hdu.header)
+        plane = tangent_plane(wcs, (sides[0] - 1) / 2, (sides[1] - 1) / 2)
+        raw = RawImage(np.array(hdu.data), wcs=_wcs_values(hdu.header, wcs), plane=plane)
     return raw
 
 
@@ -114,9 +116,8 @@ def _extensions(hdus: Any) -> str:
     return ", ".join(f"{number}: {hdu.name or 'unnamed'}" for number, hdu in enumerate(hdus))
 
 
-def _wcs_values(header: Any) -> tuple[float | None, float | None, float | None]:
+def _wcs_values(header: Any, wcs: Any) -> tuple[float | None, float | None, float | None]:
     """Arcsec a pixel, and right ascension and declination of the centre in degrees, where the header gives them."""
-    wcs = celestial(header)
     if wcs is None:
         return pixel_scale(header, wcs), None, None
     with warnings.catch_warnings():
@@ -137,6 +138,29 @@ def celestial(header: Any) -> Any:
         warnings.simplefilter("ignore")  # astropy warns of what it mends in a header
         wcs = WCS(header, naxis=2)
         return wcs if wcs.has_celestial else None
+
+
+def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
+    """The plane that touches the sky at a pixel, counted from 0, whatever the projection; None where there is none."""
+    if wcs is None:
+        return None
+    around = np.array([(x, y), (x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sky = wcs.all_pix2world(around, 0)[:, [wcs.wcs.lng, wcs.wcs.lat]]
+    (east, north), steps = sky[0], np.stack([sky[2] - sky[1], sky[4] - sky[3]], axis=1)
+    steps[0] = ((steps[0] + 180) % 360 - 180) * np.cos(np.radians(north))
+    if not np.isfinite(steps).all():
+        return None
+    names = [str(wcs.wcs.ctype[axis]).partition("-")[0].ljust(5, "-") + "TAN" for axis in (wcs.wcs.lng, wcs.wcs.lat)]
+    equinox = float(wcs.wcs.equinox)
+    return TangentPlane(
+        (names[0], names[1]),
+        (float(east), float(north)),
+        tuple(map(float, steps.ravel())),
+        str(wcs.wcs.radesys),
+        equinox if np.isfinite(equinox) else None,
+    )
 
 
 def pixel_scale(header: Any, wcs: Any) -> float | None:

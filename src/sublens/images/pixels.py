@@ -19,6 +19,32 @@ INTEGER_TOLERANCE = 1e-3
 """Largest difference of a recovered count from a whole number."""
 
 
+class TangentPlane(NamedTuple):
+    """Linear coordinates on the sky around the centre of an image, as FITS headers tell them."""
+
+    axes: tuple[str, str]
+    """CTYPE1 and CTYPE2."""
+    crval: tuple[float, float]
+    """Longitude and latitude of the reference point, degrees."""
+    cd: tuple[float, float, float, float]
+    """CD1_1, CD1_2, CD2_1 and CD2_2, degrees a pixel."""
+    radesys: str
+    equinox: float | None
+    offset: tuple[float, float] = (0.0, 0.0)
+    """The reference point as seen from the centre of the image, pixels."""
+
+    def zoomed(self, zoom: float) -> "TangentPlane":
+        """The same plane for pixels `zoom` times as fine."""
+        x, y = self.offset
+        cd = (value / zoom for value in self.cd)
+        return self._replace(cd=tuple(cd), offset=(x * zoom, y * zoom))
+
+    def cut(self, size: Sequence[int], shape: Sequence[int]) -> "TangentPlane":
+        """The same plane for `shape` cut out of `size`, [h, w], or laid around it, with half a pixel to the left."""
+        y, x = ((old - new) % 2 / 2 * (1 if old > new else -1) for old, new in zip(size, shape, strict=True))
+        return self._replace(offset=(self.offset[0] + x, self.offset[1] + y))
+
+
 @dataclass(frozen=True)
 class Image:
     """One image as its file holds it."""
@@ -39,6 +65,8 @@ class Image:
     """Changes that were made to the pixels, and doubts about them, in words."""
     mask: NDArray[np.bool_] | None = None
     """Missing pixels [h, w]; None where none is known."""
+    plane: TangentPlane | None = None
+    """Coordinates on the sky, where the file gives them."""
 
     def counts(self) -> NDArray[np.uint16]:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
@@ -56,6 +84,8 @@ class RawImage(NamedTuple):
     notes: tuple[str, ...] = ()
     mask: NDArray[np.bool_] | None = None
     """Missing pixels [h, w]; None where none is known."""
+    plane: TangentPlane | None = None
+    """Coordinates on the sky, where the file gives them."""
 
 
 def check_pixels(pixels: NDArray[np.generic], name: str) -> NDArray[np.float64]:
@@ -121,4 +151,4 @@ def fill_missing(image: RawImage, name: str) -> Image:
             pixels = np.where(missing, np.median(pixels[~missing]), pixels)
             notes = (*notes, f"{share:.1%} of the pixels were NaN")
     is_coarse = image.is_picture and image.pixels.dtype == np.uint8
-    return Image(check_pixels(pixels, name), is_coarse, *image.wcs, image.number, notes)
+    return Image(check_pixels(pixels, name), is_coarse, *image.wcs, image.number, notes, plane=image.plane)

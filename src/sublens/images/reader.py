@@ -24,7 +24,7 @@ from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutout, Positions, position_name
 from sublens.images.formats import ImageSelector, image_name
 from sublens.images.limits import too_much_memory, unreadable_file
-from sublens.images.pixels import Image
+from sublens.images.pixels import Image, TangentPlane
 from sublens.images.sandbox import (
     START_SECONDS,
     Child,
@@ -232,6 +232,7 @@ class Reader(Keeper):
                 if message["kind"] == "image":
                     pixels = np.frombuffer(child.receive_bytes(message["bytes"], self.seconds), np.float64)
                     image = Image(pixels.reshape(message["shape"]), **message["about"])
+                    image = replace(image, plane=TangentPlane(*image.plane) if image.plane else None)
                     yield _with_position(request, ReadResult(path, image, image.number))
                 elif message["kind"] == "bad":
                     yield _unusable(request, message["problem"], message["number"])
@@ -364,7 +365,7 @@ def _load(path: Path) -> None:
 
 def _send_image(out: IO[bytes], image: Image) -> None:
     pixels = np.ascontiguousarray(image.pixels)
-    about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
+    about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes", "plane")}
     send(out, {"kind": "image", "shape": pixels.shape, "bytes": pixels.nbytes, "about": about}, pixels.data.cast("B"))
 
 

@@ -21,6 +21,7 @@ from sublens.images import cutouts, listing, reader, resample
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
 from sublens.images.formats import ImageSelector
+from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
@@ -33,7 +34,7 @@ from sublens.progress import Bar, Count, silent
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote, parse_path
 
-Draw = Callable[[str, NDArray[np.float64]], None]
+Draw = Callable[[str, NDArray[np.float64], TangentPlane | None], None]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,9 @@ class Listing:
 
     def id_of(self, row: Row) -> str:
         """Name of an image by which no other file's image goes: that of its file, or its path from `top` on."""
-        path = row.path
-        if self.top is None:
-            name = path.stem
-        else:
-            is_below = type(path) is type(self.top) and path.is_relative_to(self.top)
-            name = str(PurePosixPath(*path.parts[len(self.top.parts) :])) if is_below else str(path)
+        name = row.path.stem if self.top is None else str(row.path)
+        if self.top and self.top != self.top.parent:  # else inputs of several roots
+            name = PurePosixPath(*row.path.parts[len(self.top.parts) :]).as_posix()
         return name if row.number is None else f"{name}#{row.number}"
 
     def __len__(self) -> int:
@@ -78,13 +76,14 @@ class _Names:
     """Hashes of the names of files, 8 bytes each, and the folder that holds them all."""
 
     def __init__(self) -> None:
-        self._hashes, self._top = array("Q"), None
+        self._hashes = array("Q")
+        self._top: Path | None = None
 
     def add(self, path: Path) -> None:
         stem = re.sub(r"#\d+$", "", path.stem)  # else like an image of a stack
         self._hashes.frombytes(blake2b(os.fsencode(stem), digest_size=8).digest())
         top = path.parent if self._top is None else self._top
-        while top != path.parent and top not in path.parents and top != top.parent:
+        while not path.parent.is_relative_to(top) and top != top.parent:
             top = top.parent
         self._top = top
 
@@ -124,6 +123,12 @@ class Query:
     """Engine as in `Predictor.load`; torch runs on a GPU if there is one."""
     columns: CatalogueSelector = WHOLE
     """Columns and table of the catalogue, where they do not follow from it."""
+
+    def __post_init__(self) -> None:
+        if self.at is None and self.columns != WHOLE:
+            raise ConfigError(
+                "names columns or a table of no catalogue", need="a catalogue of positions", next="Name it with --at."
+            )
 
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
@@ -174,7 +179,7 @@ def predict(
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
-                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
+                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses, row.plane)
             count.add(row.source_index[0] - done)
             done = row.source_index[0]
             yield replace(row, id=paths.id_of(row)) if isinstance(paths, Listing) else row
