@@ -481,3 +481,17 @@ def test_the_command_takes_one_image_and_a_catalogue(
     assert "1 of 4 images could not be used" in printed.err
     with pytest.raises(ConfigError, match="one image only"):
         list(predict_files.predict(Query("lensnet", [field, field], at=at)))
+
+
+def test_the_command_takes_named_columns_and_a_table(
+    field: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table({"Source": ["a", "b", "c"], "X_c": [x for x, _ in LENSES], "Y_c": [y for _, y in LENSES]})
+    hdus = [fits.BinTableHDU(table, name=name) for name in ("LENSES", "STARS")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    options = ["--at", str(tmp_path / "a.fits"), "--columns", "x=X_c,y=Y_c", "--table", "LENSES"]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(field), *options])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[1] for row in rows] == ["no", "sphere", "vort"]
+    assert {row[8] for row in rows} == {"x from X_c, y from Y_c, id from Source of table 1 LENSES"}

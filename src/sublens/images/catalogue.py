@@ -107,7 +107,7 @@ class Column(NamedTuple):
         decimals = self.numbers(has_comma=True) * ANGLES[unit]
         angles = np.full(len(decimals), np.nan)
         if not self._is_numeric:
-            for row in np.flatnonzero(np.isnan(decimals)):
+            for row in np.flatnonzero(np.isnan(decimals)).tolist():
                 angles[row] = _sexagesimal(_text(self.cells[row]), 15.0 if name == "ra" else 1.0)
         is_sexagesimal, in_degrees = np.isfinite(angles), name == "ra" and unit != "" and ANGLES[unit] != ANGLES["h"]
         if is_sexagesimal.any() and (in_degrees or np.isfinite(decimals).any()):
@@ -373,7 +373,7 @@ def _described(header: Iterable[str]) -> tuple[list[Field], str]:
     """Columns and delimiter by a YAML header of astropy's; those of a SkyCoord stay the numbers that they are."""
     from astropy.table import meta  # slow to import
 
-    words, axes = meta.get_header_from_yaml(header), {}
+    words, axes = meta.get_header_from_yaml(header), dict[str, tuple[str, str]]()
     for parts in words.get("meta", {}).get("__serialized_columns__", {}).values():
         if parts["__class__"].endswith(".SkyCoord"):
             frame = f"{parts['frame']} {parts.get('equinox', '')}".strip().removesuffix(".000")

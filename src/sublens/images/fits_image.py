@@ -157,7 +157,7 @@ def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
     return TangentPlane(
         (names[0], names[1]),
         (float(east), float(north)),
-        tuple(map(float, steps.ravel())),
+        steps.ravel().tolist(),
         str(wcs.wcs.radesys),
         equinox if np.isfinite(equinox) else None,
     )

@@ -26,7 +26,7 @@ class TangentPlane(NamedTuple):
     """CTYPE1 and CTYPE2."""
     crval: tuple[float, float]
     """Longitude and latitude of the reference point, degrees."""
-    cd: tuple[float, float, float, float]
+    cd: Sequence[float]
     """CD1_1, CD1_2, CD2_1 and CD2_2, degrees a pixel."""
     radesys: str
     equinox: float | None
@@ -36,8 +36,7 @@ class TangentPlane(NamedTuple):
     def zoomed(self, zoom: float) -> "TangentPlane":
         """The same plane for pixels `zoom` times as fine."""
         x, y = self.offset
-        cd = (value / zoom for value in self.cd)
-        return self._replace(cd=tuple(cd), offset=(x * zoom, y * zoom))
+        return self._replace(cd=[value / zoom for value in self.cd], offset=(x * zoom, y * zoom))
 
     def cut(self, size: Sequence[int], shape: Sequence[int]) -> "TangentPlane":
         """The same plane for `shape` cut out of `size`, [h, w], or laid around it, with half a pixel to the left."""
