@@ -550,9 +550,20 @@ def predict(
             "--at",
             parser=parse_path,
             metavar="PATH",
-            help="Catalogue of positions to cut out of one big FITS image: .csv, .ecsv, .fits or .vot with the columns "
+            help="Catalogue of positions to cut out of one big FITS image: text, .ecsv, .fits or .vot with the columns "
             "ra, dec (degrees) or x, y (pixels, the first is 0); a column id or name is kept.",
         ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="ra=NAME,dec=NAME,id=NAME",
+            help="Columns of the catalogue, where its names leave a doubt.",
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="N|NAME", help="Table of a catalogue that holds several.")
     ] = None,
     hdu: Hdu = None,
     array: Array = None,
@@ -597,6 +608,7 @@ def predict(
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
     from sublens.errors import ImageError
+    from sublens.images.catalogue import CatalogueSelector, parse_columns
     from sublens.images.formats import ImageSelector
     from sublens.inference import predict_files
     from sublens.models import bundle
@@ -605,8 +617,9 @@ def predict(
 
     name, inputs = _network_and_images(arguments)
     classes = bundle.read_card(bundle.locate(name)).classes
+    chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
-    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine)
+    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
     if maps:
         files.refuse_existing(maps, force=force)
     if out:

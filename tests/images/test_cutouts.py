@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
-from sublens.images import cutouts, fits_image, formats, resample
+from sublens.images import catalogue, cutouts, fits_image, formats, resample
 from sublens.images.cutouts import Cutout
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
@@ -284,9 +284,9 @@ def test_a_catalogue_without_positions_says_what_it_has_and_needs(tmp_path: Path
             locate_positions(path, listed(tmp_path / "a.csv", row, head=head), ImageSelector())
     for name, reason in (
         ("none.csv", "no such file"),
-        ("big.txt", "is no catalogue that sublens reads; needs one of .csv"),
+        ("big.doc", "is no catalogue that sublens reads; needs one of .csv"),
     ):
-        (tmp_path / "big.txt").touch()
+        (tmp_path / "big.doc").touch()
         with pytest.raises(DataError, match=reason):
             locate_positions(big, tmp_path / name, ImageSelector())
 
@@ -328,7 +328,7 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, name: str, content: bytes)
 
 def test_a_catalogue_may_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, at = save(tmp_path / "big.fits", sky()), positions(tmp_path / "a.csv")
-    monkeypatch.setattr(cutouts, "MAX_POSITIONS", 2)
+    monkeypatch.setattr(catalogue, "MAX_POSITIONS", 2)
     with pytest.raises(DataError, match="holds too many positions; needs at most 2. Split it"):
         cutouts.locate_in_mosaic(big, None, at)
     monkeypatch.setattr(cutouts, "MAX_CATALOGUE_BYTES", 20)
@@ -346,8 +346,8 @@ def test_a_catalogue_whose_data_lie_elsewhere_is_not_followed(tmp_path: Path) ->
     )
     with pytest.raises(DataError, match=r"a\.vot"):
         locate_positions(save(tmp_path / "big.fits", sky()), tmp_path / "a.vot", ImageSelector())
-    columns = cutouts.CATALOGUES[".vot"](tmp_path / "a.vot")  # outside the child, they are
-    assert columns["ra"].tolist() == [150.0]
+    (table,) = catalogue.open_tables(tmp_path / "a.vot")  # outside the child, they are
+    assert np.asarray(table.read([0])).tolist() == [[150.0]]
 
 
 def test_a_child_that_dies_costs_one_position(tmp_path: Path) -> None:
@@ -524,7 +524,21 @@ def test_companions_mark_missing_pixels_of_a_cutout(tmp_path: Path) -> None:
     hdus = [fits.ImageHDU(sky(), name="SCI"), fits.ImageHDU(flags, name="DQ")]
     fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
     with cutouts.Mosaic(tmp_path / "a.fits", None) as mosaic:
-        _, missing, _ = mosaic._pixels_around((60, 50), (21, 21))
+        _, missing, _, _ = mosaic._pixels_around((60, 50), (21, 21))
         assert mosaic.cut(0, (60, 50), (21, 21)).notes[0] == "image: SCI, mask: DQ"
     assert missing.mask is not None
     assert np.argwhere(missing.mask).tolist() == [[10, 10]]
+
+
+def test_the_command_takes_named_columns_and_a_table(
+    field: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table({"Source": ["a", "b", "c"], "X_c": [x for x, _ in LENSES], "Y_c": [y for _, y in LENSES]})
+    hdus = [fits.BinTableHDU(table, name=name) for name in ("LENSES", "STARS")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    options = ["--at", str(tmp_path / "a.fits"), "--columns", "x=X_c,y=Y_c", "--table", "LENSES"]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(field), *options])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[1] for row in rows] == ["no", "sphere", "vort"]
+    assert {row[8] for row in rows} == {"x from X_c, y from Y_c, id from Source of table 1 LENSES"}

@@ -68,14 +68,14 @@ def test_all_formats_give_the_same_pixels(reader: Reader, tmp_path: Path, name: 
 def test_a_stack_is_many_images(reader: Reader, tmp_path: Path, name: str) -> None:
     stack = np.stack([light(), light() + 1, np.full((24, 24), 3.0), light() + 2])
     if name == "a.npz":
-        np.savez(tmp_path / name, stack=stack, other=np.zeros(3))
+        np.savez(tmp_path / name, stack=stack, other=stack)
     elif name == "a.h5":
         with h5py.File(tmp_path / name, "w") as file:
-            file["stack"], file["other"] = stack, np.zeros(3)
+            file["stack"], file["other"] = stack, stack
     else:
         group = zarr.open_group(str(tmp_path / name), mode="w")
         group.create_array("stack", data=stack)
-        group.create_array("other", data=np.zeros(3))
+        group.create_array("other", data=stack)
     assert error_of(reader.read([tmp_path / name])).need == "one of other, stack"
     with Reader(ImageSelector(array="stack")) as chooser:
         results = list(chooser.read([tmp_path / name]))

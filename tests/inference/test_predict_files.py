@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 from conftest import peak_memory
 from fastapi.testclient import TestClient
 
@@ -257,3 +259,120 @@ def test_a_plane_does_not_go_with_positions(tmp_path: Path) -> None:
     query = Query("lensnet", [tmp_path / "a.fits"], at=tmp_path / "a.csv", selector=ImageSelector(plane="1"))
     with pytest.raises(ConfigError, match="plane 1 out of a cube; needs an image of one plane with --at"):
         next(predict_files.predict(query))
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Path:
+    """Two classes of two images each, whose files have the same names."""
+    for name in ("no", "vort"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in (1, 2):
+            np.save(tmp_path / "val" / name / f"{number}.npy", counts(150, number))
+    return tmp_path / "val"
+
+
+NESTED = ["no/1.npy", "no/2.npy", "vort/1.npy", "vort/2.npy"]
+"""Their names from the folder on."""
+
+
+@pytest.mark.parametrize("pattern", ["", "*/*.npy", "**/*.npy"])
+def test_ids_are_paths_where_files_have_the_same_name(nested: Path, tmp_path: Path, pattern: str) -> None:
+    predict_files.predict_to_table(Query("lensnet", [nested / pattern]), tmp_path / "a.csv")
+    assert ids(tmp_path / "a.csv") == NESTED
+
+
+def test_ids_are_paths_from_the_deepest_folder_that_holds_all(nested: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "1.npz", np.stack([counts(150, 5), counts(150, 6)]))
+    inputs = [tmp_path / "1.npz", nested / "no", tmp_path / "none.npy"]
+    predict_files.predict_to_table(Query("lensnet", inputs), tmp_path / "a.csv")
+    assert ids(tmp_path / "a.csv") == ["1.npz#0", "1.npz#1", "val/no/1.npy", "val/no/2.npy", "none.npy"]
+
+
+def test_an_id_is_no_other_images_even_in_a_stack(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.stack([counts(150, 5), counts(150, 6)]))
+    np.save(tmp_path / "a#1.npy", counts(150, 7))
+    rows = predict_files.predict(Query("lensnet", [tmp_path / "a.npz", tmp_path / "a#1.npy"]))
+    assert [row.id for row in rows] == ["a.npz#0", "a.npz#1", "a#1.npy"]
+
+
+def test_ids_from_several_roots_are_whole_paths(nested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(nested)
+    for inputs in ([Path("no/1.npy"), nested / "vort"], [nested / "vort", Path("no/1.npy")]):
+        names = [row.id for row in predict_files.predict(Query("lensnet", inputs))]
+        assert sorted(names) == sorted([str(nested / "vort/1.npy"), str(nested / "vort/2.npy"), "no/1.npy"])
+
+
+def test_a_stopped_table_and_a_cluster_have_the_same_ids(nested: Path, tmp_path: Path) -> None:
+    stopped(Query("lensnet", [nested]), tmp_path / "a.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "BATCH", 1)
+        predict_files.predict_to_table(Query("lensnet", [nested]), tmp_path / "a.csv")
+    assert ids(tmp_path / "a.csv") == NESTED
+    assert [row.id for row in predict_files.predict(Query("lensnet", [nested]), cluster="local")] == NESTED
+
+
+def test_names_of_a_million_files_take_little_memory() -> None:
+    names = predict_files._Names()
+    tracemalloc.start()
+    for number in range(10_000):
+        names.add(Path(f"a/{number}.npy"))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 300_000
+    assert names.top() is None
+    names.add(Path("b/7.fits"))
+    assert names.top() == Path()
+
+
+def turned(shape: tuple[int, int], scale: float, *, centre: str = "RA---TAN DEC--TAN") -> fits.Header:
+    """A header of north 25 degrees off the y axis, whose reference point is no pixel's centre."""
+    cos, sin = (scale / 3600 * function(np.radians(25)) for function in (np.cos, np.sin))
+    header = fits.Header(dict(zip(("CTYPE1", "CTYPE2"), centre.split(), strict=True)) | {"CRVAL1": 359.999999})
+    header.update(CRVAL2=-60.0, CRPIX1=shape[1] / 2 + 3.3, CRPIX2=shape[0] / 2 - 7.1)
+    header.update(CD1_1=-cos, CD1_2=sin, CD2_1=sin, CD2_2=cos)
+    return header
+
+
+def assert_map_lies_on(path: Path, wcs: WCS, zoom: float, first: tuple[float, float]) -> None:
+    """first: x and y of the first of the network's pixels in pixels of the image, zoom of them a pixel."""
+    header = fits.getheader(path)
+    n, side = header["NAXIS1"], 96
+    for x, y in ((0, 0), (n - 1, 0), (n // 2, n // 3)):
+        pixel = [at + ((cell + 0.5) * side / n - 0.5) / zoom for at, cell in zip(first, (x, y), strict=True)]
+        here, there = WCS(header).pixel_to_world(x, y), wcs.pixel_to_world(*pixel)
+        assert here.separation(there).arcsec < 1e-4
+
+
+@pytest.mark.parametrize("centre", ["RA---TAN DEC--TAN", "GLON-TAN GLAT-TAN", "RA---SIN DEC--SIN"])
+@pytest.mark.parametrize(
+    ("shape", "scale", "zoom", "first"),
+    [
+        ((150, 150), 0.05, 1, (27, 27)),
+        ((151, 160), 0.05, 1, (32, 27)),
+        ((149, 131), 0.05, 1, (18, 27)),
+        ((131, 120), 0.08, 1.6, (119 / 2 - 95 / 2 / 1.6, 130 / 2 - 95 / 2 / 1.6)),
+    ],
+)
+def test_a_map_lies_where_its_image_does(
+    tmp_path: Path, centre: str, shape: tuple[int, int], scale: float, zoom: float, first: tuple[float, float]
+) -> None:
+    header = turned(shape, scale, centre=centre)
+    fits.PrimaryHDU(np.random.default_rng(0).poisson(20, shape).astype(np.float32), header).writeto(tmp_path / "a.fits")
+    list(predict_files.predict(Query("lensnet", [tmp_path / "a.fits"]), maps=tmp_path / "maps"))
+    assert_map_lies_on(tmp_path / "maps" / "1-a.fits", WCS(header), zoom, first)
+
+
+@pytest.mark.parametrize("xy", [(300.0, 200.0), (299.6, 200.5), (70.2, 330.0)])
+def test_the_map_of_a_cutout_lies_where_it_was_cut_out(tmp_path: Path, xy: tuple[float, float]) -> None:
+    header = turned((400, 600), 0.05)
+    pixels = np.random.default_rng(0).poisson(20, (400, 600)).astype(np.float32)
+    fits.PrimaryHDU(pixels, header).writeto(tmp_path / "a.fits")
+    (tmp_path / "a.csv").write_text(f"x,y\n{xy[0]},{xy[1]}\n")
+    list(predict_files.predict(Query("lensnet", [tmp_path / "a.fits"], tmp_path / "a.csv"), maps=tmp_path / "maps"))
+    first = [np.ceil(at - 75) + 27 for at in xy]
+    assert_map_lies_on(tmp_path / "maps" / "1-a.fits", WCS(header), 1, (first[0], first[1]))
+
+
+def test_a_map_of_an_image_without_a_place_is_in_arcsec(folder: Path, tmp_path: Path) -> None:
+    list(predict_files.predict(Query("lensnet", [folder / "1.npy"]), maps=tmp_path / "maps"))
+    assert fits.getheader(tmp_path / "maps" / "1-1.fits")["CTYPE1"] == "X"

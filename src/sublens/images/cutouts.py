@@ -1,13 +1,11 @@
 """One big FITS image and a catalogue of positions -> a cutout around each.
 
-No more of the image is read than the rows of one cutout, so it may be larger than the memory; no more
-of the catalogue is kept than positions and names. Both are read in the child process of `reader`, which
-limits time and memory.
+No more of the image is read than the rows of one cutout, so it may be larger than the memory. Both are read in the
+child process of `reader`, which limits time and memory.
 """
 
-import csv
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
@@ -19,27 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
-from sublens.images import fits_image, formats, wcs
+from sublens.images import catalogue, fits_image, formats, wcs
+from sublens.images.catalogue import ID, NEED, PIXELS, SKY, WHOLE, CatalogueSelector, Column, Table
 from sublens.images.fits_image import Missing
 from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors
 from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
-MAX_POSITIONS = 1_000_000
-"""Most positions in a catalogue."""
-MAX_CATALOGUE_BYTES = 2**28
-"""Largest size of a catalogue."""
 FITS_BLOCK = 2880
 """Bytes that the parts of a FITS file are padded to, though not all programs pad the last one."""
 DESCRIPTOR_BYTES = 8
 """Least number of bytes that a compressed tile takes beside its pixels."""
+MAX_CATALOGUE_BYTES = 2**28
+"""Largest size of a catalogue."""
 DECIMALS = 3
 """Decimals of a position in pixels, so that sky and pixel coordinates of one position give the same cutout."""
-SKY, PIXELS = ("ra", "dec"), ("x", "y")
-NAMES = ("id", "name")
-NEED = "ra, dec (degrees) or x, y (pixels, the first is 0)"
-"""The columns that a catalogue needs."""
 
 
 class Cutout(NamedTuple):
@@ -57,6 +50,8 @@ class Cutout(NamedTuple):
     ra: float | None = None
     dec: float | None = None
     """Its centre on the sky, degrees, where that is known."""
+    note: str = ""
+    """Words on the columns of the catalogue that it comes from, where their names leave a doubt."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,8 @@ class Positions:
     """Names [n], empty where the catalogue has none."""
     pixel_scale: float | None
     """Arcsec a pixel of the image, where its header gives it."""
+    note: str = ""
+    """Words on the columns that were taken, where their names leave a doubt."""
 
     def cuts(self, path: Path, size: tuple[int, int]) -> "Cutouts":
         """Cutouts of `size` of the image at `path`."""
@@ -93,7 +90,7 @@ class Cutouts:
         for number, (xy, sky) in enumerate(zip(known.xy, known.sky, strict=True)):
             x, y = xy.tolist()
             ra, dec = (value if np.isfinite(value) else None for value in sky.tolist())
-            yield Cutout(self.path, number, (x, y), self.size, str(known.ids[number]), ra, dec)
+            yield Cutout(self.path, number, (x, y), self.size, str(known.ids[number]), ra, dec, known.note)
 
 
 class Mosaic:
@@ -173,7 +170,7 @@ class Mosaic:
         with name_errors(name):
             self._check_position(xy)
             self._check_size(size)
-            pixels, missing, share = self._pixels_around(xy, size)
+            pixels, missing, share, corner = self._pixels_around(xy, size)
             if share > MAX_MISSING:
                 raise ImageError(
                     f"{share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image",
@@ -183,8 +180,10 @@ class Mosaic:
             notes = (*self._notes, *missing.notes)
             if share:
                 notes = (*notes, f"{share:.1%} of the pixels were off the image")
+            centre = (corner[0] + (size[1] - 1) / 2, corner[1] + (size[0] - 1) / 2)
+            plane = fits_image.tangent_plane(self.wcs, *centre)
             scale = (self.pixel_scale, None, None)
-            return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask), name)
+            return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask, plane), name)
 
     def _check_position(self, xy: tuple[float, float]) -> None:
         """Raise `ImageError` for a position that is no number or off the image."""
@@ -204,8 +203,8 @@ class Mosaic:
 
     def _pixels_around(
         self, xy: tuple[float, float], size: tuple[int, int]
-    ) -> tuple[NDArray[np.float64], Missing, float]:
-        """The pixels around a position, NaN off the image, those missing on it, and the share of those off it."""
+    ) -> tuple[NDArray[np.float64], Missing, float, tuple[int, int]]:
+        """The pixels around a position, NaN off the image, those missing, the share off, and x and y of the first."""
         from astropy.nddata import Cutout2D  # slow to import
 
         try:
@@ -223,7 +222,10 @@ class Mosaic:
             mask = np.zeros(size, np.bool_)
             mask[cutout.slices_cutout] = missing.mask
             missing = missing._replace(mask=mask)
-        return pixels, missing, 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
+        share = 1 - prod(part.stop - part.start for part in cutout.slices_cutout) / pixels.size
+        pairs = zip(cutout.slices_original, cutout.slices_cutout, strict=True)
+        y, x = (of_image.start - of_cutout.start for of_image, of_cutout in pairs)
+        return pixels, missing, share, (x, y)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels [n, 2] of points [n, 2] of the sky (ICRS, degrees); NaN for those that have none."""
@@ -260,24 +262,19 @@ def position_name(path: Path, number: int) -> str:
     return f"{path}, position {number}"
 
 
-def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
-    """The positions of a catalogue in the big image at `path`: by ra, dec, or else by x, y.
+def locate_in_mosaic(path: Path, hdu: str | None, at: Path, selector: CatalogueSelector = WHOLE) -> Positions:
+    """The positions of the catalogue `at` in the big image at `path`: by ra, dec, or else by x, y.
 
     Raises `DataError` where the catalogue, `ImageError` where the image cannot be used.
     """
     with Mosaic(path, hdu) as mosaic, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numbers that overflow, projections that fail: they become NaN
-        columns = _columns(catalogue)
-        has_sky, has_pixels = set(SKY) <= columns.keys(), set(PIXELS) <= columns.keys()
-        if not has_sky and not has_pixels:
-            raise DataError(
-                f"has the columns {', '.join(columns) or 'none'}", need=NEED, next="Rename them.", path=catalogue
-            )
-        if has_sky and mosaic.wcs is not None:
-            sky = _pairs(catalogue, columns, SKY)
+        columns, note = _read_columns(at, selector)
+        if set(SKY) <= columns.keys() and mosaic.wcs is not None:
+            sky = _pairs(at, columns, SKY)
             xy = mosaic.pixels(sky)
-        elif has_pixels:
-            xy = _pairs(catalogue, columns, PIXELS)
+        elif set(PIXELS) <= columns.keys():
+            xy = _pairs(at, columns, PIXELS)
             sky = mosaic.sky(xy)
         else:
             raise DataError(
@@ -289,133 +286,62 @@ def locate_in_mosaic(path: Path, hdu: str | None, catalogue: Path) -> Positions:
                 path=path,
             )
     if not len(xy):
-        raise DataError("holds no positions", need="one at least", next="Check it.", path=catalogue)
-    ids = np.array(_ids(columns, len(xy)), np.dtypes.StringDType())
-    return Positions(np.round(xy, DECIMALS), sky, ids, mosaic.pixel_scale)
+        raise DataError("holds no positions", need="one at least", next="Check it.", path=at)
+    ids = columns[ID].texts() if ID in columns else [""] * len(xy)
+    return Positions(np.round(xy, DECIMALS), sky, np.array(ids, np.dtypes.StringDType()), mosaic.pixel_scale, note)
 
 
-def checksum(catalogue: Path) -> str:
+def checksum(path: Path) -> str:
     """Hexadecimal sha256 of a catalogue; raises `DataError` where there is none, or it is too large."""
-    _check_catalogue(object_store.local(catalogue))
-    return sha256(catalogue)
+    _check_file(object_store.local(path))
+    return sha256(path)
 
 
-def _check_catalogue(catalogue: Path) -> None:
-    if not catalogue.is_file():
-        raise DataError("no such file", need="a catalogue", next="Check the path.", path=catalogue)
-    if (n_bytes := catalogue.stat().st_size) > MAX_CATALOGUE_BYTES:
-        raise DataError(
-            f"has {n_bytes:,} bytes", need=f"at most {MAX_CATALOGUE_BYTES:,}", next="Split it.", path=catalogue
-        )
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError("no such file", need="a catalogue", next="Check the path.", path=path)
+    if (n_bytes := path.stat().st_size) > MAX_CATALOGUE_BYTES:
+        raise DataError(f"has {n_bytes:,} bytes", need=f"at most {MAX_CATALOGUE_BYTES:,}", next="Split it.", path=path)
 
 
-Columns = Mapping[str, Any]
-"""Cells of a catalogue by the name of their column in small letters: texts, or a column of astropy."""
-
-
-def _columns(path: Path) -> Columns:
-    _check_catalogue(path)
-    read = CATALOGUES.get(path.suffix.lower())
-    if read is None:
-        raise DataError(
-            f"{path.suffix or 'no ending'} is no catalogue that sublens reads",
-            need=f"one of {', '.join(CATALOGUES)}",
-            next="Convert it to one of these.",
-            path=path,
-        )
+def _read_columns(path: Path, selector: CatalogueSelector) -> tuple[dict[str, Column], str]:
+    """The columns of a catalogue by what they hold, ra, dec, x, y or id, and words on which were taken."""
+    _check_file(path)
     try:
-        columns = read(path)
-    except (DataError, MemoryError):
+        tables = catalogue.open_tables(path)
+        table = catalogue.choose_table(tables, selector)
+        chosen = catalogue.choose_columns(table.fields, selector.columns)
+        cells = table.read(list(chosen.values()))
+    except (DataError, ImageError) as err:
+        raise DataError(err.what, need=err.need, next=err.next, path=path) from err
+    except MemoryError:
         raise
     except Exception as err:  # astropy raises of every kind for damaged files
-        raise DataError(
-            f"truncated, or no {path.suffix} catalogue",
-            need="an intact file",
-            next="Copy or make it again.",
-            path=path,
-        ) from err
-    if max(map(len, columns.values()), default=0) > MAX_POSITIONS:
-        raise DataError("holds too many positions", need=f"at most {MAX_POSITIONS:,}", next="Split it.", path=path)
-    return columns
+        what = f"truncated, or no {path.suffix} catalogue"
+        raise DataError(what, need="an intact file", next="Copy or make it again.", path=path) from err
+    if max(map(len, cells)) > catalogue.MAX_POSITIONS:
+        limit = f"at most {catalogue.MAX_POSITIONS:,}"
+        raise DataError("holds too many positions", need=limit, next="Split it.", path=path)
+    fields = [table.fields[index] for index in chosen.values()]
+    columns = dict(zip(chosen, map(Column, fields, cells), strict=True))
+    return columns, _note(columns, table if len(tables) > 1 else None)
 
 
-def _read_csv(path: Path) -> Columns:
-    """Cells of the known columns as texts; empty where a row is too short."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file, skipinitialspace=True)
-        names = [name.strip("# ").lower() for name in next(rows, [])]
-        columns: dict[str, list[str]] = {name: [] for name in names}
-        known = [(columns[name], names.index(name)) for name in (*SKY, *PIXELS, *NAMES) if name in columns]
-        n_rows = 0
-        for row in rows:
-            if row and row != [""]:
-                n_rows += 1
-                for cells, column in known:
-                    cells.append(row[column] if column < len(row) else "")
-            if n_rows > MAX_POSITIONS:
-                break
-    return columns
-
-
-def _read_table(path: Path) -> Columns:
-    from astropy.table import Table
-
-    table = Table.read(path, format="ascii.ecsv" if path.suffix.lower() == ".ecsv" else "fits")
-    return {name.lower(): table[name] for name in table.colnames}
-
-
-def _read_votable(path: Path) -> Columns:
-    from astropy.io.votable import parse_single_table
-
-    table = parse_single_table(str(path)).to_table(use_names_over_ids=True)
-    return {name.lower(): table[name] for name in table.colnames}
-
-
-CATALOGUES: dict[str, Callable[[Path], Columns]] = {
-    ".csv": _read_csv,
-    **dict.fromkeys((".ecsv", ".fits", ".fit", ".fts"), _read_table),
-    **dict.fromkeys((".vot", ".xml", ".votable"), _read_votable),
-}
-"""Function that reads a catalogue, by the end of its name."""
-
-
-def _pairs(path: Path, columns: Columns, names: tuple[str, str]) -> NDArray[np.float64]:
-    """Two columns as numbers [n, 2], angles in degrees; NaN for a cell that is no number."""
-    return np.stack([_numbers(path, name, columns[name], is_angle=names == SKY) for name in names], axis=1)
-
-
-def _numbers(path: Path, name: str, column: Any, *, is_angle: bool) -> NDArray[np.float64]:
-    if isinstance(column, list):
-        return np.array([_number(cell) for cell in column], np.float64)
-    kind = getattr(column, "dtype", np.dtype(object))
-    if kind.kind not in "fiu" or column.ndim != 1:
-        raise DataError(f"column {name} holds {kind} values", need="numbers", next="Convert it.", path=path)
-    values = np.ma.filled(np.ma.asarray(column).astype(np.float64), np.nan)
-    if is_angle and column.unit:
-        if not column.unit.is_equivalent("deg"):
-            raise DataError(f"column {name} is in {column.unit}", need="an angle", next="Convert it.", path=path)
-        values = values * column.unit.to("deg")
-    return values
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
-
-
-def _ids(columns: Columns, n: int) -> list[str]:
-    """Names of the positions, empty where they have none."""
-    name = next((name for name in NAMES if name in columns), None)
-    if name is None:
-        return [""] * n
-    column = columns[name]
-    return [_text(cell) for cell in (column if isinstance(column, list) else np.ma.asarray(column).tolist())]
-
-
-def _text(cell: Any) -> str:
-    if cell is None:
+def _note(columns: Mapping[str, Column], table: Table | None) -> str:
+    """Words on the columns that were taken; none where they are named id or name, and ra, dec or x, y."""
+    names = {name: column.field.name for name, column in columns.items()}
+    is_plain = all(column.lower() in (name, "name" if name == ID else name) for name, column in names.items())
+    if is_plain and table is None:
         return ""
-    text = cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell)
-    return text.replace("\0", "").strip()
+    where = f" of table {table.number} {table.name}".rstrip() if table else ""
+    return f"{', '.join(f'{name} from {column}' for name, column in names.items())}{where}"
+
+
+def _pairs(path: Path, columns: Mapping[str, Column], names: tuple[str, str]) -> NDArray[np.float64]:
+    """Two columns as numbers [n, 2], angles in degrees; NaN for a cell that is no number."""
+    try:
+        return np.stack(
+            [columns[name].angles(name) if names == SKY else columns[name].numbers() for name in names], axis=1
+        )
+    except DataError as err:
+        raise err.about(path) from err

@@ -25,7 +25,7 @@ from sublens.images.limits import (
     name_errors,
     translate_errors,
 )
-from sublens.images.pixels import RawImage
+from sublens.images.pixels import RawImage, TangentPlane
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
@@ -149,8 +149,9 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         position = wcs.read_wcs(header)
         pixels, missing = linear(_pixels(image.hdu, plane), header), image.missing()
         centre = position.centre(pixels.shape)
+        sky = tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
-    return RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask)
+    return RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask, plane=sky)
 
 
 def linear(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
@@ -193,14 +194,20 @@ def _hdus(path: Path) -> Iterator[Any]:
             yield hdus
 
 
+def begins_as_fits(file: IO[bytes]) -> bool:
+    """Whether a file begins as FITS files do; it is left at its start."""
+    file.seek(0)
+    magic = file.read(len(FITS_MAGIC))
+    file.seek(0)
+    return magic == FITS_MAGIC
+
+
 def open_hdus(file: IO[bytes]) -> Any:
     """astropy's list of the extensions of an unpacked FITS file; raises `ImageError` where it is none."""
     from astropy.io import fits  # slow to import
 
-    file.seek(0)
-    if file.read(len(FITS_MAGIC)) != FITS_MAGIC:
+    if not begins_as_fits(file):
         raise damaged_file("a FITS file")
-    file.seek(0)
     # uint: BLANK is lost where BZERO stands for unsigned integers; ignore_missing_simple: T in another column
     return fits.open(file, memmap=False, lazy_load_hdus=True, uint=False, ignore_missing_simple=True)
 
@@ -286,6 +293,29 @@ def _chosen(images: Sequence[Extension]) -> Extension:
     if len(candidates) > 1:
         raise _no_image(f"holds {len(candidates)} extensions that may be the image", candidates)
     return candidates[0]
+
+
+def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
+    """The plane that touches the sky at a pixel, counted from 0, whatever the projection; None where there is none."""
+    if wcs is None:
+        return None
+    around = np.array([(x, y), (x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sky = wcs.all_pix2world(around, 0)[:, [wcs.wcs.lng, wcs.wcs.lat]]
+    (east, north), steps = sky[0], np.stack([sky[2] - sky[1], sky[4] - sky[3]], axis=1)
+    steps[0] = ((steps[0] + 180) % 360 - 180) * np.cos(np.radians(north))
+    if not np.isfinite(steps).all():
+        return None
+    names = [str(wcs.wcs.ctype[axis]).partition("-")[0].ljust(5, "-") + "TAN" for axis in (wcs.wcs.lng, wcs.wcs.lat)]
+    equinox = float(wcs.wcs.equinox)
+    return TangentPlane(
+        (names[0], names[1]),
+        (float(east), float(north)),
+        steps.ravel().tolist(),
+        str(wcs.wcs.radesys),
+        equinox if np.isfinite(equinox) else None,
+    )
 
 
 def _named(images: Sequence[Extension], hdus: Any, name: str) -> Extension:

@@ -38,6 +38,36 @@ INTEGER_TOLERANCE = 1e-3
 """Largest difference of a recovered count from a whole number."""
 
 
+class TangentPlane(NamedTuple):
+    """Linear coordinates on the sky around the centre of an image, as FITS headers tell them."""
+
+    axes: tuple[str, str]
+    """CTYPE1 and CTYPE2."""
+    crval: tuple[float, float]
+    """Longitude and latitude of the reference point, degrees."""
+    cd: Sequence[float]
+    """CD1_1, CD1_2, CD2_1 and CD2_2, degrees a pixel."""
+    radesys: str
+    equinox: float | None
+    offset: tuple[float, float] = (0.0, 0.0)
+    """The reference point as seen from the centre of the image, pixels."""
+
+    def zoomed(self, zoom: float) -> "TangentPlane":
+        """The same plane for pixels `zoom` times as fine."""
+        x, y = self.offset
+        return self._replace(cd=[value / zoom for value in self.cd], offset=(x * zoom, y * zoom))
+
+    def flipped(self) -> "TangentPlane":
+        """The same plane for rows in the opposite order."""
+        x, y = self.offset
+        return self._replace(cd=[self.cd[0], -self.cd[1], self.cd[2], -self.cd[3]], offset=(x, -y))
+
+    def cut(self, size: Sequence[int], shape: Sequence[int]) -> "TangentPlane":
+        """The same plane for `shape` cut out of `size`, [h, w], or laid around it, with half a pixel to the left."""
+        y, x = ((old - new) % 2 / 2 * (1 if old > new else -1) for old, new in zip(size, shape, strict=True))
+        return self._replace(offset=(self.offset[0] + x, self.offset[1] + y))
+
+
 @dataclass(frozen=True)
 class Image:
     """One image as its file holds it."""
@@ -60,6 +90,8 @@ class Image:
     """Missing pixels [h, w], where `pixels` has a typical value; None where none is known."""
     has_hole: bool = False
     """Whether pixels of the field of view are missing that their neighbours cannot fill: see `fill_field`."""
+    plane: TangentPlane | None = None
+    """Coordinates on the sky, where the file gives them."""
 
     def counts(self) -> NDArray[np.uint16]:
         """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
@@ -68,9 +100,9 @@ class Image:
     def flipped(self) -> "Image":
         """The image upside down."""
         mask = None if self.mask is None else self.mask[::-1]
-        return replace(
-            self, pixels=self.pixels[::-1], mask=mask, notes=(*self.notes, "flipped: its first row is the top")
-        )
+        plane = self.plane.flipped() if self.plane else None
+        notes = (*self.notes, "flipped: its first row is the top")
+        return replace(self, pixels=self.pixels[::-1], mask=mask, notes=notes, plane=plane)
 
 
 class RawImage(NamedTuple):
@@ -84,6 +116,8 @@ class RawImage(NamedTuple):
     notes: tuple[str, ...] = ()
     mask: NDArray[np.bool_] | None = None
     """Missing pixels [h, w]; None where none is known."""
+    plane: TangentPlane | None = None
+    """Coordinates on the sky, where the file gives them."""
 
 
 def fill_missing(image: RawImage, name: str) -> Image:
@@ -102,7 +136,9 @@ def fill_missing(image: RawImage, name: str) -> Image:
         pixels[mask] = typical(pixels[~mask])
     _check_values(pixels, name)
     is_coarse = image.is_picture and image.pixels.dtype.itemsize == 1
-    return Image(pixels, is_coarse, *image.wcs, image.number, image.notes, mask if mask.any() else None)
+    return Image(
+        pixels, is_coarse, *image.wcs, image.number, image.notes, mask if mask.any() else None, plane=image.plane
+    )
 
 
 def typical(values: NDArray[np.float64]) -> float:

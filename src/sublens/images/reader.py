@@ -20,10 +20,11 @@ import numpy as np
 
 from sublens.errors import DataError, ImageError
 from sublens.images import cutouts, fits_image, formats
+from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutout, Positions, position_name
 from sublens.images.formats import ImageSelector, image_name
 from sublens.images.limits import too_much_memory, unreadable_file
-from sublens.images.pixels import Image
+from sublens.images.pixels import Image, TangentPlane
 from sublens.images.sandbox import (
     START_SECONDS,
     Child,
@@ -92,7 +93,7 @@ ReadRequest = Path | FetchedCopy | ReadResult | Cutout
 """An image file to read, a cutout to make, or a result that needs no reading."""
 
 
-def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions:
+def locate_positions(path: Path, at: Path, selector: ImageSelector, columns: CatalogueSelector = WHOLE) -> Positions:
     """The positions of the catalogue `at` in the big image at `path`, read in a child process.
 
     Raises `DataError` where the one or the other cannot be used.
@@ -100,7 +101,7 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions
     copy, catalogue = object_store.local(path), object_store.local(at)
     child = Child("sublens.images.reader")
     try:
-        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue)})
+        child.send({"path": path_to_hex(copy), "selector": selector, "at": path_to_hex(catalogue), "columns": columns})
         message = child.receive(START_SECONDS)
         if message["kind"] == "end":
             problem = message["problem"]
@@ -113,7 +114,8 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector) -> Positions
         raise DataError(err.what, need=err.need, next=advice, path=at) from err
     finally:
         child.end()
-    return Positions(numbers[:, :2], numbers[:, 2:], np.array(ids, np.dtypes.StringDType()), message["pixel_scale"])
+    names = np.array(ids, np.dtypes.StringDType())
+    return Positions(numbers[:, :2], numbers[:, 2:], names, message["pixel_scale"], message["note"])
 
 
 @dataclass
@@ -300,7 +302,8 @@ def _with_position(request: ReadRequest, result: ReadResult) -> ReadResult:
         return result
     image = result.image
     if isinstance(image, Image):
-        image = replace(image, ra=request.ra, dec=request.dec)
+        notes = (*image.notes, request.note) if request.note else image.notes
+        image = replace(image, ra=request.ra, dec=request.dec, notes=notes)
     return result._replace(image=image, number=request.number, id=request.id, ra=request.ra, dec=request.dec)
 
 
@@ -332,7 +335,10 @@ def _send_answer(out: IO[bytes], path: Path, request: Message) -> None:
     selector = ImageSelector(*request["selector"])
     _load(path)
     if "at" in request:
-        _send_positions(out, cutouts.locate_in_mosaic(path, selector.hdu, path_from_hex(request["at"])))
+        subject = path_from_hex(request["at"])
+        _send_positions(
+            out, cutouts.locate_in_mosaic(path, selector.hdu, subject, CatalogueSelector(*request["columns"]))
+        )
         return
     if "extensions" in request:
         send(out, {"kind": "begin"})
@@ -359,7 +365,7 @@ def _send_image(out: IO[bytes], image: Image) -> None:
     """Send an image: its pixels as float64, then the bits of its mask where it has one."""
     pixels = np.ascontiguousarray(image.pixels)
     mask = b"" if image.mask is None else np.packbits(image.mask).tobytes()
-    about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes")}
+    about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes", "plane")}
     message = {"kind": "image", "shape": image.pixels.shape, "bytes": pixels.nbytes + len(mask), "about": about}
     send(out, message, pixels.data.cast("B"))
     out.write(mask)
@@ -372,13 +378,18 @@ def _image(message: Message, data: bytearray) -> Image:
     pixels = np.frombuffer(data, np.float64, size).reshape(shape)
     bits = np.frombuffer(data, np.uint8, offset=pixels.nbytes)
     mask = np.unpackbits(bits, count=size).astype(bool).reshape(shape) if bits.size else None
-    return Image(pixels, **message["about"], mask=mask)
+    image = Image(pixels, **message["about"], mask=mask)
+    return replace(image, plane=TangentPlane(*image.plane) if image.plane else None)
 
 
 def _send_positions(out: IO[bytes], positions: Positions) -> None:
     numbers, ids = np.hstack([positions.xy, positions.sky]), "\0".join(positions.ids.tolist()).encode()
     sizes = {"bytes": numbers.nbytes, "id_bytes": len(ids)}
-    send(out, {"kind": "positions", "pixel_scale": positions.pixel_scale, **sizes}, numbers.tobytes() + ids)
+    send(
+        out,
+        {"kind": "positions", "pixel_scale": positions.pixel_scale, "note": positions.note, **sizes},
+        numbers.tobytes() + ids,
+    )
 
 
 if __name__ == "__main__":

@@ -71,13 +71,14 @@ def resample_image(
     if size != shape:
         notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
         pixels = _cut(pixels, shape)
+    plane = image.plane.zoomed(zoom).cut(size, shape) if image.plane else None
     if pixels.min() == pixels.max():
         raise ImageError(
             f"every pixel around its centre is {pixels.min():g}: there is nothing to see",
             need="pixels that differ",
             next="Leave it out.",
         )
-    return replace(image, pixels=pixels, notes=tuple(notes), mask=None)
+    return replace(image, pixels=pixels, notes=tuple(notes), mask=None, plane=plane)
 
 
 def _too_small(shape: tuple[int, ...], side: int, zoom: float, scale: float | None) -> ImageError:

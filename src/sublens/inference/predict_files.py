@@ -1,14 +1,16 @@
 """Image files -> rows, and rows -> a table that goes on where it was stopped."""
 
 import os
+import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 
 from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, listing, reader, resample
+from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
 from sublens.images.formats import ImageSelector
+from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
@@ -30,7 +34,7 @@ from sublens.progress import Bar, Count, silent
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote, parse_path
 
-Draw = Callable[[str, NDArray[np.float64]], None]
+Draw = Callable[[str, NDArray[np.float64], TangentPlane | None], None]
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,52 @@ class Listing:
     entries: Sequence[str | ReadResult]
     digest: str
     """Hexadecimal sha256 of the names, sizes and times of the last change."""
+    top: Path | None = None
+    """Deepest folder that holds all files, where some of them have the same name; None where all names differ."""
 
     @classmethod
     def of(cls, inputs: Iterable[Path]) -> Self:
         """The files behind files, folders and patterns, see `listing.list_images`."""
-        entries, digest = list[str | ReadResult](), sha256()
+        entries, digest, names = list[str | ReadResult](), sha256(), _Names()
         for entry in listing.list_images(inputs):
             path, error = (entry.path, str(entry.image)) if isinstance(entry, ReadResult) else (entry, "")
             digest.update(os.fsencode(f"{path}\0{error}\0{'' if error else list(_stamps(path))}\n"))
             entries.append(entry if isinstance(entry, ReadResult) else str(path))
-        return cls(entries, digest.hexdigest())
+            names.add(path)
+        return cls(entries, digest.hexdigest(), names.top())
+
+    def id_of(self, row: Row) -> str:
+        """Name of an image by which no other file's image goes: that of its file, or its path from `top` on."""
+        name = row.path.stem if self.top is None else str(row.path)
+        if self.top and self.top != self.top.parent:  # else inputs of several roots
+            name = PurePosixPath(*row.path.parts[len(self.top.parts) :]).as_posix()
+        return name if row.number is None else f"{name}#{row.number}"
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Path | ReadResult]:
         return (parse_path(entry) if isinstance(entry, str) else entry for entry in self.entries)
+
+
+class _Names:
+    """Hashes of the names of files, 8 bytes each, and the folder that holds them all."""
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+        self._top: Path | None = None
+
+    def add(self, path: Path) -> None:
+        stem = re.sub(r"#\d+$", "", path.stem)  # else like an image of a stack
+        self._hashes.frombytes(blake2b(os.fsencode(stem), digest_size=8).digest())
+        top = path.parent if self._top is None else self._top
+        while not path.parent.is_relative_to(top) and top != top.parent:
+            top = top.parent
+        self._top = top
+
+    def top(self) -> Path | None:
+        """The folder that holds all, where names repeat."""
+        return self._top if len(np.unique(self._hashes)) < len(self._hashes) else None
 
 
 def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -87,6 +121,14 @@ class Query:
     """Arcsec a pixel, where the user knows better than the files."""
     engine: EngineName | None = None
     """Engine as in `Predictor.load`; torch runs on a GPU if there is one."""
+    columns: CatalogueSelector = WHOLE
+    """Columns and table of the catalogue, where they do not follow from it."""
+
+    def __post_init__(self) -> None:
+        if self.at is None and self.columns != WHOLE:
+            raise ConfigError(
+                "names columns or a table of no catalogue", need="a catalogue of positions", next="Name it with --at."
+            )
 
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
@@ -94,6 +136,7 @@ class Query:
             "bundle": _hashes(card),
             "inputs": images.digest,
             "at": cutouts.checksum(self.at) if self.at else None,
+            "columns": self.columns,
             "selector": self.selector,
             "scale": self.pixel_scale,
             "engine": self.engine,
@@ -136,10 +179,10 @@ def predict(
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
-                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses)
+                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses, row.plane)
             count.add(row.source_index[0] - done)
             done = row.source_index[0]
-            yield row
+            yield replace(row, id=paths.id_of(row)) if isinstance(paths, Listing) else row
         count.add(len(paths) - done)
 
 
@@ -207,7 +250,7 @@ def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
             next="Save that plane as a FITS file.",
             path=query.inputs[0],
         )
-    positions = reader.locate_positions(query.inputs[0], at, query.selector)
+    positions = reader.locate_positions(query.inputs[0], at, query.selector, query.columns)
     scale = query.pixel_scale or positions.pixel_scale
     return positions.cuts(query.inputs[0], resample.cutout_size(predictor.image_shape, predictor.pixel_scale, scale))
 

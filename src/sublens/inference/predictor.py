@@ -13,7 +13,7 @@ from sublens.config import InputConfig, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import listing, resample
 from sublens.images.limits import name_errors
-from sublens.images.pixels import Image, RawImage, fill_missing
+from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
@@ -125,7 +125,9 @@ class Row:
     dec: float | None = None
     """Centre of the image, degrees; None where neither its file nor the catalogue has it."""
     id: str = ""
-    """Name in the catalogue of positions; empty without such a catalogue, or where it has no names."""
+    """Name in the catalogue of positions, or among the files of a listing; empty where there is none."""
+    plane: TangentPlane | None = None
+    """Coordinates on the sky of the map of substructure; None where the image's are not known."""
 
     @property
     def name(self) -> str:
@@ -215,7 +217,8 @@ class Predictor:
             try:
                 image = self._usable(result, pixel_scale)
                 images.append(image)
-                rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec))
+                plane = self._map_plane(image.plane) if image.plane else None
+                rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec, plane=plane))
             except ImageError as err:
                 rows.append(replace(row, error=str(err)))
             if len(rows) == BATCH:  # failures included, so that the same images always share a batch
@@ -240,6 +243,13 @@ class Predictor:
         framed = resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
         caution = self.calibration.caution if self.calibration else ""
         return replace(framed, notes=(*framed.notes, caution)) if caution else framed
+
+    def _map_plane(self, plane: TangentPlane) -> TangentPlane | None:
+        """The coordinates of the network's map in those of an image in its frame."""
+        if self.map is None:
+            return None
+        side = field_of_view(self.input, self.image_shape)
+        return plane.cut(self.image_shape, (side, side)).zoomed(self.map.n_cells / side)
 
     def _with_predictions(self, rows: list[Row], images: list[Image]) -> Iterator[Row]:
         predictions = iter(self.predict_images(images))
