@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
 from sublens.config import InputConfig
@@ -125,3 +126,14 @@ def test_the_real_images_go_through_with_their_counts_recovered_exactly(real_dat
         counts = pixels.counts_above_minimum(original)
         assert np.array_equal(counts / counts.max(), original)
         assert 600 < counts.max() < 1050
+
+
+def test_a_row_without_a_prediction_says_what_was_read(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(20, (150, 150)).astype(np.float32)
+    noise = np.where(np.arange(150) % 5 == 0, 1e8, 1.0) * np.ones((150, 1))
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(counts, name="SCI"), fits.ImageHDU(noise, name="ERR")]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    with Reader() as reader:
+        (row,) = Predictor.load("lensnet").rows(reader.read([tmp_path / "a.fits"]))
+    assert "needs at most 10%" in row.error
+    assert row.notes[0] == "image: SCI, noise: ERR"

@@ -220,7 +220,8 @@ class Predictor:
                 plane = self._map_plane(image.plane) if image.plane else None
                 rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec, plane=plane))
             except ImageError as err:
-                rows.append(replace(row, error=str(err)))
+                notes = () if isinstance(result.image, ImageError) else tuple(result.image.notes)
+                rows.append(replace(row, error=str(err), notes=notes))
             if len(rows) == BATCH:  # failures included, so that the same images always share a batch
                 yield from self._with_predictions(rows, images)
                 rows, images = [], []
