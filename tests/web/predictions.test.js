@@ -20,6 +20,7 @@ test("the OOD flag is yes, no or unknown", () => {
   assert.equal(oodFlag(other({ ood: true })), true);
   assert.equal(oodFlag(other({ ood: null })), null);
   assert.equal(oodFlag(other({ ood: false, ood_score: null })), null);
+  assert.equal(oodFlag(other({ ood: true, ood_score: null })), true);
   assert.equal(oodFlag(undefined), null);
 });
 
@@ -27,6 +28,8 @@ test("an unknown OOD flag is neither out-of-distribution nor in-distribution", (
   assert.match(oodInWords(PREDICTION, NETWORK), /^In-distribution. Its OOD score is 0.50, the limit 1.20\.$/);
   assert.match(oodInWords(other({ ood_score: null }), NETWORK), /is unknown/);
   assert.match(oodWarning(other({ ood: true, ood_score: 7.02 }), NETWORK), /OOD score is 7.02, the limit 1.20/);
+  for (const ood_score of [0.3, null])
+    assert.match(oodWarning(other({ ood: true, ood_score }), NETWORK), /too many pixels of the image are missing/);
 });
 
 test("no set is claimed for an out-of-distribution image", () => {

@@ -67,7 +67,8 @@ export function best(networks) {
  * @param {Pick<Prediction, "ood" | "ood_score"> | undefined} prediction
  * @returns {boolean | null}
  */
-export const oodFlag = (prediction) => (Number.isFinite(prediction?.ood_score) ? (prediction?.ood ?? null) : null);
+export const oodFlag = (prediction) =>
+  prediction?.ood || (Number.isFinite(prediction?.ood_score) ? (prediction?.ood ?? null) : null);
 
 /**
  * The classes of the prediction set; null where none is claimed, as for an out-of-distribution image.
@@ -101,7 +102,9 @@ export function setInWords(prediction, { coverage, classes }) {
 
 /** The warning about an out-of-distribution image. @param {Prediction} prediction @param {Network} network */
 export const oodWarning = (prediction, network) =>
-  `Out-of-distribution: unlike the images that the network was trained on, so do not trust this prediction. ${scoreInWords(prediction, network)}.`;
+  (prediction.ood_score ?? 0) > (network.ood_threshold ?? Infinity)
+    ? `Out-of-distribution: unlike the images that the network was trained on, so do not trust this prediction. ${scoreInWords(prediction, network)}.`
+    : "Out-of-distribution: too many pixels of the image are missing, so do not trust this prediction.";
 
 /** An OOD flag that is no warning: in-distribution, or unknown. @param {Prediction} prediction @param {Network} network */
 export function oodInWords(prediction, network) {
