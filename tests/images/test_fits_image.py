@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sublens.errors import ImageError
 from sublens.images import fits_image, formats
 from sublens.images.formats import ImageSelector
+from sublens.images.listing import list_images
 from sublens.images.pixels import Image, RawImage
 from sublens.images.reader import Reader
 
@@ -189,3 +190,35 @@ def test_real_files_open_with_their_noise_psf_and_mask(real_data: Path) -> None:
         assert np.array_equal(masked(path), fits.getdata(path, "ERR") >= 1e8)
     (euclid,) = (real_data / "euclid_q1").glob("*_original.fits")
     assert read(euclid).notes == ("image: VIS_FLUX, PSF: VIS_PSF, noise: VIS_RMS",)
+
+
+def test_files_beside_an_image_tell_its_noise_psf_and_scale(tmp_path: Path) -> None:
+    light = np.random.default_rng(0).random((30, 30))
+    noise = np.full((30, 30), 0.1)
+    noise[3, 4] = 1e8
+    for name, pixels in (("data", light), ("noise_map", noise), ("psf", np.ones((5, 5)))):
+        fits.PrimaryHDU(pixels).writeto(tmp_path / f"{name}.fits")
+    (tmp_path / "info.json").write_text('{"pixel_scale": 0.07, "slope": NaN}')
+    raw = fits_image.read_image(tmp_path / "data.fits", None)
+    assert raw.notes == ("noise: noise_map.fits", "PSF: psf.fits", "pixel scale 0.07 arcsec from info.json")
+    assert raw.wcs[0] == 0.07
+    assert raw.mask is not None
+    assert np.argwhere(raw.mask).tolist() == [[3, 4]]
+    assert [path.name for path in list_images([tmp_path]) if isinstance(path, Path)] == ["data.fits"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"pixel_scale": true}', '{"pixel_scale": -1}', '{"pixel_scale": "0.05"}', "{"]
+)
+def test_a_file_beside_an_image_that_tells_nothing_is_not_used(tmp_path: Path, text: str) -> None:
+    fits.PrimaryHDU(np.random.default_rng(0).random((30, 30))).writeto(tmp_path / "data.fits")
+    (tmp_path / "noise_map.fits").write_bytes(b"nothing")
+    (tmp_path / "info.json").write_text(text)
+    raw = fits_image.read_image(tmp_path / "data.fits", None)
+    assert raw.notes == ("noise_map.fits cannot be read, so it was not used",)
+    assert raw.wcs[0] is None
+
+
+def test_the_lens_with_a_known_subhalo_opens_with_no_option(real_data: Path) -> None:
+    raw = fits_image.read_image(real_data / "slacs0946+1006" / "data.fits", None)
+    assert raw.notes == ("noise: noise_map.fits", "PSF: psf.fits", "pixel scale 0.05 arcsec from info.json")

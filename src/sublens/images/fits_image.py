@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import math
 import re
 import warnings
@@ -49,6 +50,10 @@ RANKS = ("SCI", "SCIENCE", "DATA", "IMAGE", "VIS", "FLUX", "PRIMARY")
 """Words in the names of extensions with the image of the sky, the first to be chosen first."""
 PLAIN_WORDS = frozenset(RANKS) - {"VIS"} | {"MAP"}
 """Words in the names of extensions that name no band."""
+DATA, NOISE_MAP, PSF, INFO = "data.fits", "noise_map.fits", "psf.fits", "info.json"
+"""File names of an image, and beside it its noise, point-spread function and pixel scale, as PyAutoLens has them."""
+MAX_INFO_BYTES = 2**20
+"""Largest `info.json` that is read."""
 MASKED_NOISE = 1e8
 """Noise of a pixel from which on it is missing."""
 MAX_MASKED = 0.5
@@ -151,7 +156,49 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         centre = position.centre(pixels.shape)
         sky = tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
-    return RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask, plane=sky)
+    raw = RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask, plane=sky)
+    return _with_files_beside(raw, path) if path.name == DATA else raw
+
+
+def _with_files_beside(image: RawImage, path: Path) -> RawImage:
+    """The image of a `data.fits` with missing pixels and pixel scale by the files beside it, and notes on these."""
+    beside = {name: path.with_name(name) for name in (NOISE_MAP, PSF, INFO)}
+    beside = {name: file for name, file in beside.items() if file.is_file() and not file.is_symlink()}
+    if NOISE_MAP in beside:
+        missing = _noise_beside(beside[NOISE_MAP], image.pixels.shape)
+        mask = missing.mask if image.mask is None or missing.mask is None else missing.mask | image.mask
+        notes = (*image.notes, *missing.notes)
+        image = image._replace(mask=image.mask if mask is None else mask, notes=notes)
+    if PSF in beside:
+        image = image._replace(notes=(*image.notes, f"PSF: {PSF}"))
+    if INFO in beside and image.wcs[0] is None and (scale := _info_scale(beside[INFO])):
+        note = f"pixel scale {scale:g} arcsec from {INFO}"
+        image = image._replace(wcs=(scale, *image.wcs[1:]), notes=(*image.notes, note))
+    return image
+
+
+def _noise_beside(path: Path, shape: tuple[int, ...]) -> Missing:
+    """The missing pixels by a file of noise, and a note on it."""
+    try:
+        with translate_errors("a FITS file"), _hdus(path) as hdus:
+            if tuple(hdus[0].shape) != shape:
+                return Missing(None, (f"{path.name} has another shape, so it was not used",))
+            image = FitsImage(hdus[0], (Extension(0, path.name, hdus[0], "noise", (), 0),), ())
+            missing = image.missing()
+    except ImageError:
+        return Missing(None, (f"{path.name} cannot be read, so it was not used",))
+    return missing._replace(notes=(f"noise: {path.name}", *missing.notes))
+
+
+def _info_scale(path: Path) -> float | None:
+    """Arcsec a pixel by the key `pixel_scale` of a JSON file; None without one."""
+    try:
+        with path.open("rb") as file:
+            scale = json.loads(file.read(MAX_INFO_BYTES)).get("pixel_scale")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    return float(scale) if is_number and 0 < scale < wcs.MAX_SCALE else None
 
 
 def linear(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
