@@ -519,6 +519,7 @@ def publish_(
     dataset: Annotated[Path, typer.Argument(help="Store on whose selection part the network is calibrated.")],
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Measured runs of one network.")],
     out: Out,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Make a bundle to give away of the best of several runs.
@@ -537,7 +538,7 @@ def publish_(
     from sublens.storage import files
 
     files.refuse_existing(out, force=force)
-    data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(runs[0]), visible)
+    data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(runs[0]), visible, skip_bad=skip_bad)
     print(publish(runs, data, out, force=force, bar=visible))
 
 
@@ -691,6 +692,7 @@ def export_(
         bool,
         typer.Option("--mirrors", help="Predict by the mean over an image's four mirror images: 4 times the work."),
     ] = False,
+    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Write a trained network as one ONNX file.
@@ -711,7 +713,8 @@ def export_(
 
     is_file = out.suffix == ".onnx"
     (files.refuse_existing_file if is_file else files.refuse_existing)(out, force=force)
-    data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(bundle.locate(network)), visible)
+    card = bundle.read_card(bundle.locate(network))
+    data = predict_dataset.open_unseen_dataset(dataset, card, visible, skip_bad=skip_bad)
     write = onnx_export.export_file if is_file else onnx_export.export
     comparison = write(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
     print(out if is_file else out / bundle.GRAPH)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sublens.data.layout import Layout
+from sublens.data.layout import Layout, Listing
 from sublens.errors import DataError
 
 
@@ -127,3 +127,9 @@ def test_the_classes_of_a_network_may_be_more_than_the_folders(image_folder: Pat
         DataError, match="that the network does not know: 'plain'; needs names of its classes: no, ring"
     ):
         Layout.of(image_folder / "train", known=("no", "ring"))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be read"):
+        Listing.of(tmp_path / "file")

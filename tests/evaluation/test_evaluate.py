@@ -192,7 +192,7 @@ def test_all_images_of_class_folders_alone_are_measured(
     own = own_images(easy_folder, tmp_path / "own", "empty", "square")
     assert sublens("evaluate", trained, own, "--out", tmp_path / "run") == 0
     assert scores_in(tmp_path / "run")["n"] == 40
-    assert "Note: no parts are named and the network was not trained on these" in capsys.readouterr().err
+    assert "Note: no parts are named, and neither name nor content is that of the training" in capsys.readouterr().err
 
 
 def test_classes_without_images_are_said_and_left_out_of_the_scores(
@@ -280,3 +280,10 @@ def test_damaged_predictions_say_how_to_make_them_again(tmp_path: Path) -> None:
     (tmp_path / PREDICTIONS).write_text("id,label,p_no\n1,sphere,1\n")
     with pytest.raises(DataError, match="is damaged; needs .*sublens evaluate .* DATASET --force"):
         evaluate.read_predictions(tmp_path / PREDICTIONS)
+
+
+def test_the_training_part_alone_is_refused(easy_folder: Path, tmp_path: Path) -> None:
+    settings = RunConfig(train=TrainConfig(epochs=1, batch_size=32), split=SplitConfig(selection=0.25))
+    run.train_run(open_dataset(easy_folder, settings.split), settings, tmp_path / "run")
+    with pytest.raises(DataError, match="is the training part of easy; needs images that the network was not"):
+        evaluate.measure_network(tmp_path / "run", easy_folder / "train")

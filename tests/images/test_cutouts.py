@@ -542,3 +542,17 @@ def test_the_command_takes_named_columns_and_a_table(
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[1] for row in rows] == ["no", "sphere", "vort"]
     assert {row[8] for row in rows} == {"x from X_c, y from Y_c, id from Source of table 1 LENSES"}
+
+
+def test_a_mask_is_believed_where_it_covers_a_cutout_and_empty_noise_is_not(tmp_path: Path) -> None:
+    flags, noise = np.zeros(sky().shape, np.int16), np.zeros(sky().shape)
+    flags[40:62, 50:72] = 1
+    for name, companion in (("DQ", flags), ("ERR", noise)):
+        hdus = [fits.ImageHDU(sky(), name="SCI"), fits.ImageHDU(companion, name=name)]
+        fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / f"{name}.fits")
+    with cutouts.Mosaic(tmp_path / "DQ.fits", None) as mosaic, pytest.raises(ImageError, match="are missing"):
+        mosaic.cut(0, (60, 50), (21, 21))
+    with cutouts.Mosaic(tmp_path / "ERR.fits", None) as mosaic:
+        image = mosaic.cut(0, (60, 50), (21, 21))
+    assert image.mask is None
+    assert "ERR marks 100% of the pixels, so it was not used as a mask" in image.notes

@@ -222,3 +222,14 @@ def test_a_file_beside_an_image_that_tells_nothing_is_not_used(tmp_path: Path, t
 def test_the_lens_with_a_known_subhalo_opens_with_no_option(real_data: Path) -> None:
     raw = fits_image.read_image(real_data / "slacs0946+1006" / "data.fits", None)
     assert raw.notes == ("noise: noise_map.fits", "PSF: psf.fits", "pixel scale 0.05 arcsec from info.json")
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 30), (2, 30, 30)])
+def test_noise_of_the_shape_of_a_cube_marks_the_pixels_of_its_plane(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    light, noise = np.random.default_rng(0).random(shape), np.ones(shape)
+    noise[-1, 3, 4] = 0
+    hdus = [fits.ImageHDU(light, name="SCI"), fits.ImageHDU(noise, name="ERR")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    raw = fits_image.read_image(tmp_path / "a.fits", None, str(shape[0] - 1))
+    assert raw.mask is not None
+    assert np.argwhere(raw.mask).tolist() == [[3, 4]]

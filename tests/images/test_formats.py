@@ -409,3 +409,12 @@ def test_a_folder_that_is_named_as_an_image_is_an_image_error(tmp_path: Path, na
     (tmp_path / name).mkdir()
     with pytest.raises(ImageError, match="cannot be read"):
         formats.read(tmp_path / name)
+
+
+def test_sentinels_of_a_tiff_of_floats_are_missing(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).poisson(20, (40, 40)).astype(np.float32)
+    pixels[:, 0] = -999
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    image = formats.read(tmp_path / "a.tif")
+    assert image.mask is not None
+    assert image.mask.sum() == 40

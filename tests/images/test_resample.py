@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images.pixels import Image
+from sublens.images.pixels import Image, TangentPlane
 from sublens.images.resample import resample_image
 
 
@@ -100,3 +100,15 @@ def test_doubtful_values_are_noted() -> None:
 def test_a_simulated_image_has_no_notes() -> None:
     counts = np.random.default_rng(3).poisson(10 + 300 * blob(150, 0.05))
     assert resample_image(Image(counts.astype(float), pixel_scale=0.05), (150, 150), 96, 0.05).notes == ()
+
+
+def test_a_network_without_a_scale_leaves_an_image_of_a_known_one_as_it_is() -> None:
+    image = resample_image(Image(blob(60, 0.1), pixel_scale=0.1), (60, 60), 50, None)
+    assert image.notes == ("not resampled: the network's pixel scale is not known",)
+
+
+def test_a_scale_that_the_user_knows_better_holds_for_maps_too() -> None:
+    plane = TangentPlane(("RA---TAN", "DEC--TAN"), (10.0, 5.0), [-0.05 / 3600, 0, 0, 0.05 / 3600], "ICRS", None)
+    image = resample_image(Image(blob(60, 0.1), pixel_scale=0.05, plane=plane), (100, 100), 80, 0.05, image_scale=0.1)
+    assert image.plane is not None
+    assert image.plane.cd[3] * 3600 == pytest.approx(0.05)

@@ -376,3 +376,12 @@ def test_the_map_of_a_cutout_lies_where_it_was_cut_out(tmp_path: Path, xy: tuple
 def test_a_map_of_an_image_without_a_place_is_in_arcsec(folder: Path, tmp_path: Path) -> None:
     list(predict_files.predict(Query("lensnet", [folder / "1.npy"]), maps=tmp_path / "maps"))
     assert fits.getheader(tmp_path / "maps" / "1-1.fits")["CTYPE1"] == "X"
+
+
+def test_a_changed_file_beside_an_image_changes_the_digest(tmp_path: Path) -> None:
+    (tmp_path / "data.fits").write_bytes(b"")
+    digests = []
+    for text in ('{"pixel_scale": 0.05}', '{"pixel_scale": 0.1}'):
+        (tmp_path / "info.json").write_text(text)
+        digests.append(Listing.of([tmp_path]).digest)
+    assert digests[0] != digests[1]

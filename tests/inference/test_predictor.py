@@ -137,3 +137,15 @@ def test_a_row_without_a_prediction_says_what_was_read(tmp_path: Path) -> None:
         (row,) = Predictor.load("lensnet").rows(reader.read([tmp_path / "a.fits"]))
     assert "needs at most 10%" in row.error
     assert row.notes[0] == "image: SCI, noise: ERR"
+
+
+def test_a_row_without_a_prediction_keeps_its_position(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).poisson(20, (150, 150)).astype(np.float32)
+    pixels[40:110, 40:110] = np.nan
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 5.0})
+    header.update(CRPIX1=75.5, CRPIX2=75.5, CDELT1=-0.05 / 3600, CDELT2=0.05 / 3600)
+    fits.PrimaryHDU(pixels, header).writeto(tmp_path / "a.fits")
+    with Reader() as reader:
+        (row,) = Predictor.load("lensnet").rows(reader.read([tmp_path / "a.fits"]))
+    assert row.error
+    assert (row.ra, row.dec) == (pytest.approx(10.0), pytest.approx(5.0))

@@ -16,6 +16,8 @@ import torch
 from sublens.errors import ConfigError
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
+from sublens.models.heads import FeatureMaps
+from sublens.models.networks import build
 from sublens.models.timm_import import import_timm
 from sublens.parallel.torchrun import ALONE, Ranks, joined, synchronise_batch_norm
 from sublens.training import checkpoint, recorder
@@ -149,3 +151,12 @@ def test_each_process_has_random_numbers_of_its_own_at_each_step() -> None:
         assert drawn(0, 1) == drawn(0, 2)  # it keeps the sequence that it has
         assert len({drawn(number, step) for number in (1, 2) for step in (1, 2)}) == 4
         assert drawn(1, 7) == drawn(1, 7)
+
+
+def test_feature_maps_are_still_read_when_batch_norm_is_synchronised() -> None:
+    model = build("mobilenetv3-small", 3)
+    maps = FeatureMaps(model, model.feature_info)  # type: ignore[arg-type]
+    model.eval()(torch.zeros(1, 1, 64, 64))
+    synchronise_batch_norm(model)
+    model.eval()(torch.zeros(2, 1, 64, 64))
+    assert {len(feature_map) for feature_map in maps()} == {2}

@@ -168,8 +168,8 @@ def test_a_psf_file_is_found_beside_the_survey(tmp_path: Path) -> None:
         (-spot(5), "cannot be normalised"),
         (np.eye(5)[::-1] * np.arange(5), "not brightest in its middle"),
         (np.zeros((5, 5)), "there is nothing to see"),
-        (np.full((5, 5), np.nan), "NaN"),
-        (np.zeros((2, 5, 5)), r"shape \(2, 5, 5\)"),
+        (np.full((5, 5), np.nan), "all 25 pixels are missing"),
+        (np.zeros((2, 5, 5)), "holds a stack of images; needs a single image"),
     ],
 )
 def test_an_unusable_psf_file_is_named(tmp_path: Path, pixels: np.ndarray, complaint: str) -> None:

@@ -80,7 +80,7 @@ def npy(pixels: Any) -> bytes:
     [
         ("/v1/predict?name=a.npy", npy(FLAT)),
         ("/v1/predict?name=a.npy", npy(np.full((150, 150), np.nan))),
-        ("/v1/predict?name=a.npy", npy(np.zeros((3, 2, 5, 5)))),
+        ("/v1/predict?name=a.npy", npy(np.zeros((2, 3, 2, 5, 5)))),
         ("/v1/predict?name=a.npy", npy(np.array(["text"]))),
         ("/v1/predict?name=a.npy", npy(np.zeros((150, 150)))[:200]),
         ("/v1/predict?name=a.fits", b"whatever"),

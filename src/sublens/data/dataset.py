@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sublens.config import SplitConfig
 from sublens.data import store
 from sublens.data.folders import FolderReader, listed
-from sublens.data.layout import TEST, TRAIN, Layout
+from sublens.data.layout import PART_NAMES, TEST, TRAIN, Layout
 from sublens.data.repeats import Labelled, warn_of_repeats
 from sublens.data.store import Chunk, Origin
 from sublens.errors import DataError
@@ -126,15 +126,23 @@ def open_test_part(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool 
     """The data set at `path` for measuring the network of that card, as `open_dataset` opens it.
 
     All images are the test part where the folder or store names no parts and is not the one that the network was
-    trained on, by its name or content. Such a folder may lack some of the network's classes.
+    trained on, by its name or content. Such a folder may lack some of the network's classes. Raises `DataError` for
+    the train/ of the data that the network was trained on.
     """
     images = _read(path, bar, skip_bad, card.classes)
-    if images.has_parts or card.data.hash == images.hash or card.data.name == images.name:
+    if images.has_parts or card.data.hash == images.hash:
         return _divide(images, card.settings.split)
+    if path.name.lower() in PART_NAMES[TRAIN] and path.resolve().parent.name == card.data.name:
+        what, need = f"is the training part of {card.data.name}", "images that the network was not trained on"
+        raise DataError(what, need=need, next=f"Name {path.resolve().parent}, whose test part is measured.", path=path)
+    if card.data.name == images.name:
+        divided = _divide(images, card.settings.split)
+        what = f"is called {card.data.name}, as the training data: its test part alone is measured; rename it for all"
+        return replace(divided, notes=(*divided.notes, what))
     absent = [name for label, name in enumerate(images.classes) if label not in images.train.labels]
     notes = (
         *images.notes,
-        "no parts are named and the network was not trained on these images, so all are the test part",
+        "no parts are named, and neither name nor content is that of the training data, so all are the test part",
     )
     notes += (f"there are no images of {', '.join(absent)}",) if absent else ()
     warn_of_repeats(images.digests, [], images.train.ids)

@@ -23,7 +23,7 @@ PREFIXED = re.compile(rf"(?P<part>{ANY_PART})[-_. ]+(?P<label>.+)", re.IGNORECAS
 """Names of class folders that begin with a part, such as `train_lenses`."""
 SUFFIXED = re.compile(rf"(?P<label>.+)[-_. ]+(?P<part>{ANY_PART})", re.IGNORECASE)
 """Names of class folders that end with a part, such as `lenses-test`."""
-NO_DATA = ("__MACOSX", "__pycache__")
+NO_DATA = ("__MACOSX", "__pycache__", "lost+found")
 """Folders that other programs leave; so are those whose names begin with a dot."""
 MAX_NAMED = 12
 """Most names in a message."""
@@ -48,7 +48,12 @@ class Listing(NamedTuple):
     def of(cls, path: Path) -> Self:
         """The content of the folder at `path`, sorted by name."""
         listing = cls(path, [], [], [])
-        for entry in sorted(path.iterdir()):
+        try:
+            entries = sorted(path.iterdir())
+        except OSError as err:
+            what, advice = f"cannot be read ({err.strerror})", "Change its permissions, or take it out of the folder."
+            raise DataError(what, need="the right to read it", next=advice, path=path) from err
+        for entry in entries:
             is_hidden = entry.name.startswith(".") or entry.name in NO_DATA
             if formats.is_image(entry):
                 (listing.hidden if is_hidden else listing.images).append(entry)
@@ -76,7 +81,7 @@ class Part(NamedTuple):
             raise _NoClassesError(
                 f"holds folders without images of their own but with folders of images: {_named(nested)}",
                 need="the images of each class directly in its folder",
-                next="Move the images up, if these are classes.",
+                next="Move the images up if these are classes, else take these folders out.",
                 path=parent.path,
             )
         classes = {listing.path.name: listing for listing in listings if listing.images}
@@ -292,7 +297,8 @@ def _data_sets_near(root: Path) -> Iterator[Path]:
     offered = [path for path in (*above, *top.folders[:MAX_SEARCHED]) if _is_data_set(path)]
     yield from offered
     for parent in (folder for folder in top.folders[:MAX_SEARCHED] if folder not in offered):
-        yield from filter(_is_data_set, Listing.of(parent).folders)
+        with suppress(DataError):  # of a folder that cannot be read
+            yield from filter(_is_data_set, Listing.of(parent).folders)
 
 
 def _is_data_set(path: Path) -> bool:

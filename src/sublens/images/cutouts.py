@@ -119,6 +119,7 @@ class Mosaic:
                 self.shape = tuple(map(int, self._hdu.shape))
                 self._tile = tuple(map(int, getattr(self._hdu, "tile_shape", ())))
                 self._check(n_bytes)
+                self._image = self._image.decided()
                 self.wcs, self.pixel_scale, self.fault, notes = wcs.read_wcs(self._hdu.header)
                 self._notes = (*self._image.notes, *notes)
         except Exception as err:  # astropy raises of every kind for damaged files

@@ -64,6 +64,8 @@ JWST_BAD = 1
 """Bit of a pixel that should not be used, in the DQ extensions of JWST."""
 RUBIN_PLANES = ("MP_BAD", "MP_SAT", "MP_CR", "MP_NO_DATA", "MP_UNMASKEDNAN")
 """Keywords with the numbers of the bits of missing pixels, in the masks of Rubin's and HSC's pipelines."""
+SAMPLED_ROWS = 64
+"""Rows by which a companion of an image that is read in parts is believed or not."""
 LISTED = 20
 """Most extensions that an error lists."""
 POGSON = 2.5 / math.log(10)
@@ -87,6 +89,14 @@ class Extension(NamedTuple):
         """Name for notes and errors."""
         return self.name or f"extension {self.number}"
 
+    def most_marked(self) -> float:
+        """Largest share of the pixels that it may mark as missing."""
+        return MAX_MASKED if self.role == "mask" else MAX_MARKED
+
+    def marks_too_much(self, share: float) -> str:
+        """The note on an extension that marks so much that it is not used."""
+        return f"{self.label()} marks {share:.0%} of the pixels, so it was not used as a mask"
+
 
 class FitsImage(NamedTuple):
     """The extension with the image and those that belong to it."""
@@ -98,21 +108,48 @@ class FitsImage(NamedTuple):
     """The names of them all, where the file holds several."""
     is_jwst: bool = False
 
-    def missing(self, part: tuple[slice, ...] | None = None) -> "Missing":
-        """The pixels of the image, or of a part of it, that the companions mark as missing."""
+    def missing(self, part: tuple[slice, ...] | None = None, index: tuple[int, ...] = ()) -> "Missing":
+        """The pixels of the image, or of a part of it, that the companions mark as missing.
+
+        index: that of the plane, where the image is one of a cube. Of a part all is believed; see `decided`.
+        """
         mask, notes = np.zeros((1, 1), np.bool_), list[str]()
         for companion in self.companions:
-            if companion.role == "PSF" or tuple(companion.hdu.shape) != tuple(self.hdu.shape)[-2:]:
+            leading = self._leading(companion, index)
+            if leading is None:
                 continue
-            marked = self._marked(companion, np.asarray(companion.hdu.section[part or (slice(None), slice(None))]))
-            most = MAX_MASKED if companion.role == "mask" else 1 if part else MAX_MARKED
-            if marked.mean() > most:
-                notes.append(
-                    f"{companion.label()} marks {marked.mean():.0%} of the pixels, so it was not used as a mask"
-                )
+            rows = (*leading, *(part or (slice(None), slice(None))))
+            marked = self._marked(companion, np.asarray(companion.hdu.section[rows]))
+            if part is None and marked.mean() > companion.most_marked():
+                notes.append(companion.marks_too_much(marked.mean()))
             else:
                 mask = marked | mask
         return Missing(mask if mask.any() else None, tuple(notes))
+
+    def decided(self) -> "FitsImage":
+        """The image without companions that mark too much, by a sample of rows, before parts of it are read."""
+        kept, notes = list[Extension](), list[str]()
+        for companion in self.companions:
+            leading = self._leading(companion, (0,) * (len(self.hdu.shape) - 2))
+            share = 0.0
+            if leading is not None:
+                rows = np.unique(np.linspace(0, companion.hdu.shape[-2] - 1, SAMPLED_ROWS).astype(int))
+                samples = [np.asarray(companion.hdu.section[(*leading, int(row))]) for row in rows]
+                share = float(self._marked(companion, np.stack(samples)).mean())
+            if share > companion.most_marked():
+                notes.append(companion.marks_too_much(share))
+            else:
+                kept.append(companion)
+        return self._replace(companions=tuple(kept), notes=(*self.notes, *notes))
+
+    def _leading(self, companion: Extension, index: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The index of a companion's plane that belongs to the image; None where it marks no pixels of it."""
+        shape, own = tuple(companion.hdu.shape), tuple(self.hdu.shape)
+        if companion.role == "PSF" or shape[-2:] != own[-2:]:
+            return None
+        if set(shape[:-2]) <= {1}:
+            return (0,) * (len(shape) - 2)
+        return index if shape == own and len(index) == len(shape) - 2 else None
 
     def _marked(self, companion: Extension, values: NDArray[Any]) -> NDArray[np.bool_]:
         """The pixels that one companion marks."""
@@ -152,7 +189,8 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         image = choose_image(hdus, name)
         header = image.hdu.header
         position = wcs.read_wcs(header)
-        pixels, missing = linear(_pixels(image.hdu, plane), header), image.missing()
+        values, index = _pixels(image.hdu, plane)
+        pixels, missing = linear(values, header), image.missing(index=index)
         centre = position.centre(pixels.shape)
         sky = tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
@@ -216,20 +254,23 @@ def is_asinh(header: Any) -> bool:
     return offset is not None and softening is not None and softening > 0
 
 
-def _pixels(hdu: Any, plane: str | None) -> NDArray[np.generic]:
-    """The pixels [h, w] of an extension, or those of one plane of a cube; the sides are known before they are read."""
+def _pixels(hdu: Any, plane: str | None) -> tuple[NDArray[np.generic], tuple[int, ...]]:
+    """The pixels [h, w] of an extension, or those of one plane of a cube, and the index of the plane.
+
+    The sides are known before they are read.
+    """
     shape = [hdu.header[f"NAXIS{axis}"] for axis in range(hdu.header["NAXIS"], 0, -1)]
     check_sides((shape[-1], shape[-2]))
-    index: list[int | slice] = [0] * len(shape[:-2]) + [slice(None)] * 2
+    index = [0] * len(shape[:-2])
     counting = [axis for axis, side in enumerate(shape[:-2]) if side != 1]
     if len(counting) > 1 or (counting and plane is None):
         advice = "Name one of its planes with --plane." if len(counting) == 1 else "Save one image a file."
         raise ImageError(f"has shape {tuple(shape)}, a cube", need="(height, width)", next=advice)
     if counting:
         index[counting[0]] = plane_index(plane or "0", shape[counting[0]])
-        return np.array(hdu.section[tuple(index)])
+        return np.array(hdu.section[(*index, slice(None), slice(None))]), tuple(index)
     plane_index(plane or "0", 1)
-    return np.array(hdu.data)[tuple(index)]
+    return np.array(hdu.data)[tuple(index)], tuple(index)
 
 
 @contextmanager

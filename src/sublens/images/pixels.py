@@ -57,6 +57,10 @@ class TangentPlane(NamedTuple):
         x, y = self.offset
         return self._replace(cd=[value / zoom for value in self.cd], offset=(x * zoom, y * zoom))
 
+    def scaled(self, factor: float) -> "TangentPlane":
+        """The same plane for pixels that are `factor` times as large on the sky."""
+        return self._replace(cd=[value * factor for value in self.cd])
+
     def flipped(self) -> "TangentPlane":
         """The same plane for rows in the opposite order."""
         x, y = self.offset
@@ -127,7 +131,7 @@ def fill_missing(image: RawImage, name: str) -> Image:
     """
     pixels = _to_floats(image.pixels, name)
     mask = np.isnan(pixels) if image.mask is None else np.isnan(pixels) | image.mask.reshape(pixels.shape)
-    if image.pixels.dtype.kind != "b" and not image.is_picture:
+    if image.pixels.dtype.kind in "if" or not (image.is_picture or image.pixels.dtype.kind == "b"):
         mask |= _sentinels(pixels, mask)
     if mask.all():
         what = f"all {mask.size:,} pixels are missing"

@@ -53,9 +53,11 @@ def resample_image(
     notes = [*image.notes, *_quality(image)]
     scale = image_scale or image.pixel_scale
     size, zoom = image.pixels.shape, 1.0
-    if scale is None or pixel_scale is None:
+    if scale is None:
         taken = "" if pixel_scale is None else f"; taken as {pixel_scale:g} arcsec"
         notes.append(f"pixel scale not in the file{taken}")
+    elif pixel_scale is None:
+        notes.append("not resampled: the network's pixel scale is not known")
     elif abs(scale / pixel_scale - 1) > SAME_SCALE:
         zoom = scale / pixel_scale
         size = _zoomed(size, zoom, shape)
@@ -71,7 +73,8 @@ def resample_image(
     if size != shape:
         notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
         pixels = _cut(pixels, shape)
-    plane = image.plane.zoomed(zoom).cut(size, shape) if image.plane else None
+    ratio = image_scale / image.pixel_scale if image_scale and image.pixel_scale else 1.0
+    plane = image.plane.scaled(ratio).zoomed(zoom).cut(size, shape) if image.plane else None
     if pixels.min() == pixels.max():
         raise ImageError(
             f"every pixel around its centre is {pixels.min():g}: there is nothing to see",

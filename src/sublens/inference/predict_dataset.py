@@ -144,14 +144,16 @@ def calibrate(predictor: Predictor, training: Part, selection: Part, bar: Bar = 
     return calibration.fit(outputs.logits, selection.labels, outputs.moments, reference.moments)
 
 
-def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent) -> Dataset:
+def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:
     """The data set at `path`, split so that the network of that card was trained on none of its selection part.
 
     The selection part is half of the training images where the network was trained on other data: the more
-    images, the closer prediction sets come to their coverage.
+    images, the closer prediction sets come to their coverage. skip_bad: as in `open_dataset`.
     """
-    dataset = open_dataset(path, SplitConfig(selection=UNSEEN_SHARE), bar)
-    return open_dataset(path, card.settings.split, bar) if card.data.hash == dataset.hash else dataset
+    dataset = open_dataset(path, SplitConfig(selection=UNSEEN_SHARE), bar, skip_bad=skip_bad)
+    if card.data.hash != dataset.hash:
+        return dataset
+    return open_dataset(path, card.settings.split, bar, skip_bad=skip_bad)
 
 
 UNSEEN_SHARE = 0.5

@@ -20,6 +20,7 @@ from sublens.errors import BundleError, ConfigError
 from sublens.images import cutouts, listing, reader, resample
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
+from sublens.images.fits_image import DATA, INFO, NOISE_MAP, PSF
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
@@ -97,7 +98,8 @@ def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
     if isinstance(path, Remote):
         yield from object_store.stamps(path)
         return
-    for file in (path, *sorted(path.rglob("*"))) if path.suffix.lower() == ".zarr" else (path,):
+    beside = [path.with_name(name) for name in (NOISE_MAP, PSF, INFO)] if path.name == DATA else []
+    for file in (path, *sorted(path.rglob("*"))) if path.suffix.lower() == ".zarr" else (path, *beside):
         try:
             status = file.stat()
         except OSError:  # the reader says why

@@ -220,8 +220,10 @@ class Predictor:
                 plane = self._map_plane(image.plane) if image.plane else None
                 rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec, plane=plane))
             except ImageError as err:
-                notes = () if isinstance(result.image, ImageError) else tuple(result.image.notes)
-                rows.append(replace(row, error=str(err), notes=notes))
+                if not isinstance(result.image, ImageError):
+                    read = result.image
+                    row = replace(row, notes=tuple(read.notes), ra=read.ra, dec=read.dec)
+                rows.append(replace(row, error=str(err)))
             if len(rows) == BATCH:  # failures included, so that the same images always share a batch
                 yield from self._with_predictions(rows, images)
                 rows, images = [], []

@@ -123,5 +123,8 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """The module, its batch normalisation replaced by one that takes the statistics of all GPUs."""
     from timm import layers  # torch's own conversion drops the activation in timm's layers
 
+    hooks = {name: layer._forward_hooks for name, layer in module.named_modules() if layer._forward_hooks}
     converted: nn.Module = layers.convert_sync_batchnorm(module)  # type: ignore[attr-defined, no-untyped-call]
+    for name, kept in hooks.items():  # of the heads that read a feature map, which new layers do not have
+        converted.get_submodule(name)._forward_hooks = kept
     return converted

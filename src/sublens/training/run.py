@@ -137,6 +137,12 @@ def _fit(recorder: TrainingRecorder) -> None:
     except (MemoryError, RuntimeError) as err:
         if not loop.is_out_of_memory(err):
             raise
+    if recorder.ranks.n > 1:  # whose layers would wait for each other
+        raise DataError(
+            f"memory ran out with batches of {state.batches.size} images over {recorder.ranks.n} processes",
+            need="smaller batches",
+            next=f"Begin again with --set train.batch_size={max(recorder.ranks.n, state.batches.size // 2)}.",
+        )
     fitting = loop.fitting_batch(state.model, state.batches, has_bf16=state.has_bf16)  # now that the error holds none
     raise DataError(
         f"memory ran out with batches of {state.batches.size} images",

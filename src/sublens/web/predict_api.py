@@ -272,7 +272,7 @@ def _image(upload: Upload, result: ReadResult, outcomes: Iterator[Sequence[Image
     own = next(outcomes)
     framed = zip(own, upload.networks, strict=True)
     first = next(((outcome.counts, network) for outcome, network in framed if outcome.counts is not None), None)
-    counts, scale = first[0] if first else None, image.pixel_scale
+    counts, scale = first[0] if first else None, upload.pixel_scale or image.pixel_scale
     if first:
         scale = first[1].predictor.pixel_scale or scale
     elif max(image.pixels.shape) <= MAX_SHOWN:
