@@ -148,4 +148,4 @@ def test_a_row_without_a_prediction_keeps_its_position(tmp_path: Path) -> None:
     with Reader() as reader:
         (row,) = Predictor.load("lensnet").rows(reader.read([tmp_path / "a.fits"]))
     assert row.error
-    assert (row.ra, row.dec) == (pytest.approx(10.0), pytest.approx(5.0))
+    assert (row.ra, row.dec) == pytest.approx((10.0, 5.0))
