@@ -191,7 +191,7 @@ def _predictions(
     with bar(f"measuring {name}", len(test)) as advance:
         if spread is None:
             return predict_dataset.predict_all(predictor, test, Count(advance).add)
-        return predict_dataset.predict_on_workers(*spread, predictor, test, Count(advance, spread[0].status).add)
+        return predict_dataset.predict_on_workers(*spread, test, Count(advance, spread[0].status).add)
 
 
 def is_measured(folder: Path, dataset: Dataset) -> bool:

@@ -195,13 +195,18 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         sky = tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
     raw = RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask, plane=sky)
-    return _with_files_beside(raw, path) if path.name == DATA else raw
+    return _with_files_beside(raw, path)
+
+
+def files_beside(path: Path) -> dict[str, Path]:
+    """The files beside a `data.fits` that tell of it, by their names; none beside another file."""
+    files = {name: path.with_name(name) for name in (NOISE_MAP, PSF, INFO)} if path.name == DATA else {}
+    return {name: file for name, file in files.items() if file.is_file() and not file.is_symlink()}
 
 
 def _with_files_beside(image: RawImage, path: Path) -> RawImage:
     """The image of a `data.fits` with missing pixels and pixel scale by the files beside it, and notes on these."""
-    beside = {name: path.with_name(name) for name in (NOISE_MAP, PSF, INFO)}
-    beside = {name: file for name, file in beside.items() if file.is_file() and not file.is_symlink()}
+    beside = files_beside(path)
     if NOISE_MAP in beside:
         missing = _noise_beside(beside[NOISE_MAP], image.pixels.shape)
         mask = missing.mask if image.mask is None or missing.mask is None else missing.mask | image.mask

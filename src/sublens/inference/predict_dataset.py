@@ -12,7 +12,7 @@ from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
 from sublens.data.dataset import Dataset, Part, open_dataset, open_test_part
-from sublens.errors import BundleError, DataError
+from sublens.errors import DataError
 from sublens.inference.engines import EngineName
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, BatchPrediction, PredictionTable, Predictor
@@ -61,9 +61,7 @@ class Task(NamedTuple):
     """Whether images of a folder that cannot be used are left out."""
 
 
-def predict_on_workers(
-    mapper: Mapper, task: Task, predictor: Predictor, part: Part, on_progress: Callable[[int], object]
-) -> PredictionTable:
+def predict_on_workers(mapper: Mapper, task: Task, part: Part, on_progress: Callable[[int], object]) -> PredictionTable:
     """`predict_all` of the test part on workers, which read network and data set from the paths in `task`."""
     starts = range(0, len(part), SLICE)
     tasks = (task._replace(start=n, stop=min(n + SLICE, len(part))) for n in starts)
@@ -90,12 +88,7 @@ def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
     folder = bundle.locate(task.bundle)
     card = bundle.read_card(folder)
     if card.weights_sha256 != task.weights_sha256:
-        raise BundleError(
-            "is another network there",
-            need="the same network on all machines",
-            next="Copy the folder of the network to the worker's machine.",
-            path=task.bundle,
-        )
+        raise bundle.other_network(task.bundle)
     local = open_test_part(task.dataset, card, skip_bad=task.skip_bad)
     if local.hash != task.hash:
         raise DataError(

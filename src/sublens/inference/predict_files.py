@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.errors import BundleError, ConfigError
-from sublens.images import cutouts, listing, reader, resample
+from sublens.errors import ConfigError
+from sublens.images import cutouts, fits_image, listing, reader, resample
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
-from sublens.images.fits_image import DATA, INFO, NOISE_MAP, PSF
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
@@ -98,8 +97,8 @@ def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
     if isinstance(path, Remote):
         yield from object_store.stamps(path)
         return
-    beside = [path.with_name(name) for name in (NOISE_MAP, PSF, INFO)] if path.name == DATA else []
-    for file in (path, *sorted(path.rglob("*"))) if path.suffix.lower() == ".zarr" else (path, *beside):
+    inside = sorted(path.rglob("*")) if path.suffix.lower() == ".zarr" else fits_image.files_beside(path).values()
+    for file in (path, *inside):
         try:
             status = file.stat()
         except OSError:  # the reader says why
@@ -227,12 +226,7 @@ def _load_tools(
 ) -> tuple[Predictor, reader.Reader]:
     """A predictor and a reader, which starts its child process again as needed; the child ends with this process."""
     if _hashes(bundle.read_card(bundle.locate(network))) != hashes:
-        raise BundleError(
-            "is another network there",
-            need="the same network on all machines",
-            next="Copy the folder of the network to the worker's machine.",
-            path=network,
-        )
+        raise bundle.other_network(network)
     return Predictor.load(network, engine, _device(engine)), reader.Reader(selector)
 
 

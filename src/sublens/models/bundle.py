@@ -314,6 +314,16 @@ def shipped() -> dict[str, Path]:
     return {card.parent.name: card.parent for card in cards}
 
 
+def other_network(name: str | Path) -> BundleError:
+    """The error of a worker that finds another network by that name than the one it is to run."""
+    return BundleError(
+        "is another network there",
+        need="the same network on all machines",
+        next="Copy the folder of the network to the worker's machine.",
+        path=name,
+    )
+
+
 def read_card(folder: Path) -> Card:
     """The card in `folder`; `BundleError` where there is none, or none that this version reads."""
     path = folder / CARD
