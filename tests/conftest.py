@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sublens.models import bundle, weights
 from sublens.models.networks import build
 from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
+from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
@@ -143,18 +145,19 @@ def saved(tmp_path: Path) -> Path:
 
 
 def write_card(folder: Path, classes: tuple[str, ...] = ("no", "sphere", "vort"), network: str = "lensnet") -> None:
-    bundle.write_card(
-        folder,
-        network=network,
-        classes=classes,
-        image_shape=(48, 48),
-        input=InputConfig(binning=2),
-        settings=RunConfig(),
-        data={"name": "toy", "hash": "0", "train": 8, "selection": 1, "test": 1},
-        training={"steps": 1, "images": 8, "seconds": 1.0, "best_epoch": 0, "interrupted": False} | SELECTED,
-        versions={},
-        machine={"processor": "a processor", "threads": 1, "device": "cpu"},
-    )
+    fields: dict[str, Any] = {
+        "network": network,
+        "classes": classes,
+        "image_shape": (48, 48),
+        "input": InputConfig(binning=2),
+        "settings": RunConfig(),
+        "data": {"name": "toy", "hash": "0", "train": 8, "selection": 1, "test": 1},
+        "training": {"steps": 1, "images": 8, "seconds": 1.0, "best_epoch": 0, "interrupted": False} | SELECTED,
+        "versions": {},
+        "machine": {"processor": "a processor", "threads": 1, "device": "cpu"},
+        "weights_sha256": sha256(folder / bundle.WEIGHTS),
+    }
+    bundle.save_card(folder, bundle.Card(**fields))
 
 
 @pytest.fixture(scope="session")

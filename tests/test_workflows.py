@@ -92,7 +92,7 @@ def test_an_interrupted_network_is_trained_again(easy: Dataset, tmp_path: Path) 
     workflows.run_all(easy, CONFIGS[:1], tmp_path)
     card = bundle.read_card(tmp_path / "runs" / "lensnet")
     stopped = card.model_copy(update={"training": card.training.model_copy(update={"interrupted": True})})
-    (tmp_path / "runs" / "lensnet" / bundle.CARD).write_text(stopped.model_dump_json())
+    bundle.save_card(tmp_path / "runs" / "lensnet", stopped)
     workflows.run_all(easy, CONFIGS[:1], tmp_path)
     assert not bundle.read_card(tmp_path / "runs" / "lensnet").training.interrupted
 

@@ -1,14 +1,17 @@
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sublens.errors import BundleError
+from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.models.bundle import CALIBRATION, CARD, GRAPH, WEIGHTS, Card, CardGraph
 from sublens.models.calibration import Calibration, Layer
 from sublens.storage.files import sha256
+from sublens.storage.seal import write_sealed
 
 
 @pytest.fixture
@@ -45,9 +48,12 @@ def graphed(saved: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, 4 * len(data)))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
 def test_a_trained_network_that_comes_with_sublens_is_located_by_name(shelf: Path) -> None:
@@ -86,12 +92,46 @@ def test_every_shipped_bundle_has_a_card_a_calibration_and_a_graph(name: str) ->
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 2}, {"classes": 3}, {"colour": "red"}, {"settings": {"train": {"lr": -1}}}]
+    "change", [{"format": 3}, {"classes": 3}, {"colour": "red"}, {"settings": {"train": {"lr": -1}}}]
 )
 def test_a_card_with_a_wrong_field_is_named(saved: Path, change: dict[str, object]) -> None:
     card = json.loads((saved / CARD).read_text())
-    (saved / CARD).write_text(json.dumps(card | change))
-    with pytest.raises(BundleError, match=rf"{CARD}: is damaged, or of another version of sublens; needs .* format 1"):
+    write_sealed(saved / CARD, card | change)
+    with pytest.raises(BundleError, match=rf"{CARD}: is damaged, or of another version of sublens; needs .* format 2"):
+        bundle.read_card(saved)
+
+
+def test_a_flipped_bit_of_a_card_is_noticed_or_changes_nothing(calibrated: Path) -> None:
+    card, data, rng = bundle.read_card(calibrated), (calibrated / CARD).read_bytes(), random.Random(0)
+    noticed = 0
+    for _ in range(500):
+        (calibrated / CARD).write_bytes(flipped(data, rng.randrange(8 * len(data))))
+        try:
+            assert bundle.read_card(calibrated) == card
+        except BundleError:
+            noticed += 1
+    assert noticed > 300  # the others are in the blanks
+
+
+def test_a_changed_number_in_a_card_is_noticed_by_all_that_read_it(calibrated: Path) -> None:
+    text = (calibrated / CARD).read_text()
+    (calibrated / CARD).write_text(text.replace('"temperature": 1.5', '"temperature": 2.5'))
+    with pytest.raises(BundleError, match="is damaged.*needs the card as it was written.*Copy the whole folder again"):
+        Predictor.load(calibrated)
+
+
+def test_a_card_of_format_1_is_read_without_a_seal_and_sealed_when_written(saved: Path) -> None:
+    card = {**json.loads((saved / CARD).read_text()), "format": 1}
+    del card["sha256"]
+    (saved / CARD).write_text(json.dumps(card))
+    assert rewrite(saved, rounding=0.5) == bundle.Card.model_validate({**card, "format": 2, "rounding": 0.5})
+
+
+def test_a_card_of_format_2_without_a_seal_is_refused(saved: Path) -> None:
+    card = json.loads((saved / CARD).read_text())
+    del card["sha256"]
+    (saved / CARD).write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="is damaged"):
         bundle.read_card(saved)
 
 

@@ -68,19 +68,20 @@ def make_run(
     config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes))
     settings = networks.resolved(config, (SIDE, SIDE))
     assert settings.input is not None
-    weights.save(folder, networks.build("lensnet", len(classes)))
-    bundle.write_card(
-        folder,
-        network=network,
-        classes=tuple(classes),
-        image_shape=(SIDE, SIDE),
-        input=settings.input,
-        settings=settings,
-        data={"name": data, "hash": digest, "train": 300, "selection": 30, "test": n},
-        training={"steps": 40, "images": 320, "seconds": 40.0, "best_epoch": 2, "interrupted": interrupted} | SELECTED,
-        versions={"sublens": "0.1.0", "commit": "0123456789ab"},
-        machine={"processor": "a processor", "threads": 1, "device": "cpu"},
-    )
+    fields: dict[str, Any] = {
+        "weights_sha256": weights.save(folder, networks.build("lensnet", len(classes))),
+        "network": network,
+        "classes": tuple(classes),
+        "image_shape": (SIDE, SIDE),
+        "input": settings.input,
+        "settings": settings,
+        "data": {"name": data, "hash": digest, "train": 300, "selection": 30, "test": n},
+        "training": {"steps": 40, "images": 320, "seconds": 40.0, "best_epoch": 2, "interrupted": interrupted}
+        | SELECTED,
+        "versions": {"sublens": "0.1.0", "commit": "0123456789ab"},
+        "machine": {"processor": "a processor", "threads": 1, "device": "cpu"},
+    }
+    bundle.save_card(folder, bundle.Card(**fields))
     scores = {
         **metrics.score(table.probs, table.labels, classes),
         "latency_ms": {"batch_1": 1.25, "batch_32": 16.0},

@@ -559,10 +559,10 @@ def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> N
 
 
 def test_a_best_epoch_after_the_checkpoint_is_evaluated_again(easy: Dataset, done: Path, stopped: Path) -> None:
-    fields = bundle.read_card(stopped).model_dump(exclude={"weights_sha256"})
-    fields["training"]["selection_loss"] = 0.0  # as if a later, better epoch had been saved before a kill
-    save_weights(stopped, networks.build("lensnet", 2))
-    bundle.write_card(stopped, **fields)
+    card = bundle.read_card(stopped)  # as if a later, better epoch had been saved before a kill
+    later = card.training.model_copy(update={"selection_loss": 0.0, "best_epoch": card.training.best_epoch + 1})
+    digest = save_weights(stopped, networks.build("lensnet", 2))
+    bundle.save_card(stopped, card.model_copy(update={"training": later, "weights_sha256": digest}))
     run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)
     assert bundle.read_card(stopped).training.selection_loss == bundle.read_card(done).training.selection_loss

@@ -65,11 +65,10 @@ def _check_alike(run: Path, card: Card, first: Path, first_card: Card) -> None:
 def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], dataset: Dataset, bar: Bar) -> None:
     """Write the best run with 16-bit weights, a graph, a calibration of its own and a thinned log into `folder`."""
     card, part = bundle.read_card(best), dataset.selection
-    renewed = "weights_sha256", "calibration", "graph"
-    fields = {name: getattr(card, name) for name in Card.model_fields if name not in renewed} | {"scores": scores}
+    fields: dict[str, Any] = dict(card) | {"calibration": None, "graph": None, "scores": scores}
     log = (best / LOG).read_text(encoding="utf-8").splitlines()
-    weights.save(folder, *weights.load(best, card), torch.float16)
-    bundle.write_card(folder, **fields)
+    fields["weights_sha256"] = weights.save(folder, *weights.load(best, card), torch.float16)
+    bundle.save_card(folder, Card(**fields))
     rounded = Predictor.load(folder, "torch", device())
     fields["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
     calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar)
@@ -77,7 +76,7 @@ def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], data
     if card.rounding is None:  # else it is rounded and thinned already
         log = list(_thinned(log))
         fields["rounding"] = _rounding(best, rounded, part, bar)
-    bundle.write_card(folder, **fields)
+    bundle.save_card(folder, Card(**fields))
     (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
 
 

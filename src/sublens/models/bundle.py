@@ -1,6 +1,6 @@
 """A trained model on disk: its files, and a JSON card that holds their hashes. Knows no torch.
 
-card.json                  how it was trained, and the hashes of the other files
+card.json                  how it was trained, and the hashes of the other files and of the card itself
 weights.safetensors        the weights; `sublens.models.weights` makes the network of them
 graph.onnx                 the computation, for engines other than torch
 calibration.safetensors    parameters of the calibration and of the out-of-distribution score
@@ -9,7 +9,7 @@ calibration.safetensors    parameters of the calibration and of the out-of-distr
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
@@ -21,10 +21,11 @@ from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
 from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
+from sublens.storage.seal import SEAL, unsealed, write_sealed
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
-FORMAT: Literal[1] = 1
-"""Format of the card."""
+FORMAT: Literal[2] = 2
+"""Format of the card; those of format 1 are read as well, and need no seal."""
 COPY_AGAIN = "Copy the whole folder again, or train again."
 """Advice for a damaged bundle."""
 BUNDLE_FOLDERS = tuple(Path(__file__).parents[levels] / "bundles" for levels in (1, 3))
@@ -157,10 +158,23 @@ class CardMachine(Frozen):
     device: str
 
 
+class CardLog(Frozen):
+    """The log of a training at the time of its card."""
+
+    n_bytes: int
+    """Length from its beginning; a training that was killed may have left more."""
+    sha256: str
+    """Hash of that length."""
+
+    def begins(self, log: bytes) -> bool:
+        """Whether a log begins with this one."""
+        return hashlib.sha256(log[: self.n_bytes]).hexdigest() == self.sha256
+
+
 class Card(Frozen):
     """Content of `card.json`: all that is known of a trained model."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     network: str
     """A name that `sublens.models.networks.build` knows."""
     classes: tuple[str, ...]
@@ -187,6 +201,8 @@ class Card(Frozen):
     """Exported graph; None until the training is complete, and where the network cannot be exported."""
     scores: tuple[CardScores, ...] = ()
     """Scores of a published run, then those of its other seeds and tracks; empty before it is published."""
+    log: CardLog | None = None
+    """Log of the training; None in cards of format 1."""
     rounding: float | None = None
     """Largest change of any probability from rounding the weights of a published run to 16 bits, over the
     selection part of the data it was tested on."""
@@ -208,14 +224,9 @@ class Card(Frozen):
         return LABELS if self.map is None and by_labels else SIMULATOR
 
 
-def write_card(folder: Path, **fields: Any) -> None:
-    """Write the card of the weights in `folder`; fields: those of `Card`, without the hash of the weights."""
-    save_card(folder, Card(**fields, weights_sha256=sha256(folder / WEIGHTS)))
-
-
 def save_card(folder: Path, card: Card) -> None:
-    """Write a card as it stands."""
-    write_bytes(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
+    """Write a card, sealed: with the sha256 of its content, which `read_card` checks."""
+    write_sealed(folder / CARD, card.model_dump(mode="json") | {"format": FORMAT})
 
 
 def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCalibration:
@@ -325,10 +336,12 @@ def other_network(name: str | Path) -> BundleError:
 
 
 def read_card(folder: Path) -> Card:
-    """The card in `folder`; `BundleError` where there is none, or none that this version reads."""
+    """The card in `folder`; `BundleError` where there is none, it has changed, or this version cannot read it."""
     path = folder / CARD
     try:
-        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_bytes())
+        is_old = content.get("format") == 1 and SEAL not in content
+        return Card.model_validate(content if is_old else unsealed(content))
     except OSError as err:
         raise BundleError(
             f"not a trained model (no {CARD})",
@@ -336,10 +349,10 @@ def read_card(folder: Path) -> Card:
             next="Name one, or train one first.",
             path=folder,
         ) from err
-    except (ValueError, RecursionError) as err:  # ValidationError is a ValueError
+    except (ValueError, AttributeError, RecursionError) as err:  # ValidationError is a ValueError
         raise BundleError(
             "is damaged, or of another version of sublens",
-            need=f"a card of format {FORMAT}",
+            need=f"the card as it was written, of format {FORMAT} or 1",
             next=COPY_AGAIN,
             path=path,
         ) from err

@@ -1,5 +1,6 @@
 """The weights of a trained network: torch modules -> a safetensors file, and back."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ LARGE = 2**14
 """Least number of elements of a tensor that is narrowed."""
 
 
-def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None) -> None:
-    """Write the weights of the model and its truth head; the card of those they replace is removed.
+def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None) -> str:
+    """Write the weights of the model and its truth head, and return their sha256; the card of the former is removed.
 
     dtype: of large real tensors, if not their own; small ones, such as the filters of depthwise
     convolutions, weigh little and keep theirs.
@@ -32,9 +33,11 @@ def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: t
         **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
     }
     narrowed = {name: _narrowed(value, dtype) for name, value in state.items()}
+    data = to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()})
     with whole_file(folder / WEIGHTS) as partial:
-        partial.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()}))
+        partial.write_bytes(data)
         (folder / CARD).unlink(missing_ok=True)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:

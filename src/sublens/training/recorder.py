@@ -1,5 +1,6 @@
 """Record of one training: its log, the best epoch, checkpoints and the card."""
 
+import hashlib
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from sublens.errors import BundleError, DataError
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
-from sublens.models.bundle import CardCalibration, CardGraph, CardMap
+from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog, CardMap
 from sublens.models.heads import TruthHead
 from sublens.models.networks import device
 from sublens.parallel.torchrun import Ranks
@@ -59,6 +60,31 @@ def open_no_log() -> Iterator[TextIO]:
     """A log that keeps nothing."""
     with Path(os.devnull).open("w", encoding="utf-8") as log:
         yield log
+
+
+def has_its_log(out: Path, before: Checkpoint) -> bool:
+    """Whether the log in `out` still begins with all that it held at a checkpoint; older ones have no hash of it."""
+    if "log_sha256" not in before.facts:
+        return True
+    path, entry = out / LOG, CardLog(n_bytes=before.facts["log_bytes"], sha256=before.facts["log_sha256"])
+    return path.is_file() and entry.begins(path.read_bytes())
+
+
+def read_log(folder: Path, card: Card) -> bytes:
+    """The log of a training up to the time of its card; `DataError` where it is missing, cut or changed.
+
+    A training that was killed may have left more, which no hash covers. Cards of format 1 have no hash of a log.
+    """
+    path = folder / LOG
+    log = path.read_bytes() if path.is_file() else None
+    if log is None or not (card.log is None or card.log.begins(log)):
+        raise DataError(
+            "is missing or damaged",
+            need="the log that the training left",
+            next="Copy the whole run again, or train again.",
+            path=path,
+        )
+    return log[: card.log.n_bytes] if card.log else log
 
 
 def has_no_steps(out: Path) -> bool:
@@ -111,8 +137,12 @@ class TrainingRecorder:
     resume_at: tuple[int, int] = (0, 0)
     """Epoch at which training resumes, and the number of its batches already done."""
     losses: list[float] = field(default_factory=list)
+    log_digest: Any = field(default_factory=hashlib.sha256)
+    """Hash of all that was written to the log."""
     best: dict[str, Any] = field(default_factory=dict)
     """Epoch and selection scores of the best weights so far; empty before the first epoch ends."""
+    best_weights: str = ""
+    """sha256 of the best weights, as they were written."""
     requests: Requests = field(default_factory=Requests)
     is_ending: bool = False
     """Whether any of the processes has a request to end; the same in all."""
@@ -145,8 +175,9 @@ class TrainingRecorder:
             "seconds": self.seconds,
             "losses": self.losses,
             "best": self.best,
-            "best_weights": self._best_weights() if self.best else "",
+            "best_weights": self.best_weights,
             "log_bytes": self.log.tell(),
+            "log_sha256": self.log_digest.hexdigest(),
         }
         checkpoint.save(self.out, checkpoint.captured(self.steps, self.state.modules, self.state.optimizer, facts))
         self.saved, self.requests.to_keep = monotonic(), False
@@ -154,10 +185,6 @@ class TrainingRecorder:
     def _threads(self) -> int:
         """Number of threads of all processes."""
         return self.ranks.n * torch.get_num_threads()
-
-    def _best_weights(self) -> str:
-        """Hash of the best weights on disk, "" if there are none."""
-        return bundle.read_card(self.out).weights_sha256 if (self.out / bundle.CARD).is_file() else ""
 
     def _teacher_hash(self) -> str | None:
         teacher = self.state.batches.teacher
@@ -194,9 +221,33 @@ class TrainingRecorder:
         self.images, self.losses = facts["images"], facts["losses"]
         self.steps, self.resume_at = before.step, (epoch, before.step - epoch * len(self.state.batches))
         self.start = monotonic() - facts["seconds"]
-        if facts["best_weights"] == self._best_weights():  # else a later epoch's, which will come again
-            self.best = facts["best"]
+        if facts["best"]:
+            self._resume_best(facts["best"], facts["best_weights"])
         self.cut_log(facts["log_bytes"])
+
+    def _resume_best(self, best: dict[str, Any], digest: str) -> None:
+        """Go on with the best epoch of the checkpoint, or without one where a later epoch's weights lie there.
+
+        That epoch comes again. Raises `DataError` where the weights are neither.
+        """
+        path = self.out / bundle.WEIGHTS
+        current = files.sha256(path) if path.is_file() else ""
+        if current == digest:
+            self.best, self.best_weights = best, digest
+        elif not current or not self._are_later(current, best["best_epoch"]):
+            raise DataError(
+                "is missing or damaged",
+                need=f"the best weights of the training, whose sha256 begins with {digest[:12]}",
+                next="Copy that file back, or begin again with --force.",
+                path=path,
+            )
+
+    def _are_later(self, digest: str, epoch: int) -> bool:
+        """Whether weights on disk are the best of a later epoch; where there is no card, a kill came before it."""
+        if not (self.out / bundle.CARD).is_file():
+            return True
+        card = bundle.read_card(self.out)
+        return card.weights_sha256 == digest and card.training.best_epoch > epoch
 
     def _warn_of_changes(self, before: Checkpoint) -> None:
         versions, threads = before.facts["versions"], before.facts["threads"]
@@ -210,6 +261,7 @@ class TrainingRecorder:
     def cut_log(self, n_bytes: int) -> None:
         """Cut the log to so many bytes."""
         self.log.truncate(min(n_bytes, self.log.tell()))
+        self.log_digest = hashlib.sha256((self.out / LOG).read_bytes())
 
     def on_step(self, step: loop.Step) -> None:
         """Log a step; write a checkpoint where one is due, and stop where that is requested."""
@@ -265,7 +317,7 @@ class TrainingRecorder:
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scores, is_best=is_best)
         self.losses.clear()
         if is_best:
-            weights.save(self.out, self.state.model, self.state.head)
+            self.best_weights = weights.save(self.out, self.state.model, self.state.head)
             self.best = {"best_epoch": epoch, **scores}
             self.write_card(is_interrupted=True)
         return is_best
@@ -302,39 +354,41 @@ class TrainingRecorder:
     ) -> None:
         """Write the card of the best weights and of the training so far."""
         assert self.config.input is not None
-        bundle.write_card(
-            self.out,
-            network=self.config.model.name,
-            classes=self.dataset.classes,
-            image_shape=self.dataset.train.shape,
-            input=self.config.input,
-            settings=self.config,
-            data={
+        fields: dict[str, Any] = {
+            "network": self.config.model.name,
+            "classes": self.dataset.classes,
+            "image_shape": self.dataset.train.shape,
+            "input": self.config.input,
+            "settings": self.config,
+            "data": {
                 "name": self.dataset.name,
                 "hash": self.dataset.hash,
                 "train": len(self.dataset.train),
                 "selection": len(self.dataset.selection),
                 "test": len(self.dataset.test),
             },
-            training={
+            "training": {
                 "steps": self.steps,
                 "images": self.images,
                 "seconds": round(self.seconds, 1),
                 **self.best,
                 "interrupted": is_interrupted,
             },
-            map=self.state.card_map(self.dataset),
-            teacher=self.state.batches.teacher and self.state.batches.teacher.card_entry,
-            calibration=calibration,
-            graph=graph,
-            versions=self.versions,
-            machine={
+            "map": self.state.card_map(self.dataset),
+            "teacher": self.state.batches.teacher and self.state.batches.teacher.card_entry,
+            "calibration": calibration,
+            "graph": graph,
+            "versions": self.versions,
+            "machine": {
                 "processor": processor(),
                 "processes": self.ranks.n,
                 "threads": torch.get_num_threads(),
                 "device": device(),
             },
-        )
+            "weights_sha256": self.best_weights,
+            "log": CardLog(n_bytes=self.log.tell(), sha256=self.log_digest.hexdigest()),
+        }
+        bundle.save_card(self.out, Card(**fields))
 
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
@@ -342,10 +396,11 @@ class TrainingRecorder:
         return predict_dataset.eager(model, self.dataset.classes, shape, self.config.input, device())
 
     def _write(self, kind: str, **entry: object) -> None:
-        self.log.write(
-            json.dumps({"kind": kind, **entry, "images": self.images, "seconds": round(self.seconds, 3)}) + "\n"
-        )
+        content = {"kind": kind, **entry, "images": self.images, "seconds": round(self.seconds, 3)}
+        line = json.dumps(content) + "\n"
+        self.log.write(line)
         self.log.flush()
+        self.log_digest.update(line.encode())
 
 
 class NullRecorder(TrainingRecorder):
