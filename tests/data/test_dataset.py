@@ -15,6 +15,7 @@ from sublens.data import dataset, folders, store
 from sublens.data.dataset import Dataset, Part
 from sublens.data.store import Origin
 from sublens.errors import DataError
+from sublens.storage.files import sha256
 
 EVERY_PART = SplitConfig(selection=0.3)
 
@@ -93,6 +94,25 @@ def test_images_are_found_in_the_right_shard(small_store: Path) -> None:
     chunks = [np.full((3, 2, 2), 0, np.uint16), np.full((2, 2, 2), 1, np.uint16)]
     part = Part(tuple(chunks), np.arange(5), np.zeros(5, np.int64), np.arange(5).astype(str), None)
     assert part.counts(np.array([4, 0, 3, 2]))[:, 0, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_a_damaged_shard_is_opened_but_not_read(small_store: Path, tmp_path: Path) -> None:
+    shard = shutil.copytree(small_store, tmp_path / "s") / "test" / "images-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    opened = dataset.open_dataset(tmp_path / "s", EVERY_PART)
+    assert opened.train.counts(np.arange(3)).shape == (3, 48, 48)
+    for part in (opened.test, opened.test.take(np.array([2]))):
+        with pytest.raises(DataError, match=r"test/images-00000\.npy: is missing or changed.*sublens verify"):
+            part.counts(np.array([0]))
+
+
+def test_a_shard_is_hashed_once_in_a_process(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    opened = dataset.open_dataset(small_store, EVERY_PART)
+    monkeypatch.setattr(store, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    for part in (opened.train, opened.selection, opened.train.few(5)):
+        part.counts(np.arange(3))
+    assert hashed == ["images-00000.npy"]
 
 
 def test_truth_stays_with_its_image(small_dataset: Dataset) -> None:

@@ -146,6 +146,25 @@ def test_a_changed_label_is_refused_before_it_is_used(tmp_path: Path) -> None:
         store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
 
 
+def test_a_changed_shard_is_refused_as_its_images_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    np.save(tmp_path / "s" / "train" / "images-00001.npy", chunk(3, start=6).counts)
+    manifest = store.read_manifest(tmp_path / "s")
+    check = store.shard_check(tmp_path / "s", manifest, "train")
+    assert len(store.read_split(tmp_path / "s", manifest, "train")) == 2
+    check(0)
+    with pytest.raises(DataError, match=r"images-00001\.npy: is missing or changed.*sublens verify .*or make it again"):
+        check(1)
+
+
+def test_changed_maps_are_refused(tmp_path: Path, small_survey: Survey) -> None:
+    generate.simulate(small_survey, {"train": 4}, tmp_path / "s", seed=1, save_maps=True)
+    shard = tmp_path / "s" / "train" / "convergence-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"convergence-00000\.npy: is missing or changed"):
+        store.read_map(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train", "convergence")
+
+
 def interrupted(n_done_before: int, chunks: list[Chunk], n_more: int) -> Iterator[Chunk]:
     """The chunks from one on; breaks off after some more."""
     yield from chunks[n_done_before : n_done_before + n_more]

@@ -72,8 +72,7 @@ def test_scores_of_other_weights_are_not_published(
     measured: Path, easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stale = shutil.copytree(measured, tmp_path / "stale")
-    scores = json.loads((stale / SCORES).read_text()) | {"weights_sha256": "0" * 64}
-    (stale / SCORES).write_text(json.dumps(scores))
+    bundle.save_card(stale, bundle.read_card(stale).model_copy(update={"weights_sha256": "0" * 64}))
     message = refused(capsys, "publish", easy_folder, stale, "--out", tmp_path / "published")
-    assert "is not measured with the weights that it has" in message
+    assert "card.json: is missing, or has changed since the run was measured" in message
     assert f"sublens evaluate {stale} DATASET --force" in message

@@ -1,9 +1,11 @@
 import base64
 import io
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -23,7 +25,7 @@ from sublens.errors import DataError
 from sublens.evaluation import evaluate
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle, networks, weights
-from sublens.report import figures, page
+from sublens.report import figures, page, runs
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 LENSES = ("no", "sphere", "vort")
@@ -69,6 +71,7 @@ def make_run(
     settings = networks.resolved(config, (SIDE, SIDE))
     assert settings.input is not None
     fields: dict[str, Any] = {
+        "log": bundle.CardLog.of(log_lines().encode()),
         "weights_sha256": weights.save(folder, networks.build("lensnet", len(classes))),
         "network": network,
         "classes": tuple(classes),
@@ -90,10 +93,10 @@ def make_run(
         **{"parameters": 310_243, "threads": 1, "device": "cpu", "weights_bytes": 7, "processor": "a processor"},
     }
     evaluate.write_predictions(table, folder / PREDICTIONS)
-    (folder / SCORES).write_text(json.dumps(scores))
     (folder / LOG).write_text(log_lines())
     counts = np.random.default_rng(9).poisson(20, (n, SIDE, SIDE)).astype(np.uint16)
     np.savez(folder / GALLERY, counts=counts, ids=table.ids, labels=table.labels)
+    evaluate.write_scores(folder, scores)
     return folder
 
 
@@ -321,10 +324,16 @@ def test_every_figure_has_words_for_those_who_do_not_see_it(lenses_page: Path) -
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
-def test_a_log_that_was_cut_while_being_written_is_read(stranger: Path, stranger_page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_a_log_that_was_cut_while_being_written_is_read(
+    stranger: Path, stranger_page: Path, tmp_path: Path, has_hash: bool
+) -> None:
     run = shutil.copytree(stranger, tmp_path / "run")
     with (run / LOG).open("a") as log:
         log.write('{"kind": "step", "lo')
+    card = bundle.read_card(run)
+    bundle.save_card(run, card.model_copy(update={"log": card.log if has_hash else None}))
+    evaluate.write_scores(run, scores_in(run))
     html = page.write([run], tmp_path / "report")
     assert html.read_bytes() == stranger_page.read_bytes()
 
@@ -369,6 +378,17 @@ def test_runs_of_one_network_go_by_their_folder_and_a_stopped_one_is_told(tmp_pa
 Spoil = Callable[[Path], object]
 
 
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+def remeasured(run: Path, name: str, data: bytes) -> None:
+    """Put another file into a run, with scores that hold its hash."""
+    (run / name).write_bytes(data)
+    evaluate.write_scores(run, scores_in(run))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -376,15 +396,19 @@ Spoil = Callable[[Path], object]
         (lambda run: (run / SCORES).unlink(), "not measured.*sublens evaluate .*run DATASET"),
         (lambda run: (run / SCORES).write_text('{"n": 90'), "damaged.*sublens evaluate"),
         (lambda run: (run / SCORES).write_text('{"n": 90}'), "damaged.*sublens evaluate"),
-        (lambda run: (run / SCORES).write_text(json.dumps({**scores_in(run), "n": 3})), "do not fit"),
-        (lambda run: (run / PREDICTIONS).unlink(), "cannot be read.*sublens evaluate"),
-        (lambda run: (run / PREDICTIONS).write_text("id,label,p_no\n1,no,nan\n"), "do not fit"),
+        (lambda run: (run / SCORES).write_text(json.dumps({**scores_in(run), "n": 3})), "damaged.*sublens evaluate"),
+        (lambda run: evaluate.write_scores(run, {**scores_in(run), "n": 3}), "do not fit"),
+        (lambda run: evaluate.write_scores(run, {"n": 90, "auc": {}}), "of another version.*sublens evaluate"),
+        (lambda run: (run / PREDICTIONS).unlink(), r"predictions.csv: is missing, or has changed.*sublens evaluate"),
+        (lambda run: edit(run / PREDICTIONS, b"7", b"8"), r"predictions.csv: is missing, or has changed"),
+        (lambda run: remeasured(run, PREDICTIONS, b"id,label,p_no\n1,no,nan\n"), "do not fit"),
         (lambda run: (run / LOG).unlink(), "missing or damaged.*train again"),
         (lambda run: (run / LOG).write_text('{"kind": \n' + log_lines()), "missing or damaged"),
         (lambda run: (run / LOG).write_text('{"kind": "step"}\n'), "missing or damaged"),
-        (lambda run: (run / GALLERY).unlink(), "missing or damaged.*sublens evaluate"),
-        (lambda run: (run / GALLERY).write_bytes(b"PK\3\4"), "missing or damaged"),
-        (lambda run: np.savez(run / GALLERY, counts=np.zeros(3)), "missing or damaged"),
+        (lambda run: (run / GALLERY).unlink(), r"gallery.npz: is missing, or has changed.*sublens evaluate"),
+        (lambda run: edit(run / GALLERY, b"counts", b"covnts"), r"gallery.npz: is missing, or has changed"),
+        (lambda run: remeasured(run, GALLERY, b"PK\3\4"), "missing or damaged"),
+        (lambda run: edit(run / "card.json", b" ", b"  "), r"card.json: is missing, or has changed"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_an_error_that_says_what_to_do(
@@ -443,8 +467,31 @@ def test_scores_from_before_engines_were_named_are_of_torch(stranger_page: Path)
 def test_former_scores_of_trust_are_read(stranger: Path, stranger_page: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stranger, tmp_path / "lensnet")
     former = {"trust": {"ece": 0.01, "strange": 0.02}}
-    (run / SCORES).write_text(json.dumps(scores_in(run) | former))
+    evaluate.write_scores(run, scores_in(run) | former)
     assert page.write([run], tmp_path / "report").read_bytes() == stranger_page.read_bytes()
+
+
+def test_scores_without_hashes_are_to_be_measured_again(stranger: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stranger, tmp_path / "lensnet")
+    former = {key: value for key, value in scores_in(run).items() if key not in ("files", "sha256")}
+    (run / SCORES).write_text(json.dumps(former))
+    with pytest.raises(DataError, match="that kept no hashes.*sublens evaluate .*lensnet DATASET --force"):
+        page.write([run], tmp_path / "report")
+
+
+def test_a_flipped_bit_of_a_measured_run_is_noticed_or_changes_nothing(stranger: Path, tmp_path: Path) -> None:
+    run, rng = shutil.copytree(stranger, tmp_path / "lensnet"), random.Random(0)
+    whole, noticed = runs.read_comparable([run]), 0
+    for name in rng.choices((SCORES, PREDICTIONS, GALLERY, LOG), k=200):
+        data = bytearray((run / name).read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (run / name).write_bytes(data)
+        try:
+            np.testing.assert_equal(asdict(runs.read_comparable([run])[0]), asdict(whole[0]))
+        except DataError:
+            noticed += 1
+        shutil.copyfile(stranger / name, run / name)
+    assert noticed > 150
 
 
 def test_an_exported_network_needs_no_log(stranger: Path, tmp_path: Path) -> None:
@@ -452,6 +499,7 @@ def test_an_exported_network_needs_no_log(stranger: Path, tmp_path: Path) -> Non
     graph = bundle.CardGraph(sha256="0", precision="int8", is_alone=True, n=30, deviation=0)
     bundle.save_card(run, bundle.read_card(run).model_copy(update={"graph": graph}))
     (run / LOG).unlink()
+    evaluate.write_scores(run, scores_in(run))
     assert "int8" in markdown(page.write([stranger, run], tmp_path / "report"))
 
 

@@ -3,10 +3,11 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import Dataset, open_dataset
-from sublens.errors import ConfigError, DataError
+from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.evaluation.publish import publish
 from sublens.inference.predictor import Predictor
@@ -554,7 +555,7 @@ def test_scores_of_other_weights_do_not_count(easy: Dataset, stopped: Path) -> N
     run.train_run(easy, QUICK, stopped, resume=True)
     (stopped / recorder.SCORES).write_bytes(scores)
     assert not evaluate.is_measured(stopped, easy)
-    with pytest.raises(DataError, match="is not measured with the weights that it has"):
+    with pytest.raises(DataError, match=r"card\.json: is missing, or has changed since the run was measured"):
         publish([stopped], easy, stopped.parent / "bundle")
 
 
@@ -566,6 +567,70 @@ def test_a_best_epoch_after_the_checkpoint_is_evaluated_again(easy: Dataset, don
     run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)
     assert bundle.read_card(stopped).training.selection_loss == bundle.read_card(done).training.selection_loss
+
+
+def flip(path: Path, at: float) -> None:
+    """Flip one bit of a file, at this share of its length."""
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_best_weights_are_not_gone_on_with(easy: Dataset, stopped: Path) -> None:
+    flip(stopped / bundle.WEIGHTS, 0.9)
+    with pytest.raises(
+        DataError, match=r"weights\.safetensors: is missing or damaged; needs the best weights.*--force"
+    ):
+        run.train_run(easy, QUICK, stopped, resume=True)
+    assert checkpoint.last_step(stopped) == 26
+
+
+def test_a_lost_card_does_not_lose_the_best_weights(easy: Dataset, done: Path, stopped: Path) -> None:
+    (stopped / bundle.CARD).unlink()
+    assert run.train_run(easy, QUICK, stopped, resume=True)
+    assert weights(stopped) == weights(done)
+
+
+def test_best_weights_that_are_damaged_while_training_get_no_fresh_hash(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = recorder.TrainingRecorder.close
+
+    def damaging(self: recorder.TrainingRecorder) -> None:
+        flip(self.out / bundle.WEIGHTS, 0.9)
+        close(self)
+
+    monkeypatch.setattr(recorder.TrainingRecorder, "close", damaging)
+    with pytest.raises(BundleError, match="is not what its card was written for"):
+        run.train_run(easy, QUICK, tmp_path / "run")
+
+
+@pytest.mark.parametrize("spoil", [lambda log: flip(log, 0.1), lambda log: log.write_bytes(log.read_bytes()[:99])])
+def test_a_log_that_was_cut_or_changed_is_not_gone_on_with(
+    easy: Dataset, stopped: Path, spoil: Callable[[Path], object]
+) -> None:
+    spoil(stopped / recorder.LOG)
+    with pytest.raises(DataError, match=r"log\.jsonl was cut or changed before them.*Copy them back, or begin again"):
+        run.train_run(easy, QUICK, stopped, resume=True)
+
+
+def test_a_log_that_was_cut_after_a_checkpoint_is_replayed_from_there(easy: Dataset, done: Path, stopped: Path) -> None:
+    log = stopped / recorder.LOG
+    log.write_bytes(log.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"log\.jsonl was cut or changed before it; the checkpoint before it is used"):
+        assert run.train_run(easy, QUICK, stopped, resume=True)
+    assert weights(stopped) == weights(done)
+    assert [row["loss"] for row in rows(stopped, "step")] == [row["loss"] for row in rows(done, "step")]
+    assert len(recorder.read_log(stopped, bundle.read_card(stopped))) == log.stat().st_size
+
+
+def test_the_card_of_a_complete_run_covers_its_whole_log(done: Path, tmp_path: Path) -> None:
+    card = bundle.read_card(done)
+    assert recorder.read_log(done, card) == (done / recorder.LOG).read_bytes()
+    shutil.copyfile(done / recorder.LOG, tmp_path / recorder.LOG)
+    flip(tmp_path / recorder.LOG, 0.5)
+    with pytest.raises(DataError, match=r"log\.jsonl: is missing or damaged; needs the log that the training left"):
+        recorder.read_log(tmp_path, card)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(easy: Dataset, done: Path, tmp_path: Path) -> None:
@@ -592,7 +657,7 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_weights(
 ) -> None:
     last = sorted((stopped / checkpoint.FOLDER).iterdir())[-1]
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="is damaged; the checkpoint before it is used"):
+    with pytest.warns(UserWarning, match="is damaged, or .*; the checkpoint before it is used"):
         assert run.train_run(easy, QUICK, stopped, resume=True)
     assert weights(stopped) == weights(done)
     assert [row["step"] for row in rows(stopped, "step")] == [row["step"] for row in rows(done, "step")]

@@ -1,7 +1,7 @@
 """Data sets: opened from stores and folders, split into parts, packed."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +28,10 @@ from sublens.storage import files, object_store
 from sublens.storage.files import sha256
 
 
+def _unchecked(number: int) -> None:
+    """No check: for images that are in memory."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Images of a data set with their labels, ids and, if simulated, truth."""
@@ -41,6 +45,8 @@ class Part:
     ids: NDArray[np.str_]
     """Names [n], unique in the data set."""
     truth: Truth | None
+    check: Callable[[int], object] = _unchecked
+    """Check of a shard by its number, before it is read; raises `DataError` for a damaged one."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,9 +57,11 @@ class Part:
         return self.shards[0].shape[1:] if self.shards else (0, 0)
 
     def counts(self, positions: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Counts above the minimum of the images at these positions, [b, h, w]."""
-        length = len(self.shards[0])
-        return np.stack([self.shards[row // length][row % length] for row in self.rows[positions]])
+        """Counts above the minimum of the images at these positions, [b, h, w]; `DataError` from a damaged shard."""
+        numbers, rows = np.divmod(self.rows[positions], len(self.shards[0]))
+        for number in set(numbers.tolist()):
+            self.check(number)
+        return np.stack([self.shards[number][row] for number, row in zip(numbers, rows, strict=True)])
 
     def few(self, n: int) -> Self:
         """The part that holds only `n` images, or all if there are fewer, spread evenly over it."""
@@ -169,7 +177,10 @@ def _read(path: Path, bar: Bar, skip_bad: bool, known: tuple[str, ...] = ()) -> 
 
 def _read_store(path: Path) -> _Images:
     manifest = store.read_manifest(path)
-    train, test = (_part(store.read_split(path, manifest, name)) for name in (TRAIN, TEST))
+    train, test = (
+        replace(_part(store.read_split(path, manifest, name)), check=store.shard_check(path, manifest, name))
+        for name in (TRAIN, TEST)
+    )
     origin, digest = manifest.origin, sha256(path / store.MANIFEST)
     notes = tuple(_left_out(manifest.left_out))
     return _Images(origin.source, manifest.classes, train, test, digest, origin.survey, len(test) > 0, notes)

@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -186,13 +187,15 @@ def _n_images(folder: Path) -> int:
 def read_map(path: Path, manifest: Manifest, split: str, name: str) -> list[NDArray[np.float32]]:
     """A map saved beside the images, shard by shard, each [n, h, w] and memory-mapped.
 
-    name: `convergence` or `noiseless`. Raises `DataError` where the store has none.
+    name: `convergence` or `noiseless`. Raises `DataError` where the store has none, or one has changed.
     """
     files = [file for file in manifest.files if file.startswith(f"{split}/{name}-")]
     if not files:
         raise DataError(
             f"holds no {name} maps", need="a store with maps", next="Simulate it with --save-maps.", path=path
         )
+    for file in files:
+        _check_file(path, manifest, file)
     return [_array(path / file, mapped=True) for file in sorted(files)]
 
 
@@ -242,7 +245,7 @@ def check_class_names(names: Iterable[str], path: Path) -> None:
 
 
 def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
-    """The chunks of one split, images memory-mapped and read only when used."""
+    """The chunks of one split, images memory-mapped and read only when used, after their `shard_check`."""
     if not manifest.splits.get(name):
         return []
     labels, ids, *truths = _read_tables(path, manifest, name)
@@ -260,14 +263,31 @@ def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
 def _read_tables(path: Path, manifest: Manifest, split: str) -> list[NDArray[Any]]:
     names = [f"{split}/{table}.npy" for table in TABLES if f"{split}/{table}.npy" in manifest.files]
     for name in names:
-        if not _is_whole(path / name, manifest.files[name]):
-            raise DataError(
-                "is missing or changed",
-                need="the file that the manifest lists",
-                next=f"Run `sublens verify {path}`, or copy the store again.",
-                path=path / name,
-            )
+        _check_file(path, manifest, name)
     return [_array(path / name) for name in names]
+
+
+def shard_check(path: Path, manifest: Manifest, split: str) -> Callable[[int], None]:
+    """The check of a split's shards against their hashes, by number; it reads each shard the first time only.
+
+    Raises `DataError` for a shard that is missing or has changed, at every call.
+    """
+
+    @cache
+    def check(number: int) -> None:
+        _check_file(path, manifest, f"{split}/images-{number:05d}.npy")
+
+    return check
+
+
+def _check_file(path: Path, manifest: Manifest, name: str) -> None:
+    if not _is_whole(path / name, manifest.files.get(name, "")):
+        raise DataError(
+            "is missing or changed",
+            need="the file that the manifest lists",
+            next=f"List all such files with `sublens verify {path}`, then copy the store again, or make it again.",
+            path=path / name,
+        )
 
 
 def _refuse_other_images(path: Path, manifest: Manifest, split: str, shards: Sequence[NDArray[Any]]) -> None:

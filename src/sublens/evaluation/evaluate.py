@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,7 @@ from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
+from sublens.storage.seal import unsealed, write_sealed
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
 
 LATENCY_RUNS = 12
@@ -159,10 +161,30 @@ def measure_run(
         "data": {"name": dataset.name, "hash": dataset.hash},
     }
     with files.translate_errors(folder):
-        (folder / SCORES).unlink(missing_ok=True)  # where it is, the two others are its own
+        (folder / SCORES).unlink(missing_ok=True)  # else a kill would leave it with files of another measurement
     write_predictions(predictions, folder / PREDICTIONS)
     files.write_bytes(folder / GALLERY, _gallery(dataset.test, predictions))
-    files.write_bytes(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
+    write_scores(folder, scores)
+    return scores
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
+    """Write the scores of a run, sealed, with the hashes of the card and of the files that were written before."""
+    digests = {name: files.sha256(folder / name) for name in (bundle.CARD, PREDICTIONS, GALLERY)}
+    write_sealed(folder / SCORES, {**scores, "files": digests})
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """The scores of a run; `DataError` where they, or a file whose hash they hold, are missing or have changed."""
+    try:
+        scores = unsealed(json.loads((folder / SCORES).read_bytes()))
+        digests: dict[str, str] = scores["files"]
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as err:
+        what = "is missing or damaged, or of a version of sublens that kept no hashes"
+        raise _needs_measuring(what, folder / SCORES) from err
+    for name, digest in digests.items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != digest:
+            raise _needs_measuring("is missing, or has changed since the run was measured", folder / name)
     return scores
 
 
@@ -195,12 +217,10 @@ def _predictions(
 
 
 def is_measured(folder: Path, dataset: Dataset) -> bool:
-    """Whether the run in `folder` has been measured on this very data set, with the weights it has."""
+    """Whether the run in `folder` has been measured on this very data set, and nothing has changed since."""
     try:
-        scores = json.loads((folder / SCORES).read_bytes())
-        is_same = scores["weights_sha256"] == bundle.read_card(folder).weights_sha256
-        return bool(is_same and scores["data"]["hash"] == dataset.hash)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_scores(folder)["data"]["hash"] == dataset.hash)
+    except (DataError, KeyError, TypeError):
         return False
 
 
@@ -334,15 +354,16 @@ def read_predictions(path: Path) -> PredictionTable:
             classes=classes,
         )
     except OSError as err:
-        raise _no_predictions(f"cannot be read ({err.strerror})", path) from err
+        raise _needs_measuring(f"cannot be read ({err.strerror})", path) from err
     except (ValueError, IndexError) as err:
-        raise _no_predictions("is damaged", path) from err
+        raise _needs_measuring("is damaged", path) from err
 
 
-def _no_predictions(what: str, path: Path) -> DataError:
+def _needs_measuring(what: str, path: Path) -> DataError:
+    """The error of a file of a run that measuring it again would mend."""
     return DataError(
         what,
-        need="the predictions of a measured run",
+        need="the file that measuring the run left",
         next=f"Measure it again with `sublens evaluate {path.parent} DATASET --force`.",
         path=path,
     )

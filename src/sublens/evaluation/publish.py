@@ -11,15 +11,15 @@ import torch
 
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
-from sublens.evaluation.evaluate import refuse_partial_scores
+from sublens.evaluation.evaluate import read_scores, refuse_partial_scores
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
-from sublens.models.bundle import Card, CardScores
+from sublens.models.bundle import Card, CardLog, CardScores
 from sublens.models.networks import device
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
-from sublens.training.recorder import LOG, SCORES
+from sublens.training.recorder import LOG, read_log
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""
@@ -66,7 +66,7 @@ def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], data
     """Write the best run with 16-bit weights, a graph, a calibration of its own and a thinned log into `folder`."""
     card, part = bundle.read_card(best), dataset.selection
     fields: dict[str, Any] = dict(card) | {"calibration": None, "graph": None, "scores": scores}
-    log = (best / LOG).read_text(encoding="utf-8").splitlines()
+    log = read_log(best, card)
     fields["weights_sha256"] = weights.save(folder, *weights.load(best, card), torch.float16)
     bundle.save_card(folder, Card(**fields))
     rounded = Predictor.load(folder, "torch", device())
@@ -74,10 +74,10 @@ def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], data
     calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar)
     fields["calibration"] = bundle.save_calibration(folder, calibration, len(part))
     if card.rounding is None:  # else it is rounded and thinned already
-        log = list(_thinned(log))
+        log = "".join(f"{line}\n" for line in _thinned(log.splitlines())).encode()
         fields["rounding"] = _rounding(best, rounded, part, bar)
-    bundle.save_card(folder, Card(**fields))
-    (folder / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
+    (folder / LOG).write_bytes(log)
+    bundle.save_card(folder, Card(**fields | {"log": CardLog.of(log)}))
 
 
 def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
@@ -92,11 +92,9 @@ def _rounding(run: Path, rounded: Predictor, part: Part, bar: Bar) -> float:
 
 
 def _card_scores(run: Path, card: Card) -> CardScores:
-    """The scores of a measured run as a card holds them; `DataError` where its own weights were not measured."""
+    """The scores of a measured run as a card holds them; `DataError` as `read_scores` raises it."""
     try:
-        scores = json.loads((run / SCORES).read_bytes())
-        if scores["weights_sha256"] != card.weights_sha256:
-            raise ValueError("other weights were measured")
+        scores = read_scores(run)
         refuse_partial_scores(scores, run)
         return CardScores(
             track=card.track,
@@ -112,16 +110,16 @@ def _card_scores(run: Path, card: Card) -> CardScores:
             accuracy=scores["accuracy"]["value"],
             loss=scores["loss"]["value"],
         )
-    except (OSError, ValueError, KeyError) as err:
+    except (ValueError, KeyError, TypeError) as err:
         raise DataError(
-            "is not measured with the weights that it has",
-            need="its scores on a test part",
+            "has scores of another version of sublens",
+            need="those that this version writes",
             next=f"Run `sublens evaluate {run} DATASET --force`.",
             path=run,
         ) from err
 
 
-def _thinned(lines: Sequence[str]) -> Iterator[str]:
+def _thinned(lines: Sequence[bytes]) -> Iterator[str]:
     """A log with a row for each `THINNED` steps, which holds their mean losses, and every epoch."""
     steps: list[dict[str, Any]] = []
     for entry in map(json.loads, lines):

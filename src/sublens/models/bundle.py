@@ -9,7 +9,7 @@ calibration.safetensors    parameters of the calibration and of the out-of-distr
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
@@ -165,6 +165,11 @@ class CardLog(Frozen):
     """Length from its beginning; a training that was killed may have left more."""
     sha256: str
     """Hash of that length."""
+
+    @classmethod
+    def of(cls, log: bytes) -> Self:
+        """The entry of a log."""
+        return cls(n_bytes=len(log), sha256=hashlib.sha256(log).hexdigest())
 
     def begins(self, log: bytes) -> bool:
         """Whether a log begins with this one."""

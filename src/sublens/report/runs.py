@@ -19,7 +19,7 @@ from sublens.inference.engines import EngineName
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle
 from sublens.models.bundle import Card
-from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
+from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, damaged_log, read_log
 
 CHANCE = 0.5
 """ROC AUC of a guess."""
@@ -167,14 +167,14 @@ def _read(folder: Path) -> Run:
             next=f"Measure it with `sublens evaluate {folder} DATASET`.",
             path=folder,
         )
-    scores = _read_scores(folder / SCORES)
+    scores = _read_scores(folder)
     predictions = evaluate.read_predictions(folder / PREDICTIONS)
     n, c = scores.n, len(card.classes)
     has_classes = tuple(scores.auc) == predictions.classes == card.classes
     has_shapes = predictions.probs.shape == (n, c) and np.shape(scores.confusion) == (c, c)
     if not has_classes or not has_shapes or not np.isfinite(predictions.probs).all():
         raise _unusable(f"{SCORES} and {PREDICTIONS} do not fit the network", folder, folder)
-    log = _read_log(folder / LOG, is_optional=card.graph is not None and card.graph.is_alone)
+    log = _read_log(folder, card)
     return Run(card.network, folder, card, scores, predictions, log, _read_gallery(folder / GALLERY))
 
 
@@ -184,35 +184,30 @@ def _unusable(what: str, path: Path, run: Path) -> DataError:
     return DataError(what, need="what `sublens evaluate` left there", next=again, path=path)
 
 
-def _read_scores(path: Path) -> Scores:
+def _read_scores(folder: Path) -> Scores:
+    content = evaluate.read_scores(folder)
     try:
-        data = path.read_bytes()
-        evaluate.refuse_partial_scores(json.loads(data), path.parent)
-        return Scores.model_validate_json(data)
-    except (OSError, ValueError, TypeError, KeyError) as err:
-        raise _unusable("is damaged, or of another version", path, path.parent) from err
+        evaluate.refuse_partial_scores(content, folder)
+        return Scores.model_validate(content)
+    except (ValueError, AttributeError, TypeError, KeyError) as err:
+        raise _unusable("is of another version of sublens", folder / SCORES, folder) from err
 
 
-def _read_log(path: Path, *, is_optional: bool) -> Log:
-    """The log at `path`, without a last line that was cut while being written.
+def _read_log(folder: Path, card: Card) -> Log:
+    """The log of a run, without a last line that was cut while being written.
 
-    Empty where it is optional, as that of an exported network, and missing.
+    Empty where it is missing and not needed, as that of an exported network.
     """
-    if is_optional and not path.exists():
+    if card.graph and card.graph.is_alone and not (folder / LOG).exists():
         return Log(*_columns([], 2), *_columns([], 3))
+    lines = read_log(folder, card).splitlines()
     try:
-        lines = path.read_bytes().splitlines()
         rows = list(_rows(lines))
         steps = [(row["images"], row["loss"]) for row in rows if row["kind"] == "step"]
         epochs = [(row["images"], row["seconds"] / 60, row["selection_auc"]) for row in rows if row["kind"] == "epoch"]
         return Log(*_columns(steps, 2), *_columns(epochs, 3))
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise DataError(
-            "is missing or damaged",
-            need="the log of the training",
-            next="Copy the whole run again, or train again.",
-            path=path,
-        ) from err
+    except (ValueError, KeyError, TypeError) as err:
+        raise damaged_log(folder) from err
 
 
 def _columns(rows: Sequence[Sequence[float]], n: int) -> NDArray[np.float64]:

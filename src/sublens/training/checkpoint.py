@@ -5,7 +5,8 @@ RUN/checkpoints/000001200-<sha256>.safetensors   weights, optimiser and random s
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,16 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
             remove(old)
 
 
-def latest(run: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """The last whole checkpoint of a run, None where there is none, and the later ones, which are damaged."""
+def latest(
+    run: Path, is_usable: Callable[[Checkpoint], bool] = lambda checkpoint: True
+) -> tuple[Checkpoint | None, list[Path]]:
+    """The last whole and usable checkpoint of a run, None where there is none, and the later ones, which are not."""
     damaged: list[Path] = []
     for path in reversed(_files(run)):
-        try:
-            return _read(path), damaged
-        except (OSError, ValueError, KeyError, SafetensorError):
-            damaged.append(path)
+        with suppress(OSError, ValueError, KeyError, SafetensorError):
+            if is_usable(checkpoint := _read(path)):
+                return checkpoint, damaged
+        damaged.append(path)
     return None, damaged
 
 

@@ -78,13 +78,18 @@ def read_log(folder: Path, card: Card) -> bytes:
     path = folder / LOG
     log = path.read_bytes() if path.is_file() else None
     if log is None or not (card.log is None or card.log.begins(log)):
-        raise DataError(
-            "is missing or damaged",
-            need="the log that the training left",
-            next="Copy the whole run again, or train again.",
-            path=path,
-        )
+        raise damaged_log(folder)
     return log[: card.log.n_bytes] if card.log else log
+
+
+def damaged_log(folder: Path) -> DataError:
+    """The error of a log that is not the one that a training left."""
+    return DataError(
+        "is missing or damaged",
+        need="the log that the training left",
+        next="Copy the whole run again, or train again.",
+        path=folder / LOG,
+    )
 
 
 def has_no_steps(out: Path) -> bool:

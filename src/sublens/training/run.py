@@ -26,9 +26,11 @@ from sublens.training import checkpoint, loop
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.distillation import StudentMaps, Teacher
 from sublens.training.recorder import (
+    LOG,
     NullRecorder,
     TrainingRecorder,
     TrainState,
+    has_its_log,
     has_no_steps,
     open_log,
     open_no_log,
@@ -158,20 +160,21 @@ def _unfinished(out: Path, config: RunConfig, dataset: Dataset) -> Checkpoint | 
 
     Raises `DataError` where it has other settings or is on other data.
     """
-    last, damaged = checkpoint.latest(out)
+    last, damaged = checkpoint.latest(out, lambda before: has_its_log(out, before))
     if last is None and damaged:
         raise DataError(
-            f"holds {len(damaged)} checkpoints, all damaged",
-            need="a whole one to resume from",
-            next="Begin again with --force.",
+            f"holds {len(damaged)} checkpoints, all damaged, or {LOG} was cut or changed before them",
+            need=f"a whole one to resume from, and {LOG} as it was then",
+            next="Copy them back, or begin again with --force.",
             path=out,
         )
-    for path in damaged:
-        warnings.warn(f"{path} is damaged; the checkpoint before it is used.", stacklevel=2)
-        path.unlink(missing_ok=True)
     if last:
         _refuse_changes(out, last.facts["settings"], config)
         _refuse_other_data(out, last.facts["data"], dataset)
+    for path in damaged:
+        what = f"{path} is damaged, or {LOG} was cut or changed before it; the checkpoint before it is used."
+        warnings.warn(what, stacklevel=2)
+        path.unlink(missing_ok=True)
     return last
 
 
