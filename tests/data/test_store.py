@@ -203,6 +203,22 @@ def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
     assert starts == [0, 2]
 
 
+@pytest.mark.parametrize("name", ["train/images-00001.npy", "train-pieces/labels-00001.npy", "train-pieces/00001.json"])
+def test_a_shard_that_was_damaged_before_the_store_was_complete_is_made_again(tmp_path: Path, name: str) -> None:
+    chunks, starts = [chunk(2, start=2 * number) for number in range(4)], []
+
+    def attempt(n_more: int) -> str:
+        splits = {"train": lambda n_done: starts.append(n_done) or interrupted(n_done, chunks, n_more)}
+        return store.write(tmp_path / "s", ("a", "b"), Origin(source="t"), splits, plan="these")
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(3)
+    file = tmp_path / ".s.partial" / name
+    file.write_bytes(file.read_bytes()[:-3] + b"7\n}")
+    whole = store.write(tmp_path / "w", ("a", "b"), Origin(source="t"), {"train": lambda n_done: chunks})
+    assert (attempt(4), starts) == (whole, [0, 1])
+
+
 def test_another_plan_starts_from_nothing_if_forced(tmp_path: Path) -> None:
     chunks = [chunk(2), chunk(2, start=2)]
     with pytest.raises(KeyboardInterrupt):

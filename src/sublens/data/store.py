@@ -9,17 +9,19 @@ NAME/train/subhaloes.npy      truth, one row a subhalo; simulated data sets only
 NAME/train/convergence-00000.npy, noiseless-00000.npy   float32 [n, h, w]; where maps were saved
 NAME/test/...                 the same
 
-While a store is written its tables lie in pieces, one a shard, in .NAME.partial/; an interrupted
-store is continued from its last whole shard.
+While a store is written its tables lie in pieces, one a shard, in .NAME.partial/, beside the hashes of
+each shard; an interrupted store is continued after its last whole shard.
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
 from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
 from sublens.storage.object_store import local
+from sublens.storage.seal import unsealed, write_sealed
 
 FORMAT = 2
 """Format of a store."""
@@ -124,11 +127,11 @@ def write(
     ours = version("sublens")
     decided = json.dumps([FORMAT, ours, classes, origin.model_dump(mode="json"), plan]) if plan else ""
     with whole_folder(out, force=force, plan=decided) as partial:
+        digests: dict[str, str] = {}
         for name, source in splits.items():
-            _write_split(partial / name, partial / f"{name}-pieces", source)
+            digests |= _write_split(partial, name, source)
         sizes = {name: _n_images(partial / name) for name in splits}
         shapes = [_array(shard, mapped=True).shape[1:] for shard in sorted(partial.glob("*/images-*.npy"))[:1]]
-        paths = sorted(partial.glob("*/*.npy"))
         manifest = Manifest(
             format=FORMAT,
             sublens=ours,
@@ -136,47 +139,66 @@ def write(
             shape=shapes[0] if shapes else (0, 0),
             origin=origin,
             splits=sizes,
-            files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
+            files=dict(sorted(digests.items())),
             left_out=dict(left_out or {}),
         )
         (partial / MANIFEST).write_text(manifest.text(), encoding="utf-8")
-        digest = sha256(partial / MANIFEST)
-    return digest
+        for split in splits:
+            remove(partial / f"{split}-pieces")
+    return hashlib.sha256(manifest.text().encode()).hexdigest()
 
 
-def _write_split(folder: Path, pieces: Path, source: Source) -> None:
-    """Write the shards that are still missing, then join their tables."""
+def _write_split(root: Path, split: str, source: Source) -> dict[str, str]:
+    """Write the shards that are not yet whole, and their joined tables; returns the sha256 of each file by path."""
+    folder, pieces = root / split, root / f"{split}-pieces"
     folder.mkdir(exist_ok=True)
-    n_done = len(list(folder.glob("images-*.npy")))
-    for number, chunk in enumerate(source(n_done), start=n_done):
-        pieces.mkdir(exist_ok=True)
-        _write_shard(folder, pieces, number, chunk)
-    if not (folder / f"{TABLES[0]}.npy").is_file():
-        for table in reversed(TABLES):  # the first comes last, as the sign that all are there
-            parts = [_array(piece) for piece in sorted(pieces.glob(f"{table}-*.npy"))]
-            if parts:
-                _save(folder / f"{table}.npy", np.concatenate(parts))
-    remove(pieces)
+    pieces.mkdir(exist_ok=True)
+    records = list(_whole_shards(root, pieces))
+    for number, chunk in enumerate(source(len(records)), start=len(records)):
+        records.append(_write_shard(root, split, number, chunk))
+        write_sealed(pieces / f"{number:05d}.json", records[-1])  # last, as the sign that the shard is whole
+    digests = {name: digest for record in records for name, digest in record.items()}
+    for table in TABLES:
+        parts = [_array(root / name) for name in digests if name.startswith(f"{pieces.name}/{table}-")]
+        if parts:
+            digests[f"{split}/{table}.npy"] = _save(folder / f"{table}.npy", np.concatenate(parts))
     remove(folder / PARTIAL)
+    return {name: digest for name, digest in digests.items() if name.startswith(f"{split}/")}
 
 
-def _write_shard(folder: Path, pieces: Path, number: int, chunk: Chunk) -> None:
+def _whole_shards(root: Path, pieces: Path) -> Iterator[dict[str, str]]:
+    """The hashes of the shards of an interrupted store, up to the first that is missing or has changed."""
+    for number in count():
+        try:
+            record = unsealed(json.loads((pieces / f"{number:05d}.json").read_bytes()))
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return
+        if not all(_is_whole(root / name, digest) for name, digest in record.items()):
+            return
+        yield record
+
+
+def _write_shard(root: Path, split: str, number: int, chunk: Chunk) -> dict[str, str]:
+    """Write the planes of a shard, and its tables in pieces; returns the sha256 of each file by path."""
     truth = {"scenes": chunk.truth.scenes, "subhaloes": chunk.truth.subhaloes} if chunk.truth else {}
-    for table, rows in {"labels": chunk.labels, "ids": chunk.ids, **truth}.items():
-        _save(pieces / f"{table}-{number:05d}.npy", rows)
-    for name, planes in chunk.maps.items():
-        _save(folder / f"{name}-{number:05d}.npy", planes)
-    _save(folder / f"images-{number:05d}.npy", chunk.counts)  # last, as the sign that the shard is whole
+    tables = {"labels": chunk.labels, "ids": chunk.ids, **truth}
+    planes = {"images": chunk.counts, **chunk.maps}
+    arrays = {f"{split}-pieces/{name}-{number:05d}.npy": rows for name, rows in tables.items()}
+    arrays |= {f"{split}/{name}-{number:05d}.npy": plane for name, plane in planes.items()}
+    return {name: _save(root / name, array) for name, array in arrays.items()}
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array, whole or not at all, so that an interrupted store holds only whole files."""
+def _save(path: Path, array: NDArray[Any]) -> str:
+    """Write an array, whole or not at all, so that an interrupted store holds only whole files; returns its sha256."""
+    content = io.BytesIO()
+    np.save(content, array)
     partial = path.with_name(PARTIAL)
     with partial.open("wb") as file:
-        np.save(file, array)
+        file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    return hashlib.sha256(content.getbuffer()).hexdigest()
 
 
 def _n_images(folder: Path) -> int:
