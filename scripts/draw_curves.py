@@ -16,6 +16,7 @@ from results import ORIGINALS
 
 from sublens.models import bundle
 from sublens.models.bundle import LABELS
+from sublens.training.recorder import read_log
 
 COLOURS = {"lensnet": "#1b6ca8", "resnet18": "#d1495b", "mobilenetv3-small": "#2e8b57", "efficientnet-b5": "#8a5fbf"}
 
@@ -26,7 +27,7 @@ def main() -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for run in sorted(map(Path, sys.argv[1:])):
         card = bundle.read_card(run)
-        rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_log(run, card).splitlines()]
         rows = [row for row in rows if row["kind"] == "epoch"]
         lost = np.array([1 - row["selection_auc"] for row in rows])
         style = {"color": COLOURS[card.network], "linewidth": 1.6, "linestyle": "--" if card.track == LABELS else "-"}

@@ -101,16 +101,12 @@ def test_a_card_with_a_wrong_field_is_named(saved: Path, change: dict[str, objec
         bundle.read_card(saved)
 
 
-def test_a_flipped_bit_of_a_card_is_noticed_or_changes_nothing(calibrated: Path) -> None:
-    card, data, rng = bundle.read_card(calibrated), (calibrated / CARD).read_bytes(), random.Random(0)
-    noticed = 0
+def test_any_flipped_bit_of_a_card_is_noticed(calibrated: Path) -> None:
+    data, rng = (calibrated / CARD).read_bytes(), random.Random(0)
     for _ in range(500):
         (calibrated / CARD).write_bytes(flipped(data, rng.randrange(8 * len(data))))
-        try:
-            assert bundle.read_card(calibrated) == card
-        except BundleError:
-            noticed += 1
-    assert noticed > 300  # the others are in the blanks
+        with pytest.raises(BundleError):
+            bundle.read_card(calibrated)
 
 
 def test_a_changed_number_in_a_card_is_noticed_by_all_that_read_it(calibrated: Path) -> None:
