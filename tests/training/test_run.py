@@ -419,7 +419,7 @@ def test_a_published_bundle_takes_in_the_scores_of_more_runs(done: Path, easy: D
 
 def test_a_run_that_is_not_measured_is_not_published(easy: Dataset, tmp_path: Path) -> None:
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
-    with pytest.raises(DataError, match="is not measured"):
+    with pytest.raises(DataError, match="is trained but not measured"):
         publish([tmp_path / "run"], easy, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

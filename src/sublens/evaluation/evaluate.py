@@ -176,12 +176,18 @@ def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
 
 def read_scores(folder: Path) -> dict[str, Any]:
     """The scores of a run; `DataError` where they, or a file whose hash they hold, are missing or have changed."""
+    if not (folder / SCORES).is_file():
+        raise DataError(
+            f"is trained but not measured (no {SCORES})",
+            need="the scores of a test part",
+            next=f"Measure it with `sublens evaluate {folder} DATASET`.",
+            path=folder,
+        )
     try:
         scores = unsealed(json.loads((folder / SCORES).read_bytes()))
         digests: dict[str, str] = scores["files"]
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as err:
-        what = "is missing or damaged, or of a version of sublens that kept no hashes"
-        raise _needs_measuring(what, folder / SCORES) from err
+        raise _needs_measuring("is damaged, or of a version that kept no hashes", folder / SCORES) from err
     for name, digest in digests.items():
         if not (folder / name).is_file() or files.sha256(folder / name) != digest:
             raise _needs_measuring("is missing, or has changed since the run was measured", folder / name)

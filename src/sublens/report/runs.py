@@ -160,13 +160,6 @@ def _read(folder: Path) -> Run:
         card = bundle.read_card(folder)
     except BundleError as err:
         raise DataError(err.what, need=err.need, next=err.next, path=err.path) from err
-    if not (folder / SCORES).is_file():
-        raise DataError(
-            f"is trained but not measured (no {SCORES})",
-            need="the scores of a test part",
-            next=f"Measure it with `sublens evaluate {folder} DATASET`.",
-            path=folder,
-        )
     scores = _read_scores(folder)
     predictions = evaluate.read_predictions(folder / PREDICTIONS)
     n, c = scores.n, len(card.classes)
