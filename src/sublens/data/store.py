@@ -182,7 +182,7 @@ def _write_shard(root: Path, split: str, number: int, chunk: Chunk) -> dict[str,
     """Write the planes of a shard, and its tables in pieces; returns the sha256 of each file by path."""
     truth = {"scenes": chunk.truth.scenes, "subhaloes": chunk.truth.subhaloes} if chunk.truth else {}
     tables = {"labels": chunk.labels, "ids": chunk.ids, **truth}
-    planes = {"images": chunk.counts, **chunk.maps}
+    planes: dict[str, NDArray[Any]] = {"images": chunk.counts, **chunk.maps}
     arrays = {f"{split}-pieces/{name}-{number:05d}.npy": rows for name, rows in tables.items()}
     arrays |= {f"{split}/{name}-{number:05d}.npy": plane for name, plane in planes.items()}
     return {name: _save(root / name, array) for name, array in arrays.items()}
