@@ -62,7 +62,7 @@ def test_a_full_temporary_folder_is_an_error_that_names_it() -> None:
 
 
 def test_an_image_of_this_machine_is_read_without_a_temporary_folder(tmp_path: Path, no_temporary_folder: Path) -> None:
-    np.save(tmp_path / "image.npy", np.ones((8, 8)))
+    np.save(tmp_path / "image.npy", np.arange(400.0).reshape(20, 20))
     with Reader() as reader:
         (result,) = reader.read([tmp_path / "image.npy"])
     assert not isinstance(result.image, Exception)
