@@ -19,9 +19,8 @@ from sublens.storage.scratch import ScratchError
 
 
 @pytest.fixture
-def no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    return tmp_path / "missing"
+def no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")
 
 
 def limited(*command: str, home: Path) -> "subprocess.CompletedProcess[str]":
@@ -51,7 +50,7 @@ def test_sublens_is_imported_without_any_temporary_folder() -> None:
     assert limited("-c", f"{none}; import sublens; tempfile.gettempdir()", home=Path.home()).stderr == ""
 
 
-def test_no_temporary_folder_is_an_error_that_names_tmpdir(no_temporary_folder: Path) -> None:
+def test_no_temporary_folder_is_an_error_that_names_tmpdir(no_temporary_folder: None) -> None:
     with pytest.raises(ScratchError, match="TMPDIR"):
         scratch.check()
 
@@ -61,14 +60,14 @@ def test_a_full_temporary_folder_is_an_error_that_names_it() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_image_of_this_machine_is_read_without_a_temporary_folder(tmp_path: Path, no_temporary_folder: Path) -> None:
+def test_an_image_of_this_machine_is_read_without_a_temporary_folder(tmp_path: Path, no_temporary_folder: None) -> None:
     np.save(tmp_path / "image.npy", np.arange(400.0).reshape(20, 20))
     with Reader() as reader:
         (result,) = reader.read([tmp_path / "image.npy"])
     assert not isinstance(result.image, Exception)
 
 
-def test_an_output_is_not_blamed_for_a_lack_of_temporary_folders(tmp_path: Path, no_temporary_folder: Path) -> None:
+def test_an_output_is_not_blamed_for_a_lack_of_temporary_folders(tmp_path: Path, no_temporary_folder: None) -> None:
     with pytest.raises(ScratchError), files.translate_errors(tmp_path / "out"):
         tempfile.mkdtemp()
     with pytest.raises(DataError, match="out: could not be written"), files.translate_errors(tmp_path / "out"):
