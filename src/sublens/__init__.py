@@ -5,8 +5,10 @@ Nothing leaves the machine: libraries that would report their use elsewhere are 
 """
 
 import os
+import tempfile
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +45,17 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+
+try:
+    _is_home = not (_home := Path.home()).is_dir() or os.access(_home, os.X_OK)
+except (OSError, RuntimeError):
+    _is_home = False
+if not _is_home:  # but another user's, as in a container: libraries fail where they look for their settings in it
+    os.environ["HOME"] = "/nonexistent"
+try:
+    tempfile.gettempdir()
+except FileNotFoundError:
+    tempfile.tempdir = "/tmp"
 
 _backend = os.environ.get("MPLBACKEND", "")
 if _backend.startswith("module://") and not find_spec(_backend.removeprefix("module://").partition(".")[0]):

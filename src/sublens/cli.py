@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sublens.errors import SublensError
+from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
@@ -941,7 +942,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        with scratch.blamed():
+            app(arguments)
     except SublensError as err:
         _say(f"sublens{_process()}: {err}")
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,16 @@ def written(write: Any, *values: Any) -> bytes:
 
 def post(client: TestClient, data: bytes, name: str, **params: Any) -> Any:
     return client.post("/v1/predict", params={"name": name, **params}, content=data)
+
+
+def test_a_service_without_a_temporary_folder_is_not_ready(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    for answer in (client.get("/v2/health/ready"), post(client, written(np.save, IMAGE), "a.npy")):
+        assert (answer.status_code, "TMPDIR" in answer.json()["next"]) == (503, True)
+    monkeypatch.undo()
+    assert client.get("/v2/health/ready").status_code == 200
 
 
 def test_a_file_gets_the_predictions_of_the_library(client: TestClient) -> None:

@@ -9,9 +9,11 @@ same holds for a cutout of a big image; a catalogue of positions is read by a ch
 import importlib
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Self
@@ -42,7 +44,7 @@ from sublens.images.sandbox import (
     send,
 )
 from sublens.parallel.mapper import in_order
-from sublens.storage import object_store
+from sublens.storage import object_store, scratch
 from sublens.storage.files import remove
 from sublens.storage.object_store import FETCHES, Remote
 
@@ -143,7 +145,8 @@ class Reader(Keeper):
         paths: as `list_images` or `Positions.cuts` give them; a result that needs no reading is passed on.
         start: the `source_index` to begin at.
         """
-        with object_store.scratch() as folder, ThreadPoolExecutor(FETCHES) as pool:
+        with ExitStack() as stack, ThreadPoolExecutor(FETCHES) as pool:
+            folder = cache(lambda: stack.enter_context(scratch.folder()))  # none where nothing is fetched
             self._copies.clear()
             try:
                 yield from self._read(_prefetch(islice(paths, start[0], None), folder, pool), start)
@@ -244,10 +247,13 @@ class Reader(Keeper):
             yield _failed(request, err)
 
 
-def _prefetch(requests: Iterator[ReadRequest], folder: Path, pool: ThreadPoolExecutor) -> Iterator[ReadRequest]:
-    """The same requests; files on an object store are fetched by threads before they are needed."""
+def _prefetch(
+    requests: Iterator[ReadRequest], folder: Callable[[], Path], pool: ThreadPoolExecutor
+) -> Iterator[ReadRequest]:
+    """The same requests; files on an object store are fetched by threads before they are needed, into that folder."""
     futures = (
-        pool.submit(_fetch, request, folder) if isinstance(request, Remote) else _Ready(request) for request in requests
+        pool.submit(_fetch, request, folder()) if isinstance(request, Remote) else _Ready(request)
+        for request in requests
     )
     return in_order(futures, lambda: FETCHES)
 

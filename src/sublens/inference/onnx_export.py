@@ -7,7 +7,6 @@ exported one holds them itself, so any ONNX software can run it alone.
 import json
 import shutil
 import struct
-import tempfile
 import warnings
 from dataclasses import replace
 from functools import lru_cache
@@ -30,7 +29,7 @@ from sublens.models import bundle, networks, weights
 from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
 from sublens.models.heads import Moments, TruthHead
 from sublens.progress import Bar, Count, silent
-from sublens.storage import files
+from sublens.storage import files, scratch
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -236,8 +235,7 @@ def export(
     """
     source = bundle.locate(name)
     card, part = bundle.read_card(source), dataset.selection
-    with files.whole_folder(out, force=force) as folder, tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
+    with files.whole_folder(out, force=force) as folder, scratch.folder() as place:
         (place / WEIGHTS).write_bytes(bundle.read_verified(source / WEIGHTS, card.weights_sha256))
         entry = add_graph(place, card, part, bar)
         if mirrors:
@@ -272,8 +270,8 @@ def export_file(
 ) -> CardGraph:
     """Leave the graph of `export` by itself in the file `out`, with its calibration in the notes."""
     files.refuse_existing_file(out, force=force)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "bundle"
+    with scratch.folder() as place:
+        folder = place / "bundle"
         entry = export(name, dataset, folder, int8=int8, mirrors=mirrors, bar=bar)
         with files.whole_file(out) as partial:
             shutil.copyfile(folder / GRAPH, partial)

@@ -11,7 +11,7 @@ from tokenize import TokenError
 from typing import IO
 
 from sublens.errors import DataError
-from sublens.storage import object_store
+from sublens.storage import object_store, scratch
 from sublens.storage.object_store import Remote
 
 NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
@@ -31,10 +31,11 @@ OUTPUT_NAMES = (
 
 @contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into a `DataError`."""
+    """Turn the operating system's refusals to write `path` into a `DataError`, or into a `ScratchError`."""
     try:
         yield
     except OSError as err:
+        scratch.check_unless(path, err)
         reason = err.strerror or f"is the disk full? {err}"  # numpy does not say why it wrote too little
         raise DataError(
             f"could not be written ({reason})",

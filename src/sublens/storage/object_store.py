@@ -4,6 +4,7 @@
 there.
 """
 
+import atexit
 import errno
 import hashlib
 import math
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublens.errors import DataError
 from sublens.progress import Bar, silent
+from sublens.storage import scratch
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -83,7 +85,7 @@ def local(path: Path, bar: Bar = silent) -> Path:
         if path not in _copies or _copies[path][0] != state:
             if path in _copies:
                 shutil.rmtree(_copies.pop(path)[1].parent)
-            _copies[path] = state, _download(path, infos, Path(tempfile.mkdtemp(dir=_shelf().name)), bar)
+            _copies[path] = state, _download(path, infos, Path(tempfile.mkdtemp(dir=_shelf())), bar)
     except FileNotFoundError as err:
         raise DataError(
             "no such file or folder", need="an address of one", next="Check the address.", path=path
@@ -96,9 +98,11 @@ _copies: dict[Remote, tuple[list[tuple[str, int, int]], Path]] = {}
 
 
 @lru_cache(maxsize=1)
-def _shelf() -> "tempfile.TemporaryDirectory[str]":
+def _shelf() -> Path:
     """The folder of all copies, removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="sublens-")
+    folder = scratch.make()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager
@@ -107,18 +111,8 @@ def copied(path: Path) -> Iterator[Path]:
     if not isinstance(path, Remote):
         yield path
         return
-    with scratch() as folder:
+    with scratch.folder() as folder:
         yield fetch(path, folder)
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder of this machine for the length of a `with` block."""
-    folder = Path(tempfile.mkdtemp(prefix="sublens-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def staged(target: Path) -> Path:

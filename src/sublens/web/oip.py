@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from sublens.inference.predictor import BATCH, BatchPrediction
+from sublens.storage import scratch
 from sublens.web.problem import ERROR_RESPONSES, Problem
 from sublens.web.service import ServedNetwork, Service, unless_gone
 
@@ -115,7 +116,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> dict[str, bool]:
-        """Confirm that the server takes requests; 503 once it has been asked to stop."""
+        """Confirm that the server takes requests; 503 once it has been asked to stop, or lacks space for uploads."""
         if not service.is_ready:
             raise Problem(
                 503,
@@ -124,6 +125,7 @@ def routes(service: Service) -> APIRouter:
                 next="Send requests to another one, or wait for its restart.",
                 headers={"Retry-After": "5"},
             )
+        scratch.check()
         return {"ready": True}
 
     @router.get("")

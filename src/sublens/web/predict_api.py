@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from sublens.images.pixels import Image
 from sublens.images.reader import Extension, Reader, ReadResult
 from sublens.inference import predictor, tables
 from sublens.inference.predictor import Prediction
+from sublens.storage import scratch
 from sublens.web.answers import FileExtension, FilePredictions, ImagePredictions, array, as_json
 from sublens.web.problem import ERROR_RESPONSES, Problem
 from sublens.web.service import ImageOutcome, NamedImage, ServedNetwork, Service, assumed_scale, together, unless_gone
@@ -150,7 +150,7 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
     ) -> Response:
         """Predict the images of one file, whose bytes are the body: at most 200 images, at most 64 MiB."""
         upload = Upload(_safe(name), service.select(network), pixel_scale)
-        with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
+        with scratch.folder() as folder:
             path = Path(folder, f"upload{_suffix(upload.name)}")
             await _save(request, path)
             deadline = service.deadline()
@@ -209,7 +209,7 @@ def _refuse_form(request: Request) -> None:
 async def _save(request: Request, path: Path) -> None:
     """Write the body to a file. Raises `Problem` 415 where its format is not accepted over a network."""
     head = b""
-    with path.open("wb") as file:
+    with scratch.filled(), path.open("wb") as file:
         async for block in request.stream():
             if len(head) < 256:
                 head += block[:256]
@@ -309,7 +309,7 @@ def _table(network: ServedNetwork, rows: Sequence[CatalogueRow], form: str) -> b
     """The bytes of a table in that format."""
     columns = [*tables.columns(network.card.classes), *CORRECTION]
     records = [_record(network, row) for row in rows]
-    with tempfile.TemporaryDirectory(prefix="sublens-") as folder:
+    with scratch.folder() as folder:
         path = Path(folder, f"table.{form}")
         tables.WRITERS[path.suffix](path, columns, lambda: iter(records))
         return path.read_bytes()

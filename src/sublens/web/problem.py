@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sublens.errors import SublensError
+from sublens.storage.scratch import ScratchError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
@@ -48,9 +49,9 @@ def overloaded(what: str) -> Problem:
 
 
 def from_error(err: SublensError) -> Problem:
-    """422, for a request that one of our errors refuses."""
+    """422, for a request that one of our errors refuses; 503 where the machine lacks space for it."""
     what = f"{err.path}: {err.what}" if err.path else err.what
-    return Problem(422, what, need=err.need, next=err.next)
+    return Problem(503 if isinstance(err, ScratchError) else 422, what, need=err.need, next=err.next)
 
 
 class ProblemDetails(BaseModel):

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sublens.errors import ConfigError
+from sublens.storage import scratch
 from sublens.web import keys
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
@@ -104,8 +105,10 @@ def serve(
 ) -> None:
     """Serve networks until SIGINT or SIGTERM, then finish the requests under way.
 
-    Raises `ConfigError` where the address cannot be used, `BundleError` where a network cannot.
+    Raises `ConfigError` where the address cannot be used, `BundleError` where a network cannot, and
+    `ScratchError` where there is no folder for uploads.
     """
+    scratch.check()
     hashes = keys.read(key_file) if key_file else ()
     metrics = Metrics()
     listener = _listen(host, port)
