@@ -128,10 +128,15 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
     strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
     if len(strung):
         parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
-        _add(mass.string_deflection(x, y, *parameters), (alpha_x, alpha_y), strung)
+        _add(mass.string_deflection(_of(x, strung), _of(y, strung), *parameters), (alpha_x, alpha_y), strung)
     if len(truth.subhaloes):
         _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
+
+
+def _of(plane: Tensor, rows: Tensor) -> Tensor:
+    """The positions of these scenes, where each scene has positions of its own."""
+    return plane[rows] if plane.ndim == 3 and len(plane) > 1 else plane
 
 
 def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
@@ -154,7 +159,7 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         return
     deflect = DEFLECTIONS[survey.subhaloes.profile]
     for rows, subhalo in _subhaloes(truth, survey, x):
-        _add(deflect(x, y, *subhalo), total, rows)
+        _add(deflect(_of(x, rows), _of(y, rows), *subhalo), total, rows)
 
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
