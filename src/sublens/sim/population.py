@@ -303,13 +303,13 @@ def _inside(subhaloes: NDArray[np.void], radius: Floats) -> Floats:
     return inside
 
 
-ANNULI, ANGLES = 32, 16
+ANNULI, ANGLES = 48, 16
 """Annuli that an extended subhalo is cut into, and pieces of each of them."""
 
 
 def _annuli(subhaloes: NDArray[np.void], reach: Floats) -> tuple[Floats, Floats]:
     """Radius of each annulus of extended subhaloes, and its mass as theta_e squared, [n, ANNULI], out to `reach`."""
-    edges = reach[:, None] * np.geomspace(1e-3, 1, ANNULI + 1)
+    edges = reach[:, None] * np.geomspace(0.01, 1, ANNULI + 1)
     inside = edges * _halo_deflection(subhaloes, edges)
     inside[:, 0] = 0
     return np.sqrt(edges[:, 1:] * edges[:, :-1]), np.diff(inside, axis=1)
