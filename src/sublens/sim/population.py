@@ -226,7 +226,8 @@ def extend(subhaloes: NDArray[np.void], columns: Iterator[Floats], scenes: NDArr
     dark = survey.subhaloes
     if not dark.concentration:
         return
-    m200_msun = subhaloes["m200_msun"] = subhaloes["mass_msun"]
+    m200_msun = subhaloes["mass_msun"].copy()
+    subhaloes["m200_msun"] = m200_msun
     concentration = dark.concentration.quantile(next(columns))
     redshifts = scenes["z_lens"], scenes["z_source"]
     subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(m200_msun, concentration, *redshifts, survey.cosmology)
@@ -242,7 +243,7 @@ def weigh(truth: Truth, survey: Survey) -> None:
     Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
     halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
     the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
-    substructure, wherever it lies, and its own Einstein radius that mass's root. What is left is 0 or less where
+    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or less where
     substructure outweighs the halo.
     """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
