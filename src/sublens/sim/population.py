@@ -243,8 +243,8 @@ def weigh(truth: Truth, survey: Survey) -> None:
     Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
     halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
     the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
-    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or less where
-    substructure outweighs the halo.
+    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or
+    less where substructure outweighs the halo.
     """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
     unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
