@@ -92,7 +92,7 @@ def lenstronomy(halo: str, truth: Truth, device: str) -> tuple[int, Callable[[in
 
     def image(row: int) -> np.ndarray:
         s = truth.scenes[row]
-        own = {"theta_E": s["theta_e"]}
+        own = {"theta_E": s["halo_theta_e"]}
         if halo == "sie":
             own["e1"], own["e2"] = ellipticity(s["halo_q"], s["halo_angle"])
         gamma, angle = s["gamma"], 2 * s["shear_angle"]
@@ -126,9 +126,10 @@ def caustics(halo: str, truth: Truth, device: str) -> tuple[int, Callable[[int],
 
     def one(s: dict[str, torch.Tensor], dark: torch.Tensor) -> torch.Tensor:
         if halo == "sie":
-            ax, ay = func.reduced_deflection_angle_sie(zero, zero, s["halo_q"], s["halo_angle"], s["theta_e"], x, y)
+            shape = (s["halo_q"], s["halo_angle"], s["halo_theta_e"])
+            ax, ay = func.reduced_deflection_angle_sie(zero, zero, *shape, x, y)
         else:
-            ax, ay = func.reduced_deflection_angle_sis(zero, zero, s["theta_e"], x, y)
+            ax, ay = func.reduced_deflection_angle_sis(zero, zero, s["halo_theta_e"], x, y)
         angle = 2 * s["shear_angle"]
         g1, g2 = s["gamma"] * torch.cos(angle), s["gamma"] * torch.sin(angle)
         for more_x, more_y in [
@@ -137,8 +138,8 @@ def caustics(halo: str, truth: Truth, device: str) -> tuple[int, Callable[[int],
         ]:
             ax, ay = ax + more_x, ay + more_y
         place = (s["source_x"], s["source_y"], s["source_q"], s["source_angle"])
-        shape = (s["source_n"], s["source_r_eff"] / torch.sqrt(s["source_q"]), s["source_intensity"])
-        return brightness_sersic(*place, *shape, x - ax, y - ay, b)  # type: ignore[no-any-return]
+        profile = (s["source_n"], s["source_r_eff"] / torch.sqrt(s["source_q"]), s["source_intensity"])
+        return brightness_sersic(*place, *profile, x - ax, y - ay, b)  # type: ignore[no-any-return]
 
     many = torch.vmap(one)
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
 from sublens.sim.population import Truth
+from sublens.sim.presets import preset
 from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
 
@@ -82,18 +84,45 @@ def test_missing_and_foreign_files_are_found(tmp_path: Path) -> None:
     assert damaged(tmp_path / "s") == {"train/ids.npy": "missing", "extra.npy": "not in the manifest"}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2}', "null"])
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(DataError, match="damaged|format None"):
         store.read_manifest(tmp_path)
 
 
+def as_format_2(path: Path) -> None:
+    """Make a store what it would have been in format 2; its tables keep their new columns."""
+    content = json.loads((path / MANIFEST).read_text())
+    del content["seal"], content["origin"]["survey"]["halo"]["conserves"]
+    content["format"] = 2
+    compact = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    content["seal"] = hashlib.sha256(compact.encode()).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def test_the_benchmark_in_format_2_is_read(tmp_path: Path) -> None:
+    generate.simulate(preset("common-test-1"), {"train": 3}, tmp_path / "s", seed=3)
+    as_format_2(tmp_path / "s")
+    manifest = store.read_manifest(tmp_path / "s")
+    assert manifest.origin.survey == preset("common-test-1")
+    assert damaged(tmp_path / "s") == {}
+
+
+def test_older_images_whose_rings_tell_the_class_are_refused(tmp_path: Path) -> None:
+    generate.simulate(preset("rubin"), {"train": 3}, tmp_path / "s", seed=3)
+    as_format_2(tmp_path / "s")
+    with pytest.raises(
+        DataError, match="'rubin' of format 2, in which the size of the ring tells the class; needs format 3"
+    ):
+        store.read_manifest(tmp_path / "s")
+
+
 def test_a_store_of_another_format_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "s")
     content = json.loads((tmp_path / "s" / MANIFEST).read_text())
     (tmp_path / "s" / MANIFEST).write_text(json.dumps({**content, "format": 1}))
-    with pytest.raises(DataError, match="is a store of format 1; needs format 2"):
+    with pytest.raises(DataError, match="is a store of format 1; needs format 3"):
         store.read_manifest(tmp_path / "s")
 
 

@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
+import torch
 from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublens.errors import ConfigError
+from sublens.sim import mass
 from sublens.sim.cosmology import einstein_radius
-from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds
-from sublens.sim.presets import preset
-from sublens.sim.render import render
+from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds, of_format_2, share_inside_ring, smoothed
+from sublens.sim.presets import names, preset
+from sublens.sim.render import convergence, deflection, render, simulate
+from sublens.sim.survey import Floats, Survey
 
 CT1 = preset("common-test-1")
 
@@ -51,7 +54,7 @@ def test_classes_are_balanced(truth: Truth) -> None:
     assert np.bincount(truth.scenes["label"]).tolist() == [500, 500, 500]
 
 
-def test_mass_is_conserved(truth: Truth) -> None:
+def test_the_benchmark_conserves_the_total_mass(truth: Truth) -> None:
     in_subhaloes = np.bincount(truth.owners(), truth.subhaloes["mass_msun"], minlength=len(truth))
     total = truth.scenes["halo_mass_msun"] + truth.scenes["string_mass_msun"] + in_subhaloes
     np.testing.assert_allclose(total, 1e12)
@@ -121,9 +124,9 @@ def test_strings_hold_their_share_of_the_mass_and_length(truth: Truth) -> None:
 def test_einstein_radii_follow_the_deeplense_convention(truth: Truth) -> None:
     row = truth.scenes[:1]
     expected = einstein_radius(row["halo_mass_msun"], row["z_lens"], row["z_source"], CT1.cosmology)
-    assert row["theta_e"] == pytest.approx(expected)
-    assert (truth.scenes["theta_e"] / 0.05 > 16).all()
-    assert (truth.scenes["theta_e"] / 0.05 < 35).all()
+    assert row["halo_theta_e"] == pytest.approx(expected)
+    assert (truth.scenes["halo_theta_e"] / 0.05 > 16).all()
+    assert (truth.scenes["halo_theta_e"] / 0.05 < 35).all()
 
 
 def test_take_keeps_subhaloes_with_their_image(truth: Truth) -> None:
@@ -201,7 +204,7 @@ def test_extended_subhaloes_have_the_sizes_that_lenstronomy_gives_them(profile: 
     for row, owner in zip(truth.subhaloes, truth.owners(), strict=True):
         scene = truth.scenes[owner]
         theirs = LensCosmo(scene["z_lens"], scene["z_source"], cosmo=FlatLambdaCDM(H0=70, Om0=0.3))
-        r_s, alpha_rs = theirs.nfw_physical2angle(row["mass_msun"], 12)
+        r_s, alpha_rs = theirs.nfw_physical2angle(row["m200_msun"], 12)
         assert (row["r_s"], row["alpha_rs"]) == pytest.approx((r_s, alpha_rs), rel=1e-3)
         assert row["r_t"] == pytest.approx(5 * r_s if profile == "tnfw" else 0, rel=1e-3)
 
@@ -211,7 +214,7 @@ def test_magnitudes_become_electrons() -> None:
     camera = {"zero_point": 24.0, "exposure_s": 10, "n_exposures": 3, "n_pixels": 200}
     bare = changed("common-test-1", camera=camera, source={"intensity": None, "magnitude": 24})
     truth = draw(bare, 0, "train", range(4))
-    truth.scenes["theta_e"] = truth.scenes["gamma"] = truth.scenes["string_theta_e"] = 0
+    truth.scenes["halo_theta_e"] = truth.scenes["gamma"] = truth.scenes["string_theta_e"] = 0
     truth.scenes["n_subhaloes"] = 0
     light = render(Truth(truth.scenes, truth.subhaloes[:0]), bare).sum(dim=(1, 2))
     np.testing.assert_allclose(light, 30, rtol=0.01)
@@ -244,3 +247,143 @@ def test_more_subhaloes_come_on_top_of_the_same_ones() -> None:
 def test_indices_must_ascend_from_nought(indices: range) -> None:
     with pytest.raises(ValueError, match="ascend"):
         draw(CT1, 1, "train", indices)
+
+
+TNFW = {"profile": "tnfw", "concentration": 15, "truncation": 10}
+NFW = {"profile": "nfw", "concentration": 15}
+CONSERVE_RINGS = [name for name in names() if name != "common-test-1"]
+"""All but the benchmark, whose authors conserved the total mass."""
+
+
+def radial_deflection(truth: Truth, survey: Survey, radii: Floats, n_angles: int = 120) -> Floats:
+    """Mean over a circle of this radius about the optical axis, [n]."""
+    angle = (torch.arange(n_angles, dtype=torch.float64) + 0.5) * 2 * torch.pi / n_angles
+    cos, sin, r = torch.cos(angle), torch.sin(angle), torch.from_numpy(radii)[:, None, None]
+    alpha_x, alpha_y = deflection(truth, survey, r * cos, r * sin)
+    return np.asarray((alpha_x * cos + alpha_y * sin).mean(dim=(1, 2)))
+
+
+def ring_radii(truth: Truth, survey: Survey) -> tuple[Floats, Floats]:
+    """Radius at which the mean radial deflection is that radius, of each scene and of its smooth lens, arcsec.
+
+    Rounded to 0.01, as points near the circle cost accuracy.
+    """
+    smooth = truth.scenes["theta_e"]
+    for _ in range(2):
+        smooth = radial_deflection(smoothed(truth), survey, smooth)
+    rings = smooth
+    for _ in range(4):
+        rings = radial_deflection(truth, survey, rings)
+    return rings.round(2), smooth.round(2)
+
+
+@pytest.mark.parametrize("name", CONSERVE_RINGS)
+def test_the_size_of_the_ring_does_not_tell_the_class(name: str) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    truth = draw(preset(name), 900, "train", range(1800))
+    rings, smooth = ring_radii(truth, preset(name))
+    for label in (1, 2):
+        pair = np.isin(truth.scenes["label"], (0, label))
+        assert roc_auc_score(truth.scenes["label"][pair], rings[pair]) == pytest.approx(0.5, abs=0.05)
+        same = truth.scenes["label"] == label
+        assert (rings / smooth)[same].mean() == pytest.approx(1, abs=1e-3)
+
+
+SMOOTH = """z_lens z_source exposure_s background noise_rms theta_e halo_q halo_angle gamma shear_angle
+    source_x source_y source_q source_angle source_n source_r_eff source_intensity lens_n lens_r_eff lens_intensity"""
+"""Columns of the truth table that know nothing of substructure."""
+ONE_SOURCE = ("model-2", "model-3")
+"""Surveys whose every source has one brightness and exposure, so that the magnification by substructure shows."""
+
+
+def plain_statistics(counts: np.ndarray, has_light: bool) -> list[Floats]:
+    """Sky and noise in the corners of each image, and the flux, size and peak of its light, [n] each."""
+    side = counts.shape[1] // 8
+    corners = np.concatenate([counts[:, :side, :side], counts[:, -side:, -side:]], axis=1).reshape(len(counts), -1)
+    sky = corners.mean(axis=1)
+    light, axis = counts - sky[:, None, None], np.linspace(-1, 1, counts.shape[1])
+    flux = light.sum(axis=(1, 2))
+    size = (light * np.hypot(axis[:, None], axis)).sum(axis=(1, 2)) / flux
+    return [sky, corners.std(axis=1), *([flux, size, counts.max(axis=(1, 2))] if has_light else [])]
+
+
+@pytest.mark.parametrize("name", CONSERVE_RINGS)
+def test_no_smooth_parameter_or_plain_statistic_tells_the_class(name: str) -> None:
+    """Cross-validated boosted trees stay within 3 standard deviations of chance."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import cross_val_score
+
+    truth, counts = simulate(preset(name), 901, "train", range(450))
+    statistics = plain_statistics(counts, has_light=name not in ONE_SOURCE)
+    columns = [*(truth.scenes[column] for column in SMOOTH.split()), ring_radii(truth, preset(name))[0], *statistics]
+    trees = HistGradientBoostingClassifier(max_depth=3, max_iter=30)
+    auc = cross_val_score(trees, np.column_stack(columns), truth.scenes["label"] > 0, cv=4, scoring="roc_auc").mean()
+    assert auc == pytest.approx(0.5, abs=3 * np.sqrt(451 / (12 * 150 * 300)))
+
+
+@pytest.mark.parametrize("profile", [{}, NFW, TNFW])
+def test_the_share_inside_the_ring_is_that_of_the_deflection(profile: dict[str, object]) -> None:
+    """By Gauss's theorem; the points of this survey keep away from the circle."""
+    survey = changed("euclid", subhaloes={"radius": {"uniform": [0.2, 0.7]}, **profile}, halo={"mass_msun": 8e11})
+    truth = draw(survey, 1, "train", range(30))
+    ring = mass.sie_ring(truth.scenes["theta_e"], truth.scenes["halo_q"])
+    halo = truth.scenes["halo_theta_e"] * (ring / truth.scenes["theta_e"])
+    share = (radial_deflection(truth, survey, ring, 4096) - halo) / ring
+    np.testing.assert_allclose(share_inside_ring(truth), share, rtol=3e-3, atol=1e-5)
+
+
+def test_extended_subhaloes_near_the_ring_keep_its_size() -> None:
+    survey = changed("hst", subhaloes={"radius": {"uniform": [0.5, 2.5]}, **TNFW})
+    rings, smooth = ring_radii(draw(survey, 1, "train", range(1, 300, 3)), survey)
+    assert (rings / smooth).mean() == pytest.approx(1, abs=5e-4)
+
+
+def test_the_mass_of_a_truncated_halo_is_what_it_holds_far_out() -> None:
+    rows = draw(changed("hst", subhaloes=TNFW), 0, "train", range(1, 12, 3)).subhaloes
+    far, nought = (torch.tensor(number, dtype=torch.float64) for number in (1e5, 0))
+    alpha_rs, r_s, r_t = (torch.from_numpy(rows[name].copy()) for name in ("alpha_rs", "r_s", "r_t"))
+    held = mass.tnfw_deflection(far * r_s, nought, nought, nought, alpha_rs, r_s, r_t)[0] * far * r_s
+    np.testing.assert_allclose(held, rows["theta_e"] ** 2, rtol=1e-3)
+    np.testing.assert_allclose(rows["mass_msun"] / rows["m200_msun"], 0.846, atol=1e-3)
+
+
+@pytest.mark.parametrize("profile", [NFW, TNFW])
+def test_the_mass_map_of_extended_subhaloes_holds_what_their_convergence_holds(profile: dict[str, object]) -> None:
+    fine = {"n_pixels": 700, "pixel_scale": 0.01}
+    survey = changed("hst", camera=fine, subhaloes={"mass_msun": 1e10, "number": 20, **profile})
+    truth = draw(survey, 2, "train", range(1, 10, 3))
+    smooth = Truth(truth.scenes.copy(), truth.subhaloes[:0])
+    smooth.scenes["n_subhaloes"] = 0
+    change = convergence(truth, survey, dtype=torch.float64) - convergence(smooth, survey, dtype=torch.float64)
+    msun = (
+        change.sum(dim=(1, 2)).numpy()
+        * 0.01**2
+        / np.pi
+        * (truth.scenes["lens_mass_msun"] / truth.scenes["theta_e"] ** 2)
+    )
+    mapped = mass_map(truth, 14, 7.0)
+    np.testing.assert_allclose(mapped.sum(axis=(1, 2)), msun, rtol=0.01)
+    assert (mapped.max(axis=(1, 2)) < 5e10).all()
+
+
+def test_a_strings_share_inside_the_ring_is_that_of_its_pieces(truth: Truth) -> None:
+    vort = of_class(truth, "vort")
+    along = ((np.arange(4000) + 0.5) / 2000 - 1) * vort.scenes["string_half_length"][:, None]
+    x = vort.scenes["string_x"][:, None] + along * np.cos(vort.scenes["string_angle"])[:, None]
+    y = vort.scenes["string_y"][:, None] + along * np.sin(vort.scenes["string_angle"])[:, None]
+    within = (np.hypot(x, y) < vort.scenes["theta_e"][:, None]).mean(axis=1)
+    expected = within * (vort.scenes["string_theta_e"] / vort.scenes["theta_e"]) ** 2
+    np.testing.assert_allclose(share_inside_ring(vort), expected, rtol=1e-3, atol=2e-5)
+
+
+def test_tables_of_format_2_become_the_truth_that_is_drawn_now(truth: Truth) -> None:
+    scenes, subhaloes = truth.scenes.copy(), truth.subhaloes.copy()
+    scenes["theta_e"] = scenes["halo_theta_e"]
+    old = of_format_2(
+        scenes[[name for name in scenes.dtype.names or () if name not in ("lens_mass_msun", "halo_theta_e")]],
+        subhaloes[[name for name in subhaloes.dtype.names or () if name != "m200_msun"]],
+    )
+    assert np.array_equal(old.subhaloes, truth.subhaloes)
+    for name in scenes.dtype.names or ():
+        np.testing.assert_allclose(old.scenes[name], truth.scenes[name], rtol=1e-12)

@@ -47,7 +47,7 @@ def without_substructure(truth: Truth) -> Truth:
 
 def test_a_massless_lens_shows_the_source_itself(truth: Truth, small_survey: Survey) -> None:
     empty = without_substructure(truth)
-    empty.scenes["theta_e"] = empty.scenes["gamma"] = 0
+    empty.scenes["halo_theta_e"] = empty.scenes["gamma"] = 0
     image = render.render(empty, small_survey)[0]
     axis = camera.pixel_centres(small_survey.camera.n_pixels, small_survey.camera.pixel_scale)
     row, column = np.unravel_index(int(image.argmax()), image.shape)
@@ -65,7 +65,7 @@ def test_a_source_behind_a_sphere_makes_a_ring_at_theta_e(truth: Truth, small_su
     image = render.render(ring, sharp)[0]
     axis = camera.pixel_centres(300, 0.02)
     radius = torch.hypot(axis[:, None], axis)
-    assert float(radius.flatten()[image.argmax()]) == pytest.approx(ring.scenes["theta_e"][0], abs=0.02)
+    assert float(radius.flatten()[image.argmax()]) == pytest.approx(ring.scenes["halo_theta_e"][0], abs=0.02)
 
 
 @pytest.mark.parametrize("label", [1, 2])
@@ -83,10 +83,18 @@ def test_deflection_has_no_curl_and_only_the_halos_convergence(truth: Truth, sma
         alpha_x, alpha_y = render.deflection(single, small_survey, x, y)
         xx, xy = torch.autograd.grad(alpha_x.sum(), (x, y), retain_graph=True)
         yx, yy = torch.autograd.grad(alpha_y.sum(), (x, y))
-        kappa = float(single.scenes["theta_e"][0]) / (2 * torch.hypot(x, y).clamp_min(1e-9))
+        kappa = float(single.scenes["halo_theta_e"][0]) / (2 * torch.hypot(x, y).clamp_min(1e-9))
         away = torch.hypot(x, y) > 0.1
         torch.testing.assert_close(((xx + yy) / 2)[away], kappa[away], rtol=1e-5, atol=1e-5)
         assert (yx - xy).abs()[away].max() < 1e-6
+
+
+def test_each_scene_may_be_deflected_at_positions_of_its_own(truth: Truth, small_survey: Survey) -> None:
+    x, y = torch.rand(2, len(truth), 3, 4, dtype=torch.float64) + 0.5
+    together = torch.stack(render.deflection(truth, small_survey, x, y))
+    for row in range(len(truth)):
+        alone = render.deflection(truth.take(np.array([row])), small_survey, x[row, None], y[row, None])
+        torch.testing.assert_close(together[:, row, None], torch.stack(alone), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("extended", [{}, {"profile": "nfw", "concentration": 15}])
@@ -110,7 +118,7 @@ def test_the_convergence_map_holds_the_mass_of_the_scene(extended: dict[str, obj
 def test_the_halo_of_the_convergence_map_is_the_spheres(truth: Truth, small_survey: Survey) -> None:
     bare = without_substructure(truth.take(np.array([0])))
     axis = camera.pixel_centres(small_survey.camera.n_pixels, small_survey.camera.pixel_scale)
-    expected = bare.scenes["theta_e"][0] / (2 * torch.hypot(axis[:, None], axis))
+    expected = bare.scenes["halo_theta_e"][0] / (2 * torch.hypot(axis[:, None], axis))
     got = render.convergence(bare, small_survey, dtype=torch.float64)[0]
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
 
@@ -180,7 +188,7 @@ def lens_of(scene: np.void, survey: Survey, subhaloes: np.ndarray) -> tuple[Any,
 
     e = (1 - scene["halo_q"]) / (1 + scene["halo_q"])
     halo = {
-        "theta_E": scene["theta_e"],
+        "theta_E": scene["halo_theta_e"],
         "e1": e * np.cos(2 * scene["halo_angle"]),
         "e2": e * np.sin(2 * scene["halo_angle"]),
     }
@@ -190,7 +198,7 @@ def lens_of(scene: np.void, survey: Survey, subhaloes: np.ndarray) -> tuple[Any,
     }
     points = [{"theta_E": s["theta_e"], "center_x": s["x"], "center_y": s["y"]} for s in subhaloes]
     if scene["halo_q"] == 1:
-        halo = {"theta_E": scene["theta_e"]}
+        halo = {"theta_E": scene["halo_theta_e"]}
     kind = "SIS" if scene["halo_q"] == 1 else "SIE"
     return LensModel([kind, "SHEAR", *["POINT_MASS"] * len(points)]), [halo, shear, *points]
 

@@ -8,16 +8,17 @@ from pydantic import ValidationError
 
 from sublens.errors import ConfigError
 from sublens.sim import presets, scene
-from sublens.sim.population import CLASSES, draw
+from sublens.sim.population import CLASSES, draw, smoothed
 from sublens.sim.render import render
 from sublens.sim.scene import Scene, String, Subhalo
 
 
+@pytest.mark.parametrize("name", ["common-test-1", "model-1"])
 @pytest.mark.parametrize("label", CLASSES)
-def test_a_drawn_scene_has_the_image_of_its_survey(label: str) -> None:
-    survey, index = presets.preset("common-test-1"), CLASSES.index(label)
+def test_a_drawn_scene_has_the_image_of_its_survey(name: str, label: str) -> None:
+    survey, index = presets.preset(name), CLASSES.index(label)
     whole = render(draw(survey, 11, "test", range(index, index + 1)), survey)[0].numpy()
-    again = scene.noiseless(scene.drawn("common-test-1", label, 11))  # type: ignore[arg-type]
+    again = scene.noiseless(scene.drawn(name, label, 11))  # type: ignore[arg-type]
     assert np.abs(again - whole).max() < 0.02 * whole.max()  # four digits of each number are kept
 
 
@@ -37,8 +38,24 @@ def test_substructure_is_taken_out_of_the_halo() -> None:
     )
     row, subhalo = scene.truth(lens).scenes[0], scene.truth(lens).subhaloes[0]
     assert row["halo_mass_msun"] + 4e10 == pytest.approx(scene.total_msun(lens), rel=1e-12)
-    squares = row["theta_e"] ** 2 + row["string_theta_e"] ** 2 + subhalo["theta_e"] ** 2
+    squares = row["halo_theta_e"] ** 2 + row["string_theta_e"] ** 2 + subhalo["theta_e"] ** 2
     assert squares == pytest.approx(lens.theta_e**2, rel=1e-12)
+
+
+def test_only_substructure_inside_the_ring_is_taken_out_where_the_ring_is_conserved() -> None:
+    inside, outside = Subhalo(x=1, y=0, mass_msun=1e10), Subhalo(x=2, y=0, mass_msun=1e10)
+    lens = Scene(survey="hst", subhaloes=(inside, outside))
+    assert scene.halo_msun(lens) + 1e10 == pytest.approx(scene.total_msun(lens), rel=1e-12)
+    row = scene.truth(lens).scenes[0]
+    share = scene.halo_msun(lens) / scene.total_msun(lens)
+    assert (row["theta_e"], row["halo_theta_e"]) == pytest.approx((lens.theta_e, lens.theta_e * share), rel=1e-12)
+
+
+def test_the_residual_is_that_of_a_smooth_lens_with_the_same_ring() -> None:
+    lens = scene.drawn("model-1", "vort", 4)
+    smooth = scene.truth(scene.smooth(lens))
+    assert smooth.scenes["halo_theta_e"] == scene.truth(lens).scenes["theta_e"]
+    np.testing.assert_array_equal(smoothed(scene.truth(lens)).scenes["halo_theta_e"], smooth.scenes["halo_theta_e"])
 
 
 def test_substructure_may_not_outweigh_the_halo() -> None:

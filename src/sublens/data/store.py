@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,14 +32,17 @@ from pydantic import Field
 
 from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.sim.population import Truth
+from sublens.sim.population import Truth, of_format_2
 from sublens.sim.survey import Survey
 from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 from sublens.storage.seal import unsealed, write_sealed
 
-FORMAT = 2
-"""Format of a store."""
+FORMAT = 3
+"""Format of a store. Those of format 2 have other tables of truth, see `population.of_format_2`, and surveys that
+conserve the total mass; they are read where they hold packed images or the survey `BENCHMARK`."""
+BENCHMARK = "common-test-1"
+"""Survey that conserves the total mass in every format."""
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 """Name of a file that is being written."""
@@ -227,7 +231,9 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = local(file).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)
-        if content.get("format") != FORMAT:
+        if content.get("format") == 2:
+            _admit_format_2(content, path)
+        elif content.get("format") != FORMAT:
             raise DataError(
                 f"is a store of format {content.get('format')}",
                 need=f"format {FORMAT}, which this version of sublens reads",
@@ -235,7 +241,7 @@ def read_manifest(path: Path) -> Manifest:
                 path=path,
             )
         manifest = Manifest.model_validate(content)
-        if manifest.text() != text:
+        if _seal(text) != manifest.seal:
             raise ValueError("the seal is broken")
     except OSError as err:
         raise DataError(
@@ -244,10 +250,35 @@ def read_manifest(path: Path) -> Manifest:
             next="Make one with `sublens simulate` or `sublens pack`.",
             path=path,
         ) from err
-    except (ValueError, AttributeError, RecursionError) as err:  # ValidationError is a ValueError
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as err:  # ValidationError is a ValueError
         raise DataError("is damaged", need="the manifest as it was written", next=COPY_AGAIN, path=file) from err
     check_class_names(manifest.classes, path)
     return manifest
+
+
+def _seal(text: str) -> str:
+    """The seal that belongs to a manifest's text: sha256 of its compact form without the seal, in any format."""
+    lines = text.removesuffix("\n").split("\n")
+    compact = "".join(KEY.sub(r"\1", line.lstrip(" ")) for line in lines[:-2])  # the last are the seal and a brace
+    return hashlib.sha256((compact.removesuffix(",") + "}").encode()).hexdigest()
+
+
+KEY = re.compile(r'^("(?:[^"\\]|\\.)*":) ')
+"""Key at the start of a line of JSON."""
+
+
+def _admit_format_2(content: dict[str, Any], path: Path) -> None:
+    """Set what an older survey conserves; `DataError` for images in which the size of the ring tells the class."""
+    survey = content["origin"]["survey"]
+    if survey and survey["name"] != BENCHMARK:
+        raise DataError(
+            f"holds images of {survey['name']!r} of format 2, in which the size of the ring tells the class",
+            need=f"format {FORMAT}, in which substructure leaves the ring its size",
+            next="Simulate it again with the same command, and train its networks again.",
+            path=path,
+        )
+    if survey:
+        survey["halo"]["conserves"] = "total-mass"
 
 
 def check_class_names(names: Iterable[str], path: Path) -> None:
@@ -271,7 +302,7 @@ def read_split(path: Path, manifest: Manifest, name: str) -> list[Chunk]:
     if not manifest.splits.get(name):
         return []
     labels, ids, *truths = _read_tables(path, manifest, name)
-    truth = Truth(*truths) if truths else None
+    truth = (Truth if manifest.format == FORMAT else of_format_2)(*truths) if truths else None
     shards = [_array(file, mapped=True) for file in sorted((path / name).glob("images-*.npy"))]
     _refuse_other_images(path, manifest, name, shards)
     chunks, start = [], 0

@@ -41,7 +41,7 @@ class Step:
 def smallest_mass(scene: Scene, x: float, y: float, classifier: Classifier) -> Iterator[Step]:
     """Search for the smallest mass at (x, y), arcsec, that the classifier detects; yields every step as it is done.
 
-    All other substructure is put back into the halo first. A mass is detected where the mean
+    All other substructure is taken out first, see `scene.smooth`. A mass is detected where the mean
     probability over `N_NOISE` noise draws, the same ones at each mass, is at least `DETECTED`. The first
     step is the smooth lens, the second the greatest mass, after which the search ends if that is not
     detected; the least mass detected is the answer. Detection is assumed to be monotonic in mass. Raises

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.sim.compiled import Reals, compiled
+from sublens.sim.survey import Floats
 
 Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""
@@ -75,6 +76,17 @@ def sie_convergence(x: Tensor, y: Tensor, theta_e: Tensor, q: Tensor, angle: Ten
     cos, sin = torch.cos(angle), torch.sin(angle)
     u, v = cos * x + sin * y, cos * y - sin * x
     return theta_e / 2 * torch.rsqrt(q * u * u + v * v / q + TINY)
+
+
+def sie_ring(theta_e: Floats, q: Floats) -> Floats:
+    """Radius of the circle in which the mean convergence of a singular isothermal ellipsoid is 1, arcsec.
+
+    Close to theta_e: the circle holds a little less than the ellipse of the same area, theta_e times
+    2 sqrt(q) K(1 - q^2) / pi with the complete elliptic integral K; see `sie_deflection`.
+    """
+    from scipy.special import ellipkm1
+
+    return np.asarray(theta_e * 2 / np.pi * np.sqrt(q) * ellipkm1(q * q))
 
 
 def shear_potential(x: Tensor, y: Tensor, gamma: Tensor, angle: Tensor) -> Tensor:
@@ -232,6 +244,17 @@ def _tnfw_mass(t: Tensor, tau: Tensor) -> Tensor:
             + root * (-math.pi + (tau2 - 1) / tau * torch.log(t / (root + tau)))
         )
     )
+
+
+def tnfw_share(tau: Floats, concentration: Floats) -> Floats:
+    """Whole mass of a truncated NFW halo over the M200 that it has without truncation.
+
+    tau: truncation radius over the scale radius. concentration: r_200 over the scale radius. Source: Baltz,
+    Marshall & Oguri 2009, arXiv:0705.0682, eq. A.4.
+    """
+    tau2 = tau * tau
+    whole = tau2 / (tau2 + 1) ** 2 * ((tau2 - 1) * np.log(tau) + tau * np.pi - (tau2 + 1))
+    return np.asarray(whole / (np.log1p(concentration) - concentration / (1 + concentration)))
 
 
 def string_potential(

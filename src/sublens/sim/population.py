@@ -7,16 +7,17 @@ and each quantity has a position of its own in that stretch, so that changing on
 else as it was, and more subhaloes are added to the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
+import torch
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.sim import light
+from sublens.sim import light, mass
 from sublens.sim.cosmology import einstein_radius, nfw_angles
 from sublens.sim.survey import Camera, Floats, Light, PixelatedSource, Prior, Survey
 
@@ -29,18 +30,26 @@ PURPOSES: tuple[Purpose, ...] = ("scene", "number", "subhaloes", "noise")
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
-    *("halo_mass_msun", "theta_e", "halo_q", "halo_angle", "gamma", "shear_angle"),
+    *("lens_mass_msun", "theta_e", "halo_mass_msun", "halo_theta_e", "halo_q", "halo_angle", "gamma", "shear_angle"),
     *("source_x", "source_y", "source_q", "source_angle", "source_n", "source_r_eff", "source_intensity"),
     *("lens_n", "lens_r_eff", "lens_intensity"),
     *("string_x", "string_y", "string_angle", "string_half_length", "string_mass_msun", "string_theta_e"),
 )
 SCENE = np.dtype([("index", "<i8"), ("label", "<i8"), *((name, "<f8") for name in _REALS), ("n_subhaloes", "<i8")])
 """Columns of the truth table, one row an image. Lengths are arcsec, angles radians, light electrons a pixel in
-the whole exposure; lens light and string have intensity or mass 0 where a scene has none."""
+the whole exposure; lens light and string have intensity or mass 0 where a scene has none.
 
-SUBHALO = np.dtype([(name, "<f8") for name in ("x", "y", "mass_msun", "theta_e", "r_s", "alpha_rs", "r_t")])
-"""Columns of the table of subhaloes, one row each, in the order of the images that hold them. theta_e is that of
-a point of the same mass; r_s and alpha_rs are 0 for a point, r_t where it is not truncated."""
+lens_mass_msun and theta_e describe the smooth lens that `smoothed` puts in the scene's place: the mass inside its
+Einstein radius, and that radius. halo_mass_msun and halo_theta_e are left for the halo once substructure has its
+share, see `weigh`. string_theta_e is the Einstein radius of a point of the string's mass."""
+
+_SUBHALO_REALS = ("x", "y", "mass_msun", "m200_msun", "theta_e", "r_s", "alpha_rs", "r_t")
+SUBHALO = np.dtype([(name, "<f8") for name in _SUBHALO_REALS])
+"""Columns of the table of subhaloes, one row each, in the order of the images that hold them.
+
+mass_msun is the whole mass, which for a truncated halo is what truncation leaves of m200_msun; that of an NFW halo
+without truncation has no bound, and its mass_msun is m200_msun. theta_e is that of a point of mass_msun. m200_msun, r_s
+and alpha_rs are 0 for a point, r_t where it is not truncated."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,8 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     _draw_string(scenes, survey, drawn)
     _draw_light(scenes, survey, drawn)
     truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices))
-    _weigh(truth, survey)
+    weigh(truth, survey)
+    _refuse_outweighed(scenes, survey)
     return truth
 
 
@@ -129,7 +139,7 @@ Drawn = Callable[[Prior], Floats]
 def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     scenes["z_lens"] = drawn(survey.cosmology.z_lens)
     scenes["z_source"] = drawn(survey.cosmology.z_source)
-    scenes["halo_mass_msun"] = drawn(survey.halo.mass_msun)
+    scenes["lens_mass_msun"] = drawn(survey.halo.mass_msun)
     scenes["halo_q"] = drawn(survey.halo.q)
     scenes["halo_angle"] = drawn(survey.halo.angle)
     scenes["gamma"] = drawn(survey.shear.gamma)
@@ -183,7 +193,7 @@ def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None
     is_strung = scenes["label"] == CLASSES.index("vort")
     for name in ("x", "y", "half_length", "angle"):
         scenes[f"string_{name}"] = np.where(is_strung, drawn(getattr(survey.vortex, name)), 0)
-    scenes["string_mass_msun"] = np.where(is_strung, drawn(survey.vortex.mass_fraction) * scenes["halo_mass_msun"], 0)
+    scenes["string_mass_msun"] = np.where(is_strung, drawn(survey.vortex.mass_fraction) * scenes["lens_mass_msun"], 0)
 
 
 def _draw_subhaloes(
@@ -203,24 +213,55 @@ def _draw_subhaloes(
     radius, direction = dark.radius.quantile(next(columns)), 2 * np.pi * next(columns)
     subhaloes["x"], subhaloes["y"] = radius * np.cos(direction), radius * np.sin(direction)
     subhaloes["mass_msun"] = dark.mass_msun.quantile(next(columns))
-    if dark.concentration:
-        owner = np.repeat(np.arange(len(scenes)), scenes["n_subhaloes"])
-        concentration = dark.concentration.quantile(next(columns))
-        redshifts = scenes["z_lens"][owner], scenes["z_source"][owner]
-        subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(
-            subhaloes["mass_msun"], concentration, *redshifts, survey.cosmology
-        )
-    if dark.truncation:
-        subhaloes["r_t"] = dark.truncation.quantile(next(columns)) * subhaloes["r_s"]
+    owner = np.repeat(np.arange(len(scenes)), scenes["n_subhaloes"])
+    extend(subhaloes, columns, scenes[owner], survey)
     return subhaloes
 
 
-def _weigh(truth: Truth, survey: Survey) -> None:
-    """Take the substructure's mass out of the halo's, and fill in every Einstein radius."""
+def extend(subhaloes: NDArray[np.void], columns: Iterator[Floats], scenes: NDArray[np.void], survey: Survey) -> None:
+    """Give subhaloes of M200 `mass_msun` the size and the whole mass of the survey's profile; points stay as they are.
+
+    columns: shares below which their concentrations lie, then their truncations. scenes: of each subhalo.
+    """
+    dark = survey.subhaloes
+    if not dark.concentration:
+        return
+    m200_msun = subhaloes["mass_msun"].copy()
+    subhaloes["m200_msun"] = m200_msun
+    concentration = dark.concentration.quantile(next(columns))
+    redshifts = scenes["z_lens"], scenes["z_source"]
+    subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(m200_msun, concentration, *redshifts, survey.cosmology)
+    if dark.truncation:
+        tau = dark.truncation.quantile(next(columns))
+        subhaloes["r_t"] = tau * subhaloes["r_s"]
+        subhaloes["mass_msun"] = m200_msun * mass.tnfw_share(tau, concentration)
+
+
+def weigh(truth: Truth, survey: Survey) -> None:
+    """Leave for the halo what substructure does not hold of `lens_mass_msun`, and fill in every Einstein radius.
+
+    Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
+    halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
+    the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
+    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or
+    less where substructure outweighs the halo.
+    """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
-    scenes["halo_mass_msun"] -= scenes["string_mass_msun"] + np.bincount(
-        owners, subhaloes["mass_msun"], minlength=len(scenes)
-    )
+    unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
+    scenes["theta_e"] = unit * np.sqrt(scenes["lens_mass_msun"])
+    scenes["string_theta_e"] = unit * np.sqrt(scenes["string_mass_msun"])
+    subhaloes["theta_e"] = unit[owners] * np.sqrt(subhaloes["mass_msun"])
+    if survey.halo.conserves == "ring":
+        share = 1 - share_inside_ring(truth)
+        scenes["halo_mass_msun"] = scenes["lens_mass_msun"] * share
+        scenes["halo_theta_e"] = scenes["theta_e"] * share
+    else:
+        substructure = np.bincount(owners, subhaloes["mass_msun"], minlength=len(scenes))
+        scenes["halo_mass_msun"] = scenes["lens_mass_msun"] - (scenes["string_mass_msun"] + substructure)
+        scenes["halo_theta_e"] = unit * np.sqrt(np.maximum(scenes["halo_mass_msun"], 0))
+
+
+def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
     if (scenes["halo_mass_msun"] <= 0).any():
         raise ConfigError(
             f"the substructure of image {scenes['index'][scenes['halo_mass_msun'] <= 0][0]} outweighs its halo",
@@ -228,22 +269,85 @@ def _weigh(truth: Truth, survey: Survey) -> None:
             next="Raise halo.mass_msun, or lower subhaloes.number or their mass_msun.",
             path=survey.name,
         )
-    unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
-    scenes["theta_e"] = unit * np.sqrt(scenes["halo_mass_msun"])
-    scenes["string_theta_e"] = unit * np.sqrt(scenes["string_mass_msun"])
-    subhaloes["theta_e"] = unit[owners] * np.sqrt(subhaloes["mass_msun"])
+
+
+def share_inside_ring(truth: Truth) -> Floats:
+    """Share of the mass inside the ring of each scene that substructure holds, [n].
+
+    The ring is the circle around the optical axis in which the mean convergence of the smooth lens is 1.
+    """
+    scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
+    ring = mass.sie_ring(scenes["theta_e"], scenes["halo_q"])
+    inside = scenes["string_theta_e"] ** 2 * _string_share(scenes, ring)
+    inside += np.bincount(owners, _inside(subhaloes, ring[owners]), minlength=len(scenes))
+    return np.asarray(inside / ring**2)
+
+
+def _string_share(scenes: NDArray[np.void], radius: Floats) -> Floats:
+    """Share of each string's length within a circle of this radius around the origin, [n]."""
+    x, y, half = scenes["string_x"], scenes["string_y"], scenes["string_half_length"]
+    along = x * np.cos(scenes["string_angle"]) + y * np.sin(scenes["string_angle"])
+    chord = np.sqrt(np.maximum(radius**2 - (x * x + y * y - along**2), 0))  # half of the line's chord
+    within = np.minimum(half, chord - along) - np.maximum(-half, -chord - along)
+    return np.asarray(np.divide(within.clip(0), 2 * half, out=np.zeros_like(half), where=half > 0))
+
+
+def _inside(subhaloes: NDArray[np.void], radius: Floats) -> Floats:
+    """Mass of each subhalo within a circle of this radius around the origin, [n], as theta_e squared."""
+    distance = np.hypot(subhaloes["x"], subhaloes["y"])
+    inside = np.where(distance < radius, subhaloes["theta_e"] ** 2, 0)
+    if (large := np.flatnonzero(subhaloes["r_s"])).size:
+        far, edge = distance[large, None], radius[large, None]
+        r, theta_e2 = _annuli(subhaloes[large], (distance + radius)[large])
+        cosine = (r**2 + far**2 - edge**2) / np.maximum(2 * r * far, 1e-30)  # of half the arc inside
+        inside[large] = (theta_e2 * np.arccos(cosine.clip(-1, 1)) / np.pi).sum(axis=1)
+    return inside
+
+
+ANNULI, ANGLES = 48, 16
+"""Annuli that an extended subhalo is cut into, and pieces of each of them."""
+
+
+def _annuli(subhaloes: NDArray[np.void], reach: Floats) -> tuple[Floats, Floats]:
+    """Radius of each annulus of extended subhaloes, and its mass as theta_e squared, [n, ANNULI], out to `reach`."""
+    edges = reach[:, None] * np.geomspace(0.01, 1, ANNULI + 1)
+    inside = edges * _halo_deflection(subhaloes, edges)
+    inside[:, 0] = 0
+    return np.sqrt(edges[:, 1:] * edges[:, :-1]), np.diff(inside, axis=1)
+
+
+def _halo_deflection(subhaloes: NDArray[np.void], radii: Floats) -> Floats:
+    """Deflection of each extended subhalo at these distances from its centre, [n, k]."""
+    r = torch.from_numpy(radii)
+    alpha_rs, r_s, r_t = (torch.from_numpy(subhaloes[name][:, None].copy()) for name in ("alpha_rs", "r_s", "r_t"))
+    place, nought = (r, torch.zeros_like(r)), torch.zeros(())
+    if r_t.any():
+        return mass.tnfw_deflection(*place, nought, nought, alpha_rs, r_s, r_t)[0].numpy()
+    return mass.nfw_deflection(*place, nought, nought, alpha_rs, r_s)[0].numpy()
 
 
 def smoothed(truth: Truth) -> Truth:
-    """The same scenes with all substructure put back into the halo."""
+    """The smooth lenses with the same rings, or with the same total masses where the survey conserves those."""
     scenes = truth.scenes.copy()
-    total = scenes["halo_mass_msun"] + scenes["string_mass_msun"]
-    total += np.bincount(truth.owners(), truth.subhaloes["mass_msun"], minlength=len(truth))
-    scenes["theta_e"] *= np.sqrt(total / scenes["halo_mass_msun"])
-    scenes["halo_mass_msun"] = total
+    for name in ("mass_msun", "theta_e"):
+        scenes[f"halo_{name}"] = scenes["lens_mass_msun" if name == "mass_msun" else name]
     for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
         scenes[name] = 0
     return Truth(scenes, truth.subhaloes[:0])
+
+
+def of_format_2(scenes: NDArray[np.void], subhaloes: NDArray[np.void]) -> Truth:
+    """The truth in tables of stores of format 2: of point masses, theta_e the halo's own, and total mass conserved."""
+    truth = Truth(np.zeros(len(scenes), SCENE), np.zeros(len(subhaloes), SUBHALO))
+    for table, old in ((truth.scenes, scenes), (truth.subhaloes, subhaloes)):
+        for name in old.dtype.names or ():
+            table[name] = old[name]
+    whole = truth.scenes
+    substructure = np.bincount(truth.owners(), subhaloes["mass_msun"], minlength=len(scenes))
+    whole["lens_mass_msun"] = scenes["halo_mass_msun"] + (scenes["string_mass_msun"] + substructure)
+    whole["halo_theta_e"] = scenes["theta_e"]
+    whole["theta_e"] = scenes["theta_e"] * np.sqrt(whole["lens_mass_msun"] / whole["halo_mass_msun"])
+    return truth
 
 
 STRING_SAMPLES = 64
@@ -254,19 +358,49 @@ def mass_map(truth: Truth, n_cells: int, field: float, samples: int = STRING_SAM
     """Substructure mass in each cell, Msun, [n, n_cells, n_cells] with rows along y.
 
     field: side of the square around the optical axis that the cells divide, arcsec. Mass outside
-    is left out. samples: pieces of a string, each added to the cell of its middle.
+    is left out. Strings and extended subhaloes are cut into pieces, each added to the cell of its middle;
+    samples: pieces of a string.
     """
-    strung = np.flatnonzero(truth.scenes["string_mass_msun"] > 0)
-    scenes = truth.scenes[strung]
-    offset = scenes["string_half_length"][:, None] * ((np.arange(samples) + 0.5) / samples * 2 - 1)
-    string_x = scenes["string_x"][:, None] + offset * np.cos(scenes["string_angle"])[:, None]
-    string_y = scenes["string_y"][:, None] + offset * np.sin(scenes["string_angle"])[:, None]
-    x = np.concatenate([truth.subhaloes["x"], string_x.ravel()])
-    y = np.concatenate([truth.subhaloes["y"], string_y.ravel()])
-    mass = np.concatenate([truth.subhaloes["mass_msun"], np.repeat(scenes["string_mass_msun"] / samples, samples)])
-    owner = np.concatenate([truth.owners(), np.repeat(strung, samples)])
+    parts = (_points(truth), _halo_pieces(truth, field), _string_pieces(truth, samples))
+    x, y, msun, owner = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     column, row = (np.floor((p / field + 0.5) * n_cells).astype(np.int64) for p in (x, y))
     inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
     flat = (owner * n_cells + row) * n_cells + column
-    total = np.bincount(flat[inside], mass[inside], minlength=len(truth) * n_cells**2)
+    total = np.bincount(flat[inside], msun[inside], minlength=len(truth) * n_cells**2)
     return np.asarray(total.reshape(len(truth), n_cells, n_cells), dtype=np.float64)
+
+
+Pieces = tuple[Floats, Floats, Floats, NDArray[np.int64]]
+"""Positions x and y of pieces of mass, arcsec, their masses, Msun, and the positions of their scenes, each [k]."""
+
+
+def _points(truth: Truth) -> Pieces:
+    is_point = truth.subhaloes["r_s"] == 0
+    points = truth.subhaloes[is_point]
+    return points["x"], points["y"], points["mass_msun"], truth.owners()[is_point]
+
+
+def _halo_pieces(truth: Truth, field: float) -> Pieces:
+    """Extended subhaloes as far as the field's corners: `ANGLES` pieces of each of their annuli."""
+    is_halo = truth.subhaloes["r_s"] > 0
+    halos = truth.subhaloes[is_halo]
+    r, theta_e2 = _annuli(halos, np.hypot(halos["x"], halos["y"]) + field / np.sqrt(2))
+    msun = theta_e2 * (halos["mass_msun"] / halos["theta_e"] ** 2)[:, None] / ANGLES
+    angle = GOLDEN * np.arange(ANNULI)[:, None] + 2 * np.pi / ANGLES * np.arange(ANGLES)
+    x = halos["x"][:, None, None] + r[:, :, None] * np.cos(angle)
+    y = halos["y"][:, None, None] + r[:, :, None] * np.sin(angle)
+    owner = np.repeat(truth.owners()[is_halo], ANNULI * ANGLES)
+    return x.ravel(), y.ravel(), np.repeat(msun, ANGLES), owner
+
+
+GOLDEN = np.pi * (3 - np.sqrt(5))
+"""Golden angle, by which the pieces of an annulus are turned against those of the one inside it."""
+
+
+def _string_pieces(truth: Truth, samples: int) -> Pieces:
+    strung = np.flatnonzero(truth.scenes["string_mass_msun"] > 0)
+    scenes = truth.scenes[strung]
+    offset = scenes["string_half_length"][:, None] * ((np.arange(samples) + 0.5) / samples * 2 - 1)
+    x = scenes["string_x"][:, None] + offset * np.cos(scenes["string_angle"])[:, None]
+    y = scenes["string_y"][:, None] + offset * np.sin(scenes["string_angle"])[:, None]
+    return x.ravel(), y.ravel(), np.repeat(scenes["string_mass_msun"] / samples, samples), np.repeat(strung, samples)

@@ -120,18 +120,23 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
     if survey.halo.q.low == 1:
-        halo = mass.sis_deflection(x, y, scene["theta_e"])
+        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
     else:
-        halo = mass.sie_deflection(x, y, scene["theta_e"], scene["halo_q"], scene["halo_angle"])
+        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     alpha_x, alpha_y = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
     alpha_x, alpha_y = halo[0] + alpha_x, halo[1] + alpha_y
     strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
     if len(strung):
         parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
-        _add(mass.string_deflection(x, y, *parameters), (alpha_x, alpha_y), strung)
+        _add(mass.string_deflection(_of(x, strung), _of(y, strung), *parameters), (alpha_x, alpha_y), strung)
     if len(truth.subhaloes):
         _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
+
+
+def _of(plane: Tensor, rows: Tensor) -> Tensor:
+    """The positions of these scenes, where each scene has positions of its own."""
+    return plane[rows] if plane.ndim == 3 and len(plane) > 1 else plane
 
 
 def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
@@ -154,13 +159,13 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         return
     deflect = DEFLECTIONS[survey.subhaloes.profile]
     for rows, subhalo in _subhaloes(truth, survey, x):
-        _add(deflect(x, y, *subhalo), total, rows)
+        _add(deflect(_of(x, rows), _of(y, rows), *subhalo), total, rows)
 
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     x, y = _grid(survey, 1, device, dtype)
     scene = _columns(truth.scenes, x)
-    kappa = mass.sie_convergence(x, y, scene["theta_e"], scene["halo_q"], scene["halo_angle"])
+    kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
         thin = Truth(truth.scenes.copy(), truth.subhaloes[:0])
@@ -169,7 +174,7 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
         for rows, subhalo in _subhaloes(truth, survey, x):
             kappa.index_add_(0, rows, converge(x, y, *subhalo))
     msun = mass_map(thin, survey.camera.n_pixels, survey.field, STRING_PIECES)
-    theta_e2 = msun * (truth.scenes["theta_e"] ** 2 / truth.scenes["halo_mass_msun"])[:, None, None]
+    theta_e2 = msun * (truth.scenes["theta_e"] ** 2 / truth.scenes["lens_mass_msun"])[:, None, None]
     return kappa + torch.from_numpy(np.pi * theta_e2 / survey.camera.pixel_scale**2).to(x)
 
 

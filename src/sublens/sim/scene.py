@@ -1,6 +1,7 @@
 """One lens set up by hand, instead of drawn from a survey's distributions."""
 
 from functools import lru_cache
+from itertools import repeat
 from math import pi
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,8 @@ from pydantic import Field
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
 from sublens.sim import presets
-from sublens.sim.cosmology import einstein_radius, nfw_angles
-from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw
+from sublens.sim.cosmology import einstein_radius
+from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw, extend, weigh
 from sublens.sim.render import observe, render
 from sublens.sim.survey import Gaussian, Prior, SersicSource, Survey
 
@@ -54,7 +55,7 @@ class Subhalo(Frozen):
     y: Offset
     """Position along y from the lens, arcsec."""
     mass_msun: Annotated[float, Field(ge=MASSES_MSUN[0], le=MASSES_MSUN[1])]
-    """Mass, solar masses."""
+    """Mass, solar masses; M200 where the survey has NFW haloes."""
 
 
 class String(Frozen):
@@ -78,7 +79,8 @@ class Scene(Frozen):
     survey: Annotated[str, Field(max_length=64)] = "common-test-1"
     """Preset of camera and cosmology."""
     theta_e: Annotated[float, Field(ge=0.1, le=5)] = 1.2
-    """Einstein radius of halo and substructure together, arcsec."""
+    """Einstein radius of the smooth lens that has the same ring, arcsec; that has the same total mass, where the
+    survey conserves it."""
     halo_q: Annotated[float, Field(ge=0.2, le=1)] = 1.0
     """Axis ratio of the halo."""
     halo_angle: Angle = 0.0
@@ -145,56 +147,56 @@ def _redshifts(survey: Survey) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def total_msun(scene: Scene) -> float:
-    """Mass of halo and substructure that gives the Einstein radius at these redshifts, solar masses."""
+    """Mass inside the Einstein radius at these redshifts, of halo and substructure together, solar masses."""
     return (scene.theta_e / _unit(scene.survey)) ** 2
 
 
 def truth(scene: Scene) -> Truth:
     """The scene as a truth table of one row. Raises `ConfigError` where substructure outweighs the halo."""
-    survey, unit = survey_of(scene), _unit(scene.survey)
-    halo_msun = total_msun(scene) - scene.substructure_msun
-    if halo_msun <= 0:
-        raise ConfigError(
-            f"the substructure has {scene.substructure_msun:.3g} solar masses",
-            need=f"less than the lens's {total_msun(scene):.3g}",
-            next="Take some out, or raise the Einstein radius.",
-        )
-    row = np.zeros(1, SCENE)
+    survey, row = survey_of(scene), np.zeros(1, SCENE)
     row["z_lens"], row["z_source"] = _redshifts(survey)
     row["exposure_s"], row["background"], row["noise_rms"] = 1.0, scene.background, scene.noise_rms
-    row["halo_mass_msun"], row["theta_e"] = halo_msun, unit * np.sqrt(halo_msun)
+    row["lens_mass_msun"] = total_msun(scene)
     for name in ("halo_q", "halo_angle", "gamma", "shear_angle"):
         row[name] = getattr(scene, name)
     for name, value in scene.source:
         row[f"source_{name}"] = value
-    if scene.string:
-        for name, value in scene.string:
-            row[f"string_{name}"] = value
-        row["string_theta_e"] = unit * np.sqrt(scene.string.mass_msun)
+    for name, value in scene.string or ():
+        row[f"string_{name}"] = value
     row["n_subhaloes"] = len(scene.subhaloes)
     row["label"] = CLASSES.index("vort" if scene.string else "sphere" if scene.subhaloes else "no")
-    return Truth(row, _subhaloes(scene, survey, unit))
+    table = Truth(row, _subhaloes(scene, survey, row))
+    weigh(table, survey)
+    _refuse_outweighed(scene, table)
+    return table
 
 
-def _subhaloes(scene: Scene, survey: Survey, unit: float) -> NDArray[np.void]:
-    """The scene's subhaloes with the survey's profile, at its median concentration and truncation."""
-    dark, half = survey.subhaloes, np.array([0.5])
-    rows = np.zeros(len(scene.subhaloes), SUBHALO)
-    for row, subhalo in zip(rows, scene.subhaloes, strict=True):
-        row["x"], row["y"], row["mass_msun"] = subhalo.x, subhalo.y, subhalo.mass_msun
-    rows["theta_e"] = unit * np.sqrt(rows["mass_msun"])
-    if dark.concentration and len(rows):
-        concentration = np.full(len(rows), dark.concentration.quantile(half))
-        rows["r_s"], rows["alpha_rs"] = nfw_angles(
-            rows["mass_msun"], concentration, *_redshifts(survey), survey.cosmology
+def _refuse_outweighed(scene: Scene, table: Truth) -> None:
+    if table.scenes["halo_mass_msun"][0] <= 0:
+        raise ConfigError(
+            f"the substructure has {scene.substructure_msun:.3g} solar masses",
+            need=f"less inside the ring than the lens's {total_msun(scene):.3g}",
+            next="Take some out, or raise the Einstein radius.",
         )
-    if dark.truncation:
-        rows["r_t"] = dark.truncation.quantile(half) * rows["r_s"]
+
+
+def halo_msun(scene: Scene) -> float:
+    """Mass of the halo inside the Einstein radius, without substructure, solar masses."""
+    return float(truth(scene).scenes["halo_mass_msun"][0])
+
+
+def _subhaloes(scene: Scene, survey: Survey, row: NDArray[np.void]) -> NDArray[np.void]:
+    """The scene's subhaloes with the survey's profile, at its median concentration and truncation."""
+    rows = np.zeros(len(scene.subhaloes), SUBHALO)
+    for subhalo_row, subhalo in zip(rows, scene.subhaloes, strict=True):
+        for name, value in subhalo:
+            subhalo_row[name] = value
+    extend(rows, repeat(np.full(len(rows), 0.5)), row, survey)
     return rows
 
 
 def smooth(scene: Scene) -> Scene:
-    """The same lens with all substructure put back into the halo."""
+    """The same lens without substructure: of the same ring, or the same total mass where the survey conserves that."""
     return scene.model_copy(update={"subhaloes": (), "string": None})
 
 
@@ -226,9 +228,8 @@ def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Sce
         )
     whole = draw(base, seed, "test", range(CLASSES.index(label), CLASSES.index(label) + 1))
     row = whole.scenes[0]
-    mass = float(row["halo_mass_msun"] + row["string_mass_msun"] + whole.subhaloes["mass_msun"].sum())
-    theta_e = float(row["theta_e"] * np.sqrt(mass / row["halo_mass_msun"]))
-    scale = (theta_e / _unit(survey)) ** 2 / mass
+    theta_e = float(row["theta_e"])
+    scale = (theta_e / _unit(survey)) ** 2 / float(row["lens_mass_msun"])
     return Scene(
         survey=survey,
         theta_e=_short(theta_e),
@@ -243,7 +244,8 @@ def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Sce
 
 def _drawn_subhaloes(whole: Truth, scale: float) -> tuple[Subhalo, ...]:
     """The subhaloes of a drawn scene, their masses times `scale`."""
-    masses = np.clip(whole.subhaloes["mass_msun"] * scale, *MASSES_MSUN)
+    masses = whole.subhaloes["m200_msun" if whole.subhaloes["r_s"].any() else "mass_msun"]
+    masses = np.clip(masses * scale, *MASSES_MSUN)
     return tuple(
         Subhalo(x=_short(row["x"]), y=_short(row["y"]), mass_msun=_short(mass_msun))
         for row, mass_msun in zip(whole.subhaloes, masses, strict=True)

@@ -354,7 +354,11 @@ class Halo(Frozen):
     """The lens galaxy's mass: a singular isothermal ellipsoid at the origin; a sphere where q is 1."""
 
     mass_msun: Positive
-    """Mass of halo and substructure together, solar masses; that of substructure is taken out of the halo."""
+    """Mass of halo and substructure together inside the Einstein radius, solar masses."""
+    conserves: Literal["ring", "total-mass"] = "ring"
+    """Quantity that is the same with and without substructure. `ring`: the radius in which the mean convergence is 1;
+    the halo lacks what substructure holds inside it. `total-mass`: the halo lacks all substructure, wherever it lies,
+    and the size of the ring tells the class."""
     q: AxisRatio = Prior(kind="fixed", values=(1.0,))
     """Axis ratio of the convergence."""
     angle: Prior = Prior(kind="uniform", values=(0.0, float(np.pi)))
@@ -442,7 +446,7 @@ class Subhaloes(Frozen):
     number: Annotated[Prior, _bounded(0, 1500, "within 0 and 1500")]
     """Number of subhaloes; rounded to a whole number."""
     mass_msun: Positive
-    """Mass of one, solar masses; M200 at the lens redshift for the NFW kinds."""
+    """Mass of one, solar masses; M200 at the lens redshift, before truncation, for the NFW kinds."""
     radius: NonNegative
     """Distance from the origin, in a uniform direction, arcsec."""
     concentration: Positive | None = None

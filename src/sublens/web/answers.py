@@ -109,7 +109,7 @@ class SimulatedImage(Answer):
     pixel_scale: float
     """Arcsec a pixel."""
     halo_mass_msun: float
-    """Mass of the smooth halo."""
+    """Mass of the halo inside the Einstein radius, without substructure."""
     render_ms: float
     predictions: list[NetworkPrediction]
 

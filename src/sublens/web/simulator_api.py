@@ -150,7 +150,7 @@ async def _simulate(
         noiseless=array(noiseless),
         residual=array(noiseless - smooth),
         pixel_scale=pixel_scale,
-        halo_mass_msun=scene.total_msun(lens) - lens.substructure_msun,
+        halo_mass_msun=scene.halo_msun(lens),
         render_ms=render_ms,
         predictions=[outcome.prediction for (outcome,) in outcomes],
     )
