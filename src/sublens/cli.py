@@ -198,6 +198,7 @@ def simulate(
         "save_maps": save_maps,
         "force": force,
     }
+    files.refuse_overlap(out, *presets.files(preset))
     try:
         generate.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SublensError):
@@ -223,6 +224,7 @@ def presets_(
     """
     from sublens.errors import ConfigError
     from sublens.sim import presets
+    from sublens.storage import files
 
     if names and len(names) > 1 and not show:
         raise ConfigError(
@@ -234,6 +236,7 @@ def presets_(
         )
     surveys = [presets.preset(name) for name in names or presets.names()]
     if show:
+        files.refuse_overlap(show, *(file for name in names or presets.names() for file in presets.files(name)))
         from sublens.sim import contact_sheet
 
         contact_sheet.write(show, surveys)
@@ -419,9 +422,9 @@ def train(
 
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on", need="one of them", next="Leave out the other.")
-    files.refuse_overlap(out, dataset)
+    files.refuse_overlap(out, dataset, *([settings] if settings else []))
     if not resume:
-        files.refuse_existing(out, force=force)  # before the data set is read
+        files.refuse_existing(out, kind=files.Kind.RUN, force=force)  # before the data set is read
     begun = None if settings or set_ or model or not resume else run.settings_of(out)
     config = begun or _config(settings, set_, model)
     with joined() as ranks:
@@ -537,7 +540,8 @@ def publish_(
     from sublens.progress import visible
     from sublens.storage import files
 
-    files.refuse_existing(out, force=force)
+    files.refuse_overlap(out, dataset, *runs)
+    files.refuse_existing(out, kind=files.Kind.BUNDLE, force=force)
     data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(runs[0]), visible, skip_bad=skip_bad)
     print(publish(runs, data, out, force=force, bar=visible))
 
@@ -622,7 +626,8 @@ def predict(
     selector = ImageSelector(hdu, array, plane, flip_y)
     query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
     if maps:
-        files.refuse_existing(maps, force=force)
+        files.refuse_overlap(maps, *query.sources())
+        files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
     if out:
         counts = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
@@ -712,8 +717,13 @@ def export_(
     from sublens.storage import files
 
     is_file = out.suffix == ".onnx"
-    (files.refuse_existing_file if is_file else files.refuse_existing)(out, force=force)
-    card = bundle.read_card(bundle.locate(network))
+    source = bundle.locate(network)
+    files.refuse_overlap(out, source, dataset)
+    if is_file:
+        files.refuse_existing_file(out, mark=onnx_export.MARK, force=force)
+    else:
+        files.refuse_existing(out, kind=files.Kind.BUNDLE, force=force)
+    card = bundle.read_card(source)
     data = predict_dataset.open_unseen_dataset(dataset, card, visible, skip_bad=skip_bad)
     write = onnx_export.export_file if is_file else onnx_export.export
     comparison = write(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
@@ -754,12 +764,15 @@ def explain(
     sublens explain lensnet cutouts/*.fits --out explained
     """
     from sublens.evaluation import explain
+    from sublens.images import listing
     from sublens.images.formats import ImageSelector
+    from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
-    files.refuse_existing(out, force=force)
+    files.refuse_overlap(out, bundle.locate(name), *listing.named(inputs))
+    files.refuse_existing(out, kind=files.Kind.EXPLANATIONS, force=force)
     n_images = n_failed = 0
     for record in explain.explain_images(
         name,
@@ -824,6 +837,8 @@ def run_(
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
+    for folder in workflows.folders(out, configs):
+        files.refuse_overlap(folder, *([settings] if settings else []))
     data = open_dataset(dataset, configs[0].split, visible, skip_bad=skip_bad)
     _say_notes(data.notes)
     _finish(workflows.run_all(data, configs, out, force=force, bar=visible))

@@ -10,6 +10,8 @@ import pytest
 from sublens.errors import DataError
 from sublens.storage import files
 
+KIND = files.Kind.DATASET
+
 
 def test_a_failed_write_leaves_neither_file_nor_partial(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a.txt") as partial:
@@ -29,7 +31,7 @@ def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
 def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match="No space left on device.*Free some space"),
-        files.whole_folder(tmp_path / "store", force=False) as partial,
+        files.whole_folder(tmp_path / "store", kind=KIND, force=False) as partial,
     ):
         (partial / "half").write_bytes(b"1")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -41,7 +43,7 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "store" / "mine").write_text("precious")
     with (
         pytest.raises(DataError, match="exists already; needs a new or empty folder.*--force"),
-        files.whole_folder(tmp_path / "store", force=False),
+        files.whole_folder(tmp_path / "store", kind=KIND, force=False),
     ):
         pass
     assert (tmp_path / "store" / "mine").read_text() == "precious"
@@ -50,7 +52,7 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
 def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "manifest.json").touch()
-    with files.whole_folder(tmp_path / "store", force=True) as partial:
+    with files.whole_folder(tmp_path / "store", kind=KIND, force=True) as partial:
         (partial / "new").touch()
         assert (tmp_path / "store" / "manifest.json").exists()
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
@@ -72,14 +74,14 @@ def test_force_replaces_only_what_sublens_wrote(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
     with pytest.raises(DataError, match="not written by sublens"):
-        files.refuse_existing(tmp_path / "photos", force=True)
+        files.refuse_existing(tmp_path / "photos", kind=KIND, force=True)
 
 
 def test_a_link_is_replaced_but_what_it_points_to_is_kept(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "manifest.json").touch()
     (tmp_path / "link").symlink_to("real")
-    with files.whole_folder(tmp_path / "link", force=True) as partial:
+    with files.whole_folder(tmp_path / "link", kind=KIND, force=True) as partial:
         (partial / "new").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
     assert (tmp_path / "real" / "manifest.json").exists()
@@ -97,11 +99,11 @@ def test_neighbours_do_not_overlap(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
-    with files.whole_folder(tmp_path / "out", force=False, plan="one") as partial:
+    with files.whole_folder(tmp_path / "out", kind=KIND, force=False, plan="one") as partial:
         (partial / "work").touch()
         with (
             pytest.raises(DataError, match="another process is writing"),
-            files.whole_folder(tmp_path / "out", force=True, plan="one"),
+            files.whole_folder(tmp_path / "out", kind=KIND, force=True, plan="one"),
         ):
             pass
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["work"]
@@ -109,7 +111,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 
 def interrupted(out: Path, plan: str, *, force: bool = False) -> list[str]:
     """Names in the folder as a block begins that breaks off after some work."""
-    with suppress(KeyboardInterrupt), files.whole_folder(out, force=force, plan=plan) as partial:
+    with suppress(KeyboardInterrupt), files.whole_folder(out, kind=KIND, force=force, plan=plan) as partial:
         names = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
         (partial / plan).touch()
         raise KeyboardInterrupt
@@ -125,14 +127,14 @@ def test_kept_work_is_found_again_by_the_same_plan_alone(tmp_path: Path) -> None
 
 
 def test_a_failure_before_any_work_leaves_nothing(tmp_path: Path) -> None:
-    with suppress(KeyboardInterrupt), files.whole_folder(tmp_path / "out", force=False, plan="one"):
+    with suppress(KeyboardInterrupt), files.whole_folder(tmp_path / "out", kind=KIND, force=False, plan="one"):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    with files.whole_folder(out, force=False, plan="one") as partial:
+    with files.whole_folder(out, kind=KIND, force=False, plan="one") as partial:
         (partial / "manifest.json").write_text("old")
     rename = Path.replace
 
@@ -142,10 +144,10 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: p
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", killed)
-    with suppress(KeyboardInterrupt), files.whole_folder(out, force=True, plan="two") as partial:
+    with suppress(KeyboardInterrupt), files.whole_folder(out, kind=KIND, force=True, plan="two") as partial:
         (partial / "manifest.json").write_text("new")
     monkeypatch.setattr(Path, "replace", rename)
-    with files.whole_folder(out, force=True, plan="two") as partial:
+    with files.whole_folder(out, kind=KIND, force=True, plan="two") as partial:
         assert (partial / "manifest.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["manifest.json"]
@@ -156,7 +158,7 @@ def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "link"):
         with pytest.raises(DataError, match="exists and is not a folder; needs a folder"):
-            files.refuse_existing(tmp_path / name, force=True)
+            files.refuse_existing(tmp_path / name, kind=KIND, force=True)
 
 
 HOLD_LOCK = """

@@ -30,7 +30,7 @@ from sublens.config import Frozen
 from sublens.errors import DataError
 from sublens.sim.population import Truth
 from sublens.sim.survey import Survey
-from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
+from sublens.storage.files import NPY_ERRORS, PLAN, Kind, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 
 FORMAT = 2
@@ -122,7 +122,7 @@ def write(
     """
     ours = version("sublens")
     decided = json.dumps([FORMAT, ours, classes, origin.model_dump(mode="json"), plan]) if plan else ""
-    with whole_folder(out, force=force, plan=decided) as partial:
+    with whole_folder(out, kind=Kind.DATASET, force=force, plan=decided) as partial:
         for name, source in splits.items():
             _write_split(partial / name, partial / f"{name}-pieces", source)
         sizes = {name: _n_images(partial / name) for name in splits}
