@@ -423,10 +423,11 @@ def train(
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on", need="one of them", next="Leave out the other.")
     files.refuse_overlap(out, dataset, *([settings] if settings else []))
-    if not resume:
-        files.refuse_existing(out, kind=files.Kind.RUN, force=force)  # before the data set is read
     begun = None if settings or set_ or model or not resume else run.settings_of(out)
     config = begun or _config(settings, set_, model)
+    run.refuse_teacher(out, config)
+    if not resume:
+        files.refuse_existing(out, kind=files.Kind.RUN, force=force)  # before the data set is read
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
         data = open_dataset(dataset, config.split, bar, skip_bad=skip_bad)

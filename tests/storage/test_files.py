@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,15 +78,105 @@ def test_force_replaces_only_what_sublens_wrote(tmp_path: Path) -> None:
         files.refuse_existing(tmp_path / "photos", kind=KIND, force=True)
 
 
-def test_a_link_is_replaced_but_what_it_points_to_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "manifest.json").touch()
-    (tmp_path / "link").symlink_to("real")
+def test_a_linked_folder_is_replaced_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "disk" / "real" / "manifest.json").touch()
+    (tmp_path / "link").symlink_to("disk/real")
     with files.whole_folder(tmp_path / "link", kind=KIND, force=True) as partial:
         (partial / "new").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
-    assert (tmp_path / "real" / "manifest.json").exists()
-    assert (tmp_path / "link" / "new").exists()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+    assert [path.name for path in (tmp_path / "disk" / "real").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_linked_file_is_replaced_where_the_link_leads(tmp_path: Path, is_there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("disk/real")
+    files.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "real").read_bytes() == b"new"
+    assert {path.name for path in tmp_path.rglob("*")} == {"disk", "link", "real"}
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_but_not_what_another_holds(tmp_path: Path) -> None:
+    killed = [sys.executable, "-c", KILLED, str(tmp_path / "a [1].csv")]
+    assert subprocess.run(killed).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.whole_file(tmp_path / "a [1].csv") as first:
+        first.write_bytes(b"first")
+        files.write_bytes(tmp_path / "a [1].csv", b"second")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+KILLED = """
+import os, sys, pathlib
+from sublens.storage.files import whole_file
+with whole_file(pathlib.Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\udcff"])
+@pytest.mark.parametrize("write", [files.write_bytes, lambda path, data: folder_with(path, data)])
+def test_the_longest_name_that_a_disk_takes_can_be_written(tmp_path: Path, letter: str, write: Any) -> None:
+    path = tmp_path / (letter * (files.MAX_NAME_BYTES // len(os.fsencode(letter))))
+    for data in (b"1", b"2"):
+        write(path, data)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def folder_with(path: Path, data: bytes) -> None:
+    with files.whole_folder(path, kind=KIND, force=True) as partial:
+        (partial / "manifest.json").write_bytes(data)
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9"])
+def test_a_long_name_is_shortened_to_one_of_its_own(letter: str) -> None:
+    first, second = (files.fitting_name(300 * letter + last, ".fits") for last in "xy")
+    assert first != second
+    assert first == files.fitting_name(300 * letter + "x", ".fits")
+    assert {first[:90], second[:90]} == {90 * letter}
+    assert 253 <= len(first.encode()) <= 255
+    assert first.endswith(".fits")
+    assert files.fitting_name("a", ".fits") == "a.fits"
+
+
+def test_what_finished_meanwhile_is_not_replaced_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = files.lock_folder
+
+    def finish(folder: Path) -> Any:
+        monkeypatch.setattr(files, "lock_folder", lock)
+        folder_with(tmp_path / "a", b"other")
+        return lock(folder)
+
+    monkeypatch.setattr(files, "lock_folder", finish)
+    with pytest.raises(DataError, match="exists already"), files.whole_folder(tmp_path / "a", kind=KIND, force=False):
+        pass
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == b"other"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"mine", "was not written by this command"), (None, "is no plain file")]
+)
+def test_force_replaces_no_other_file(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is None:
+        os.mkfifo(tmp_path / "a")
+    else:
+        (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        files.refuse_existing_file(tmp_path / "a", mark=b"mark", force=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"mark", b"mark" + bytes(2**22), bytes(2**22) + b"mark"])
+def test_force_replaces_a_file_that_bears_its_mark_at_either_end(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    files.refuse_existing_file(tmp_path / "a", mark=b"mark", force=True)
 
 
 @pytest.mark.parametrize(("out", "source"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("x/../a", "a")])

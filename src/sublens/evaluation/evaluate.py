@@ -61,8 +61,9 @@ def measure_network(
     the data set, and the scores.
     """
     if out:
-        files.refuse_overlap(out, network, path)
-        kind = files.kind_of(bundle.locate(network))
+        source = bundle.locate(network)
+        files.refuse_overlap(out, source, path)
+        kind = files.kind_of(source)
         files.refuse_existing(out, kind=kind, force=force)  # before the data set is read, and copied only after
     folder = out or copy_or_own_folder(network, None)
     card = bundle.read_card(bundle.locate(network))

@@ -218,7 +218,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     The lock ends with the block or with the process. Raises `DataError` where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as err:  # another process removed it meanwhile
+        raise _is_held(folder) from err
     try:
         _lock(handle, folder)
         yield
@@ -249,12 +252,16 @@ def _lock(handle: int, path: Path) -> None:
     except (BlockingIOError, FileNotFoundError):
         is_held = True
     if is_held:
-        raise DataError(
-            "another process is writing there",
-            need="a place of its own",
-            next="Wait for the other command, or choose another place.",
-            path=path,
-        )
+        raise _is_held(path)
+
+
+def _is_held(path: Path) -> DataError:
+    return DataError(
+        "another process is writing there",
+        need="a place of its own",
+        next="Wait for the other command, or choose another place.",
+        path=path,
+    )
 
 
 def _plan_of(partial: Path) -> str:

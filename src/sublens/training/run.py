@@ -61,8 +61,7 @@ def train_run(
     training early; the best weights by then are saved all the same.
     """
     config = resolve_settings(config, dataset)
-    if config.train.teacher:
-        files.refuse_overlap(out, bundle.locate(config.train.teacher))
+    refuse_teacher(out, config)
     if resume and is_trained(out, config, dataset):
         if ranks.is_first:
             checkpoint.discard(out)  # may be left of a kill at the very end
@@ -90,6 +89,12 @@ def train_run(
                     return False
             recorder.finish(bar)
     return True
+
+
+def refuse_teacher(out: Path, config: RunConfig) -> None:
+    """Raise `DataError` where training in `out` could damage the teacher."""
+    if config.train.teacher:
+        files.refuse_overlap(out, bundle.locate(config.train.teacher))
 
 
 def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:
