@@ -1,5 +1,6 @@
 """No command writes where it reads, or replaces another kind of thing, whatever its options."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -275,6 +276,31 @@ def test_a_name_that_is_too_long_is_refused_before_work_begins(
     assert "a name of 2" in message
     assert "bytes is too long; needs names of 255 bytes at most. Choose a shorter one." in message
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", READS)
+def test_a_name_of_an_input_that_is_too_long_is_explained(
+    command: str, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DATA", "IMAGES", "NETWORK", "SURVEY"):
+        words = [*filled(READS[command], {**inputs, name: tmp_path / f"{LONG}.toml"})]
+        if any(LONG in word for word in words):
+            option = "--show" if command == "presets" else "--out"
+            refused(capsys, command, *words, option, tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_folder_that_may_not_be_opened_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbid(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", forbid)
+    words = (
+        "closed/a: cannot be read (Permission denied); needs names of 255 bytes at most, in folders that you may open"
+    )
+    assert words in refused(capsys, "fidelity", "common-test-1", "closed/a")
 
 
 TWICE = """

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Results go to standard output, all else to standard error."""
 
+import errno
 import os
 import platform
 import signal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sublens.errors import SublensError
+from sublens.errors import DataError, SublensError
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that no other machine can reach."""
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
+LOOK_UP_ERRORS = (errno.ENAMETOOLONG, errno.EACCES)
+"""Errors of the operating system for a name that cannot be looked up."""
 IMBALANCED = 1.5
 """Ratio of the largest class to the smallest above which it is mentioned."""
 
@@ -337,7 +340,6 @@ def verify(
     sublens verify data/ct1
     """
     from sublens.data import store
-    from sublens.errors import DataError
     from sublens.progress import visible
     from sublens.storage import object_store
 
@@ -948,6 +950,16 @@ def _process() -> str:
     return "" if number == "0" else f", process {number} on {platform.node()}"
 
 
+def _cannot_look_up(err: OSError) -> SublensError:
+    """The error for a name that cannot even be looked up, such as one that is too long."""
+    return DataError(
+        f"cannot be read ({err.strerror})",
+        need="names of 255 bytes at most, in folders that you may open",
+        next="Check the name, or the permissions.",
+        path=err.filename,
+    )
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -960,6 +972,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         app(arguments)
     except SublensError as err:
         _say(f"sublens{_process()}: {err}")
+        sys.exit(1)
+    except OSError as err:
+        if err.errno not in LOOK_UP_ERRORS:
+            raise
+        _say(f"sublens{_process()}: {_cannot_look_up(err)}")
         sys.exit(1)
     except SystemExit as end:
         if end.code == STOPPED and arguments[0] != "train":  # which has said how to go on

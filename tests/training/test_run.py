@@ -168,6 +168,22 @@ def test_a_run_that_diverges_at_once_leaves_nothing(easy: Dataset, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_linked_folder_is_kept_where_training_leaves_nothing(easy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to("real")
+    with pytest.raises(DataError, match="loss became nan"):
+        run.train_run(easy, RunConfig(train=TrainConfig(optimizer="adamw", adamw_lr=1e30, epochs=1)), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    assert (tmp_path / "run").is_symlink()
+
+
+def test_a_teacher_is_not_replaced_by_its_student(easy: Dataset, done: Path) -> None:
+    config = QUICK.model_copy(update={"train": QUICK.train.model_copy(update={"teacher": str(done)})})
+    with pytest.raises(DataError, match="overlaps"):
+        run.train_run(easy, config, done, force=True)
+    assert (done / bundle.WEIGHTS).is_file()
+
+
 def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:
     split = SplitConfig(seed=5, selection=0.25)
     run.train_run(open_dataset(easy_folder, split), RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")

@@ -143,6 +143,7 @@ def measure_run(
     process, and what workers find there. Raises `DataError` where the run is measured already and `force`
     is false, was trained on other classes or image sizes, or is being trained or measured by another process.
     """
+    bundle.read_card(folder)  # the lock would make a folder where there is none
     with files.lock_folder(folder):
         return _measure_run(folder, dataset, spread, force, bar)
 
