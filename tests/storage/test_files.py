@@ -112,6 +112,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_but_not_what_another_h
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
 
 
+def test_what_another_machine_may_hold_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")]).returncode == 9
+    monkeypatch.setattr(files, "HOST", "other1")
+    files.write_bytes(tmp_path / "a", b"x")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 KILLED = """
 import os, sys, pathlib
 from sublens.storage.files import whole_file

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,10 @@ NPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowErr
 """Exceptions that numpy raises for damaged .npy files."""
 MAX_NAME_BYTES = 255
 """Longest name of a file that file systems take, bytes."""
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+"""Sign of this machine: other machines that share a disk may not know of its locks."""
+TOKEN_BYTES = 4
+"""Random bytes in the name of a temporary folder."""
 MARK_BYTES = 2**20
 """Length of the beginning and of the end of a file in which the mark of its kind is looked up, bytes."""
 
@@ -119,20 +124,20 @@ def _scratch_beside(home: Path) -> Iterator[Path]:
 def _lock_new_folder(home: Path, stack: ExitStack) -> Path:
     """A new folder beside a file, locked until the stack is closed."""
     while True:
-        folder = home.with_name(_scratch_name(home, secrets.token_hex(4)))
+        folder = home.with_name(_scratch_name(home, secrets.token_hex(TOKEN_BYTES)))
         with suppress(DataError):  # another process locked it first, to remove it
             stack.enter_context(lock_folder(folder))
             return folder
 
 
 def _scratch_name(home: Path, token: str) -> str:
-    return fitting_name(f".{home.name}", f".{token}.partial")
+    return fitting_name(f".{home.name}", f".{HOST}-{token}.partial")
 
 
 def _remove_leftovers(home: Path) -> None:
-    """Remove the folders that `_scratch_beside` made and no process holds."""
-    some, token = _scratch_name(home, 8 * "0"), 8 * "[0-9a-f]"
-    for folder in home.parent.glob(f"{glob.escape(some.removesuffix('.00000000.partial'))}.{token}.partial"):
+    """Remove the folders that `_scratch_beside` made on this machine and no process holds."""
+    some, token = glob.escape(_scratch_name(home, TOKEN_BYTES * "00")), TOKEN_BYTES * "[0-9a-f][0-9a-f]"
+    for folder in home.parent.glob(f"{some.removesuffix(TOKEN_BYTES * '00' + '.partial')}{token}.partial"):
         with suppress(DataError, OSError), lock_folder(folder):
             shutil.rmtree(folder)
 
