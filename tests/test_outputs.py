@@ -14,6 +14,7 @@ from test_cli import refused, sublens
 from typer.main import get_command
 
 from sublens import cli
+from sublens.errors import DataError
 from sublens.inference import predict_files, tables
 from sublens.models import bundle
 from sublens.sim import presets
@@ -36,14 +37,14 @@ READS = {
     "demo": (),
 }
 """Inputs of every command that writes, by their names in the fixture `inputs`."""
+COMMANDS = vars(get_command(cli.app))["commands"]
+"""All commands, by name."""
 OUTPUTS = {"--out", "--map", "--show"}
 
 
 def outputs(command: str) -> list[str]:
     """The options of a command that name what it writes."""
-    return [
-        option for each in get_command(cli.app).commands[command].params for option in each.opts if option in OUTPUTS
-    ]  # type: ignore[attr-defined]
+    return [option for parameter in COMMANDS[command].params for option in parameter.opts if option in OUTPUTS]
 
 
 FILES = {("predict", "--out"), ("presets", "--show")}
@@ -59,11 +60,8 @@ CASES = [
 
 
 def test_every_command_that_writes_is_tested_here() -> None:
-    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    writing = {
-        name for name in commands if outputs(name) or any("--force" in each.opts for each in commands[name].params)
-    }
-    assert writing == set(READS)
+    options = {name: {option for each in command.params for option in each.opts} for name, command in COMMANDS.items()}
+    assert {name for name in COMMANDS if options[name] & {*OUTPUTS, "--force"}} == set(READS)
 
 
 @pytest.fixture
@@ -184,8 +182,8 @@ def test_several_trainings_may_not_replace_a_teacher_or_their_settings(
     shutil.copytree(inputs["NETWORK"], run)
     (run / "own.toml").touch()
     words = filled(("DATA", "--models", "lensnet", *option), {**inputs, "SETTINGS": run / "own.toml"})
-    words = [word.replace("own.toml/..", "") for word in words]
-    assert "overlaps" in refused(capsys, "run", *words, "--out", tmp_path / "out", "--force")
+    existing = [word.replace("own.toml/..", "") for word in words]
+    assert "overlaps" in refused(capsys, "run", *existing, "--out", tmp_path / "out", "--force")
     assert (run / "own.toml").exists()
 
 
@@ -247,7 +245,7 @@ def test_several_trainings_replace_runs_and_a_report_alone(
 
 def test_force_looks_for_other_kinds_below(tmp_path: Path) -> None:
     marked(marked(tmp_path / "out", files.Kind.DATASET) / "runs" / "one", files.Kind.RUN)
-    with pytest.raises(files.DataError, match="holds a run, so --force"):
+    with pytest.raises(DataError, match="holds a run, so --force"):
         files.refuse_existing(tmp_path / "out", kind=files.Kind.DATASET, force=True)
 
 
@@ -258,7 +256,7 @@ def test_force_replaces_a_table_of_predictions_alone(suffix: str, inputs: dict[s
     for _ in range(2):
         assert predict_files.predict_to_table(query, out, force=True) == (2, 0)
     out.write_text("id,ra,dec")
-    with pytest.raises(files.DataError, match="was not written by this command, so --force does not replace it"):
+    with pytest.raises(DataError, match="was not written by this command, so --force does not replace it"):
         predict_files.predict_to_table(query, out, force=True)
 
 
@@ -293,14 +291,16 @@ def test_a_name_of_an_input_that_is_too_long_is_explained(
 def test_a_folder_that_may_not_be_opened_is_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def forbid(path: Path) -> bool:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    stat = Path.stat
 
-    monkeypatch.setattr(Path, "is_dir", forbid)
-    words = (
-        "closed/a: cannot be read (Permission denied); needs names of 255 bytes at most, in folders that you may open"
-    )
-    assert words in refused(capsys, "fidelity", "common-test-1", "closed/a")
+    def forbid(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if str(path) == "closed/a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", forbid)
+    words = refused(capsys, "pack", "closed/a", "--out", "new")
+    assert "closed/a: cannot be read (Permission denied); needs names of 255 bytes at most, in folders that" in words
 
 
 TWICE = """
