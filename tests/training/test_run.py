@@ -420,11 +420,13 @@ def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
 
 
 def test_a_published_bundle_takes_in_the_scores_of_more_runs(done: Path, easy: Dataset, tmp_path: Path) -> None:
-    out, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
-    before, log = bundle.read_card(out), (out / recorder.LOG).read_bytes()
+    first, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
+    before, log = bundle.read_card(first), (first / recorder.LOG).read_bytes()
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
     evaluate.measure_run(other, easy)
-    publish([out, other], easy, out, force=True)
+    with pytest.raises(DataError, match="overlaps"):
+        publish([first, other], easy, first, force=True)
+    out = publish([first, other], easy, tmp_path / "again")
     after = bundle.read_card(out)
     assert after.scores[:1] == before.scores
     assert after.scores[1].auc == scores_of(other)["auc_macro"]["value"]
