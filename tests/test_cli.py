@@ -510,7 +510,9 @@ def test_a_misspelt_network_is_answered_with_the_nearest(capsys: pytest.CaptureF
 def test_maps_replace_nothing_without_force(
     mapper: Path, cutouts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "exists already" in refused(capsys, "predict", mapper, *cutouts, "--map", tmp_path)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "1.fits").touch()
+    assert "exists already" in refused(capsys, "predict", mapper, *cutouts, "--map", tmp_path / "maps")
 
 
 def test_evaluate_scores_maps_against_the_truth(mapper: Path, small_store: Path) -> None:

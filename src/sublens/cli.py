@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Results go to standard output, all else to standard error."""
 
+import errno
 import os
 import platform
 import signal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sublens.errors import SublensError
+from sublens.errors import DataError, SublensError
 from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
@@ -95,6 +96,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that no other machine can reach."""
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
+LOOK_UP_ERRORS = (errno.ENAMETOOLONG, errno.EACCES)
+"""Errors of the operating system for a name that cannot be looked up."""
 IMBALANCED = 1.5
 """Ratio of the largest class to the smallest above which it is mentioned."""
 
@@ -199,6 +202,7 @@ def simulate(
         "save_maps": save_maps,
         "force": force,
     }
+    files.refuse_overlap(out, *presets.files(preset))
     try:
         generate.simulate(presets.preset(preset), sizes, out, bar=visible, **options)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SublensError):
@@ -224,6 +228,7 @@ def presets_(
     """
     from sublens.errors import ConfigError
     from sublens.sim import presets
+    from sublens.storage import files
 
     if names and len(names) > 1 and not show:
         raise ConfigError(
@@ -235,6 +240,7 @@ def presets_(
         )
     surveys = [presets.preset(name) for name in names or presets.names()]
     if show:
+        files.refuse_overlap(show, *(file for name in names or presets.names() for file in presets.files(name)))
         from sublens.sim import contact_sheet
 
         contact_sheet.write(show, surveys)
@@ -335,7 +341,6 @@ def verify(
     sublens verify data/ct1
     """
     from sublens.data import store
-    from sublens.errors import DataError
     from sublens.progress import visible
     from sublens.storage import object_store
 
@@ -420,11 +425,12 @@ def train(
 
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on", need="one of them", next="Leave out the other.")
-    files.refuse_overlap(out, dataset)
-    if not resume:
-        files.refuse_existing(out, force=force)  # before the data set is read
+    files.refuse_overlap(out, dataset, *([settings] if settings else []))
     begun = None if settings or set_ or model or not resume else run.settings_of(out)
     config = begun or _config(settings, set_, model)
+    run.refuse_teacher(out, config)
+    if not resume:
+        files.refuse_existing(out, kind=files.Kind.RUN, force=force)  # before the data set is read
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
         data = open_dataset(dataset, config.split, bar, skip_bad=skip_bad)
@@ -538,7 +544,8 @@ def publish_(
     from sublens.progress import visible
     from sublens.storage import files
 
-    files.refuse_existing(out, force=force)
+    files.refuse_overlap(out, dataset, *runs)
+    files.refuse_existing(out, kind=files.Kind.BUNDLE, force=force)
     data = predict_dataset.open_unseen_dataset(dataset, bundle.read_card(runs[0]), visible, skip_bad=skip_bad)
     print(publish(runs, data, out, force=force, bar=visible))
 
@@ -623,7 +630,8 @@ def predict(
     selector = ImageSelector(hdu, array, plane, flip_y)
     query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
     if maps:
-        files.refuse_existing(maps, force=force)
+        files.refuse_overlap(maps, *query.sources())
+        files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
     if out:
         counts = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
@@ -713,8 +721,13 @@ def export_(
     from sublens.storage import files
 
     is_file = out.suffix == ".onnx"
-    (files.refuse_existing_file if is_file else files.refuse_existing)(out, force=force)
-    card = bundle.read_card(bundle.locate(network))
+    source = bundle.locate(network)
+    files.refuse_overlap(out, source, dataset)
+    if is_file:
+        files.refuse_existing_file(out, mark=onnx_export.MARK, force=force)
+    else:
+        files.refuse_existing(out, kind=files.Kind.BUNDLE, force=force)
+    card = bundle.read_card(source)
     data = predict_dataset.open_unseen_dataset(dataset, card, visible, skip_bad=skip_bad)
     write = onnx_export.export_file if is_file else onnx_export.export
     comparison = write(network, data, out, int8=int8, mirrors=mirrors, force=force, bar=visible)
@@ -755,12 +768,15 @@ def explain(
     sublens explain lensnet cutouts/*.fits --out explained
     """
     from sublens.evaluation import explain
+    from sublens.images import listing
     from sublens.images.formats import ImageSelector
+    from sublens.models import bundle
     from sublens.progress import visible
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
-    files.refuse_existing(out, force=force)
+    files.refuse_overlap(out, bundle.locate(name), *listing.named(inputs))
+    files.refuse_existing(out, kind=files.Kind.EXPLANATIONS, force=force)
     n_images = n_failed = 0
     for record in explain.explain_images(
         name,
@@ -825,6 +841,8 @@ def run_(
 
     files.refuse_overlap(out, dataset)
     configs = [_config(settings, set_, name) for name in map(str.strip, models.split(",")) if name]
+    for folder in workflows.folders(out, configs):
+        files.refuse_overlap(folder, *([settings] if settings else []))
     data = open_dataset(dataset, configs[0].split, visible, skip_bad=skip_bad)
     _say_notes(data.notes)
     _finish(workflows.run_all(data, configs, out, force=force, bar=visible))
@@ -933,6 +951,16 @@ def _process() -> str:
     return "" if number == "0" else f", process {number} on {platform.node()}"
 
 
+def _cannot_look_up(err: OSError) -> SublensError:
+    """The error for a name that cannot even be looked up, such as one that is too long."""
+    return DataError(
+        f"cannot be read ({err.strerror})",
+        need="names of 255 bytes at most, in folders that you may open",
+        next="Check the name, or the permissions.",
+        path=err.filename,
+    )
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -946,6 +974,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             app(arguments)
     except SublensError as err:
         _say(f"sublens{_process()}: {err}")
+        sys.exit(1)
+    except OSError as err:
+        if err.errno not in LOOK_UP_ERRORS:
+            raise
+        _say(f"sublens{_process()}: {_cannot_look_up(err)}")
         sys.exit(1)
     except SystemExit as end:
         if end.code == STOPPED and arguments[0] != "train":  # which has said how to go on

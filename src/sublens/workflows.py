@@ -13,7 +13,11 @@ from sublens.models import bundle
 from sublens.progress import Bar, silent
 from sublens.sim.population import Split
 from sublens.sim.presets import preset
+from sublens.storage import files
 from sublens.training.run import resolve_settings, train_run
+
+REPORT = "report"
+"""Folder of the report, beside those of the data and the runs."""
 
 
 def run_all(
@@ -30,10 +34,21 @@ def run_all(
         raise ConfigError(
             f"A network is named twice in {', '.join(names)}", need="each once", next="Leave the second out."
         )
-    folders = [out / "runs" / name for name in names]
-    for config, folder in zip(configs, folders, strict=True):
+    *runs, _ = folders(out, configs)
+    _refuse_other_report(out)
+    for config, folder in zip(configs, runs, strict=True):
         _train_or_interrupt(dataset, config, folder, force=force, bar=bar)
-    return _measure_and_report(folders, dataset, out, bar)
+    return _measure_and_report(runs, dataset, out, bar)
+
+
+def folders(out: Path, configs: Sequence[RunConfig]) -> list[Path]:
+    """The folders that `run_all` writes and replaces: a run for each network, and last the report."""
+    return [*(out / "runs" / config.model.name for config in configs), out / REPORT]
+
+
+def _refuse_other_report(out: Path) -> None:
+    """Raise `DataError`, before hours of work, where the report's folder holds anything else."""
+    files.refuse_existing(out / REPORT, kind=files.Kind.REPORT, force=True)
 
 
 def _train_or_interrupt(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
@@ -49,7 +64,7 @@ def _measure_and_report(folders: Sequence[Path], dataset: Dataset, out: Path, ba
             measure_run(folder, dataset, force=True, bar=bar)
     from sublens.report import page  # matplotlib, slow to import, is needed only here
 
-    return page.write(folders, out / "report", force=True)
+    return page.write(folders, out / REPORT, force=True)
 
 
 DEMO_TRAIN, DEMO_TEST = 20_000, 3_000
@@ -69,6 +84,9 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
     `minutes`. Returns the report's path. Continues where an earlier demo in `out` was interrupted.
     Raises `DataError` where `out` holds a demo with another seed or length and `force` is false.
     """
+    for name in ("data", "runs", REPORT):
+        files.refuse_overlap(out / name, *bundle.shipped().values())
+    _refuse_other_report(out)
     dataset = _demo_dataset(out, minutes, seed, workers, force, bar)
     folders = copy_shipped(out / "runs", force=force)
     train = TrainConfig(minutes=round(DEMO_SHARE * minutes, 2), seed=seed)

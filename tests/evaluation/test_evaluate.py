@@ -23,6 +23,7 @@ from sublens.inference.torch_engine import TorchEngine
 from sublens.models import bundle
 from sublens.models.networks import build
 from sublens.parallel.mapper import HERE
+from sublens.storage import files
 from sublens.training import run
 from sublens.training.recorder import PREDICTIONS, SCORES
 from sublens.web.app import create_app
@@ -177,6 +178,19 @@ def test_a_run_is_measured_again_only_with_force(
     assert sublens("evaluate", run_, easy_folder) == 0
     assert "is measured already (scores.json); needs --force" in refused(capsys, "evaluate", run_, easy_folder)
     assert sublens("evaluate", run_, easy_folder, "--force") == 0
+
+
+def test_a_run_is_measured_by_one_process_at_a_time(trained: Path, easy: Dataset, tmp_path: Path) -> None:
+    run_ = evaluate.copy_or_own_folder(trained, tmp_path / "run")
+    with files.lock_folder(run_), pytest.raises(DataError, match="run: another process is writing there"):
+        evaluate.measure_run(run_, easy)
+    assert evaluate.measure_run(run_, easy)["n"] == len(easy.test)
+
+
+def test_measuring_makes_no_folder_where_there_is_no_run(easy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a trained model"):
+        evaluate.measure_run(tmp_path / "none", easy)
+    assert list(tmp_path.iterdir()) == []
 
 
 def own_images(easy_folder: Path, out: Path, *classes: str) -> Path:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -265,6 +266,16 @@ def test_explain_replaces_its_own_pictures_only_with_force(
     assert sublens(*arguments, "--force") == 0
     (tmp_path / "out" / "explain.json").unlink()
     assert "written by sublens" in refused(capsys, *arguments, "--force")
+
+
+def test_the_picture_of_an_image_with_a_long_name_has_a_shorter_one(
+    cutouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(cutouts / "1.npy", tmp_path / f"{251 * 'a'}.npy")
+    assert sublens("explain", tmp_path / f"{251 * 'a'}.npy", "--out", tmp_path / "out") == 0
+    (image,) = json.loads((tmp_path / "out" / "explain.json").read_text())["images"]
+    assert (tmp_path / "out" / image["picture"]).is_file()
+    assert image["picture"].startswith(f"1-{200 * 'a'}")
 
 
 @pytest.mark.parametrize(

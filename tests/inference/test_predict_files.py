@@ -385,3 +385,14 @@ def test_a_changed_file_beside_an_image_changes_the_digest(tmp_path: Path) -> No
         (tmp_path / "info.json").write_text(text)
         digests.append(Listing.of([tmp_path]).digest)
     assert digests[0] != digests[1]
+
+
+def test_a_long_name_of_an_image_shortens_that_of_its_map_and_is_noted(folder: Path, tmp_path: Path) -> None:
+    for letter in "xy":
+        np.save(folder / f"{250 * 'a'}{letter}.npy", counts(150, 7))
+    assert predict(folder, "--map", tmp_path / "maps", "--out", tmp_path / "a.jsonl") == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    noted = [row["notes"].split("its map is called ")[1] for row in rows if "its map is called" in row["notes"]]
+    assert len(rows) == len(list((tmp_path / "maps").glob("*.fits"))) == 8
+    assert len(set(noted)) == 2
+    assert all(fits.getdata(tmp_path / "maps" / name).ndim == 2 for name in noted)

@@ -4,11 +4,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sublens.errors import DataError
 from sublens.storage import files
+
+KIND = files.Kind.DATASET
 
 
 def test_a_failed_write_leaves_neither_file_nor_partial(tmp_path: Path) -> None:
@@ -29,7 +32,7 @@ def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
 def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match="No space left on device.*Free some space"),
-        files.whole_folder(tmp_path / "store", force=False) as partial,
+        files.whole_folder(tmp_path / "store", kind=KIND, force=False) as partial,
     ):
         (partial / "half").write_bytes(b"1")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -41,7 +44,7 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "store" / "mine").write_text("precious")
     with (
         pytest.raises(DataError, match="exists already; needs a new or empty folder.*--force"),
-        files.whole_folder(tmp_path / "store", force=False),
+        files.whole_folder(tmp_path / "store", kind=KIND, force=False),
     ):
         pass
     assert (tmp_path / "store" / "mine").read_text() == "precious"
@@ -50,7 +53,7 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
 def test_force_replaces_a_folder_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "manifest.json").touch()
-    with files.whole_folder(tmp_path / "store", force=True) as partial:
+    with files.whole_folder(tmp_path / "store", kind=KIND, force=True) as partial:
         (partial / "new").touch()
         assert (tmp_path / "store" / "manifest.json").exists()
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
@@ -72,18 +75,115 @@ def test_force_replaces_only_what_sublens_wrote(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
     with pytest.raises(DataError, match="not written by sublens"):
-        files.refuse_existing(tmp_path / "photos", force=True)
+        files.refuse_existing(tmp_path / "photos", kind=KIND, force=True)
 
 
-def test_a_link_is_replaced_but_what_it_points_to_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "manifest.json").touch()
-    (tmp_path / "link").symlink_to("real")
-    with files.whole_folder(tmp_path / "link", force=True) as partial:
+def test_a_linked_folder_is_replaced_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "disk" / "real" / "manifest.json").touch()
+    (tmp_path / "link").symlink_to("disk/real")
+    with files.whole_folder(tmp_path / "link", kind=KIND, force=True) as partial:
         (partial / "new").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
-    assert (tmp_path / "real" / "manifest.json").exists()
-    assert (tmp_path / "link" / "new").exists()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+    assert [path.name for path in (tmp_path / "disk" / "real").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_linked_file_is_replaced_where_the_link_leads(tmp_path: Path, is_there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("disk/real")
+    files.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "real").read_bytes() == b"new"
+    assert {path.name for path in tmp_path.rglob("*")} == {"disk", "link", "real"}
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_but_not_what_another_holds(tmp_path: Path) -> None:
+    killed = [sys.executable, "-c", KILLED, str(tmp_path / "a [1].csv")]
+    assert subprocess.run(killed).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.whole_file(tmp_path / "a [1].csv") as first:
+        first.write_bytes(b"first")
+        files.write_bytes(tmp_path / "a [1].csv", b"second")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+def test_what_another_machine_may_hold_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")]).returncode == 9
+    monkeypatch.setattr(files, "HOST", "other1")
+    files.write_bytes(tmp_path / "a", b"x")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+KILLED = """
+import os, sys, pathlib
+from sublens.storage.files import whole_file
+with whole_file(pathlib.Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\udcff"])
+@pytest.mark.parametrize("write", [files.write_bytes, lambda path, data: folder_with(path, data)])
+def test_the_longest_name_that_a_disk_takes_can_be_written(tmp_path: Path, letter: str, write: Any) -> None:
+    path = tmp_path / (letter * (files.MAX_NAME_BYTES // len(os.fsencode(letter))))
+    for data in (b"1", b"2"):
+        write(path, data)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def folder_with(path: Path, data: bytes) -> None:
+    with files.whole_folder(path, kind=KIND, force=True) as partial:
+        (partial / "manifest.json").write_bytes(data)
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9"])
+def test_a_long_name_is_shortened_to_one_of_its_own(letter: str) -> None:
+    first, second = (files.fitting_name(300 * letter + last, ".fits") for last in "xy")
+    assert first != second
+    assert first == files.fitting_name(300 * letter + "x", ".fits")
+    assert {first[:90], second[:90]} == {90 * letter}
+    assert 253 <= len(first.encode()) <= 255
+    assert first.endswith(".fits")
+    assert files.fitting_name("a", ".fits") == "a.fits"
+
+
+def test_what_finished_meanwhile_is_not_replaced_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = files.lock_folder
+
+    def finish(folder: Path) -> Any:
+        monkeypatch.setattr(files, "lock_folder", lock)
+        folder_with(tmp_path / "a", b"other")
+        return lock(folder)
+
+    monkeypatch.setattr(files, "lock_folder", finish)
+    with pytest.raises(DataError, match="exists already"), files.whole_folder(tmp_path / "a", kind=KIND, force=False):
+        pass
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == b"other"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"mine", "was not written by this command"), (None, "is no plain file")]
+)
+def test_force_replaces_no_other_file(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is None:
+        os.mkfifo(tmp_path / "a")
+    else:
+        (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        files.refuse_existing_file(tmp_path / "a", mark=b"mark", force=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"mark", b"mark" + bytes(2**22), bytes(2**22) + b"mark"])
+def test_force_replaces_a_file_that_bears_its_mark_at_either_end(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    files.refuse_existing_file(tmp_path / "a", mark=b"mark", force=True)
 
 
 @pytest.mark.parametrize(("out", "source"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("x/../a", "a")])
@@ -97,11 +197,11 @@ def test_neighbours_do_not_overlap(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
-    with files.whole_folder(tmp_path / "out", force=False, plan="one") as partial:
+    with files.whole_folder(tmp_path / "out", kind=KIND, force=False, plan="one") as partial:
         (partial / "work").touch()
         with (
             pytest.raises(DataError, match="another process is writing"),
-            files.whole_folder(tmp_path / "out", force=True, plan="one"),
+            files.whole_folder(tmp_path / "out", kind=KIND, force=True, plan="one"),
         ):
             pass
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["work"]
@@ -109,7 +209,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 
 def interrupted(out: Path, plan: str, *, force: bool = False) -> list[str]:
     """Names in the folder as a block begins that breaks off after some work."""
-    with suppress(KeyboardInterrupt), files.whole_folder(out, force=force, plan=plan) as partial:
+    with suppress(KeyboardInterrupt), files.whole_folder(out, kind=KIND, force=force, plan=plan) as partial:
         names = sorted(path.name for path in partial.iterdir() if path.name != files.PLAN)
         (partial / plan).touch()
         raise KeyboardInterrupt
@@ -125,14 +225,14 @@ def test_kept_work_is_found_again_by_the_same_plan_alone(tmp_path: Path) -> None
 
 
 def test_a_failure_before_any_work_leaves_nothing(tmp_path: Path) -> None:
-    with suppress(KeyboardInterrupt), files.whole_folder(tmp_path / "out", force=False, plan="one"):
+    with suppress(KeyboardInterrupt), files.whole_folder(tmp_path / "out", kind=KIND, force=False, plan="one"):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    with files.whole_folder(out, force=False, plan="one") as partial:
+    with files.whole_folder(out, kind=KIND, force=False, plan="one") as partial:
         (partial / "manifest.json").write_text("old")
     rename = Path.replace
 
@@ -142,10 +242,10 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: p
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", killed)
-    with suppress(KeyboardInterrupt), files.whole_folder(out, force=True, plan="two") as partial:
+    with suppress(KeyboardInterrupt), files.whole_folder(out, kind=KIND, force=True, plan="two") as partial:
         (partial / "manifest.json").write_text("new")
     monkeypatch.setattr(Path, "replace", rename)
-    with files.whole_folder(out, force=True, plan="two") as partial:
+    with files.whole_folder(out, kind=KIND, force=True, plan="two") as partial:
         assert (partial / "manifest.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["manifest.json"]
@@ -156,7 +256,7 @@ def test_what_is_no_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "link"):
         with pytest.raises(DataError, match="exists and is not a folder; needs a folder"):
-            files.refuse_existing(tmp_path / name, force=True)
+            files.refuse_existing(tmp_path / name, kind=KIND, force=True)
 
 
 HOLD_LOCK = """

@@ -169,6 +169,22 @@ def test_a_run_that_diverges_at_once_leaves_nothing(easy: Dataset, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_linked_folder_is_kept_where_training_leaves_nothing(easy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to("real")
+    with pytest.raises(DataError, match="loss became nan"):
+        run.train_run(easy, RunConfig(train=TrainConfig(optimizer="adamw", adamw_lr=1e30, epochs=1)), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    assert (tmp_path / "run").is_symlink()
+
+
+def test_a_teacher_is_not_replaced_by_its_student(easy: Dataset, done: Path) -> None:
+    config = QUICK.model_copy(update={"train": QUICK.train.model_copy(update={"teacher": str(done)})})
+    with pytest.raises(DataError, match="overlaps"):
+        run.train_run(easy, config, done, force=True)
+    assert (done / bundle.WEIGHTS).is_file()
+
+
 def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:
     split = SplitConfig(seed=5, selection=0.25)
     run.train_run(open_dataset(easy_folder, split), RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
@@ -405,11 +421,13 @@ def test_the_best_of_several_runs_is_published_with_the_scores_of_all(
 
 
 def test_a_published_bundle_takes_in_the_scores_of_more_runs(done: Path, easy: Dataset, tmp_path: Path) -> None:
-    out, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
-    before, log = bundle.read_card(out), (out / recorder.LOG).read_bytes()
+    first, other = publish([done], easy, tmp_path / "bundle"), tmp_path / "other"
+    before, log = bundle.read_card(first), (first / recorder.LOG).read_bytes()
     run.train_run(easy, RunConfig(train=TrainConfig(epochs=2, batch_size=16, seed=1)), other)
     evaluate.measure_run(other, easy)
-    publish([out, other], easy, out, force=True)
+    with pytest.raises(DataError, match="overlaps"):
+        publish([first, other], easy, first, force=True)
+    out = publish([first, other], easy, tmp_path / "again")
     after = bundle.read_card(out)
     assert after.scores[:1] == before.scores
     assert after.scores[1].auc == scores_of(other)["auc_macro"]["value"]

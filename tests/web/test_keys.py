@@ -66,3 +66,18 @@ def test_a_file_without_hashes_is_refused_with_its_remedy(content: bytes | None,
 def test_a_key_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing"):
         keys.add(tmp_path / "missing" / "keys")
+
+
+def test_a_key_has_a_line_of_its_own(tmp_path: Path) -> None:
+    first = keys.add(tmp_path / "keys")
+    (tmp_path / "keys").write_text((tmp_path / "keys").read_text().rstrip())  # as an editor leaves it
+    second = keys.add(tmp_path / "keys")
+    hashes = keys.read(tmp_path / "keys")
+    assert [keys.fits(key, hashes) for key in (first, second)] == [True, True]
+
+
+def test_a_key_is_not_added_to_another_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no hashes of keys; needs a new file, or one of keys"):
+        keys.add(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"

@@ -264,7 +264,7 @@ def pack(
     manifest lists; else raises `DataError`. Warns as `open_dataset` does.
     """
     files.refuse_overlap(out, folder)
-    files.refuse_existing(out, force=force)
+    files.refuse_existing(out, kind=files.Kind.DATASET, force=force)
     object_store.refuse_unfinished(folder)
     layout = Layout.of(folder)
     computed = open_cluster(cluster) if cluster else nullcontext(HERE)

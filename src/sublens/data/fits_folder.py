@@ -14,7 +14,7 @@ import numpy as np
 
 from sublens.data.store import Chunk, Origin, Source
 from sublens.sim.survey import Survey
-from sublens.storage.files import whole_folder
+from sublens.storage.files import Kind, whole_folder
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header
@@ -29,7 +29,7 @@ def write(
 ) -> None:
     """Write every image of every split; raises as `whole_folder` does."""
     assert origin.survey is not None, "only simulations are written as FITS"
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, kind=Kind.DATASET, force=force) as folder:
         origin.write_beside(folder)
         for split, source in splits.items():
             for name in classes:

@@ -20,7 +20,7 @@ from sublens.errors import DataError, ImageError
 from sublens.images import formats
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.storage import object_store
-from sublens.storage.files import whole_folder
+from sublens.storage.files import Kind, whole_folder
 from sublens.storage.object_store import FETCHES, Remote
 
 FOLDER_CHUNK = 500
@@ -192,7 +192,7 @@ def write_folder(
 
     The simulation's settings go into simulation.json beside the splits.
     """
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, kind=Kind.DATASET, force=force) as folder:
         origin.write_beside(folder)
         for name, source in splits.items():
             written = [0] * len(classes)

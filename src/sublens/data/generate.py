@@ -47,7 +47,7 @@ def simulate(
             need="the format store or fits for --save-maps",
             next="Choose one of these, or leave out --save-maps.",
         )
-    files.refuse_existing(out, force=force)
+    files.refuse_existing(out, kind=files.Kind.DATASET, force=force)
     computed = open_cluster(cluster) if cluster else open_processes(workers)
     with computed as mapper, bar(f"simulating {survey.name}", sum(sizes.values())) as advance:
         count = Count(advance, mapper.status)

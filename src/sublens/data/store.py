@@ -34,7 +34,7 @@ from sublens.config import Frozen
 from sublens.errors import DataError
 from sublens.sim.population import Truth, of_format_2
 from sublens.sim.survey import Survey
-from sublens.storage.files import NPY_ERRORS, PLAN, remove, sha256, whole_folder
+from sublens.storage.files import NPY_ERRORS, PLAN, Kind, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 from sublens.storage.seal import unsealed, write_sealed
 
@@ -130,7 +130,7 @@ def write(
     """
     ours = version("sublens")
     decided = json.dumps([FORMAT, ours, classes, origin.model_dump(mode="json"), plan]) if plan else ""
-    with whole_folder(out, force=force, plan=decided) as partial:
+    with whole_folder(out, kind=Kind.DATASET, force=force, plan=decided) as partial:
         digests: dict[str, str] = {}
         for name, source in splits.items():
             digests |= _write_split(partial, name, source)

@@ -63,7 +63,10 @@ def measure_network(
     the data set, and the scores.
     """
     if out:
-        files.refuse_existing(out, force=force)  # before the data set is read, and copied only after
+        source = bundle.locate(network)
+        files.refuse_overlap(out, source, path)
+        kind = files.kind_of(source)
+        files.refuse_existing(out, kind=kind, force=force)  # before the data set is read, and copied only after
     folder = out or copy_or_own_folder(network, None)
     card = bundle.read_card(bundle.locate(network))
     dataset = open_test_part(path, card, bar, skip_bad=skip_bad)
@@ -93,7 +96,7 @@ def copy_or_own_folder(network: Path, out: Path | None, *, force: bool = False) 
         return source
     files.refuse_overlap(out, source)
     card = bundle.read_card(source)
-    with files.whole_folder(out, force=force) as folder:
+    with files.whole_folder(out, kind=files.kind_of(source), force=force) as folder:
         for name, digest in bundle_files(card).items():
             (folder / name).write_bytes(bundle.read_verified(source / name, digest))
         shutil.copyfile(source / bundle.CARD, folder / bundle.CARD)
@@ -140,8 +143,16 @@ def measure_run(
 
     The test part is used here and nowhere else. spread: where its images are predicted, if not in this
     process, and what workers find there. Raises `DataError` where the run is measured already and `force`
-    is false, or was trained on other classes or image sizes.
+    is false, was trained on other classes or image sizes, or is being trained or measured by another process.
     """
+    bundle.read_card(folder)  # the lock would make a folder where there is none
+    with files.lock_folder(folder):
+        return _measure_run(folder, dataset, spread, force, bar)
+
+
+def _measure_run(
+    folder: Path, dataset: Dataset, spread: tuple[Mapper, Task] | None, force: bool, bar: Bar
+) -> dict[str, Any]:
     if (folder / SCORES).is_file() and not force:
         raise DataError(
             f"is measured already ({SCORES})",

@@ -24,6 +24,7 @@ from sublens.images.reader import ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import Predictor, Row
 from sublens.metrics import Floats
+from sublens.models import bundle
 from sublens.models.heads import CELL
 from sublens.models.networks import device
 from sublens.progress import Bar, Count, silent
@@ -207,6 +208,8 @@ def explain_images(
     image. Raises `ConfigError` where the network has no such class, `BundleError` where it has
     nothing to explain it by, and `ImageError` where no image could be explained.
     """
+    inputs = list(inputs)
+    files.refuse_overlap(out, bundle.locate(name), *listing.named(inputs))
     predictor, paths = Predictor.load(name, "torch", device()), list(listing.list_images(inputs))
     if label is not None and label not in predictor.classes:
         raise ConfigError(
@@ -215,7 +218,10 @@ def explain_images(
             next=nearest(label, predictor.classes),
         )
     records: list[dict[str, Any]] = []
-    with files.whole_folder(out, force=force) as folder, bar("explaining", len(paths)) as advance:
+    with (
+        files.whole_folder(out, kind=files.Kind.EXPLANATIONS, force=force) as folder,
+        bar("explaining", len(paths)) as advance,
+    ):
         with reader.Reader(selector or ImageSelector()) as child:
             images = child.read(paths)
             results = explain_each(predictor, images, method=method, label=label, pixel_scale=pixel_scale)
@@ -236,7 +242,7 @@ def _drawn(
     for number, result in enumerate(results, start=1):
         row, picture = result if isinstance(result, Row) else result.row, ""
         if isinstance(result, Explanation):
-            picture = f"{number:0{len(str(n_files))}}-{row.path.stem}.png"
+            picture = files.fitting_name(f"{number:0{len(str(n_files))}}-{row.path.stem}", ".png")
             save(result, method, folder / picture)
         count.add(row.source_index[0] - n_done)
         n_done = row.source_index[0]

@@ -35,6 +35,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     the scores of its card. dataset: on its selection part the rounded weights are calibrated. Returns
     `out`. Raises `DataError` where a run is not complete, not measured or of another kind.
     """
+    files.refuse_overlap(out, *runs)
     cards = {run: bundle.read_card(run) for run in runs}
     first = cards[runs[0]]
     for run, card in cards.items():
@@ -43,7 +44,7 @@ def publish(runs: Sequence[Path], dataset: Dataset, out: Path, *, force: bool = 
     rivals = [run for run, card in cards.items() if card.data.hash == first.data.hash]
     best = min(rivals, key=lambda run: cards[run].training.selection_loss)
     ordered = sorted(runs, key=lambda run: run != best)
-    with files.whole_folder(out, force=force) as folder:
+    with files.whole_folder(out, kind=files.Kind.BUNDLE, force=force) as folder:
         _write_bundle(folder, best, sum((scores[run] for run in ordered), ()), dataset, bar)
     return out
 

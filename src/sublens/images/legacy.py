@@ -69,9 +69,8 @@ def convert(
     Returns the number of files, and of those that failed. Raises `ImageError` where all did, and
     `DataError` where `out` cannot be written.
     """
-    for path in inputs:
-        files.refuse_overlap(out, path)
-    with files.whole_folder(out, force=force) as folder:
+    files.refuse_overlap(out, *listing.named(inputs))
+    with files.whole_folder(out, kind=files.Kind.ARRAYS, force=force) as folder:
         planned, values, n_failed = list(_planned(inputs)), list[tuple[str, float]](), 0
         with bar("converting", len(planned)) as advance, Opener() as opener:
             count = Count(advance)

@@ -36,6 +36,16 @@ def list_images(inputs: Iterable[Path]) -> Iterator[Path | ReadResult]:
             yield path
 
 
+def named(inputs: Iterable[Path]) -> Iterator[Path]:
+    """The files and folders that inputs name: for a pattern, each file that it matches."""
+    for path in inputs:
+        is_pattern = any(sign in str(path) for sign in "*?[")
+        if is_pattern and (isinstance(path, Remote) or not path.exists()):
+            yield from (entry for entry in list_images([path]) if isinstance(entry, Path))
+        else:
+            yield path
+
+
 def _list_store(path: Remote) -> Iterator[Path | ReadResult]:
     """The files behind an input on an object store, where a pattern knows *, ? and ** alone."""
     plain = list(takewhile(lambda part: not any(sign in part for sign in "*?"), path.parts))

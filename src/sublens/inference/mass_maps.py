@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sublens.data.fits_folder import centred
 from sublens.images.pixels import TangentPlane
-from sublens.storage.files import whole_folder
+from sublens.storage.files import Kind, whole_folder
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -26,18 +26,18 @@ MAPS = "maps.json"
 def maps(folder: Path, cell_arcsec: float, *, force: bool) -> Iterator[Draw]:
     """Open a new folder for maps of substructure mass; yields a function that writes one.
 
-    It takes a name, the map [g, g], Msun a cell with rows along y, and where it lies on the sky, and leaves NAME.fits;
-    without that its coordinates are arcsec from the centre.
+    It takes a file name, the map [g, g], Msun a cell with rows along y, and where it lies on the sky; without that its
+    coordinates are arcsec from the centre.
     """
     from astropy.io import fits
 
-    with whole_folder(folder, force=force) as partial:
+    with whole_folder(folder, kind=Kind.MAPS, force=force) as partial:
         (partial / MAPS).write_text(json.dumps({"cell_arcsec": cell_arcsec}) + "\n", encoding="utf-8")
 
         def draw(name: str, masses: NDArray[np.float64], plane: TangentPlane | None) -> None:
             header = _on_sky(len(masses), plane) if plane else centred(len(masses), cell_arcsec)
             header["BUNIT"] = ("solMass", "substructure, as a network predicts it")
-            fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / f"{name}.fits")
+            fits.PrimaryHDU(masses.astype(np.float32), header).writeto(partial / name)
 
         yield draw
 

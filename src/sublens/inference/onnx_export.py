@@ -234,8 +234,9 @@ def export(
     `MAX_AUC_CHANGE`; but mirrors may raise it. Raises `BundleError` for a graph that is refused.
     """
     source = bundle.locate(name)
+    files.refuse_overlap(out, source)
     card, part = bundle.read_card(source), dataset.selection
-    with files.whole_folder(out, force=force) as folder, scratch.folder() as place:
+    with files.whole_folder(out, kind=files.Kind.BUNDLE, force=force) as folder, scratch.folder() as place:
         (place / WEIGHTS).write_bytes(bundle.read_verified(source / WEIGHTS, card.weights_sha256))
         entry = add_graph(place, card, part, bar)
         if mirrors:
@@ -269,7 +270,8 @@ def export_file(
     bar: Bar = silent,
 ) -> CardGraph:
     """Leave the graph of `export` by itself in the file `out`, with its calibration in the notes."""
-    files.refuse_existing_file(out, force=force)
+    files.refuse_overlap(out, bundle.locate(name))
+    files.refuse_existing_file(out, mark=MARK, force=force)
     with scratch.folder() as place:
         folder = place / "bundle"
         entry = export(name, dataset, folder, int8=int8, mirrors=mirrors, bar=bar)
@@ -278,6 +280,8 @@ def export_file(
     return entry
 
 
+MARK = b"probabilities are softmax(logits / temperature)"
+"""Note that every exported graph holds, near its end."""
 PLAIN = "plain.onnx"
 """File name of the graph without mirror images, beside the one with them."""
 
@@ -299,7 +303,7 @@ def _notes(card: Card, calibration: CardCalibration | None) -> dict[str, str]:
         "temperature": str(calibration.temperature if calibration else 1.0),
         "network": card.network,
         COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
-        LOGITS: "probabilities are softmax(logits / temperature)",
+        LOGITS: MARK.decode(),
         MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
     }
 

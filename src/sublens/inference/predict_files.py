@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.images import cutouts, fits_image, listing, reader, resample
+from sublens.images import cutouts, fits_image, formats, listing, reader, resample
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
 from sublens.images.formats import ImageSelector
@@ -106,6 +106,10 @@ def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
         yield str(file), status.st_size, status.st_mtime_ns
 
 
+def _is_local_file(path: Path) -> bool:
+    return not isinstance(path, Remote) and path.is_file()
+
+
 @dataclass(frozen=True)
 class Query:
     """A choice of images to predict, and how."""
@@ -130,6 +134,22 @@ class Query:
             raise ConfigError(
                 "names columns or a table of no catalogue", need="a catalogue of positions", next="Name it with --at."
             )
+
+    def sources(self) -> list[Path]:
+        """All files and folders that are read, those that patterns match included."""
+        return [*self._without_images(), *listing.named(self.inputs)]
+
+    def _without_images(self) -> list[Path]:
+        return [bundle.locate(self.network), *([self.at] if self.at else [])]
+
+    def refuse_table(self, out: Path) -> None:
+        """Raise `DataError` where a table at `out` could replace what is read.
+
+        It may lie in a folder of images, unless its name could be that of an image.
+        """
+        could_be_image = formats.is_image(out)
+        images = [path for path in listing.named(self.inputs) if could_be_image or _is_local_file(path)]
+        files.refuse_overlap(out, *self._without_images(), *images)
 
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
@@ -158,11 +178,14 @@ def predict(
     """Predict image files with a trained network: a row for each image, in order.
 
     images: the query's inputs, if they are listed already. maps: folder for maps of the substructure mass,
-    NUMBER-NAME.fits for each image. start: the `source_index` of the row to begin with. cluster: where to compute, if
-    not in this process, see `sublens.parallel.dask.open_cluster`; files must have the same names there. Raises
-    `BundleError` where the network cannot be used or draws no maps, and `DataError` where the catalogue or the big
-    image cannot be read.
+    NUMBER-NAME.fits for each image; a note gives the name of one that had to be shortened. start: the `source_index`
+    of the row to begin with. cluster: where to compute, if not in this process, see
+    `sublens.parallel.dask.open_cluster`; files must have the same names there. Raises `BundleError` where the network
+    cannot be used or draws no maps, and `DataError` where the catalogue or the big image cannot be read, or where
+    `maps` overlaps what is read.
     """
+    if maps:
+        files.refuse_overlap(maps, *query.sources())
     with ExitStack() as stack:
         predictor = Predictor.load(query.network, query.engine, _device(query.engine))
         paths = _cutouts(predictor, query, query.at) if query.at else images or Listing.of(query.inputs)
@@ -180,7 +203,11 @@ def predict(
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
-                draw(f"{number:0{len(str(len(paths)))}}-{row.path.stem}", row.prediction.masses, row.plane)
+                stem = f"{number:0{len(str(len(paths)))}}-{row.path.stem}"
+                name = files.fitting_name(stem, ".fits")
+                draw(name, row.prediction.masses, row.plane)
+                if name != f"{stem}.fits":
+                    row = replace(row, notes=(*row.notes, f"its map is called {name}"))
             count.add(row.source_index[0] - done)
             done = row.source_index[0]
             yield replace(row, id=paths.id_of(row)) if isinstance(paths, Listing) else row
@@ -266,11 +293,14 @@ def predict_to_table(
     from the end of its name. Returns the numbers of its rows, and of those that failed; None where the table is
     complete already. Raises `ConfigError` where there is no such format, else as `predict` does.
     """
+    query.refuse_table(out)
+    if maps:
+        files.refuse_overlap(out, maps)
     card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
     plan = query.plan(card, images)
     if not force and not maps and tables.is_complete(out, plan):
         return None
-    files.refuse_existing_file(out, force=force)
+    files.refuse_existing_file(out, mark=tables.MARK, force=force)
     with tables.Journal(out, plan) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call

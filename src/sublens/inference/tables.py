@@ -22,12 +22,14 @@ import numpy as np
 from sublens.errors import ConfigError, DataError
 from sublens.inference.predictor import BATCH, SLICE, Row
 from sublens.storage import object_store
-from sublens.storage.files import lock_file, tidy, translate_errors, whole_file
+from sublens.storage.files import fitting_name, lock_file, tidy, translate_errors, whole_file
 
 BLOCK = 4096
 """Number of rows that are turned into bytes at once."""
 PLAN_BYTES = 2**20
 """Length of the beginning and of the end of a table in which its plan is looked up, bytes."""
+MARK = b"prediction_set"
+"""Name of a column that every table has, as its bytes."""
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold."""
 VOTABLE_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
@@ -126,7 +128,10 @@ class Journal:
                 next="End the name with one of these.",
                 path=table,
             )
-        self._path, self._table = object_store.staged(table).with_name(f".{table.name}.journal"), table
+        self._path, self._table = (
+            object_store.staged(table).with_name(fitting_name(f".{table.name}", ".journal")),
+            table,
+        )
         self._plan, self._digest = _to_json(plan), plan_digest(plan)
 
     def __enter__(self) -> Self:

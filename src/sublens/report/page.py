@@ -76,12 +76,11 @@ def write(runs: Sequence[Path], out: Path, *, force: bool = False) -> Path:
     Raises `DataError` where a run cannot be read, where the runs cannot be compared, or where
     `out` exists and `force` is false.
     """
-    for run in runs:
-        files.refuse_overlap(out, run)
-    files.refuse_existing(out, force=force)
+    files.refuse_overlap(out, *runs)
+    files.refuse_existing(out, kind=files.Kind.REPORT, force=force)
     content = _content(read_comparable(runs))
     pages = {name: _template(name).render(content) for name in (HTML, MARKDOWN)}
-    with files.whole_folder(out, force=force) as folder:
+    with files.whole_folder(out, kind=files.Kind.REPORT, force=force) as folder:
         for name, text in pages.items():
             files.write_bytes(folder / name, text.encode())
     return out / HTML

@@ -23,6 +23,12 @@ def preset(name: str) -> Survey:
     return checked(read_toml(path), Survey, {"folder": path.absolute().parent}, path)
 
 
+def files(name: str) -> list[Path]:
+    """The files that a preset is read from: its TOML, and the image of its point-spread function if it has one."""
+    images = getattr(preset(name).camera.psf, "file", None)
+    return [source(name), *([images] if images else [])]
+
+
 def source(name: str) -> Path:
     """The TOML file behind a preset's name or a path."""
     if name.endswith(".toml"):

@@ -63,13 +63,14 @@ def train_run(
     training early; the best weights by then are saved all the same.
     """
     config = resolve_settings(config, dataset)
+    refuse_teacher(out, config)
     if resume and is_trained(out, config, dataset):
         if ranks.is_first:
             checkpoint.discard(out)  # may be left of a kill at the very end
         return True
     before = _unfinished(out, config, dataset) if resume else None
     if before is None and not (resume and has_no_steps(out)):
-        files.refuse_existing(out, force=force)
+        files.refuse_existing(out, kind=files.Kind.RUN, force=force)
     ranks.wait()  # until all have read `out`
     with torch.random.fork_rng(), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
@@ -90,6 +91,12 @@ def train_run(
                     return False
             recorder.finish(bar)
     return True
+
+
+def refuse_teacher(out: Path, config: RunConfig) -> None:
+    """Raise `DataError` where training in `out` could damage the teacher."""
+    if config.train.teacher:
+        files.refuse_overlap(out, bundle.locate(config.train.teacher))
 
 
 def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:

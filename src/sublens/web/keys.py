@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,28 @@ DIGEST = set("0123456789abcdef")
 
 
 def add(path: Path) -> str:
-    """A new key, whose hash is appended to the file; nothing can show the key again."""
+    """A new key, whose hash is appended to the file as a line; nothing can show the key again.
+
+    Raises `ConfigError` where the file holds anything but hashes of keys, and `DataError` where it cannot be written.
+    """
+    _refuse_other_content(path)
     key = PREFIX + secrets.token_urlsafe(32)
-    with translate_errors(path), path.open("a", encoding="ascii") as file:
+    with translate_errors(path), path.open("a+b") as file:
         path.chmod(0o600)
-        file.write(_hash(key) + "\n")
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + _hash(key).encode() + b"\n")
     return key
+
+
+def _refuse_other_content(path: Path) -> None:
+    with translate_errors(path):
+        content = path.read_bytes() if path.is_file() else b""
+    try:
+        if content.strip():
+            read(path)
+    except ConfigError as err:
+        raise ConfigError(err.what, need="a new file, or one of keys", next="Name another one.", path=path) from err
 
 
 def read(path: Path) -> tuple[str, ...]:
