@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -288,6 +290,37 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     assert "Free some space" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".store.partial"]  # to be continued
+
+
+def test_a_full_standard_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sublens.cli", "presets"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"sublens: .*could not be written \(No space left on device\); needs .*\n", done.stderr)
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "sublens.cli", "presets", "common-test-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout
+        assert job.stderr
+        job.stdout.close()
+        assert job.stderr.read() == ""
+    assert job.returncode == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_a_disk_refuses_anywhere_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*names: str) -> None:
+        raise OSError(number, os.strerror(number), "disk/file")
+
+    monkeypatch.setattr(presets, "names", refuse)
+    words = refused(capsys, "presets")
+    assert words.startswith(f"sublens: disk/file: could not be written ({os.strerror(number)}); needs")
+    assert words.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """The command line: parse, call, print. Results go to standard output, all else to standard error."""
 
+import errno
 import os
 import platform
 import signal
 import sys
 import warnings
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -16,7 +18,7 @@ from sublens.errors import SublensError
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
@@ -87,6 +89,8 @@ app = typer.Typer(
     "To see it all work: sublens demo",
 )
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""Numbers of the errors of a disk that is full, limited, failing or read-only."""
 STOPPED = 130
 """Exit code after Ctrl-C."""
 DEFAULT_BUNDLE = "lensnet"
@@ -932,6 +936,36 @@ def _process() -> str:
     return "" if number == "0" else f", process {number} on {platform.node()}"
 
 
+@contextmanager
+def _translate_disk_errors() -> "Iterator[None]":
+    """Turn what a full or failing disk refuses, standard output's included, into a `SublensError`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as err:
+        if err.errno not in (*DISK_ERRORS, errno.EPIPE):
+            raise
+        _drop_output()
+        if err.errno == errno.EPIPE:  # nobody reads on, as after `| head`
+            sys.exit(1)
+        raise SublensError(
+            f"could not be written ({err.strerror})",
+            need="a disk with free space that can be written and read",
+            next="Free some space or mend the disk, then run the command again.",
+            path=err.filename or "the output",
+        ) from err
+
+
+def _drop_output() -> None:
+    """Let standard output hold nothing back that Python would try to write again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -941,7 +975,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        with _translate_disk_errors():
+            app(arguments)
     except SublensError as err:
         _say(f"sublens{_process()}: {err}")
         sys.exit(1)
