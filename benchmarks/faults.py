@@ -58,7 +58,7 @@ N_ROWS, N_KEPT = 200, 170
 PLAN = {"inputs": "these"}
 SIZES: dict[Any, int] = {"train": 60, "test": 12}
 SPLIT = SplitConfig(selection=0.2)
-SPACE = (0.02, 0.3, 0.6, 0.9)
+SPACE = (0.02, 0.6)
 """Room for the output, as a share of the most that it takes."""
 Read = Callable[[], object]
 
