@@ -225,7 +225,7 @@ def digest(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return digest(value.numpy())
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{sha256(np.ascontiguousarray(value)).hexdigest()}"
+        return f"{value.dtype}{value.shape}{sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, BaseModel):
         return value.model_dump_json()
     if is_dataclass(value):
