@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from sublens.inference.engines import EngineName
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle
 from sublens.models.bundle import Card
-from sublens.storage.files import NPY_ERRORS
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 CHANCE = 0.5
@@ -236,7 +234,7 @@ def _read_gallery(path: Path) -> Gallery:
             gallery = Gallery(archive["counts"], archive["ids"], archive["labels"])
         if not gallery.counts.ndim == 3 or not len(gallery.counts) == len(gallery.ids) == len(gallery.labels):
             raise ValueError("not a stack of images with an id and a label each")
-    except (*NPY_ERRORS, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as err:
         raise _unusable("is missing or damaged", path, path.parent) from err
     return gallery
 
