@@ -297,7 +297,7 @@ def test_a_full_standard_output_is_one_sentence() -> None:
         command = [sys.executable, "-m", "sublens.cli", "presets"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert re.fullmatch(r"sublens: .*could not be written \(No space left on device\); needs .*\n", done.stderr)
+    assert re.fullmatch(r"sublens: .*is refused by the disk \(No space left on device\); needs .*\n", done.stderr)
 
 
 def test_a_reader_that_leaves_ends_a_command_without_a_word() -> None:
@@ -319,7 +319,7 @@ def test_what_a_disk_refuses_anywhere_is_one_sentence(
 
     monkeypatch.setattr(presets, "names", refuse)
     words = refused(capsys, "presets")
-    assert words.startswith(f"sublens: disk/file: could not be written ({os.strerror(number)}); needs")
+    assert words.startswith(f"sublens: disk/file: is refused by the disk ({os.strerror(number)}); needs")
     assert words.count("\n") == 1
 
 

@@ -951,7 +951,7 @@ def _translate_disk_errors() -> "Iterator[None]":
         if err.errno == errno.EPIPE:  # nobody reads on, as after `| head`
             sys.exit(1)
         raise SublensError(
-            f"could not be written ({err.strerror})",
+            f"is refused by the disk ({err.strerror})",
             need="a disk with free space that can be written and read",
             next="Free some space or mend the disk, then run the command again.",
             path=err.filename or "the output",
