@@ -18,6 +18,7 @@ from PIL import Image
 from sublens import cli
 from sublens.data import store
 from sublens.inference import predictor, tables
+from sublens.inference.journal import Journal
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.sim import presets
@@ -486,19 +487,19 @@ def test_a_killed_table_goes_on_where_it_was(
     np.save(tmp_path / "one.npy", counts[20])
     inputs = (tmp_path / "one.npy", tmp_path / "none.npy", tmp_path / "many.npz", tmp_path / "one.npy")
     # what shares a batch may show in the last digit
-    monkeypatch.setattr(tables, "BATCH", 4)
+    monkeypatch.setattr("sublens.inference.journal.BATCH", 4)
     monkeypatch.setattr(predictor, "BATCH", 4)
     assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
-    add, seen = tables.Journal.add, []
+    add, seen = Journal.add, []
 
-    def killed(self: tables.Journal, index: tuple[int, int], one: tables.Record) -> None:
+    def killed(self: Journal, index: tuple[int, int], one: tables.Record) -> None:
         if index == (2, 7):
             raise KeyboardInterrupt
         seen.append(index)
         add(self, index, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables.Journal, "add", killed)
+        patch.setattr(Journal, "add", killed)
         assert sublens("predict", mapper, *inputs, "--out", tmp_path / "killed.csv") == 130
     assert seen[-1] == (2, 6)
     assert not (tmp_path / "killed.csv").exists()
