@@ -60,6 +60,8 @@ SIZES: dict[Any, int] = {"train": 60, "test": 12}
 SPLIT = SplitConfig(selection=0.2)
 SPACE = (0.02, 0.6)
 """Room for the output, as a share of the most that it takes."""
+MEMORY = Path("/dev/shm")
+"""Folder in memory, where flushing a file takes no time."""
 Read = Callable[[], object]
 
 # --- samples ----------------------------------------------------------------------------------
@@ -498,7 +500,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     is_good, beginnings = True, tuple(options.kinds)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch:
         top = Path(scratch)
         kinds = sample_kinds(top)
         if "flips" in options.parts:
