@@ -38,7 +38,7 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
 from sublens.data import generate, store
 from sublens.data.dataset import open_dataset
 from sublens.data.store import Chunk, Origin
-from sublens.errors import SublensError
+from sublens.errors import DataError, SublensError
 from sublens.evaluation.evaluate import measure_run
 from sublens.inference import onnx_export, tables
 from sublens.inference.journal import Journal
@@ -129,7 +129,7 @@ def finish_table(path: Path) -> bytes:
 def is_complete(path: Path) -> bool:
     """Whether `predict` leaves a table alone; it refuses to replace one of another plan."""
     if not tables.is_complete(path, PLAN):
-        files.refuse_existing_file(path, force=False)
+        raise DataError("exists already", need="a new name", next="Choose another name.", path=path)
     return True
 
 
@@ -212,7 +212,7 @@ def sample_tables(folder: Path) -> dict[str, Kind]:
     with Journal(kept, PLAN) as journal:
         write_rows(journal, N_KEPT)
     kinds = {"journal": Kind(kept.with_name(".a.csv.journal"), partial(finish_table, kept), kept.parent)}
-    for suffix in tables.WRITERS.keys() - set(tables.PLAIN):
+    for suffix in sorted(tables.WRITERS.keys() - set(tables.PLAIN)):
         path = folder / f"a{suffix}"
         finish_table(path)
         kinds[f"table: {suffix}"] = Kind(path, partial(is_complete, path))
