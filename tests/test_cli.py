@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -16,6 +18,7 @@ from PIL import Image
 from sublens import cli
 from sublens.data import store
 from sublens.inference import predictor, tables
+from sublens.inference.journal import Journal
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.sim import presets
@@ -290,6 +293,37 @@ def test_a_disk_that_takes_no_more_is_explained_and_left_clean(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [".store.partial"]  # to be continued
 
 
+def test_a_full_standard_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sublens.cli", "presets"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"sublens: .*is refused by the disk \(No space left on device\); needs .*\n", done.stderr)
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "sublens.cli", "presets", "common-test-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout
+        assert job.stderr
+        job.stdout.close()
+        assert job.stderr.read() == ""
+    assert job.returncode == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_a_disk_refuses_anywhere_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*names: str) -> None:
+        raise OSError(number, os.strerror(number), "disk/file")
+
+    monkeypatch.setattr(presets, "names", refuse)
+    words = refused(capsys, "presets")
+    assert words.startswith(f"sublens: disk/file: is refused by the disk ({os.strerror(number)}); needs")
+    assert words.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_terminated_simulation_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ("simulate", "common-test-1", "--train", "20000", "--workers", "2", "--out", "store")
@@ -453,19 +487,19 @@ def test_a_killed_table_goes_on_where_it_was(
     np.save(tmp_path / "one.npy", counts[20])
     inputs = (tmp_path / "one.npy", tmp_path / "none.npy", tmp_path / "many.npz", tmp_path / "one.npy")
     # what shares a batch may show in the last digit
-    monkeypatch.setattr(tables, "BATCH", 4)
+    monkeypatch.setattr("sublens.inference.journal.BATCH", 4)
     monkeypatch.setattr(predictor, "BATCH", 4)
     assert sublens("predict", mapper, *inputs, "--out", tmp_path / "whole.csv") == 0
-    add, seen = tables.Journal.add, []
+    add, seen = Journal.add, []
 
-    def killed(self: tables.Journal, index: tuple[int, int], one: tables.Record) -> None:
+    def killed(self: Journal, index: tuple[int, int], one: tables.Record) -> None:
         if index == (2, 7):
             raise KeyboardInterrupt
         seen.append(index)
         add(self, index, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables.Journal, "add", killed)
+        patch.setattr(Journal, "add", killed)
         assert sublens("predict", mapper, *inputs, "--out", tmp_path / "killed.csv") == 130
     assert seen[-1] == (2, 6)
     assert not (tmp_path / "killed.csv").exists()

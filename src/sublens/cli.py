@@ -6,6 +6,7 @@ import platform
 import signal
 import sys
 import warnings
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -18,7 +19,7 @@ from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
@@ -89,6 +90,8 @@ app = typer.Typer(
     "To see it all work: sublens demo",
 )
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""Numbers of the errors of a disk that is full, limited, failing or read-only."""
 STOPPED = 130
 """Exit code after Ctrl-C."""
 DEFAULT_BUNDLE = "lensnet"
@@ -961,6 +964,36 @@ def _cannot_look_up(err: OSError) -> SublensError:
     )
 
 
+@contextmanager
+def _translate_disk_errors() -> "Iterator[None]":
+    """Turn what a full or failing disk refuses, standard output's included, into a `SublensError`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as err:
+        if err.errno not in (*DISK_ERRORS, errno.EPIPE):
+            raise
+        _drop_output()
+        if err.errno == errno.EPIPE:  # nobody reads on, as after `| head`
+            sys.exit(1)
+        raise SublensError(
+            f"is refused by the disk ({err.strerror})",
+            need="a disk with free space that can be written and read",
+            next="Free some space or mend the disk, then run the command again.",
+            path=err.filename or "the output",
+        ) from err
+
+
+def _drop_output() -> None:
+    """Let standard output hold nothing back that Python would try to write again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 0 done, 1 with a `SublensError` in plain words, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -970,7 +1003,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send: end as after Ctrl-C
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with scratch.blamed():
+        with _translate_disk_errors(), scratch.blamed():
             app(arguments)
     except SublensError as err:
         _say(f"sublens{_process()}: {err}")

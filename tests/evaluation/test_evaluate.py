@@ -1,5 +1,6 @@
 """A trained network measured: in its folder or a copy, on torch or on its graph; what users then get."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from sublens.evaluation import evaluate
 from sublens.images.reader import Reader
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.engines import OnnxRuntime
-from sublens.inference.predictor import Predictor
+from sublens.inference.predictor import PredictionTable, Predictor
 from sublens.inference.torch_engine import TorchEngine
 from sublens.models import bundle
 from sublens.models.networks import build
@@ -198,6 +199,20 @@ def own_images(easy_folder: Path, out: Path, *classes: str) -> Path:
     for name in classes:
         shutil.copytree(easy_folder / "test" / name, out / name)
     return out
+
+
+def test_a_copy_that_could_not_be_measured_is_not_in_the_way(
+    trained: Path, easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "write_predictions", fill_up)
+        assert sublens("evaluate", trained, easy_folder, "--out", tmp_path / "run") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert sublens("evaluate", trained, easy_folder, "--out", tmp_path / "run") == 0
+
+
+def fill_up(predictions: PredictionTable, path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", path)
 
 
 def test_all_images_of_class_folders_alone_are_measured(

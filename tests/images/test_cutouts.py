@@ -20,6 +20,7 @@ from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
 from sublens.images.reader import Reader, ReadResult, locate_positions
 from sublens.inference import predict_files, predictor, tables
+from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Query
 from sublens.sim.presets import preset
 from sublens.sim.render import simulate
@@ -455,21 +456,21 @@ def test_an_unknown_scale_is_noted_or_set_by_the_user(field: Path, tmp_path: Pat
 
 
 def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BATCH", 4)
+    monkeypatch.setattr("sublens.inference.journal.BATCH", 4)
     monkeypatch.setattr(predictor, "BATCH", 4)
     at = positions(tmp_path / "a.csv", (*LENSES, (-9.0, 9.0), *LENSES, *LENSES), name=list("abcdefghij"))
     whole = table_rows([field], tmp_path / "whole.jsonl", at=at)
     assert [bool(row["error"]) for row in whole] == [number == 3 for number in range(10)]
-    add, added = tables.Journal.add, []
+    add, added = Journal.add, []
 
-    def killed(self: tables.Journal, index: tuple[int, int], row: tables.Record) -> None:
+    def killed(self: Journal, index: tuple[int, int], row: tables.Record) -> None:
         if index == (6, 0) and index not in added:
             added.append(index)
             raise KeyboardInterrupt
         added.append(index)
         add(self, index, row)
 
-    monkeypatch.setattr(tables.Journal, "add", killed)
+    monkeypatch.setattr(Journal, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         table_rows([field], tmp_path / "a.jsonl", at=at)
     assert table_rows([field], tmp_path / "a.jsonl", at=at) == whole
@@ -480,10 +481,10 @@ def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatc
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tables, "BATCH", 1)
+    monkeypatch.setattr("sublens.inference.journal.BATCH", 1)
     at = positions(tmp_path / "a.csv", LENSES)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tables.Journal, "finish", killed)
+        patch.setattr(Journal, "finish", killed)
         table_rows([field], tmp_path / "a.jsonl", at=at)
     with pytest.warns(UserWarning, match="begins anew"):
         rows = table_rows([field], tmp_path / "a.jsonl", at=positions(at, LENSES[::-1]))

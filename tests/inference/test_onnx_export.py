@@ -57,6 +57,16 @@ def test_a_changed_graph_or_changed_weights_are_refused(trained: Path, tmp_path:
             Predictor.load(copy)
 
 
+def test_a_damaged_calibration_is_not_exported(trained: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    content = bytearray((run / bundle.CALIBRATION).read_bytes())
+    content[-1] ^= 1
+    (run / bundle.CALIBRATION).write_bytes(content)
+    with pytest.raises(BundleError, match=r"calibration\.safetensors: is not what its card was written for"):
+        onnx_export.export(run, small_dataset, tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
+
+
 def test_a_graph_with_other_probabilities_is_not_left(
     trained: Path, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
 from sublens.images.formats import ImageSelector
 from sublens.inference import predict_files, tables
+from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Listing, Query
 from sublens.inference.predictor import Predictor
 
@@ -109,8 +110,8 @@ def stop(*arguments: object) -> None:
 def stopped(query: Query, out: Path) -> None:
     """Predict into a table, but stop after all rows, before the table is written."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tables, "BATCH", 1)
-        patch.setattr(tables.Journal, "finish", stop)
+        patch.setattr("sublens.inference.journal.BATCH", 1)
+        patch.setattr(Journal, "finish", stop)
         predict_files.predict_to_table(query, out)
 
 
@@ -147,14 +148,14 @@ def test_a_folder_that_changed_is_predicted_anew(folder: Path, tmp_path: Path, c
 def test_a_folder_that_did_not_change_goes_on(folder: Path, tmp_path: Path) -> None:
     stopped(Query("lensnet", [folder]), tmp_path / "a.csv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "BATCH", 1)
-        patch.setattr(tables.Journal, "add", stop)  # no row is left to add
+        patch.setattr("sublens.inference.journal.BATCH", 1)
+        patch.setattr(Journal, "add", stop)  # no row is left to add
         assert predict_files.predict_to_table(Query("lensnet", [folder]), tmp_path / "a.csv") == (6, 0)
 
 
 def test_two_commands_do_not_write_one_table(folder: Path, tmp_path: Path) -> None:
     query, out = Query("lensnet", [folder]), tmp_path / "a.csv"
-    with tables.Journal(out, {"another": "command"}), pytest.raises(DataError, match="another process"):
+    with Journal(out, {"another": "command"}), pytest.raises(DataError, match="another process"):
         predict_files.predict_to_table(query, out)
     assert not out.exists()
 
@@ -305,7 +306,7 @@ def test_ids_from_several_roots_are_whole_paths(nested: Path, tmp_path: Path, mo
 def test_a_stopped_table_and_a_cluster_have_the_same_ids(nested: Path, tmp_path: Path) -> None:
     stopped(Query("lensnet", [nested]), tmp_path / "a.csv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "BATCH", 1)
+        patch.setattr("sublens.inference.journal.BATCH", 1)
         predict_files.predict_to_table(Query("lensnet", [nested]), tmp_path / "a.csv")
     assert ids(tmp_path / "a.csv") == NESTED
     assert [row.id for row in predict_files.predict(Query("lensnet", [nested]), cluster="local")] == NESTED

@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import subprocess
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from astropy.io.votable import parse_single_table
 from astropy.table import Table
 from pyarrow import parquet
 
-from sublens.errors import ConfigError, DataError
+from sublens.errors import DataError
 from sublens.evaluation import evaluate
 from sublens.inference import tables
+from sublens.inference.journal import Journal
 from sublens.inference.predictor import Prediction, PredictionTable, Row
 
 
@@ -71,7 +71,7 @@ def failed(place: int) -> Row:
 
 
 def written(path: Path, rows: list[Row]) -> Path:
-    with tables.Journal(path, {}) as journal:
+    with Journal(path, {}) as journal:
         for row in rows:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         assert journal.finish(CLASSES) == (len(rows), sum(bool(row.error) for row in rows))
@@ -149,7 +149,7 @@ def test_any_class_name_comes_back(tmp_path: Path, suffix: str) -> None:
     classes = ("süß", '"c" & <d>', "a,b", "линза")
     row = Row(Path("1.fits"), None, Prediction(classes[0], dict.fromkeys(classes, 0.25), classes[1:2]))
     path = tmp_path / f"a{suffix}"
-    with tables.Journal(path, {}) as journal:
+    with Journal(path, {}) as journal:
         journal.add((0, 0), tables.record(row, classes, "lensnet 0123", "1.0"))
         journal.finish(classes)
     (cells,) = read_back(path)
@@ -185,66 +185,6 @@ def test_stilts_finds_nothing_wrong_with_a_votable(tmp_path: Path) -> None:
     assert (output.stdout + output.stderr).strip() == ""
 
 
-def test_an_interrupted_table_goes_on_after_its_last_whole_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "BATCH", 2)
-    rows, path = [predicted(number) for number in range(6)], tmp_path / "a.csv"
-    whole = written(tmp_path / "whole.csv", rows).read_text()
-    with tables.Journal(path, {"inputs": "these"}) as journal:
-        for row in rows[:4]:
-            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
-    partial = tmp_path / ".a.csv.journal"
-    partial.write_bytes(partial.read_bytes()[:-20])  # killed within the fourth row
-    with tables.Journal(path, {"inputs": "these"}) as journal:
-        assert journal.resume_at == (1, 1)
-        for row in rows[2:]:
-            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
-        journal.finish(CLASSES)
-    assert path.read_text() == whole
-    assert not partial.exists()
-
-
-def journal_with_rows(path: Path, n: int, plan: dict[str, str]) -> None:
-    with tables.Journal(path, plan) as journal:
-        for number in range(n):
-            journal.add((number, 0), tables.record(predicted(number), CLASSES, "", ""))
-
-
-def test_a_journal_of_another_plan_is_begun_anew_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "BATCH", 1)
-    journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
-    with pytest.warns(UserWarning, match=r"a\.csv: .* begins anew"), tables.Journal(tmp_path / "a.csv", {}) as journal:
-        assert (journal.resume_at, list(journal.records())) == ((0, 0), [])
-
-
-def test_a_journal_of_the_same_plan_goes_on_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BATCH", 1)
-    journal_with_rows(tmp_path / "a.csv", 3, {"inputs": "these"})
-    with tables.Journal(tmp_path / "a.csv", {"inputs": "these"}) as journal:
-        assert journal.resume_at == (2, 1)
-        assert [row["id"] for row in journal.records()] == ["0", "1", "2"]
-
-
-@pytest.mark.parametrize("rest", [b"", b'{"inputs": "the', b"\xff\xfe\n"])
-def test_a_journal_without_a_plan_is_begun_anew(tmp_path: Path, rest: bytes) -> None:
-    (tmp_path / ".a.csv.journal").write_bytes(rest)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        journal_with_rows(tmp_path / "a.csv", 1, {"inputs": "these"})
-    assert len((tmp_path / ".a.csv.journal").read_bytes().splitlines()) == 2
-
-
-def test_two_journals_of_one_table_are_refused(tmp_path: Path) -> None:
-    with tables.Journal(tmp_path / "a.csv", {}) as journal:
-        journal.add((0, 0), tables.record(predicted(0), CLASSES, "", ""))
-        with pytest.raises(DataError, match=r"/a\.csv: another process"), tables.Journal(tmp_path / "a.csv", {}):
-            pass
-        assert journal.finish(CLASSES) == (1, 0)
-
-
 @pytest.mark.parametrize("suffix", list(tables.WRITERS))
 def test_a_table_is_complete_for_its_own_plan_alone(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"a{suffix}", [predicted(1)])
@@ -261,8 +201,3 @@ def test_a_fits_table_replaces_what_a_killed_command_left(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", list(tables.WRITERS))
 def test_a_table_may_have_no_rows(tmp_path: Path, suffix: str) -> None:
     assert read_back(written(tmp_path / f"a{suffix}", [])) == []
-
-
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a\.txt: .* cannot be written as \.txt; needs one of \.csv, \.jsonl"):
-        tables.Journal(tmp_path / "a.txt", {})

@@ -36,7 +36,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 8 * 48**2)
     monkeypatch.setattr("sublens.inference.predictor.SLICE", 8)
     monkeypatch.setattr("sublens.inference.predict_files.SLICE", 8)
-    monkeypatch.setattr("sublens.inference.tables.SLICE", 8)
+    monkeypatch.setattr("sublens.inference.journal.SLICE", 8)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from sublens.data import dataset, generate
 from sublens.errors import DataError
 from sublens.images import listing
 from sublens.inference import predict_files, tables
+from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Listing, Query
 from sublens.models import bundle
 from sublens.sim.survey import Survey
@@ -238,7 +239,7 @@ def test_a_table_is_written_there_and_goes_on(
     query = Query("lensnet", [shelf / "images"])
     predict_files.predict_to_table(query, tmp_path / "here.csv")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tables.Journal, "finish", stop)
+        patch.setattr(Journal, "finish", stop)
         predict_files.predict_to_table(query, shelf / "there.csv")
     assert not (shelf / "there.csv").exists()
     assert predict_files.predict_to_table(query, shelf / "there.csv") == (12, 1)

@@ -1,6 +1,7 @@
 """API keys and the file that holds their hashes."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from sublens.errors import ConfigError, DataError
 from sublens.web import keys
 
 
-def test_a_file_holds_the_hash_of_a_key_and_nothing_else(tmp_path: Path) -> None:
-    key = keys.add(tmp_path / "keys")
-    assert (tmp_path / "keys").read_text() == hashlib.sha256(key.encode()).hexdigest() + "\n"
+def test_a_file_holds_the_hash_of_a_key_its_checksum_and_nothing_else(tmp_path: Path) -> None:
+    digest = hashlib.sha256(keys.add(tmp_path / "keys").encode()).hexdigest()
+    checksum = hashlib.sha256(digest.encode()).hexdigest()[:8]
+    assert (tmp_path / "keys").read_text() == f"{digest}{checksum}\n"
     assert (tmp_path / "keys").stat().st_mode & 0o077 == 0
 
 
@@ -19,6 +21,22 @@ def test_every_key_of_a_file_opens_and_no_other_does(tmp_path: Path) -> None:
     first, second = (keys.add(tmp_path / "keys") for _ in range(2))
     hashes = keys.read(tmp_path / "keys")
     assert [keys.fits(key, hashes) for key in (first, second, first[:-1], "", hashes[0])] == [True, True] + [False] * 3
+
+
+def test_no_flipped_bit_of_a_file_gives_another_key(tmp_path: Path) -> None:
+    keys.add(tmp_path / "keys")
+    content, hashes = (tmp_path / "keys").read_bytes(), keys.read(tmp_path / "keys")
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        (tmp_path / "keys").write_bytes(changed)
+        with suppress(ConfigError):
+            assert keys.read(tmp_path / "keys") == hashes
+
+
+def test_a_file_from_before_checksums_is_read(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(64 * "a" + "\n")
+    assert keys.read(tmp_path / "keys") == (64 * "a",)
 
 
 def test_no_key_fits_an_empty_list() -> None:

@@ -5,7 +5,8 @@ import io
 import json
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -72,13 +73,26 @@ def measure_network(
     dataset = open_test_part(path, card, bar, skip_bad=skip_bad)
     if out:
         copy_or_own_folder(network, out, force=force)
-    if not cluster:
-        return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
-    threads, batch = torch.get_num_threads(), predict_dataset.BATCH
-    task = Task(network, card.weights_sha256, path, dataset.hash, threads, batch)
-    task = task._replace(engine=reference_engine(card), skip_bad=skip_bad)
-    with open_cluster(cluster) as mapper:
-        return folder, dataset, measure_run(folder, dataset, spread=(mapper, task), force=force, bar=bar)
+    with ExitStack() as cleanup:
+        if out:
+            cleanup.enter_context(_removed_where_it_fails(out))
+        spread = None
+        if cluster:
+            threads, batch = torch.get_num_threads(), predict_dataset.BATCH
+            task = Task(network, card.weights_sha256, path, dataset.hash, threads, batch)
+            task = task._replace(engine=reference_engine(card), skip_bad=skip_bad)
+            spread = (cleanup.enter_context(open_cluster(cluster)), task)
+        return folder, dataset, measure_run(folder, dataset, spread=spread, force=force, bar=bar)
+
+
+@contextmanager
+def _removed_where_it_fails(copy: Path) -> Iterator[None]:
+    """Remove a copy that could not be measured, so that the same command can be run again."""
+    try:
+        yield
+    except BaseException:
+        files.remove(copy)
+        raise
 
 
 def copy_or_own_folder(network: Path, out: Path | None, *, force: bool = False) -> Path:

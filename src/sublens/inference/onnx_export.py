@@ -252,7 +252,8 @@ def export(
             fitted = predict_dataset.calibrate(_uncalibrated(folder / GRAPH, card), dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, fitted, len(part))
         elif calibration:
-            shutil.copy(source / bundle.CALIBRATION, folder)
+            data = bundle.read_verified(source / bundle.CALIBRATION, calibration.sha256)
+            (folder / bundle.CALIBRATION).write_bytes(data)
         _save_alone(folder / GRAPH, folder / GRAPH, _notes(card, calibration))
         entry = entry.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
         bundle.save_card(folder, card.model_copy(update={"graph": entry, "calibration": calibration}))

@@ -25,6 +25,7 @@ from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
+from sublens.inference.journal import Journal
 from sublens.inference.predictor import SLICE, Predictor, Row, no_map
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
@@ -301,7 +302,7 @@ def predict_to_table(
     if not force and not maps and tables.is_complete(out, plan):
         return None
     files.refuse_existing_file(out, mark=tables.MARK, force=force)
-    with tables.Journal(out, plan) as journal:
+    with Journal(out, plan) as journal:
         if maps:
             journal.begin_anew()  # maps are all drawn by one call
         for row in predict(

@@ -9,20 +9,17 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from sublens.errors import ConfigError, DataError
-from sublens.inference.predictor import BATCH, SLICE, Row
+from sublens.inference.predictor import Row
 from sublens.storage import object_store
-from sublens.storage.files import fitting_name, lock_file, tidy, translate_errors, whole_file
 
 BLOCK = 4096
 """Number of rows that are turned into bytes at once."""
@@ -112,110 +109,6 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class Journal:
-    """The rows so far, one a line in a file beside the table, so that a killed command can go on.
-
-    Its first line is the plan, which decides every row; a journal of another plan is begun anew, with a warning. Each
-    row is kept with its source index: the number of the input and that of the image in it. Raises `DataError` where
-    another process writes the same table.
-    """
-
-    def __init__(self, table: Path, plan: Mapping[str, Any]) -> None:
-        if table.suffix.lower() not in WRITERS:
-            raise ConfigError(
-                f"a table cannot be written as {table.suffix or 'a file without an extension'}",
-                need=f"one of {', '.join(WRITERS)}",
-                next="End the name with one of these.",
-                path=table,
-            )
-        self._path, self._table = (
-            object_store.staged(table).with_name(fitting_name(f".{table.name}", ".journal")),
-            table,
-        )
-        self._plan, self._digest = _to_json(plan), plan_digest(plan)
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            try:
-                self._file = stack.enter_context(lock_file(self._path))
-            except DataError as err:
-                raise err.about(self._table) from err
-            self.resume_at, end = self._resume_point()
-            if end:
-                self._file.truncate(end)
-            else:
-                self._warn_of_other_plan()
-                self.begin_anew()
-            self._lock = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.close()
-
-    def _resume_point(self) -> tuple[tuple[int, int], int]:
-        """Where to go on, as (input, image in it), and the bytes up to there: after whole batches.
-
-        Images that share a batch with others can differ in the last digit.
-        """
-        self._file.seek(0)
-        index, kept, end, n_together, last = (0, 0), 0, 0, 0, (0, 0)
-        for number, line in enumerate(self._file):
-            if not line.endswith(b"\n") or (number == 0 and line[:-1] != self._plan.encode()):
-                break
-            if number:
-                here = _source_index(line)
-                if here[0] // SLICE != last[0] // SLICE:  # which no batch spans
-                    index, kept, n_together = here, end, 0
-                n_together, last = n_together + 1, here
-            end += len(line)
-            if n_together % BATCH == 0:
-                kept = end
-                index = (last[0], last[1] + 1) if number else index
-        return index, kept
-
-    def _warn_of_other_plan(self) -> None:
-        self._file.seek(0)
-        if self._file.readline().endswith(b"\n"):
-            warnings.warn(
-                f"{self._table}: the images, the network or the settings changed since it was stopped; it begins anew.",
-                stacklevel=3,
-            )
-
-    def begin_anew(self) -> None:
-        """Drop all rows."""
-        self.resume_at = (0, 0)
-        self._file.truncate(0)
-        self._write(self._plan)
-
-    def add(self, source_index: tuple[int, int], row: Record) -> None:
-        """Keep a row."""
-        self._write(json.dumps({"source_index": source_index, "record": row}))
-
-    def _write(self, line: str) -> None:
-        with translate_errors(self._path):
-            self._file.write(line.encode() + b"\n")
-
-    def records(self) -> Iterator[Record]:
-        """All rows so far."""
-        with translate_errors(self._path):
-            self._file.flush()
-        with self._path.open("rb") as file:
-            next(file)
-            for line in file:
-                yield json.loads(line)["record"]
-
-    def finish(self, classes: Sequence[str]) -> tuple[int, int]:
-        """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures."""
-        has_failed = [bool(row["error"]) for row in self.records()]
-        with whole_file(self._table) as partial:
-            WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records, self._digest)
-        self._path.unlink()
-        tidy(self._table)
-        return len(has_failed), sum(has_failed)
-
-
 def is_complete(table: Path, plan: Mapping[str, Any]) -> bool:
     """Whether a table was made by the same plan; False for .csv and .jsonl, which have no place for a plan."""
     if table.suffix.lower() in PLAIN or not table.is_file():
@@ -229,17 +122,12 @@ def is_complete(table: Path, plan: Mapping[str, Any]) -> bool:
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
     """Hexadecimal sha256 of a plan, which tables hold."""
-    return sha256(_to_json(plan).encode()).hexdigest()
+    return sha256(plan_text(plan).encode()).hexdigest()
 
 
-def _to_json(plan: Mapping[str, Any]) -> str:
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """A plan as JSON."""
     return json.dumps(plan, sort_keys=True)
-
-
-def _source_index(line: bytes) -> tuple[int, int]:
-    """The source index of a row, from its line in the journal, without reading the rest of it."""
-    first, second = line[line.index(b"[") + 1 : line.index(b"]")].split(b",")
-    return int(first), int(second)
 
 
 Rows = Callable[[], Iterator[Record]]

@@ -1,4 +1,4 @@
-"""API keys of a service that other machines can reach; a file holds only their hashes."""
+"""API keys of a service that other machines can reach; a file holds only their hashes, each with a checksum."""
 
 import hashlib
 import hmac
@@ -12,6 +12,8 @@ from sublens.storage.files import translate_errors
 
 PREFIX = "sublens-"
 DIGEST = set("0123456789abcdef")
+HASH, CHECKSUM = 64, 8
+"""Hexadecimal digits of the hash of a key, and of its checksum in the file."""
 
 
 def add(path: Path) -> str:
@@ -25,7 +27,7 @@ def add(path: Path) -> str:
         path.chmod(0o600)
         file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
         begin = b"" if file.read() in (b"", b"\n") else b"\n"
-        file.write(begin + _hash(key).encode() + b"\n")
+        file.write(begin + _checked(_hash(key)).encode() + b"\n")
     return key
 
 
@@ -40,20 +42,31 @@ def _refuse_other_content(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """The hashes in a file. Raises `ConfigError` where it cannot be read or holds anything else."""
+    """The hashes in a file. Raises `ConfigError` where it cannot be read, is damaged, or holds anything else.
+
+    Files that were written before hashes had checksums are read without.
+    """
     try:
         lines = path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as err:
         raise _no_keys(path, f"cannot be read ({getattr(err, 'strerror', 'no text')})") from err
-    if not lines or any(len(line) != 64 or set(line) - DIGEST for line in lines):
+    hashes = [line[:HASH] for line in lines]
+    if not hashes or any(len(digest) != HASH or set(digest) - DIGEST for digest in hashes):
         raise _no_keys(path, "holds no hashes of keys")
-    return tuple(lines)
+    if any(line not in (digest, _checked(digest)) for line, digest in zip(lines, hashes, strict=True)):
+        raise _no_keys(path, "holds a damaged hash of a key")
+    return tuple(hashes)
 
 
 def fits(key: str, hashes: Sequence[str]) -> bool:
     """Whether the key is one of those hashed, in a time that does not depend on which; random keys need no salt."""
     digest = _hash(key)
     return sum(hmac.compare_digest(digest, known) for known in hashes) > 0
+
+
+def _checked(digest: str) -> str:
+    """A hash with its checksum after it, which detects a change of either."""
+    return digest + _hash(digest)[:CHECKSUM]
 
 
 def _no_keys(path: Path, what: str) -> ConfigError:
