@@ -1,7 +1,7 @@
 """Scores of a classifier: arrays in, numbers out.
 
 Conventions: probs [n, c] with rows summing to one; labels [n] in 0..c-1. A score with its interval is a
-dict of `value`, `low` and `high`; benchmarks/coverage.py says how often the intervals hold the truth.
+dict of `value`, `low` and `high`; benchmarks/intervals.py says how often the intervals hold the truth.
 """
 
 import math
