@@ -172,14 +172,17 @@ def _summed_covariance(pairs: Floats) -> float:
 
 
 def _auc_interval(ranked: Ranked) -> dict[str, float]:
-    """AUC with Wilson's interval, for as many independent images as would give it the same variance.
+    return auc_interval(1 - ranked.error, ranked.variance, ranked.largest_share)
 
-    After Korn & Graubard 1998, Survey Methodology 24, 193, who do so for shares; the number of images comes from the
-    error and the variance of these and of one image more, see `Ranked.variance`.
+
+def auc_interval(auc: float, variance: float, largest_share: float) -> dict[str, float]:
+    """AUC with Wilson's 95 % interval, for as many independent images as would give it the same variance.
+
+    variance, largest_share: those of `Ranked`. After Korn & Graubard 1998, Survey Methodology 24, 193, who do so for
+    shares; the error that gives the number of images has half of one image more, as the variance has.
     """
-    share = ranked.largest_share
-    error = (ranked.error + share / 2) / (1 + share)
-    return wilson(1 - ranked.error, error * (1 - error) / ranked.variance)
+    error = (1 - auc + largest_share / 2) / (1 + largest_share)
+    return wilson(auc, error * (1 - error) / variance)
 
 
 def wilson(share: float, n: float) -> dict[str, float]:
