@@ -47,8 +47,8 @@ def main() -> None:
     for background in SKIES:
         results = np.array([run(background, options.images, seed) for seed in range(options.runs)])
         network, statistics = 100 * (results[:, 1:] < LEVEL).mean(axis=0)
-        print(f"sky {background:g}: network {network:.0f} %, statistics {statistics:.0f} %, "
-              f"mean AUC {results[:, 0].mean():.3f}", flush=True)  # fmt: skip
+        auc = results[:, 0].mean()
+        print(f"sky {background:g}: network {network:.0f} %, statistics {statistics:.0f} %, mean AUC {auc:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Scores of a classifier: arrays in, numbers out.
 
 Conventions: probs [n, c] with rows summing to one; labels [n] in 0..c-1. A score with its interval is a
-dict of `value`, `low` and `high`; benchmarks/intervals.py says how often the intervals hold the truth.
+dict of `value`, `low` and `high`; benchmarks/interval_coverage.py says how often the intervals hold the truth.
 """
 
 import math
@@ -161,13 +161,14 @@ class Ranked:
     def _covariance(self, other: Self) -> float:
         """Covariance of the errors over images drawn class by class."""
         pairs = np.stack([self.misplaced.mean(axis=1), other.misplaced.mean(axis=1)])
-        return sum(_summed_covariance(pairs[:, self.labels == label]) for label in np.unique(self.labels))
+        classes = np.flatnonzero(np.bincount(self.labels))
+        return math.fsum(_summed_covariance(pairs[:, self.labels == label]) for label in classes)
 
 
 def _summed_covariance(pairs: Floats) -> float:
     """Covariance of the sums of independent pairs [2, m]; 0 for a single one."""
     first, second = pairs - pairs.mean(axis=1, keepdims=True)
-    m = pairs.shape[1]
+    m = len(first)
     return float(first @ second) * m / max(m - 1, 1)
 
 

@@ -1,6 +1,6 @@
 """How often the 95 % intervals of a score hold the truth.
 
-    python benchmarks/intervals.py --repeats 2000
+    python benchmarks/interval_coverage.py --repeats 2000
 
 Simulated classifiers of three classes, at three macro AUCs: points in a plane around the centre of their class, `no`
 and `sphere` closer to each other than to `vort`, and the probabilities that normal noise would give. `normal`: the
