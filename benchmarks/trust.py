@@ -116,7 +116,7 @@ def main() -> None:
             scale = preset("model-2" if kind == "Model II" else "common-test-1").camera.pixel_scale
             other = scores(predictor, images, scale)
             is_ood = np.arange(len(scored) + len(other)) >= len(scored)
-            area = metrics.auc(np.concatenate([scored, other]), is_ood, np.ones((1, len(is_ood))))[0]
+            area = metrics.auc(np.concatenate([scored, other]), is_ood)
             print(f"    {kind:12} {(other > threshold).mean():6.1%}   AUROC {area:.4f}")
         narrow = predict_dataset.predict_all(Predictor.load(name, "openvino"), part(counts, labels)).probs
         change = metrics.auc_change(table.probs, narrow, labels)

@@ -1,6 +1,8 @@
 """Print the README's table of results, from the cards of the bundles in bundles/.
 
-python scripts/results.py
+    python scripts/results.py
+
+The intervals are the cards', which `scripts/intervals.py` has computed anew.
 """
 
 import statistics

@@ -275,13 +275,13 @@ def fidelity(
     from sublens.progress import visible
     from sublens.sim import presets
 
-    rows, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    rows, chance, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
         values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
         print(f"{row.name:26} {values} {row.distance:6.3f} {row.p:6.3f}")
-    auc, low, high = separation.auc, separation.low, separation.high
-    print(f"A network tells them apart with AUC {auc:.4f} [{low:.4f}, {high:.4f}]; 0.5 is chance.")
+    print(f"Were all images alike, the least of these {len(rows)} p would be as small with a chance of {chance:.3f}.")
+    print(f"A network tells them apart with AUC {separation.auc:.4f}, p {separation.p:.3g}; 0.5 is chance.")
 
 
 @app.command()

@@ -1,32 +1,29 @@
 """Scores of a classifier: arrays in, numbers out.
 
-Conventions: probs [n, c] with rows summing to one; labels [n] in 0..c-1. Weights [k, n] are how often
-each image counts, one row a bootstrap resample; the plain score is that of a row of ones.
+Conventions: probs [n, c] with rows summing to one; labels [n] in 0..c-1. A score with its interval is a
+dict of `value`, `low` and `high`; benchmarks/interval_coverage.py says how often the intervals hold the truth.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-"""Probabilities, scores or weights."""
+"""Probabilities or scores."""
 Labels = NDArray[np.int64]
 """Classes, as positions in a list of them."""
 
-Statistic = Callable[[Floats], Floats]
-"""A score as a function of weights [k, n] -> [k]."""
-
-RESAMPLES = 1000
-"""Bootstrap resamples behind each interval."""
 LEVEL = 0.95
 """Coverage of the intervals."""
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Half the width of such an interval of a normal distribution, standard deviations."""
 SMALLEST_PROB = 1e-12
 """Probabilities below this count as this in the loss, which stays finite."""
-CELLS = 2**17
-"""Weights held at a time, 1 MB of them: as fast as the processor's cache, however many images there are."""
 
 
 def losses(probs: Floats, labels: Labels) -> Floats:
@@ -39,101 +36,175 @@ def hits(probs: Floats, labels: Labels) -> Floats:
     return np.asarray(probs.argmax(axis=1) == labels, dtype=np.float64)
 
 
-def auc(scores: Floats, is_positive: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Area under the ROC curve for each row of weights [k, n], [k]; nan where a row holds one class only."""
-    return weighted_auc(scores, is_positive)(weights)
-
-
-def weighted_auc(scores: Floats, is_positive: NDArray[np.bool_]) -> Statistic:
-    """`auc` as a function of the weights; the scores are sorted once.
+def auc(scores: Floats, is_positive: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve, nan where all images or none are positive.
 
     The probability that a positive scores above a negative, ties counting half (Hanley & McNeil
     1982, Radiology 143, 29).
     """
-    order = np.argsort(scores, kind="stable")
-    ranked, positive = scores[order], is_positive[order].astype(np.float64)
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-
-    def area(weights: Floats) -> Floats:
-        ordered = weights[:, order]
-        up = np.add.reduceat(ordered * positive, starts, axis=1)
-        down = np.add.reduceat(ordered, starts, axis=1) - up
-        right = _dot(up, np.cumsum(down, axis=1)) - _dot(up, down) / 2
-        with np.errstate(invalid="ignore"):
-            return np.asarray(right / (up.sum(axis=1) * down.sum(axis=1)))
-
-    return area
+    if is_positive.all() or not is_positive.any():
+        return math.nan
+    return 1 - float(_misplaced(scores, is_positive).sum()) / 2
 
 
-def _dot(rows: Floats, others: Floats) -> Floats:
-    """Row by row, [k]."""
-    return np.asarray(np.einsum("kn,kn->k", rows, others))
+def _misplaced(scores: Floats, is_positive: NDArray[np.bool_]) -> Floats:
+    """Share of the other side that lies on the wrong side of each image, over the images of its own side, [n].
+
+    Ties count half. The positives and the negatives each sum to 1 - AUC: these are one minus the
+    components of DeLong et al. 1988, Biometrics 44, 837.
+    """
+    positive, negative = np.sort(scores[is_positive]), np.sort(scores[~is_positive])
+    n_pairs = len(positive) * len(negative)
+    errors = np.empty(len(scores))
+    errors[is_positive] = len(negative) - _rank(negative, scores[is_positive])
+    errors[~is_positive] = _rank(positive, scores[~is_positive])
+    return errors / n_pairs
+
+
+def _rank(ordered: Floats, scores: Floats) -> Floats:
+    """Number of the ordered values below each score, those equal to it counting half."""
+    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
 
 
 def confusion(probs: Floats, labels: Labels) -> NDArray[np.int64]:
     """Number of images by true class (rows) and most probable class (columns)."""
-    from sklearn.metrics import confusion_matrix
-
-    return np.asarray(confusion_matrix(labels, probs.argmax(axis=1), labels=range(probs.shape[1])))
+    n = probs.shape[1]
+    return np.bincount(n * labels + probs.argmax(axis=1), minlength=n * n).reshape(n, n)
 
 
 def macro_auc(probs: Floats, labels: Labels) -> float:
     """Mean over classes of the one-vs-rest area under the ROC curve."""
-    ones = np.ones((1, len(labels)))
-    return float(np.mean([area(ones)[0] for area in _class_aucs(probs, labels)]))
+    return float(np.mean([auc(column, labels == label) for label, column in enumerate(probs.T)]))
 
 
-def bootstrap(statistics: Sequence[Statistic], n: int, seed: int) -> Floats:
-    """Each statistic of `n` images, then of every bootstrap resample of them, [s, 1 + RESAMPLES]."""
-    return np.hstack([[statistic(weights) for statistic in statistics] for weights in _weights(n, seed)])
-
-
-def _weights(n: int, seed: int) -> Iterator[Floats]:
-    """How often each of `n` images occurs: once, then in each resample; at most `CELLS` or one row at a time."""
-    yield np.ones((1, n))
-    rng, height = np.random.default_rng(seed), max(1, CELLS // n)
-    for start in range(0, RESAMPLES, height):
-        rows = range(start, min(start + height, RESAMPLES))
-        yield np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in rows]).astype(np.float64)
-
-
-def _mean(values: Floats, weights: Floats) -> Floats:
-    return np.asarray(weights @ values / len(values))
-
-
-def score(probs: Floats, labels: Labels, classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Loss, accuracy and AUC with 95 % bootstrap intervals, and the confusion matrix.
+def score(probs: Floats, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
+    """Loss, accuracy and AUC with 95 % intervals, and the confusion matrix.
 
     Returns the keys `n`, `loss`, `accuracy`, `auc_macro`, `auc` (by class) and `confusion`. The AUC of a class
     is None where all images or none are of it, and the macro AUC is the mean of the others. The
-    intervals are percentiles over resampled test images: they reflect the sampling of the test
-    set only, not the variance of training.
+    intervals reflect the sampling of the test images only, not the variance of training.
     """
-    means = [partial(_mean, values) for values in (losses(probs, labels), hits(probs, labels))]
-    areas = dict(zip(classes, _class_aucs(probs, labels), strict=True))
-    known = [name for label, name in enumerate(classes) if 0 < (labels == label).sum() < len(labels)]
-    loss, accuracy, *aucs = bootstrap([*means, *map(areas.__getitem__, known)], len(labels), seed)
-    by_class = dict(zip(known, map(interval, aucs), strict=True))
+    ranked = Ranked.of(probs, labels)
+    by_class = {column: _auc_interval(ranked.only(column)) for column in ranked.columns}
     return {
         "n": len(labels),
-        "loss": interval(loss),
-        "accuracy": interval(accuracy),
-        "auc_macro": interval(np.mean(aucs, axis=0)) if aucs else None,
-        "auc": {name: by_class.get(name) for name in classes},
+        "loss": _loss_interval(losses(probs, labels), len(classes)),
+        "accuracy": wilson(float(hits(probs, labels).mean()), len(labels)),
+        "auc_macro": _auc_interval(ranked) if by_class else None,
+        "auc": {name: by_class.get(label) for label, name in enumerate(classes)},
         "confusion": confusion(probs, labels).tolist(),
     }
 
 
-def _class_aucs(probs: Floats, labels: Labels) -> list[Statistic]:
-    """The one-vs-rest area under the ROC curve of each class."""
-    return [weighted_auc(column, labels == label) for label, column in enumerate(probs.T)]
+def auc_change(before: Floats, after: Floats, labels: Labels) -> dict[str, float]:
+    """How much greater the macro AUC of the second probabilities [n, c] of the same images is, with its 95 % interval.
+
+    From the covariance of the two (DeLong et al. 1988), with the variance of each as in `Ranked.variance`.
+    """
+    first, second = Ranked.of(before, labels), Ranked.of(after, labels)
+    spreads = np.sqrt([first.variance, second.variance])
+    variance = (spreads**2).sum() - 2 * first.correlation(second) * spreads.prod()
+    value, half = first.error - second.error, Z * math.sqrt(max(variance, 0))
+    return {"value": value, "low": value - half, "high": value + half}
 
 
-def auc_change(before: Floats, after: Floats, labels: Labels, seed: int = 0) -> dict[str, float]:
-    """How much greater the macro AUC of the second probabilities [n, c] is, over the same resamples of the images."""
-    aucs = bootstrap([*_class_aucs(before, labels), *_class_aucs(after, labels)], len(labels), seed)
-    first, second = aucs.reshape(2, -1, aucs.shape[1]).mean(axis=1)
-    return interval(second - first)
+@dataclass(frozen=True)
+class Ranked:
+    """One-vs-rest rankings of the same images by one or more classes."""
+
+    labels: Labels
+    """True classes, [n]."""
+    columns: list[int]
+    """The classes ranked by: those that some images are of, and some are not."""
+    misplaced: Floats
+    """`_misplaced` of each image in each of these rankings, [n, k]."""
+
+    @classmethod
+    def of(cls, probs: Floats, labels: Labels) -> Self:
+        """Every ranking that probabilities [n, c] allow."""
+        columns = [label for label in range(probs.shape[1]) if 0 < (labels == label).sum() < len(labels)]
+        errors = [_misplaced(probs[:, label], labels == label) for label in columns]
+        return cls(labels, columns, np.stack(errors, axis=1) if columns else np.empty((len(labels), 0)))
+
+    def only(self, label: int) -> Self:
+        """The ranking by one class alone."""
+        column = self.columns.index(label)
+        return replace(self, columns=[label], misplaced=self.misplaced[:, column : column + 1])
+
+    @property
+    def error(self) -> float:
+        """1 - AUC, mean over the rankings."""
+        return float(self.misplaced.mean(axis=1).sum() / 2)
+
+    @property
+    def largest_share(self) -> float:
+        """How much of the error one image can be: on the wrong side of all others by its own class and by one other."""
+        counts = np.bincount(self.labels)
+        present, columns = np.flatnonzero(counts)[:, None], np.array(self.columns)
+        shares = np.where(present == columns, 1 / counts[columns], 1 / (len(self.labels) - counts[columns]))
+        return float(np.sort(shares, axis=1)[:, -2:].sum(axis=1).max() / len(columns))
+
+    @property
+    def variance(self) -> float:
+        """DeLong's variance of the error, for images drawn class by class, and that of one image more.
+
+        That one may lie anywhere among the others with equal probability: it stands for the rare misplaced images that
+        these may lack, without which there would be no variance at an AUC of 1.
+        """
+        return self._covariance(self) + self.largest_share**2 / 3
+
+    def correlation(self, other: Self) -> float:
+        """Correlation of the errors of two rankings of the same images; 0 where either has no variance."""
+        scale = math.sqrt(self._covariance(self) * other._covariance(other))
+        return self._covariance(other) / scale if scale else 0.0
+
+    def _covariance(self, other: Self) -> float:
+        """Covariance of the errors over images drawn class by class."""
+        pairs = np.stack([self.misplaced.mean(axis=1), other.misplaced.mean(axis=1)])
+        classes = np.flatnonzero(np.bincount(self.labels))
+        return math.fsum(_summed_covariance(pairs[:, self.labels == label]) for label in classes)
+
+
+def _summed_covariance(pairs: Floats) -> float:
+    """Covariance of the sums of independent pairs [2, m]; 0 for a single one."""
+    first, second = pairs - pairs.mean(axis=1, keepdims=True)
+    m = len(first)
+    return float(first @ second) * m / max(m - 1, 1)
+
+
+def _auc_interval(ranked: Ranked) -> dict[str, float]:
+    return auc_interval(1 - ranked.error, ranked.variance, ranked.largest_share)
+
+
+def auc_interval(auc: float, variance: float, largest_share: float) -> dict[str, float]:
+    """AUC with Wilson's 95 % interval, for as many independent images as would give it the same variance.
+
+    variance, largest_share: those of `Ranked`. After Korn & Graubard 1998, Survey Methodology 24, 193, who do so for
+    shares; the error that gives the number of images has half of one image more, as the variance has.
+    """
+    error = (1 - auc + largest_share / 2) / (1 + largest_share)
+    return wilson(auc, error * (1 - error) / variance)
+
+
+def wilson(share: float, n: float) -> dict[str, float]:
+    """A share of n independent images with Wilson's 95 % interval (1927, J. Am. Stat. Assoc. 22, 209)."""
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return {"value": share, "low": max(min(share, centre - half), 0.0), "high": min(max(share, centre + half), 1.0)}
+
+
+def _loss_interval(values: Floats, n_classes: int) -> dict[str, float]:
+    """Mean loss with a 95 % interval that is symmetric in its logarithm.
+
+    Its upper end is that of these images and one more, as bad as the worst of them and at least as bad as a
+    guess: a few mistakes are most of the loss of a good network, and a small test part may lack them.
+    """
+    n, mean = len(values), float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    extra = max(float(values.max()), math.log(n_classes)) / n
+    low = mean * math.exp(-Z * error / mean) if mean else 0.0
+    high = (mean + extra) * math.exp(Z * math.hypot(error, extra) / (mean + extra))
+    return {"value": mean, "low": low, "high": high}
 
 
 def calibration_error(probs: Floats, labels: Labels, n_bins: int = 15) -> float:
@@ -178,10 +249,3 @@ def map_score(predicted: Floats, true: Floats, cutoff: float) -> dict[str, float
         "total_ratio": float(np.median(totals[held] / expected[held])),
         "total_error": float(np.median(np.abs(totals[held] / expected[held] - 1))),
     }
-
-
-def interval(values: Floats) -> dict[str, float]:
-    """The plain score, first of the values, and the percentile interval of the others."""
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(values[1:], (tail, 100 - tail))
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sublens import metrics
 from sublens.config import ModelConfig, RunConfig
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
 from sublens.inference.engines import EngineName
-from sublens.metrics import RESAMPLES
 from sublens.models import networks
 from sublens.report.figures import (
     COSTS,
@@ -125,7 +125,6 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "outcome": _outcome(runs),
         "runs": runs,
         "classes": classes,
-        "resamples": RESAMPLES,
         "references": REFERENCES if classes == REFERENCE_CLASSES else (),
         "rivalry": _rivalry(runs),
         "at_chance": [run.name for run in runs if run.is_at_chance],
@@ -162,9 +161,15 @@ def _outcome(runs: Sequence[Run]) -> str:
 def _rivalry(runs: Sequence[Run]) -> str:
     """A caution where the best may not be the best; empty where it is clear."""
     best, *others = runs
-    rivals = [run.name for run in others if run.scores.auc_macro.high >= best.scores.auc_macro.low]
+    rivals = [run.name for run in others if not _is_better(best, run)]
     names = " or ".join(rivals) if len(rivals) < 3 else f"{len(rivals)} of the others"
-    return f"The intervals overlap: these images may not tell {best.name} from {names}." if rivals else ""
+    return f"On the same images the AUC of {best.name} is not clearly greater than that of {names}." if rivals else ""
+
+
+def _is_better(best: Run, other: Run) -> bool:
+    """Whether the AUC on the same images is greater by more than the 95 % interval of the difference."""
+    before, after = other.predictions.probs, best.predictions.probs
+    return metrics.auc_change(before, after, best.predictions.labels)["low"] > 0
 
 
 def _budget(run: Run) -> Budget:
