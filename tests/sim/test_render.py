@@ -298,14 +298,15 @@ FINE = dict.fromkeys(SAMPLED, 12) | {"jwst": 8, "model-1": 8}
 
 
 def test_extra_points_are_those_of_a_finer_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    sharp = {"supersampling": 2, "psf": {"profile": "gaussian", "fwhm": 1e-6}}
-    survey = changed("model-3", camera=sharp)
+    sharp = {"n_pixels": 20, "supersampling": 1, "psf": {"profile": "gaussian", "fwhm": 1e-6}}
+    survey = changed("model-3", camera=sharp | {"supersampling": 2})
     truth = draw(survey, 11, "train", range(3))
-    monkeypatch.setattr(render, "STEEP", -1)  # everywhere
+    monkeypatch.setattr(render, "_errors", lambda light, *_: torch.full_like(light, np.inf))
     refined = render.render(truth, survey, dtype=torch.float64)
-    monkeypatch.setattr(render, "STEEP", np.inf)
-    fine = changed("model-3", camera=sharp | {"supersampling": 2 * render.FINE_PARTS})
-    torch.testing.assert_close(refined, render.render(truth, fine, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    n = 2 * render.FINE_PARTS[-1]
+    fine = changed("model-3", camera=sharp | {"n_pixels": 20 * n, "pixel_scale": 0.08 / n})
+    light = render.render(truth, fine, dtype=torch.float64)
+    torch.testing.assert_close(refined, camera.binned(light, n), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
