@@ -99,9 +99,19 @@ def test_the_cut_wings_of_a_preset_hold_a_ten_thousandth_of_the_light(name: str)
     assert lost <= 1e-4
 
 
+def test_rubin_reaches_the_depth_of_smtn_002_in_30_seconds() -> None:
+    """24.13 at 5 sigma, with its formula for the signal to noise of a point source in one exposure."""
+    pixels = presets.preset("rubin").camera
+    assert pixels.zero_point and pixels.sky_magnitude
+    signal = 30 * 10 ** (0.4 * (pixels.zero_point - 24.13))
+    sky = 30 * 10 ** (0.4 * (pixels.zero_point - pixels.sky_magnitude.high)) * pixels.pixel_scale**2
+    area = 2.266 * (0.80 / pixels.pixel_scale) ** 2
+    assert signal / (signal + (sky + pixels.read_noise**2) * area) ** 0.5 == pytest.approx(5, rel=0.01)
+
+
 def test_shallow_wings_reach_as_far_as_the_image() -> None:
     kernel = camera.psf_kernel(seen_through(profile="moffat", fwhm=0.7, beta=2.5))
-    assert len(kernel) == 2 * 149 + 1  # 4.9e-4 of the light lies beyond
+    assert len(kernel) == 2 * 149 + 1  # 6e-4 of the light lies beyond
     assert len(camera.psf_kernel(seen_through(profile="moffat", fwhm=0.7, beta=1.001))) == 2 * 149 + 1
 
 
