@@ -102,7 +102,8 @@ def test_the_cut_wings_of_a_preset_hold_a_ten_thousandth_of_the_light(name: str)
 def test_rubin_reaches_the_depth_of_smtn_002_in_30_seconds() -> None:
     """24.13 at 5 sigma, with its formula for the signal to noise of a point source in one exposure."""
     pixels = presets.preset("rubin").camera
-    assert pixels.zero_point and pixels.sky_magnitude
+    assert pixels.zero_point
+    assert pixels.sky_magnitude
     signal = 30 * 10 ** (0.4 * (pixels.zero_point - 24.13))
     sky = 30 * 10 ** (0.4 * (pixels.zero_point - pixels.sky_magnitude.high)) * pixels.pixel_scale**2
     area = 2.266 * (0.80 / pixels.pixel_scale) ** 2

@@ -64,11 +64,12 @@ def psf_kernel(camera: Camera) -> Tensor:
     parts = psf_parts(camera)
     scale = camera.pixel_scale / parts
     kernel: Tensor
-    if isinstance(camera.psf, PixelatedPsf):
-        kernel = torch.from_numpy(camera.psf.kernel(scale, MAX_REACH * parts))
+    if isinstance(camera.psf, Gaussian):
+        kernel = _gaussian(camera.psf, scale, camera.n_pixels * parts - 1)
+    elif isinstance(camera.psf, Moffat):
+        kernel = _moffat(camera.psf, scale, camera.n_pixels * parts - 1)
     else:
-        profile = _gaussian if isinstance(camera.psf, Gaussian) else _moffat
-        kernel = profile(camera.psf, scale, camera.n_pixels * parts - 1)
+        kernel = torch.from_numpy(camera.psf.kernel(scale, MAX_REACH * parts))
     return _boxed(kernel, parts).div(parts**kernel.ndim * kernel.sum())
 
 
@@ -81,10 +82,10 @@ def _gaussian(psf: Gaussian, scale: float, most: int) -> Tensor:
 
 def _moffat(psf: Moffat, scale: float, most: int) -> Tensor:
     """A Moffat profile on cells of `scale`, arcsec, up to `most` from its middle, [k, k]."""
-    core = psf.fwhm / scale / 2 / (2 ** (1 / psf.beta) - 1) ** 0.5
+    core = psf.fwhm / scale / 2 / float(2 ** (1 / psf.beta) - 1) ** 0.5
     steepness = max(psf.beta - 1, 0.1)  # the image ends long before such wings
     offsets = _offsets(core * (LIGHT_LOST ** (-1 / steepness) - 1) ** 0.5, most)
-    return (1 + (offsets[:, None] ** 2 + offsets**2) / core**2) ** -psf.beta
+    return torch.pow(1 + (offsets[:, None] ** 2 + offsets**2) / core**2, -psf.beta)
 
 
 def _offsets(reach: float, most: int) -> Tensor:

@@ -135,7 +135,7 @@ def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -
         for n, low, high in zip(FINE_PARTS, limits, (*limits[1:], np.inf), strict=True):
             within = camera.pixel_centres(1, survey.camera.pixel_scale / survey.camera.supersampling, n).to(x)
             steep = (errors[scene] > low) & (errors[scene] <= high)
-            for parts in steep.nonzero().split(CPU_BLOCK // n**2):
+            for parts in torch.split(steep.nonzero(), CPU_BLOCK // n**2):
                 row, column = parts.unbind(1)
                 fine_x = x[0, 0, column, None] + within.repeat(n)
                 fine_y = y[0, row, 0, None] + within.repeat_interleave(n)
