@@ -4,6 +4,7 @@ python benchmarks/simulate.py --seconds 4. The scenes are those of common-test-1
 spherical and with an elliptical halo (axis ratio 0.8); each code runs in a process of its own, on one
 thread, and makes the same images: the largest difference from ours is printed, without the vortex, which
 is 100 points to the others and a string to us. Then ours with noise. With a GPU, --device cuda measures that.
+With --presets: images with noise of every preset in a second of processor time, and the most counts in a pixel.
 """
 
 import argparse
@@ -13,14 +14,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import cycle
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
 
 from sublens.sim import camera, light
 from sublens.sim.population import CLASSES, Truth, draw
-from sublens.sim.presets import preset
+from sublens.sim.presets import names, preset
 from sublens.sim.render import render, simulate
 from sublens.sim.survey import Survey
 from sublens.training.recorder import processor
@@ -200,17 +201,33 @@ def in_its_own_process(code: str, halo: str, label: int, seconds: float, device:
     return rate, difference
 
 
+def print_presets(seconds: float) -> None:
+    """Measure every preset, noise included."""
+    for name in names():
+        settings, spent, n_images, most = preset(name), 0.0, 0, 0
+        simulate(settings, 1, "train", range(N_SCENES))
+        while spent < seconds:
+            begin = process_time()
+            _, counts = simulate(settings, 1, "train", range(n_images, n_images + N_SCENES))
+            spent, n_images, most = spent + process_time() - begin, n_images + N_SCENES, max(most, int(counts.max()))
+        print(f"{name:15} {n_images / spent:7,.0f} images a second, {most:6,} counts at most")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="for each code and class")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--presets", action="store_true", help="every preset, ours alone")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:
         code, halo, label, seconds, device = args.one
         print(json.dumps(measure(code, halo, int(label), float(seconds), device)))
+        return
+    if args.presets:
+        print_presets(args.seconds)
         return
     what = processor() if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"{what}, torch {torch.__version__}, one thread, images a second (and ours over theirs)")

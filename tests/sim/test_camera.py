@@ -1,3 +1,4 @@
+from math import erf
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from conftest import changed
 
 from sublens.errors import ConfigError
 from sublens.sim import camera, presets
-from sublens.sim.survey import Camera
+from sublens.sim.survey import Camera, Gaussian
 
 CT1 = changed("common-test-1").camera
 
@@ -68,6 +69,67 @@ def test_a_spot_becomes_the_psf(any_camera: Camera) -> None:
     reach = len(kernel) // 2
     blurred = camera.blurred(spot(), kernel)[0, 45 - reach : 46 + reach, 45 - reach : 46 + reach]
     torch.testing.assert_close(blurred, 5 * square)
+
+
+def width(kernel: torch.Tensor, parts: int) -> float:
+    """Standard deviation along an axis, in parts of a pixel, without the mean over a pixel's parts."""
+    row = kernel if kernel.ndim == 1 else kernel.sum(dim=0)
+    offsets = torch.arange(len(row)) - (len(row) - 1) / 2
+    return float((row * offsets**2).sum() - (parts**2 - 1) / 12) ** 0.5
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_the_gaussian_of_a_preset_is_as_wide_as_stated_to_1_percent(name: str) -> None:
+    pixels = presets.preset(name).camera
+    if isinstance(pixels.psf, Gaussian):
+        sigma = width(camera.psf_kernel(pixels), pixels.supersampling) * pixels.pixel_scale / pixels.supersampling
+        assert sigma == pytest.approx(pixels.psf.fwhm / 2.3548200, rel=0.01)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_the_cut_wings_of_a_preset_hold_a_ten_thousandth_of_the_light(name: str) -> None:
+    pixels = presets.preset(name).camera
+    parts = pixels.supersampling
+    reach = (len(camera.psf_kernel(pixels)) - parts + 1) / 2 * pixels.pixel_scale / parts
+    if isinstance(pixels.psf, Gaussian):
+        lost = 1 - erf(reach / (pixels.psf.fwhm / 2.3548200) / 2**0.5) ** 2
+    else:
+        core = pixels.psf.fwhm / 2 / (2 ** (1 / pixels.psf.beta) - 1) ** 0.5
+        lost = (1 + (reach / core) ** 2) ** (1 - pixels.psf.beta)
+    assert lost <= 1e-4
+
+
+def test_rubin_reaches_the_depth_of_smtn_002_in_30_seconds() -> None:
+    """24.13 at 5 sigma, with its formula for the signal to noise of a point source in one exposure."""
+    pixels = presets.preset("rubin").camera
+    assert pixels.zero_point
+    assert pixels.sky_magnitude
+    signal = 30 * 10 ** (0.4 * (pixels.zero_point - 24.13))
+    sky = 30 * 10 ** (0.4 * (pixels.zero_point - pixels.sky_magnitude.high)) * pixels.pixel_scale**2
+    area = 2.266 * (0.80 / pixels.pixel_scale) ** 2
+    assert signal / (signal + (sky + pixels.read_noise**2) * area) ** 0.5 == pytest.approx(5, rel=0.01)
+
+
+def test_shallow_wings_reach_as_far_as_the_image() -> None:
+    kernel = camera.psf_kernel(seen_through(profile="moffat", fwhm=0.7, beta=2.5))
+    assert len(kernel) == 2 * 149 + 1  # 6e-4 of the light lies beyond
+    assert len(camera.psf_kernel(seen_through(profile="moffat", fwhm=0.7, beta=1.001))) == 2 * 149 + 1
+
+
+@pytest.mark.parametrize(("fwhm", "parts"), [(0.05, 4), (0.1, 3), (0.2, 2)])
+def test_a_blur_on_parts_of_pixels_is_the_mean_of_a_blur_on_finer_pixels(fwhm: float, parts: int) -> None:
+    psf = {"profile": "gaussian", "fwhm": fwhm}
+    pixels = changed("common-test-1", camera={"psf": psf, "supersampling": parts}).camera
+    finer = changed("common-test-1", camera={"psf": psf, "pixel_scale": 0.05 / parts}).camera
+    light = torch.from_numpy(np.random.default_rng(0).random((2, 40 * parts, 30 * parts)))
+    expected = camera.binned(camera.blurred(light, camera.psf_kernel(finer)), parts)
+    torch.testing.assert_close(camera.in_pixels(light, pixels), expected)
+
+
+def test_rubins_moffat_covers_as_many_pixels_as_its_fwhm_eff() -> None:
+    """SMTN-002: 2.266 (0.80 / 0.2)^2 pixels in the i band."""
+    kernel = camera.psf_kernel(presets.preset("rubin").camera)[1::3, 1::3]
+    assert float(kernel.sum() ** 2 / (kernel**2).sum()) == pytest.approx(2.266 * 16, rel=0.12)
 
 
 def test_the_blurred_spot_is_as_wide_as_the_psf() -> None:
@@ -160,6 +222,28 @@ def test_a_psf_file_on_finer_pixels_is_resampled_to_the_cameras(tmp_path: Path) 
         fits.PrimaryHDU(psf, header).writeto(tmp_path / f"{name}.fits")
     fine, own = (seen_through(profile="pixelated", file=str(tmp_path / f"{name}.fits")) for name in ("fine", "own"))
     torch.testing.assert_close(camera.psf_kernel(fine), camera.psf_kernel(own), rtol=0, atol=2e-5)
+
+
+def test_a_psf_file_on_finer_pixels_acts_on_parts_of_pixels(tmp_path: Path) -> None:
+    offsets = (np.arange(65) - 32) * 0.0125
+    header = fits.Header({"CUNIT1": "arcsec", "CDELT1": 0.0125, "CDELT2": 0.0125})
+    square = np.exp(-(offsets[:, None] ** 2 + offsets**2) / 2 / 0.05**2)
+    fits.PrimaryHDU(square, header).writeto(tmp_path / "fine.fits")
+    file = {"profile": "pixelated", "file": str(tmp_path / "fine.fits")}
+    pictured, gaussian = (
+        changed("common-test-1", camera={"psf": psf, "supersampling": 4}).camera
+        for psf in (file, {"profile": "gaussian", "fwhm": 0.05 * 2.3548200})
+    )
+    light = torch.from_numpy(np.random.default_rng(0).random((1, 160, 160)))
+    torch.testing.assert_close(camera.in_pixels(light, pictured), camera.in_pixels(light, gaussian), rtol=0, atol=1e-4)
+
+
+def test_a_psf_file_on_the_cameras_pixels_is_applied_to_whole_pixels(tmp_path: Path) -> None:
+    np.save(tmp_path / "psf.npy", np.pad([[1.0]], 2))
+    file = {"profile": "pixelated", "file": str(tmp_path / "psf.npy")}
+    pixels = changed("common-test-1", camera={"psf": file, "supersampling": 3}).camera
+    light = torch.from_numpy(np.random.default_rng(0).random((1, 60, 60)))
+    torch.testing.assert_close(camera.in_pixels(light, pixels), camera.binned(light, 3))
 
 
 def test_a_psf_that_changed_since_the_survey_was_read_is_refused(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_there_is_a_preset_for_every_survey() -> None:
         ("intensity = 100", "magnitude = 22", "source: magnitude needs camera.zero_point"),
         ("intensity = 100", "", "source: needs either intensity or magnitude"),
         ("fwhm = 0.205", "fwhm = 2.205", "camera.psf: is 2.2.* arcsec wide"),
+        ("fwhm = 0.205", "fwhm = 0.055", "camera.psf: is 0.055.* arcsec wide on points 0.05 apart; .* = 2"),
         ("fwhm = 0.205", "fwmh = 0.205", "camera.psf.fwmh: no such setting. Did you mean fwhm"),
         ('"gaussian"', '"gaussain"', "camera.psf.*'gaussian', 'moffat', 'pixelated'"),
         ('profile = "point"', 'profile = "nfw"', "subhaloes: concentration goes with"),

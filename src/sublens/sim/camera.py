@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import ceil
+from statistics import NormalDist
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from sublens.errors import ConfigError
 from sublens.sim import compiled
-from sublens.sim.survey import FWHM_PER_SIGMA, Camera, Gaussian, Moffat
+from sublens.sim.survey import FWHM_PER_SIGMA, MAX_REACH, Camera, Gaussian, Moffat, PixelatedPsf
 
-PSF_REACH = 4.0
-"""Radius at which a Gaussian is cut, in standard deviations; to the nearest pixel."""
-MOFFAT_REACH = 8.0
-"""Radius at which a Moffat profile is cut, in full widths at half maximum; at most the image's size."""
+LIGHT_LOST = 1e-4
+"""Most of the light that the cut wings of a point-spread function may hold, where the image is large enough."""
 MOST_ELECTRONS = 1e9
 """Most electrons in a pixel that whole numbers of 32 bits count."""
 FULL_SCALE = 65535
@@ -37,59 +38,96 @@ def binned(image: Tensor, supersampling: int) -> Tensor:
     return F.avg_pool2d(image, supersampling) if supersampling > 1 else image
 
 
+def in_pixels(image: Tensor, camera: Camera) -> Tensor:
+    """Light at the points of the camera's grid, [b, h * s, w * s], -> light in its pixels, blurred, [b, h, w]."""
+    parts = psf_parts(camera)
+    return blurred(binned(image, camera.supersampling // parts), psf_kernel(camera), parts)
+
+
+@lru_cache(maxsize=64)
+def psf_parts(camera: Camera) -> int:
+    """Parts of a pixel, along a side, on which the point-spread function acts.
+
+    One for a picture on the camera's own pixels: what a detector has recorded holds the pixel's response.
+    """
+    is_coarse = isinstance(camera.psf, PixelatedPsf) and not camera.psf.is_finer(camera.pixel_scale)
+    return 1 if is_coarse else camera.supersampling
+
+
 @lru_cache(maxsize=64)  # users of the service set any width
 def psf_kernel(camera: Camera) -> Tensor:
-    """The point-spread function on the camera's pixels, [k, k] of odd k, double precision, sum one.
+    """The point-spread function and the mean over a pixel's s = `psf_parts` parts in one, double precision, sum one.
 
-    A Gaussian comes as [k]: it blurs each axis by itself. Sampled at pixel centres.
+    [k, k]; a Gaussian comes as [k], as it blurs each axis by itself. k - s is even. Sampled at the middles of
+    parts.
     """
+    parts = psf_parts(camera)
+    scale = camera.pixel_scale / parts
     kernel: Tensor
     if isinstance(camera.psf, Gaussian):
-        sigma = camera.psf.fwhm / FWHM_PER_SIGMA / camera.pixel_scale
-        offsets = _offsets(PSF_REACH * sigma, camera.n_pixels)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = _gaussian(camera.psf, scale, camera.n_pixels * parts - 1)
     elif isinstance(camera.psf, Moffat):
-        width, beta = camera.psf.fwhm / camera.pixel_scale, camera.psf.beta
-        offsets = _offsets(MOFFAT_REACH * width, camera.n_pixels)
-        core = width / 2 / (2 ** (1 / beta) - 1) ** 0.5
-        kernel = (1 + (offsets[:, None] ** 2 + offsets**2) / core**2) ** -beta
+        kernel = _moffat(camera.psf, scale, camera.n_pixels * parts - 1)
     else:
-        kernel = torch.from_numpy(camera.psf.kernel(camera.pixel_scale))
-    return kernel.div(kernel.sum())
+        kernel = torch.from_numpy(camera.psf.kernel(scale, MAX_REACH * parts))
+    return _boxed(kernel, parts).div(parts**kernel.ndim * kernel.sum())
 
 
-def _offsets(reach: float, n_pixels: int) -> Tensor:
-    whole = min(int(reach + 0.5), (n_pixels - 1) // 2)
+def _gaussian(psf: Gaussian, scale: float, most: int) -> Tensor:
+    """A Gaussian on cells of `scale`, arcsec, up to `most` from its middle, [k]."""
+    sigma = psf.fwhm / FWHM_PER_SIGMA / scale
+    offsets = _offsets(sigma * NormalDist().inv_cdf(1 - LIGHT_LOST / 4), most)  # the wings of two axes are cut
+    return torch.exp(-0.5 * (offsets / sigma) ** 2)
+
+
+def _moffat(psf: Moffat, scale: float, most: int) -> Tensor:
+    """A Moffat profile on cells of `scale`, arcsec, up to `most` from its middle, [k, k]."""
+    core = psf.fwhm / scale / 2 / float(2 ** (1 / psf.beta) - 1) ** 0.5
+    steepness = max(psf.beta - 1, 0.1)  # the image ends long before such wings
+    offsets = _offsets(core * (LIGHT_LOST ** (-1 / steepness) - 1) ** 0.5, most)
+    return torch.pow(1 + (offsets[:, None] ** 2 + offsets**2) / core**2, -psf.beta)
+
+
+def _offsets(reach: float, most: int) -> Tensor:
+    """Whole numbers from -k to k, k up to `most`, whose cells cover `reach` on either side."""
+    whole = min(ceil(reach - 0.5), most)
     return torch.arange(-whole, whole + 1, dtype=torch.float64)
 
 
-def blurred(image: Tensor, kernel: Tensor) -> Tensor:
-    """Images [b, h, w], convolved with a point-spread function of `psf_kernel`.
+def _boxed(kernel: Tensor, parts: int) -> Tensor:
+    """Sums over `parts` neighbours along each axis, [k + parts - 1] or the same of two axes."""
+    for _ in range(kernel.ndim):
+        kernel = sum((F.pad(kernel, (i, parts - 1 - i)) for i in range(parts)), torch.zeros(1)).t()
+    return kernel
+
+
+def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
+    """Images [b, h * parts, w * parts] in pixels [b, h, w], with a point-spread function of `psf_kernel`.
 
     Light outside the image equals that of the nearest edge pixel, as in the published images.
     """
-    reach = len(kernel) // 2
+    reach = (len(kernel) - parts) // 2
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
     if kernel.ndim == 2:
-        return _convolved(padded, kernel.to(image), image.shape)
-    height, width = image.shape[1:]
+        return _convolved(padded, kernel.to(image))[:, ::parts, ::parts]
+    height, width = (side // parts * parts for side in image.shape[1:])
     weights: list[float] = kernel.tolist()
-    down = padded[:, :height] * weights[0]
+    down = padded[:, :height:parts] * weights[0]
     for offset, weight in enumerate(weights[1:], start=1):
-        down.add_(padded[:, offset : offset + height], alpha=weight)
-    across = down[:, :, :width] * weights[0]
+        down.add_(padded[:, offset : offset + height : parts], alpha=weight)
+    across = down[:, :, :width:parts] * weights[0]
     for offset, weight in enumerate(weights[1:], start=1):
-        across.add_(down[:, :, offset : offset + width], alpha=weight)
+        across.add_(down[:, :, offset : offset + width : parts], alpha=weight)
     return across
 
 
-def _convolved(padded: Tensor, kernel: Tensor, shape: torch.Size) -> Tensor:
+def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     """Convolution by Fourier transform, image by image: no result may depend on its neighbours."""
-    size = padded.shape[1:]
-    transfer = torch.fft.rfft2(kernel, s=size)
-    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(plane) * transfer, s=size) for plane in padded])
     edge = len(kernel) - 1
-    return full[:, edge : edge + shape[1], edge : edge + shape[2]].clamp_min(0)  # rounding goes below
+    size = [next_fast_len(side, real=True) for side in padded.shape[1:]]
+    transfer = torch.fft.rfft2(kernel, s=size)
+    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(plane, s=size) * transfer, s=size) for plane in padded])
+    return full[:, edge : padded.shape[1], edge : padded.shape[2]].clamp_min(0)  # rounding goes below
 
 
 def expose(

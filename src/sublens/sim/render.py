@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,12 @@ STRING_PIECES = 10_000
 ALLOCATOR_BLOCK = 31 * 2**20
 """Size of a block, bytes, whose release makes glibc keep smaller ones for reuse instead of returning them to
 the system; the page faults would cost as much time as the rendering."""
+
+STEEP = 0.03
+"""Error of a part of a pixel above which light in it is steep, in standard deviations of the pixel's noise."""
+FINE_PARTS = 3, 9
+"""Points along one side of a part of a pixel in which light is steep; each is for errors above `STEEP` times the
+square of the one before."""
 
 Columns = dict[str, Tensor]
 """A truth table by column, each [n, 1, 1] to meet planes of pixels."""
@@ -101,13 +108,65 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 
 
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
-    x, y = _grid(survey, survey.camera.supersampling, device, dtype)
+    pixels = survey.camera
+    x, y = _grid(survey, pixels.supersampling, device, dtype)
+    light = _light(truth, survey, x, y)
+    if pixels.supersampling > 1:
+        _refine(light, truth, survey, x, y)
+    return camera.in_pixels(light, pixels)
+
+
+def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
+    """Light at the positions x, y of each scene, [n, h, w], electrons a pixel, before any blur."""
     scene = _columns(truth.scenes, x)
     alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
     image = _source(scene, survey, (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y)
-    if survey.lens_light:
-        image += _lens_light(scene, x, y)
-    return camera.blurred(camera.binned(image, survey.camera.supersampling), camera.psf_kernel(survey.camera))
+    return image + _lens_light(scene, x, y) if survey.lens_light else image
+
+
+def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> None:
+    """Set the light in parts of pixels where it is steep to the mean over finer points.
+
+    Scene by scene: no image may depend on its neighbours.
+    """
+    errors, limits = _errors(light, truth, survey), [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
+    for scene in range(len(truth)):
+        alone = truth.take(np.array([scene]))
+        for n, low, high in zip(FINE_PARTS, limits, (*limits[1:], np.inf), strict=True):
+            within = camera.pixel_centres(1, survey.camera.pixel_scale / survey.camera.supersampling, n).to(x)
+            steep = (errors[scene] > low) & (errors[scene] <= high)
+            for parts in torch.split(steep.nonzero(), CPU_BLOCK // n**2):
+                row, column = parts.unbind(1)
+                fine_x = x[0, 0, column, None] + within.repeat(n)
+                fine_y = y[0, row, 0, None] + within.repeat_interleave(n)
+                light[scene, row, column] = _light(alone, survey, fine_x[None], fine_y[None])[0].mean(dim=1)
+
+
+def _errors(light: Tensor, truth: Truth, survey: Survey) -> Tensor:
+    """By how much the mean over a part of a pixel may differ from the light in its middle, [n, h, w].
+
+    In standard deviations of the pixel's noise. To the lowest order the difference is 1/24 of the second differences;
+    the largest of a part and its neighbours counts.
+    """
+    scenes, n_parts = truth.scenes, survey.camera.supersampling**2
+    sky = torch.from_numpy(scenes["background"] + scenes["noise_rms"] ** 2).to(light)[:, None, None]
+    wide = F.pad(light[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    down = (wide[:, 2:, 1:-1] + wide[:, :-2, 1:-1] - 2 * light).abs_()
+    across = (wide[:, 1:-1, 2:] + wide[:, 1:-1, :-2] - 2 * light).abs_()
+    error = (down + across) / (24 * n_parts * (light + sky).sqrt())
+    if survey.subhaloes.profile == "point":  # its own image of the source may lie between points
+        error[_parts_of_subhaloes(truth, survey)] = np.inf
+    error = F.pad(error, (1, 1, 1, 1))
+    error = torch.maximum(torch.maximum(error[:, :-2], error[:, 2:]), error[:, 1:-1])
+    return torch.maximum(torch.maximum(error[:, :, :-2], error[:, :, 2:]), error[:, :, 1:-1])
+
+
+def _parts_of_subhaloes(truth: Truth, survey: Survey) -> tuple[NDArray[np.int64], ...]:
+    """Scene, row and column of the part of a pixel that holds each subhalo within the image."""
+    n = survey.camera.n_pixels * survey.camera.supersampling
+    row, column = (np.floor((truth.subhaloes[axis] / survey.field + 0.5) * n).astype(np.int64) for axis in "yx")
+    inside = (row >= 0) & (row < n) & (column >= 0) & (column < n)
+    return truth.owners()[inside], row[inside], column[inside]
 
 
 def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:

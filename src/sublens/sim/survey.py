@@ -8,6 +8,7 @@ Knows no torch.
 
 import sys
 from collections.abc import Callable, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -37,6 +38,8 @@ Floats = NDArray[np.float64]
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 MIN_KERNEL = 3
 """Least number of the camera's pixels along a side of a point-spread function."""
+MIN_FWHM = 1.5
+"""Least number of points, at which light is computed, in the full width of a profile: else its width is off by 1 %."""
 MAX_REACH = 512
 """Farthest that a point-spread function reaches from its middle, pixels: half of the largest image."""
 ALMOST_ONE = 1 - 2**-53
@@ -238,10 +241,15 @@ class PixelatedPsf(ImageFile):
 
     profile: Literal["pixelated"]
 
-    def kernel(self, pixel_scale: float) -> Floats:
+    def is_finer(self, pixel_scale: float) -> bool:
+        """Whether its pixels are finer than those of `pixel_scale`, arcsec; raises as `pixels` does."""
+        scale = self.image().pixel_scale
+        return scale is not None and scale * (1 + SAME_SCALE) < pixel_scale
+
+    def kernel(self, pixel_scale: float, most: int = MAX_REACH) -> Floats:
         """The image [k, k] of odd k on pixels of `pixel_scale`, arcsec, interpolated at their centres.
 
-        Raises as `pixels` does.
+        most: pixels to either side of the middle that are kept. Raises as `pixels` does.
         """
         image = self.image()
         pixels, zoom = image.pixels.clip(0), (image.pixel_scale or pixel_scale) / pixel_scale
@@ -250,7 +258,7 @@ class PixelatedPsf(ImageFile):
         from scipy import ndimage  # slow to import
 
         middle = len(pixels) // 2
-        reach = min(int(middle * zoom + 1e-6), MAX_REACH)
+        reach = min(int(middle * zoom + 1e-6), most)
         centres = middle + np.arange(-reach, reach + 1) / zoom
         grid = np.meshgrid(centres, centres, indexing="ij")
         return np.asarray(ndimage.map_coordinates(pixels, grid, mode="nearest").clip(0))
@@ -308,9 +316,11 @@ class Camera(Frozen):
     pixel_scale: PositiveFloat
     """Arcsec a pixel."""
     supersampling: Annotated[int, Field(ge=1, le=16)] = 1
-    """Points along one side of a pixel at which light is computed."""
+    """Points along one side of a pixel at which light is computed, blurred and then averaged; from 2 on, more points
+    where light is steep. At 1 a pixel holds the light at its centre."""
     psf: Psf
-    """Point-spread function, applied to whole pixels."""
+    """Point-spread function, without the pixel's own blur; but a picture on the camera's pixels is taken to hold it,
+    and is applied to whole pixels."""
     exposure_s: Positive = Prior(kind="fixed", values=(1.0,))
     """Length of one exposure, s."""
     n_exposures: PositiveInt = 1
@@ -338,6 +348,11 @@ class Camera(Frozen):
         elif n_pixels and scale and psf.fwhm > n_pixels * scale / 4:
             raise ValueError(
                 f"is {psf.fwhm:g} arcsec wide; needs to fit the image's {n_pixels * scale:g} four times over"
+            )
+        elif info.context and scale and psf.fwhm < MIN_FWHM * scale / info.data.get("supersampling", 1):
+            raise ValueError(
+                f"is {psf.fwhm:g} arcsec wide on points {scale / info.data.get('supersampling', 1):g} apart; needs "
+                f"{MIN_FWHM} of them. Set camera.supersampling = {ceil(MIN_FWHM * scale / psf.fwhm)}"
             )
         return psf
 
