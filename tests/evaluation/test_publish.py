@@ -54,7 +54,7 @@ def test_a_published_bundle_is_measured_and_predicts_with_every_engine(
 def test_a_thinned_log_holds_mean_losses_under_their_former_name_as_well(name: str) -> None:
     steps = [{"kind": "step", "step": i, "loss": i, "truth_loss": None, name: 2 * i} for i in range(150)]
     rows = [*steps, {"kind": "epoch", "epoch": 0}]
-    first, second, epoch = map(json.loads, publish._thinned([json.dumps(row) for row in rows]))
+    first, second, epoch = map(json.loads, publish._thinned([json.dumps(row).encode() for row in rows]))
     assert (first["loss"], first[name], first["step"]) == (49.5, 99, 99)
     assert (second["loss"], second[name], second["truth_loss"]) == (124.5, 249, None)
     assert epoch == rows[-1]

@@ -249,7 +249,8 @@ def their_image(truth: Truth, row: int, survey: Survey) -> np.ndarray:
     for profile in (*model.SourceModel.func_list, *model.LensLightModel.func_list):
         profile._smoothing = 1e-15
     light = np.asarray(model.image(masses, [sersic_of(scene, "source", *position)], own)) / scale**2
-    return by_scipy(light, survey.camera.psf, scale).reshape(n // parts, parts, n // parts, parts).mean(axis=(1, 3))
+    blurred = by_scipy(light, survey.camera.psf, scale)
+    return np.asarray(blurred.reshape(n // parts, parts, n // parts, parts).mean(axis=(1, 3)))
 
 
 def by_scipy(light: np.ndarray, psf: Psf, scale: float) -> np.ndarray:
