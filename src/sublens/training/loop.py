@@ -50,6 +50,27 @@ class Step:
     share_done: float
 
 
+class _Sums:
+    """Losses summed on their device since the last log line: reading one there would wait for all work before it."""
+
+    def __init__(self) -> None:
+        self.n_steps = self.n_images = 0
+        self._losses: list[Tensor | None] = []
+
+    def add(self, losses: Sequence[Tensor | None], n_images: int) -> None:
+        """Add the losses of one step; None for those that it lacks."""
+        detached = [None if loss is None else loss.detach() for loss in losses]
+        if self.n_steps:
+            pairs = zip(self._losses, detached, strict=True)
+            detached = [None if total is None or loss is None else total + loss for total, loss in pairs]
+        self._losses = detached
+        self.n_steps, self.n_images = self.n_steps + 1, self.n_images + n_images
+
+    def means(self, ranks: Ranks) -> list[float | None]:
+        """The mean of each loss over the steps and all processes."""
+        return [None if loss is None else ranks.mean(loss.item() / self.n_steps) for loss in self._losses]
+
+
 def fit(
     model: nn.Module,
     head: TruthHead | None,
@@ -64,6 +85,7 @@ def fit(
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
+    log_every: int = 1,
 ) -> None:
     """Train `model` in place, with its heads.
 
@@ -71,13 +93,15 @@ def fit(
     the share of training done; the learning rate follows it, and training ends where it reaches 1.
     on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. after: the
     epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train together,
-    each with its share of every batch; a `Step` holds means and sums over all of them.
+    each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps from
+    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well.
     """
     device = next(model.parameters()).device.type
     whole = ranks.together(_WithHeads(model, head, student))
     first_epoch, number = after
     for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
+        sums, done = _Sums(), 0.0
         for batch in batches:
             done = share_done(number)
             if done >= 1:
@@ -93,12 +117,21 @@ def fit(
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
-            means = [None if term is None else ranks.mean(term.item()) for term in (truth, distill)]
-            n_images = ranks.n * len(batch.labels)
-            on_step(Step(number, epoch, ranks.mean(loss.item()), means[0], means[1], n_images, done))
+            sums.add((loss, truth, distill), ranks.n * len(batch.labels))
+            if sums.n_steps == log_every:
+                on_step(_step(number, epoch, sums, ranks, done))
+                sums = _Sums()
+        if sums.n_steps:
+            on_step(_step(number, epoch, sums, ranks, done))
         on_epoch(epoch)
         if share_done(number) >= 1:
             return
+
+
+def _step(number: int, epoch: int, sums: _Sums, ranks: Ranks, done: float) -> Step:
+    loss, truth, distill = sums.means(ranks)
+    assert loss is not None, "there are always labels"
+    return Step(number, epoch, loss, truth, distill, sums.n_images, done)
 
 
 Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None]
@@ -159,11 +192,14 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
         import_timm()
         from timm.optim.muon import Muon
 
+        from sublens.training.stacked_muon import StackedMuon
+
         layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
         filters = [layer.weight for layer in layers if layer.groups == 1 and 1 < _rank(layer.weight) < MUON_RANK]
         taken = set(map(id, filters))
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
-        optimizer = Muon(
+        is_on_gpu = any(weight.is_cuda for weight in filters)
+        optimizer = (StackedMuon if is_on_gpu else Muon)(
             [{"params": filters, "lr": config.lr}, {"params": rest, "lr": config.adamw_lr, "use_fallback": True}],
             weight_decay=config.weight_decay,
             adjust_lr_fn="original",
