@@ -183,7 +183,7 @@ def test_flips_show_every_mirror_image(small_dataset: Dataset) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5))
 def test_mirroring_twice_is_the_identity(flips: list[tuple[bool, bool]]) -> None:
-    planes, mask = torch.randn(len(flips), 2, 5, 4), np.array(flips)
+    planes, mask = torch.randn(len(flips), 2, 5, 4), torch.tensor(flips)
     assert torch.equal(loop.mirrored(loop.mirrored(planes, mask), mask), planes)
 
 

@@ -11,11 +11,11 @@ from sublens.sim import camera, light, mass
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
-CPU_BLOCK, GPU_BLOCK = 400_000, 8_000_000
+CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
 """Number of points at which light is computed together, over one image or several. On a processor such a
 plane fits its cache, and an image cannot depend on its neighbours, not even in the last bit; a
 GPU is fastest with many."""
-MOST_IN_BLOCK = 256
+MOST_IN_BLOCK = 1024
 """Greatest number of images in a block."""
 STRING_PIECES = 10_000
 """Pieces of a string whose convergence is shared out over pixels."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig, field_of_view, input_side, zoom
+from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, Part
+from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import TruthHead
-from sublens.models.inputs import counts_to_input
+from sublens.models.inputs import to_input
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
@@ -281,16 +284,25 @@ class BatchSource:
     teacher: Teacher | None = None
     ranks: Ranks = ALONE
     """The processes that share every batch."""
+    endless: Survey | None = None
+    """Survey whose fresh images are trained on, instead of those of the part."""
 
     def __len__(self) -> int:
         """Number of steps an epoch."""
+        if self.endless:
+            return -(-(self.config.epoch_images or survey_stream.EPOCH) // self.size)
         return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self.size)
 
     @property
     def size(self) -> int:
         """Number of images in each batch."""
         assert self.config.batch_size is not None, "settings must be resolved"
-        return min(self.config.batch_size, len(self.part))
+        return self.config.batch_size if self.endless else min(self.config.batch_size, len(self.part))
+
+    @property
+    def log_every(self) -> int:
+        """Steps from one line of the log to the next: more on a GPU, which every line keeps waiting."""
+        return 1 if self.device == "cpu" else max(1, min(MOST_UNLOGGED, len(self) // LEAST_LINES))
 
     @property
     def _per_pass(self) -> int:
@@ -299,11 +311,17 @@ class BatchSource:
 
     def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
         """Endless epochs that begin with this one, without its first `n_done` batches."""
-        yield self.epoch(epoch, n_done)
-        yield from map(self.epoch, itertools.count(epoch + 1))
+        if not self.endless:
+            yield self.epoch(epoch, n_done)
+            yield from map(self.epoch, itertools.count(epoch + 1))
+            return
+        with closing(self._fresh(self.endless, epoch * len(self) + n_done)) as batches:
+            yield itertools.islice(batches, len(self) - n_done)
+            while True:
+                yield itertools.islice(batches, len(self))
 
     def epoch(self, epoch: int, n_done: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, without the first `n_done`.
+        """The batches of one epoch of the part, without the first `n_done`.
 
         Epochs cut an endless sequence of passes, each of which visits every image once in an order
         of its own, but for the few that fill no batch.
@@ -311,26 +329,57 @@ class BatchSource:
         for number in range(epoch * len(self) + n_done, (epoch + 1) * len(self)):
             passes, batch = divmod(number, self._per_pass)
             positions = _order(len(self.part), self.config.seed, passes)[batch * self.size :][: self.size]
-            draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
-            flips = draws < (0.5 if self.config.flips else 0)
-            yield self._batch(positions[self.ranks.share], flips[self.ranks.share])
+            yield self._batch(self._of_part(positions[self.ranks.share]), self._flips(number))
 
-    def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
-        part = self.part.take(positions)
-        counts = self.part.counts(positions)
-        images, masses, teacher_maps = self._prepared(counts, self.input, flips), None, None
+    def n_images(self, steps: int) -> int:
+        """Number of different training images by then."""
+        return self._stream(self.endless).n_images(self.device, steps) if self.endless else len(self.part)
+
+    def _fresh(self, survey: Survey, start: int) -> Iterator[Batch]:
+        """Batches of fresh images from that of step `start` on."""
+        with closing(self._stream(survey).samples(self.device, start)) as samples:
+            for number, sample in enumerate(samples, start):
+                share = Sample(*(None if values is None else values[self.ranks.share] for values in sample))
+                yield self._batch(share, self._flips(number))
+
+    def _stream(self, survey: Survey) -> SurveyStream:
+        cells = Cells(self.n_cells, self._field(survey)) if self.survey else None
+        cache = self.config.cache or survey_stream.POOL
+        return SurveyStream(survey, self.size, self.config.seed, cells, cache)
+
+    def _field(self, survey: Survey) -> float:
+        return field_of_view(self.input, self.part.shape) * survey.camera.pixel_scale
+
+    def _of_part(self, positions: NDArray[np.int64]) -> Sample:
+        """Images of the part at these positions."""
+        part, msun = self.part.take(positions), None
         if self.survey and part.truth:
-            field = field_of_view(self.input, self.part.shape) * self.survey.camera.pixel_scale
-            logs = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
-            masses = mirrored(logs, flips).to(self.device)
+            msun = torch.from_numpy(mass_map(part.truth, self.n_cells, self._field(self.survey)))
+        counts = torch.from_numpy(self.part.counts(positions).astype(np.float32))
+        return Sample(counts, torch.from_numpy(part.labels), msun)
+
+    def _flips(self, number: int) -> Tensor:
+        """Whether each image of a step's batch is mirrored in x and in y, [b, 2]."""
+        draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
+        return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
+
+    def _batch(self, sample: Sample, flips: Tensor) -> Batch:
+        counts, labels, msun = (None if part is None else part.to(self.device) for part in sample)
+        flips, masses, teacher_maps = flips.to(self.device), None, None
+        assert counts is not None, "a sample has images"
+        assert labels is not None, "a sample has labels"
+        if msun is not None:
+            masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
-        return Batch(images, torch.from_numpy(part.labels).to(self.device), masses, teacher_maps)
+        return Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
 
-    def _prepared(self, counts: NDArray[np.uint16], config: InputConfig, flips: NDArray[np.bool_]) -> Tensor:
-        return mirrored(counts_to_input(counts, config), flips).to(self.device, memory_format=torch.channels_last)
+    def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:
+        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.channels_last)
 
 
+MOST_UNLOGGED, LEAST_LINES = 20, 50
+"""Steps between two lines of the log at most, and lines an epoch at least, on a GPU."""
 FLIPS, ORDER = 0, 1
 """Purposes of random sequences, so that no two share their numbers."""
 
@@ -341,10 +390,8 @@ def _order(n: int, seed: int, passes: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, ORDER, passes)).permutation(n)
 
 
-def mirrored(planes: Tensor, flips: NDArray[np.bool_]) -> Tensor:
+def mirrored(planes: Tensor, flips: Tensor) -> Tensor:
     """Planes [b, ..., h, w], mirrored in x where flips[:, 0] and in y where flips[:, 1]."""
-    planes = planes.clone()
-    for column, axis in ((0, -1), (1, -2)):
-        chosen = torch.from_numpy(np.flatnonzero(flips[:, column]))
-        planes[chosen] = planes[chosen].flip(axis)
-    return planes
+    across, along = (column.view(-1, *(1,) * (planes.ndim - 1)) for column in flips.unbind(1))
+    planes = torch.where(across, planes.flip(-1), planes)
+    return torch.where(along, planes.flip(-2), planes)

@@ -312,7 +312,7 @@ class TrainingRecorder:
             data={
                 "name": self.dataset.name,
                 "hash": self.dataset.hash,
-                "train": len(self.dataset.train),
+                "train": self.state.batches.n_images(self.steps),
                 "selection": len(self.dataset.selection),
                 "test": len(self.dataset.test),
             },
