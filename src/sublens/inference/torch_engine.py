@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from sublens.config import InputConfig
 from sublens.inference.engines import Outputs
@@ -68,7 +69,7 @@ class TorchEngine:
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Network outputs for images [b, h, w]."""
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), cudnn.flags(enabled=True, allow_tf32=False):  # as on a processor
             images = torch.from_numpy(counts.astype(np.float32)).to(self.device, self._dtype)
             logits, logs, moments = self.whole(images)
         return Outputs(_to_numpy(logits), None if logs is None else _to_numpy(logs), list(map(_to_numpy, moments)))

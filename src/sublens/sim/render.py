@@ -1,6 +1,7 @@
 """Truth table -> images, in batches, on any device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -152,9 +153,24 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
         return
+    if survey.subhaloes.profile == "point" and x.dtype == torch.float32 and is_grid and _has_kernel(x.device.type):
+        from sublens.sim import points
+
+        masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
+        points.add_points(x, y, masses, np.cumsum(truth.scenes["n_subhaloes"]), *total)
+        return
     deflect = DEFLECTIONS[survey.subhaloes.profile]
     for rows, subhalo in _subhaloes(truth, survey, x):
         _add(deflect(x, y, *subhalo), total, rows)
+
+
+def _has_kernel(device: str) -> bool:
+    """Whether this device has the kernel of `sublens.sim.points`, which comes with torch for NVIDIA's GPUs."""
+    if device != "cuda" or find_spec("triton") is None:
+        return False
+    from sublens.sim import points
+
+    return points.works(device)
 
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import CardCalibration, CardGraph, CardMap
 from sublens.models.heads import TruthHead
-from sublens.models.networks import device
+from sublens.models.networks import device, processor_facts
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
@@ -387,4 +387,4 @@ def _commit() -> str | None:
 
 def processor() -> str:
     """Name of the processor."""
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+    return str(processor_facts().get("cpu_name") or platform.processor() or platform.machine())

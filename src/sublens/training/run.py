@@ -72,7 +72,8 @@ def train_run(
     if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, force=force)
     ranks.wait()  # until all have read `out`
-    with torch.random.fork_rng(), files.translate_errors(out):
+    gpus = [torch.cuda.current_device()] if device() == "cuda" else []  # fork_rng warns where there are several
+    with torch.random.fork_rng(gpus), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
         state = build_state(dataset, config, ranks)
         with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
