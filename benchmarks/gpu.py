@@ -415,7 +415,7 @@ def main() -> None:
     sizes = tiny_sizes(args.out) if args.tiny else WHOLE
     for name, limit_s, work in stages(sizes, results):
         if args.only in name or name == "fixed images":
-            results.attempt(name, limit_s, work)
+            results.attempt(name, limit_s * (10 if args.tiny else 1), work)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,15 @@ AnyOut = Annotated[
 Data = Annotated[
     Path, typer.Argument(metavar="DATASET", parser=parse_path, help="Store, or folder of class folders; may be s3://.")
 ]
+DataOrSurvey = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        parser=parse_path,
+        help="Store, or folder of class folders; may be s3://. Or a survey, by name or SURVEY.toml, whose images are "
+        "rendered as they are needed.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
@@ -389,10 +398,14 @@ def networks(
 
 @app.command(cls=_Command)
 def train(
-    dataset: Data,
+    dataset: DataOrSurvey,
     out: Out,
     model: Annotated[
         str | None, typer.Option("--model", help="Network: see `sublens networks`; any timm name works.")
+    ] = None,
+    cache: Annotated[
+        int | None,
+        typer.Option("--cache", min=1, help="Images of a survey kept at a time, on a processor; 10,000 if not set."),
     ] = None,
     settings: Settings = None,
     set_: Set = None,
@@ -404,7 +417,8 @@ def train(
 ) -> None:
     """Train one network.
 
-    Ctrl-C keeps the best weights so far, and --resume goes on.
+    Ctrl-C keeps the best weights so far, and --resume goes on. From a survey the network learns from fresh images,
+    rendered as the training goes, and no data set is stored.
 
     On several processors or GPUs: torchrun --nproc-per-node 4 --no-python sublens train ...
 
@@ -422,8 +436,9 @@ def train(
     files.refuse_overlap(out, dataset)
     if not resume:
         files.refuse_existing(out, force=force)  # before the data set is read
-    begun = None if settings or set_ or model or not resume else run.settings_of(out)
-    config = begun or _config(settings, set_, model)
+    kept = [f"train.cache={cache}"] if cache else []
+    begun = None if settings or set_ or kept or model or not resume else run.settings_of(out)
+    config = begun or _config(settings, [*(set_ or []), *kept], model)
     with joined() as ranks:
         bar = visible if ranks.is_first else silent
         data = open_dataset(dataset, config.split, bar, skip_bad=skip_bad)
@@ -446,6 +461,10 @@ def train(
 
 def _parts(data: "Dataset") -> str:
     """How large the parts of a data set are, and whether its classes are."""
+    if data.is_endless:
+        return (
+            f"{data.name}: fresh training images, {len(data.selection):,} selection images of {', '.join(data.classes)}"
+        )
     sizes = (
         f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, "
         f"{len(data.test):,} test images of {', '.join(data.classes)}"
@@ -466,7 +485,7 @@ def evaluate(
             metavar="RUN", parser=parse_path, help="What `sublens train` left; or, with --out, a name: see `networks`."
         ),
     ],
-    dataset: Data,
+    dataset: DataOrSurvey,
     out: Annotated[
         Path | None,
         typer.Option("--out", parser=_local_path, metavar="FOLDER", help="Measure a copy of the network, made here."),
@@ -477,7 +496,8 @@ def evaluate(
 ) -> None:
     """Measure a trained network on a data set's test part.
 
-    All images of a folder of class folders that it was not trained on are the test part.
+    All images of a folder of class folders that it was not trained on are the test part. That of a survey is
+    rendered: 7,500 images.
 
     sublens evaluate runs/resnet18 data/ct1
     """

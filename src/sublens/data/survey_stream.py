@@ -42,7 +42,8 @@ REUSE = 8
 step of lensnet takes for one."""
 BATCHES_AT_ONCE = 2048
 """Images that are rendered together on a GPU, in whole batches."""
-MOST_WORKERS = 16
+DRAWING, MOST_WORKERS = 4, 16
+"""Processes that draw scenes for a GPU, 60,000 a second each, and that render on a processor at most."""
 POOL_DRAWS, DEVICE_NOISE = 2, 3
 """Purposes of random sequences, so that no two share their numbers; 0 and 1 are the training loop's."""
 
@@ -145,7 +146,7 @@ class SurveyStream:
         n_batches = max(1, BATCHES_AT_ONCE // self.size)
         first, n_done = divmod(start, n_batches)
         tasks = (_BlockTask(self._task(n, n_batches * self.size), self.cells) for n in itertools.count(first))
-        with open_processes(max(2, n_workers())) as mapper:
+        with open_processes(DRAWING) as mapper:
             for number, (truth, msun) in enumerate(mapper(_drawn, tasks), start=first):
                 block = self._on_device(truth, msun, number, device)
                 for batch in range(n_done, n_batches):

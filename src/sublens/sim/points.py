@@ -52,6 +52,8 @@ def add_points(
 
     All tensors are float32 and contiguous, on one device.
     """
+    assert alpha_x.is_contiguous(), "the kernel counts pixels row by row"
+    assert alpha_y.is_contiguous(), "the kernel counts pixels row by row"
     b, height, width = alpha_x.shape
     known = torch.from_numpy(masses).to(alpha_x.device)
     starts = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(alpha_x.device)
