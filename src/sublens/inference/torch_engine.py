@@ -66,10 +66,12 @@ class TorchEngine:
         self.whole, self.device = whole, device
         self._dtype = next((parameter.dtype for parameter in whole.parameters()), torch.float32)
         self._lock = Lock()
+        if device != "cpu":  # else a GPU's convolutions are off by 1e-3; this holds for the whole process
+            cudnn.allow_tf32 = False
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Network outputs for images [b, h, w]."""
-        with self._lock, torch.inference_mode(), cudnn.flags(enabled=True, allow_tf32=False):  # as on a processor
+        with self._lock, torch.inference_mode():
             images = torch.from_numpy(counts.astype(np.float32)).to(self.device, self._dtype)
             logits, logs, moments = self.whole(images)
         return Outputs(_to_numpy(logits), None if logs is None else _to_numpy(logs), list(map(_to_numpy, moments)))

@@ -364,8 +364,8 @@ class BatchSource:
         return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
 
     def _batch(self, sample: Sample, flips: Tensor) -> Batch:
-        counts, labels, msun = (None if part is None else part.to(self.device) for part in sample)
-        flips, masses, teacher_maps = flips.to(self.device), None, None
+        counts, labels, msun = (None if part is None else part.to(self.device, non_blocking=True) for part in sample)
+        flips, masses, teacher_maps = flips.to(self.device, non_blocking=True), None, None
         assert counts is not None, "a sample has images"
         assert labels is not None, "a sample has labels"
         if msun is not None:
