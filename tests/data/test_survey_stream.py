@@ -94,7 +94,8 @@ def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey) -> None
 
 def test_no_fresh_image_is_a_fixed_one_of_the_same_seed(small_survey: Survey) -> None:
     fixed = np.concatenate([chunk.counts for chunk in survey_stream.fixed_chunks(small_survey, "train", 80)])
-    fresh = torch.cat([batch.counts for batch in batches(SurveyStream(small_survey, 8, 0), "pooled", 0, 9)])
+    stream = SurveyStream(small_survey, 8, survey_stream.FIXED_SEED)
+    fresh = torch.cat([batch.counts for batch in batches(stream, "pooled", 0, 9)])
     both = torch.cat([torch.from_numpy(fixed.astype(np.float32)), fresh.unique(dim=0)])
     assert len(both.flatten(1).unique(dim=0)) == len(both)
 

@@ -279,7 +279,7 @@ def test_a_run_on_fresh_images_resumes_to_the_same_weights(
     assert run.train_run(fresh, LIVE, tmp_path / "halves", resume=True)
     whole, halves = (bundle.read_card(tmp_path / name) for name in ("whole", "halves"))
     assert whole.weights_sha256 == halves.weights_sha256
-    assert (whole.data.train, whole.data.test, whole.training.images) == (140, 0, 640)
+    assert (whole.data.train, whole.data.test, whole.training.images) == (120, 0, 640)
 
 
 def test_a_run_on_fresh_images_is_measured_on_the_surveys_test_part(fresh: Dataset, tmp_path: Path) -> None:
