@@ -28,7 +28,7 @@ from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig, inp
 from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.survey_stream import Cells, SurveyStream
-from sublens.evaluation import evaluate, saliency
+from sublens.evaluation import evaluate
 from sublens.inference import predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.inference.torch_engine import FullNetwork
@@ -170,6 +170,8 @@ def one_step(dataset: Dataset, name: str, teacher: str | None) -> list[float | N
 
 def whole_run(dataset: Dataset, survey: Path, out: Path) -> dict[str, object]:
     """Train, resume and measure a lensnet for a few steps, with calibration and graph."""
+    from sublens.evaluation import saliency  # slow to import, also for the processes that draw
+
     config = RunConfig(train=TrainConfig(epoch_images=640, epochs=2))
     run.train_run(dataset, config, out, force=True)
     again = run.train_run(dataset, config, out, resume=True)
@@ -401,7 +403,7 @@ def tiny_sizes(out: Path) -> Sizes:
     return Sizes(survey, 64, (8,), (None,), 1.0, (0.1,), 640)
 
 
-WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 256, 1024), 4.0, (1.0, 2.5), 60_000)
+WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 256, 1024), 4.0, (0.75, 2.0), 60_000)
 
 
 def main() -> None:
