@@ -356,29 +356,28 @@ def stages(sizes: Sizes, results: Results) -> Iterator[tuple[str, int, Callable[
     def fixed() -> Dataset:
         return open_dataset(sizes.survey, SplitConfig())
 
+    def on_fixed(work: Callable[..., object], *args: object) -> object:
+        return work(fixed(), *args)
+
     yield "device", 60, facts
     for name in presets.names():
         yield f"smoke render {name}", 30, partial(rendered_alike, name)
     yield "smoke noise", 30, partial(noised_alike, survey, 256)
     yield "fixed images", 120, lambda: len(fixed().selection)
     for name in NAMES:
-        yield f"smoke step {name}", 60, lambda name=name: one_step(fixed(), name, None)
-    yield "smoke run", 90, lambda: whole_run(fixed(), sizes.survey, smoke)
-    yield "smoke distil", 60, lambda: one_step(fixed(), "mobilenetv3-small", str(smoke))
+        yield f"smoke step {name}", 60, partial(on_fixed, one_step, name, None)
+    yield "smoke run", 90, partial(on_fixed, whole_run, sizes.survey, smoke)
+    yield "smoke distil", 60, partial(on_fixed, one_step, "mobilenetv3-small", str(smoke))
     for name in bundle.shipped():
         yield f"smoke predict {name}", 30, partial(predicted_alike, name, presets.preset("common-test-1"))
     yield "render", 60, partial(rendering, survey, sizes.images, sizes.seconds)
     for name in ("lensnet", "resnet18"):
         for size in sizes.train_batches:
-            yield f"train {name} {size}", 60, lambda name=name, size=size: training(fixed(), name, size, sizes.seconds)
+            yield f"train {name} {size}", 60, partial(on_fixed, training, name, size, sizes.seconds)
             yield f"steps {name} {size}", 30, partial(stepping, name, size or 64, survey, sizes.seconds / 2)
     for minutes in sizes.minutes:
         limit, out = int(60 * minutes) + 60, results.out / f"lensnet-{minutes:g}"
-        yield (
-            f"auc in {minutes:g}",
-            limit,
-            lambda minutes=minutes, out=out: to_the_auc(fixed(), minutes, sizes.epoch, out),
-        )
+        yield f"auc in {minutes:g}", limit, partial(on_fixed, to_the_auc, minutes, sizes.epoch, out)
         yield f"test {minutes:g}", 90, partial(measured, out, sizes.survey)
     for name in NAMES:
         for batch in sizes.batches:

@@ -93,7 +93,8 @@ def test_training_stops_where_the_share_reaches_one() -> None:
 
 
 def test_a_log_line_of_many_steps_holds_their_means_and_ends_with_the_epoch() -> None:
-    every, few = [], []
+    every: list[Step] = []
+    few: list[Step] = []
     for steps, log_every in ((every, 1), (few, 3)):
         torch.manual_seed(0)
         model = build("lensnet", 2)

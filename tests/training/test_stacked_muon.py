@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,26 +9,18 @@ from torch import nn
 from sublens.config import TrainConfig
 from sublens.models.networks import build
 from sublens.training import loop
-from sublens.training.stacked_muon import Muon, StackedMuon, orthogonal
+from sublens.training.stacked_muon import StackedMuon, orthogonal
+
+Muon: Any = StackedMuon.__base__
 
 
-def stepped(optimizer: type[torch.optim.Optimizer], steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def stepped(kind: Any, steps: int) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = build("lensnet", 3)
     groups = loop.make_optimizer([model], TrainConfig(lr=0.02, adamw_lr=3e-3)).param_groups
-    ours = optimizer(
-        [
-            {
-                key: group[key]
-                for key in ("params", "lr", "weight_decay", "adjust_lr_fn", "use_fallback")
-                if key in group
-            }
-            for group in groups
-        ],
-        lr=0.02,
-    )  # type: ignore[call-arg]
+    ours = kind([dict(group) for group in groups])
     for _ in range(steps):
-        F.cross_entropy(model(torch.randn(8, 1, 48, 48)), torch.randint(0, 3, (8,))).backward()
+        F.cross_entropy(model(torch.randn(8, 1, 48, 48)), torch.randint(0, 3, (8,))).backward()  # type: ignore[no-untyped-call]
         ours.step()
         ours.zero_grad()
     return model, ours

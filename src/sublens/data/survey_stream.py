@@ -9,7 +9,7 @@ is new. Either way a batch depends on the survey, the seed, the step and the num
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +80,18 @@ class Sample(NamedTuple):
     msun: Tensor | None
     """Substructure mass in each cell of the truth head's map, float64 [b, g, g]; None where there is no head."""
 
+    def take(self, rows: slice) -> "Sample":
+        """These images alone."""
+        return Sample(self.counts[rows], self.labels[rows], None if self.msun is None else self.msun[rows])
+
+    def to(self, device: str) -> "Sample":
+        """The same on a device, which is not waited for."""
+        counts, labels = (values.to(device, non_blocking=True) for values in (self.counts, self.labels))
+        return Sample(counts, labels, None if self.msun is None else self.msun.to(device, non_blocking=True))
+
+
+Samples = Generator[Sample, None, None]
+
 
 class Cells(NamedTuple):
     """Cells of the truth head's map."""
@@ -102,7 +114,7 @@ class SurveyStream:
     cache: int = POOL
     """Images in the pool at most."""
 
-    def samples(self, device: str, start: int = 0) -> Iterator[Sample]:
+    def samples(self, device: str, start: int = 0) -> Samples:
         """Batches on that device, from the one of step `start` on.
 
         Processes that draw and render ahead end with the iterator.
@@ -122,7 +134,7 @@ class SurveyStream:
         stop = least + step * self.size // REUSE // length
         return range(max(0, stop - most), stop)
 
-    def pooled(self, start: int) -> Iterator[Sample]:
+    def pooled(self, start: int) -> Samples:
         """Batches drawn at random from a pool, whose blocks other processes render ahead."""
         length = slice_length(self.survey)
         blocks: deque[_Block] = deque()
@@ -141,7 +153,7 @@ class SurveyStream:
                 rng = np.random.default_rng((self.seed, POOL_DRAWS, step))
                 yield _chosen(blocks, rng.choice(len(window) * length, self.size, replace=False), length)
 
-    def rendered(self, start: int, device: str) -> Iterator[Sample]:
+    def rendered(self, start: int, device: str) -> Samples:
         """Batches of new images: scenes drawn ahead by other processes, rendered and noised on the device."""
         n_batches = max(1, BATCHES_AT_ONCE // self.size)
         first, n_done = divmod(start, n_batches)
@@ -150,8 +162,7 @@ class SurveyStream:
             for number, (truth, msun) in enumerate(mapper(_drawn, tasks), start=first):
                 block = self._on_device(truth, msun, number, device)
                 for batch in range(n_done, n_batches):
-                    rows = slice(batch * self.size, (batch + 1) * self.size)
-                    yield Sample(*(None if part is None else part[rows] for part in block))
+                    yield block.take(slice(batch * self.size, (batch + 1) * self.size))
                 n_done = 0
 
     def _task(self, number: int, length: int) -> Task:
@@ -197,10 +208,9 @@ def _chosen(blocks: deque[_Block], positions: NDArray[np.int64], length: int) ->
     places = [divmod(int(position), length) for position in positions]
     counts = np.stack([blocks[block].counts[row] for block, row in places])
     labels = np.array([blocks[block].labels[row] for block, row in places])
-    maps = [blocks[block].msun for block, _ in places]
-    msun = None if maps[0] is None else np.stack([plane[row] for plane, (_, row) in zip(maps, places, strict=True)])
-    known = None if msun is None else torch.from_numpy(msun)
-    return Sample(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(labels), known)
+    planes = [plane[row] for block, row in places if (plane := blocks[block].msun) is not None]
+    msun = torch.from_numpy(np.stack(planes)) if planes else None
+    return Sample(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(labels), msun)
 
 
 def check_cache(survey: Survey, cache: int) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -309,7 +309,7 @@ class BatchSource:
         """Number of batches in one pass over the part; a last, smaller one is left out."""
         return len(self.part) // self.size
 
-    def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
+    def epochs(self, epoch: int = 0, n_done: int = 0) -> Generator[Iterator[Batch], None, None]:
         """Endless epochs that begin with this one, without its first `n_done` batches."""
         if not self.endless:
             yield self.epoch(epoch, n_done)
@@ -335,12 +335,11 @@ class BatchSource:
         """Number of different training images by then."""
         return self._stream(self.endless).n_images(self.device, steps) if self.endless else len(self.part)
 
-    def _fresh(self, survey: Survey, start: int) -> Iterator[Batch]:
+    def _fresh(self, survey: Survey, start: int) -> Generator[Batch, None, None]:
         """Batches of fresh images from that of step `start` on."""
         with closing(self._stream(survey).samples(self.device, start)) as samples:
             for number, sample in enumerate(samples, start):
-                share = Sample(*(None if values is None else values[self.ranks.share] for values in sample))
-                yield self._batch(share, self._flips(number))
+                yield self._batch(sample.take(self.ranks.share), self._flips(number))
 
     def _stream(self, survey: Survey) -> SurveyStream:
         cells = Cells(self.n_cells, self._field(survey)) if self.survey else None
@@ -364,10 +363,8 @@ class BatchSource:
         return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
 
     def _batch(self, sample: Sample, flips: Tensor) -> Batch:
-        counts, labels, msun = (None if part is None else part.to(self.device, non_blocking=True) for part in sample)
+        counts, labels, msun = sample.to(self.device)
         flips, masses, teacher_maps = flips.to(self.device, non_blocking=True), None, None
-        assert counts is not None, "a sample has images"
-        assert labels is not None, "a sample has labels"
         if msun is not None:
             masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:

@@ -21,20 +21,20 @@ from timm.optim.muon import (  # noqa: E402
 )
 
 
-class StackedMuon(Muon):  # type: ignore[misc]
+class StackedMuon(Muon):
     """Muon whose filters of equal rank are made orthogonal together; the same updates but for rounding.
 
     A GPU takes as long to begin a product as to compute one of a small network's, so timm's filter after
     filter costs it more than the network's gradient. The state is that of timm's.
     """
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def step(self, closure: None = None) -> None:
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters; the gradients of the filters are used up on the way."""
         for group in self.param_groups:
             if not group.get("use_fallback", False):
                 self._step_filters(group)
-        super().step(closure)  # which passes over parameters without a gradient
+        super().step(closure)  # type: ignore[no-untyped-call]  # which passes over parameters without a gradient
 
     def _step_filters(self, group: dict[str, Any]) -> None:
         held = [weight for weight in group["params"] if weight.grad is not None]
