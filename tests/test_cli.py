@@ -384,6 +384,13 @@ def test_ctrl_c_keeps_the_run_and_says_so(
     assert bundle.read_card(tmp_path / "run").training.interrupted
 
 
+def test_a_pool_for_a_data_set_on_disk_is_refused(
+    tmp_path: Path, easy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sublens("train", easy_folder, "--cache", "10", "--out", tmp_path / "run") == 1
+    assert "needs a survey to train from" in capsys.readouterr().err
+
+
 def test_a_store_says_what_it_is(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sublens("verify", small_store) == 0
     assert sha256(small_store / store.MANIFEST) in capsys.readouterr().out

@@ -2,6 +2,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,9 @@ def test_a_continued_simulation_counts_what_was_done(
     assert done == [0, 4, 8, 8, 12]
     generate.simulate(small_survey, sizes, tmp_path / "s", seed=1, bar=bar)
     assert done[5:] == [8, 12, 16, 20]
+
+
+def test_networks_are_not_compared_on_a_survey(small_dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="small is a survey; needs a data set with a test part"):
+        workflows.run_all(replace(small_dataset, is_endless=True), CONFIGS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -121,6 +121,15 @@ AnyOut = Annotated[
 Data = Annotated[
     Path, typer.Argument(metavar="DATASET", parser=parse_path, help="Store, or folder of class folders; may be s3://.")
 ]
+DataOrSurvey = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        parser=parse_path,
+        help="Store, or folder of class folders; may be s3://. Or a survey, by name or SURVEY.toml, whose images are "
+        "rendered as they are needed.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")]
@@ -398,10 +407,14 @@ def networks(
 
 @app.command(cls=_Command)
 def train(
-    dataset: Data,
+    dataset: DataOrSurvey,
     out: Out,
     model: Annotated[
         str | None, typer.Option("--model", help="Network: see `sublens networks`; any timm name works.")
+    ] = None,
+    cache: Annotated[
+        int | None,
+        typer.Option("--cache", min=1, help="Images of a survey kept at a time, on a processor; 10,000 if not set."),
     ] = None,
     settings: Settings = None,
     set_: Set = None,
@@ -413,7 +426,8 @@ def train(
 ) -> None:
     """Train one network.
 
-    Ctrl-C keeps the best weights so far, and --resume goes on.
+    Ctrl-C keeps the best weights so far, and --resume goes on. From a survey the network learns from fresh images,
+    rendered as the training goes, and no data set is stored.
 
     On several processors or GPUs: torchrun --nproc-per-node 4 --no-python sublens train ...
 
@@ -429,8 +443,9 @@ def train(
     if force and resume:
         raise ConfigError("--force starts again, --resume goes on", need="one of them", next="Leave out the other.")
     files.refuse_overlap(out, dataset, *([settings] if settings else []))
-    begun = None if settings or set_ or model or not resume else run.settings_of(out)
-    config = begun or _config(settings, set_, model)
+    kept = [f"train.cache={cache}"] if cache else []
+    begun = None if settings or set_ or kept or model or not resume else run.settings_of(out)
+    config = begun or _config(settings, [*(set_ or []), *kept], model)
     run.refuse_teacher(out, config)
     if not resume:
         files.refuse_existing(out, kind=files.Kind.RUN, force=force)  # before the data set is read
@@ -456,6 +471,10 @@ def train(
 
 def _parts(data: "Dataset") -> str:
     """How large the parts of a data set are, and whether its classes are."""
+    if data.is_endless:
+        return (
+            f"{data.name}: fresh training images, {len(data.selection):,} selection images of {', '.join(data.classes)}"
+        )
     sizes = (
         f"{data.name}: {len(data.train):,} training, {len(data.selection):,} selection, "
         f"{len(data.test):,} test images of {', '.join(data.classes)}"
@@ -476,7 +495,7 @@ def evaluate(
             metavar="RUN", parser=parse_path, help="What `sublens train` left; or, with --out, a name: see `networks`."
         ),
     ],
-    dataset: Data,
+    dataset: DataOrSurvey,
     out: Annotated[
         Path | None,
         typer.Option("--out", parser=_local_path, metavar="FOLDER", help="Measure a copy of the network, made here."),
@@ -487,7 +506,8 @@ def evaluate(
 ) -> None:
     """Measure a trained network on a data set's test part.
 
-    All images of a folder of class folders that it was not trained on are the test part.
+    All images of a folder of class folders that it was not trained on are the test part. That of a survey is
+    rendered: 7,500 images.
 
     sublens evaluate runs/resnet18 data/ct1
     """

@@ -76,7 +76,9 @@ class TrainConfig(Frozen):
     epochs: PositiveInt = 20
     """Number of epochs; the selection part is measured after each."""
     epoch_images: PositiveInt | None = None
-    """Training images an epoch, in whole batches. Unset: one pass over all of them."""
+    """Training images an epoch, in whole batches. Unset: one pass over all of them, or 30,000 of a survey."""
+    cache: PositiveInt | None = None
+    """Images of a survey that are kept to draw batches from on a processor. Unset: 10,000."""
     minutes: PositiveFloat | None = None
     """Length of the training, minutes, instead of `epochs`."""
     batch_size: PositiveInt | None = None

@@ -26,8 +26,15 @@ def run_all(
     """Train and measure one network after the other, then compare them; returns the report's path.
 
     A run that is already trained or measured on this data set with these settings is kept, so an
-    interrupted job continues where it stopped. Raises `ConfigError` where a network is named twice.
+    interrupted job continues where it stopped. Raises `ConfigError` where a network is named twice, or the data
+    set is a survey's fresh images.
     """
+    if dataset.is_endless:
+        raise ConfigError(
+            f"{dataset.name} is a survey",
+            need="a data set with a test part, on which networks are compared",
+            next="Make one with `sublens simulate`, or train on the survey with `sublens train`.",
+        )
     configs = [resolve_settings(config, dataset) for config in configs]  # refuse bad settings before hours of work
     names = [config.model.name for config in configs]
     if len(set(names)) < len(names):

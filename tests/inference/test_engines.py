@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.backends import cudnn
 
+from sublens.config import InputConfig
 from sublens.errors import BundleError, ConfigError
 from sublens.inference import engines
 from sublens.inference.engines import OnnxRuntime, Outputs
 from sublens.inference.predictor import Predictor
+from sublens.inference.torch_engine import FullNetwork, TorchEngine
 from sublens.models import bundle
+from sublens.models.networks import build
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,11 @@ def test_predicting_imports_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'numba', 'astropy', 'matplotlib', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_on_a_gpu_computes_in_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    network = FullNetwork(build("lensnet", 3), InputConfig())
+    for device, is_narrow in (("cpu", True), ("cuda", False)):
+        TorchEngine(network, device)
+        assert cudnn.allow_tf32 == is_narrow

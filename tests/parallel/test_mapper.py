@@ -1,6 +1,7 @@
 """Slices in this process and on several."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def test_one_process_is_this_one() -> None:
     with open_processes(1) as mapper:
         assert mapper is HERE
         assert list(mapper(abs, [-1, -2])) == [1, 2]
+
+
+def test_ctrl_c_ends_the_parent_alone() -> None:
+    with open_processes(2) as mapper:
+        assert list(mapper(signal.getsignal, [signal.SIGINT])) == [signal.SIG_IGN]
 
 
 def test_a_worker_that_is_ended_at_work_is_said_to_be_short_of_memory() -> None:

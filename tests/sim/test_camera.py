@@ -255,3 +255,17 @@ def test_a_psf_that_changed_since_the_survey_was_read_is_refused(tmp_path: Path)
     np.save(tmp_path / "psf.npy", np.pad([[2.0, 1.0]], 2))
     with pytest.raises(ConfigError, match=r"psf\.npy: is missing, or not the file"):
         camera.psf_kernel(survey.camera)
+
+
+@pytest.mark.parametrize(("rms", "gain"), [(0.0, 1.0), (3.0, 1.0), (3.0, 2.5)])
+def test_noise_drawn_together_has_the_mean_and_variance_of_its_kind(rms: float, gain: float) -> None:
+    images = torch.full((400, 5, 5), 30.0)
+    images[:, 0, 0] = 90
+    n, generator = np.ones(400), torch.Generator().manual_seed(0)
+    counts = camera.expose_together(images, 10 * n, rms * n, gain, generator).double()
+    assert (counts.amin((1, 2)) == 0).all()
+    assert (counts == counts.round()).all()
+    contrast = counts[:, 0, 0] - counts[:, 1:, 1:].mean((1, 2))
+    assert contrast.mean().item() == pytest.approx(60 / gain, rel=0.05)
+    variance = (100 + rms**2) / gain**2 + (40 + rms**2) / gain**2 / 16
+    assert contrast.var().item() == pytest.approx(variance, rel=0.2)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,41 @@ def test_training_stops_where_the_share_reaches_one() -> None:
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step.epoch for step in steps] == [0, 0, 0, 0, 1, 1]
     assert ends == [0, 1]
+
+
+def test_a_log_line_of_many_steps_holds_their_means_and_ends_with_the_epoch() -> None:
+    every: list[Step] = []
+    few: list[Step] = []
+    for steps, log_every in ((every, 1), (few, 3)):
+        torch.manual_seed(0)
+        model = build("lensnet", 2)
+        loop.fit(
+            model,
+            None,
+            loop.make_optimizer([model], RATED),
+            [bright_or_dark(7), bright_or_dark(2)],
+            config=RATED,
+            share_done=lambda n: n / 9,
+            on_step=steps.append,
+            on_epoch=lambda n: None,
+            log_every=log_every,
+        )
+    assert [(step.number, step.epoch, step.n_images) for step in few] == [
+        (3, 0, 48),
+        (6, 0, 48),
+        (7, 0, 16),
+        (9, 1, 32),
+    ]
+    assert [step.loss for step in few] == pytest.approx(
+        [np.mean([step.loss for step in every[slice(*ends)]]) for ends in ((0, 3), (3, 6), (6, 7), (7, 9))]
+    )
+
+
+def test_a_gpu_logs_at_least_fifty_lines_an_epoch(small_dataset: Dataset) -> None:
+    for epoch_images, log_every in ((160, 1), (16 * 149, 2), (16 * 5000, 20)):
+        source = feed(small_dataset, epoch_images=epoch_images)
+        assert source.log_every == 1
+        assert replace(source, device="cuda").log_every == log_every
 
 
 def test_the_same_seed_gives_the_same_weights(small_dataset: Dataset) -> None:
@@ -183,7 +219,7 @@ def test_flips_show_every_mirror_image(small_dataset: Dataset) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5))
 def test_mirroring_twice_is_the_identity(flips: list[tuple[bool, bool]]) -> None:
-    planes, mask = torch.randn(len(flips), 2, 5, 4), np.array(flips)
+    planes, mask = torch.randn(len(flips), 2, 5, 4), torch.tensor(flips)
     assert torch.equal(loop.mirrored(loop.mirrored(planes, mask), mask), planes)
 
 

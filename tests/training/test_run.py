@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
+from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
@@ -27,7 +29,9 @@ from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
+from sublens.parallel.mapper import HERE
 from sublens.parallel.torchrun import ALONE
+from sublens.sim.survey import Survey
 from sublens.storage.files import lock_folder
 from sublens.training import checkpoint, loop, recorder, run
 from sublens.training.loop import Batch, BatchSource
@@ -266,6 +270,51 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(
     )
     assert resumed == whole
     assert not (tmp_path / "run" / checkpoint.FOLDER).exists()
+
+
+@pytest.fixture
+def fresh(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """The small survey's fresh images, rendered in this process."""
+    for name in ("SELECTION", "REFERENCE", "TEST", "LEAST_POOL"):
+        monkeypatch.setattr(survey_stream, name, 60)
+    monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 20 * 48 * 48)
+    monkeypatch.setattr(survey_stream, "open_processes", lambda n: nullcontext(HERE))
+    monkeypatch.setattr("sublens.sim.presets.preset", lambda name: small_survey)
+    return open_dataset(Path("own.toml"), SplitConfig())
+
+
+LIVE = RunConfig(train=TrainConfig(epochs=2, epoch_images=320, batch_size=32))
+
+
+def test_a_run_on_fresh_images_resumes_to_the_same_weights(
+    fresh: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.train_run(fresh, LIVE, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 13)
+        assert not run.train_run(fresh, LIVE, tmp_path / "halves")
+    assert run.train_run(fresh, LIVE, tmp_path / "halves", resume=True)
+    whole, halves = (bundle.read_card(tmp_path / name) for name in ("whole", "halves"))
+    assert whole.weights_sha256 == halves.weights_sha256
+    assert (whole.data.train, whole.data.test, whole.training.images) == (120, 0, 640)
+
+
+def test_a_run_on_fresh_images_is_measured_on_the_surveys_test_part(fresh: Dataset, tmp_path: Path) -> None:
+    run.train_run(fresh, LIVE, tmp_path / "run")
+    _, test, scores = evaluate.measure_network(tmp_path / "run", Path("own.toml"))
+    assert (len(test.test), scores["n"], test.hash) == (60, 60, fresh.hash)
+    assert all(name.startswith("test/") for name in test.test.ids)
+
+
+def test_a_pool_is_for_surveys_alone(easy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a survey to train from"):
+        run.train_run(easy, RunConfig(train=TrainConfig(cache=100)), tmp_path / "run")
+
+
+def test_a_processor_of_which_torch_knows_nothing_has_a_name_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert recorder.processor()
+    assert not networks.has_bf16_gain("lensnet", "cpu", 48)
 
 
 def test_a_network_with_random_layers_resumes_to_the_same_weights(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.config import SplitConfig
-from sublens.data import store
+from sublens.data import store, survey_stream
 from sublens.data.folders import FolderReader, listed
 from sublens.data.layout import PART_NAMES, TEST, TRAIN, Layout
 from sublens.data.repeats import Labelled, warn_of_repeats
@@ -22,7 +22,7 @@ from sublens.models.bundle import Card
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
-from sublens.sim.population import Truth
+from sublens.sim.population import CLASSES, Truth
 from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
@@ -95,6 +95,8 @@ class Dataset:
     """Settings of the division."""
     notes: tuple[str, ...] = ()
     """Where the test part comes from and what was left out, in words."""
+    is_endless: bool = False
+    """Whether a network trains on fresh images of the survey; `train` then holds a few fixed ones."""
 
     @property
     def imbalance(self) -> float:
@@ -121,22 +123,46 @@ class _Images:
 
 
 def open_dataset(path: Path, split: SplitConfig, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:
-    """The data set at `path`, a store or a folder of class folders, divided by `split`.
+    """The data set at `path`: a store or a folder of class folders, divided by `split`, or a survey's fresh images.
 
-    A folder is read with a progress bar; files on an object store are fetched first. skip_bad: leave out the images
-    of a folder that cannot be used. Raises `DataError` where the data set, or without skip_bad an image of it, cannot
-    be used. Warns of images that stand in it twice; see `repeats.warn_of_repeats`.
+    path: for a survey, its TOML file or its name; see `survey_stream.survey_at`. A folder is read with a progress
+    bar; files on an object store are fetched first. skip_bad: leave out the images of a folder that cannot be used.
+    Raises `DataError` where the data set, or without skip_bad an image of it, cannot be used. Warns of images that
+    stand in it twice; see `repeats.warn_of_repeats`.
     """
+    if survey := survey_stream.survey_at(path):
+        return _endless(survey, split, bar)
     return _divide(_read(path, bar, skip_bad), split)
+
+
+def _endless(survey: Survey, split: SplitConfig, bar: Bar) -> Dataset:
+    """Fresh images of a survey to train on, with fixed ones for all else but the test part, which is empty."""
+    n_selection, n_images = survey_stream.SELECTION, survey_stream.SELECTION + survey_stream.REFERENCE
+    fixed = _part(list(survey_stream.fixed_chunks(survey, "train", n_images, bar)))
+    selection, reference = (fixed.take(np.arange(*ends)) for ends in ((0, n_selection), (n_selection, n_images)))
+    notes = ("every training image is new: rendered as the training goes",)
+    return _of_survey(survey, (reference, selection, fixed.take(np.arange(0))), split, notes)
+
+
+def _of_survey(
+    survey: Survey, parts: tuple[Part, Part, Part], split: SplitConfig, notes: tuple[str, ...] = ()
+) -> Dataset:
+    digest = hashlib.sha256(f"{survey_stream.FIXED_SEED} {survey.model_dump_json()}".encode()).hexdigest()
+    return Dataset(survey.name, CLASSES, *parts, digest, survey, split, notes, is_endless=True)
 
 
 def open_test_part(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:
     """The data set at `path` for measuring the network of that card, as `open_dataset` opens it.
 
+    The test part of a survey is rendered: images of its own, which no training draws.
     All images are the test part where the folder or store names no parts and is not the one that the network was
     trained on, by its name or content. Such a folder may lack some of the network's classes. Raises `DataError` for
     the train/ of the data that the network was trained on.
     """
+    if survey := survey_stream.survey_at(path):
+        test = _part(list(survey_stream.fixed_chunks(survey, "test", survey_stream.TEST, bar)))
+        none = test.take(np.arange(0))
+        return _of_survey(survey, (none, none, test), card.settings.split)
     images = _read(path, bar, skip_bad, card.classes)
     if images.has_parts or card.data.hash == images.hash:
         return _divide(images, card.settings.split)

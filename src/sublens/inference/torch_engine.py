@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from sublens.config import InputConfig
 from sublens.inference.engines import Outputs
@@ -65,6 +66,8 @@ class TorchEngine:
         self.whole, self.device = whole, device
         self._dtype = next((parameter.dtype for parameter in whole.parameters()), torch.float32)
         self._lock = Lock()
+        if device != "cpu":  # else a GPU's convolutions are off by 1e-3; this holds for the whole process
+            cudnn.allow_tf32 = False
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Network outputs for images [b, h, w]."""

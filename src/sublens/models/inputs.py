@@ -44,11 +44,12 @@ def to_input(images: Tensor, config: InputConfig) -> Tensor:
         images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * config.binning)
     images = images[:, None]
     if config.highpass:
-        rows = torch.from_numpy(_blur_weights(images.shape[-1], config.highpass / config.binning)).to(images.device)
+        weights = torch.from_numpy(_blur_weights(images.shape[-1], config.highpass / config.binning))
+        rows = weights.to(images.device, non_blocking=True)
         blurred = rows @ images.double() @ rows.T  # in float32 its errors would be the largest of all
         images = (DETAIL_GAIN * (images - blurred)).to(images.dtype)
     if config.resize:
-        rows = torch.from_numpy(_resample_weights(images.shape[-1], config.resize)).to(images)
+        rows = torch.from_numpy(_resample_weights(images.shape[-1], config.resize)).to(images, non_blocking=True)
         images = rows @ images @ rows.T
     return images.expand(-1, config.channels, -1, -1)
 

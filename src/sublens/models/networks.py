@@ -1,8 +1,9 @@
 """The networks: one table from name to module, with the settings that each is trained with by default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,7 @@ def has_bf16_gain(name: str, device: str, side: int) -> bool:
         return False
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    able = torch.cpu.get_capabilities()
+    able = processor_facts()
     return NETWORKS.get(name, DEFAULT).has_bf16_gain and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -259,6 +260,11 @@ def check_input_size(model: nn.Module, name: str, channels: int, side: int) -> N
             need="the size that the network was made for",
             next="Set input.resize to it, such as 224.",
         ) from err
+
+
+def processor_facts() -> Mapping[str, Any]:
+    """What torch knows of the processor: its name, and the instructions that it has; empty before torch could say."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def device() -> str:

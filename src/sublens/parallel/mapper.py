@@ -5,6 +5,7 @@ a slice may be computed twice, and is when a worker is lost.
 """
 
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +113,8 @@ def in_order(futures: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Itera
 
 
 def _follow_parent() -> None:
-    """Have a worker end as soon as the process that it works for is gone."""
+    """Have a worker end as soon as the process that it works for is gone, which alone minds Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sublens.errors import ConfigError
 from sublens.sim import compiled
@@ -159,6 +159,23 @@ def expose(
             electrons = np.rint((electrons + rms * rng.standard_normal(rate.shape)) / gain)
         image_counts[:] = electrons
     return counts
+
+
+def expose_together(
+    image: Tensor, background: NDArray[np.float64], noise_rms: NDArray[np.float64], gain: float, generator: Generator
+) -> Tensor:
+    """Counts above each image's minimum, float32 [b, h, w], as those of `expose`, drawn on the images' device.
+
+    generator: on that device; the noise of one image depends on its place among the others, and differs between
+    kinds of device. Means are not checked, which would wait for the device.
+    """
+    rates = image + torch.from_numpy(background).to(image)[:, None, None]
+    counts = torch.poisson(rates, generator)
+    if noise_rms.any() or gain != 1:
+        rms = torch.from_numpy(noise_rms).to(image)[:, None, None]
+        noise = torch.randn(rates.shape, generator=generator, device=image.device, dtype=image.dtype)
+        counts = torch.round((counts + rms * noise) / gain)
+    return counts - counts.amin((1, 2), keepdim=True)
 
 
 def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:

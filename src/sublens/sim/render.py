@@ -1,6 +1,7 @@
 """Truth table -> images, in batches, on any device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from sublens.sim import camera, light, mass
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
-CPU_BLOCK, GPU_BLOCK = 400_000, 8_000_000
+CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
 """Number of points at which light is computed together, over one image or several. On a processor such a
 plane fits its cache, and an image cannot depend on its neighbours, not even in the last bit; a
 GPU is fastest with many."""
-MOST_IN_BLOCK = 256
+MOST_IN_BLOCK = 1024
 """Greatest number of images in a block."""
 STRING_PIECES = 10_000
 """Pieces of a string whose convergence is shared out over pixels."""
@@ -216,9 +217,24 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
         return
+    if survey.subhaloes.profile == "point" and x.dtype == torch.float32 and is_grid and _has_kernel(x.device.type):
+        from sublens.sim import points
+
+        masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
+        points.add_points(x, y, masses, np.cumsum(truth.scenes["n_subhaloes"]), *total)
+        return
     deflect = DEFLECTIONS[survey.subhaloes.profile]
     for rows, subhalo in _subhaloes(truth, survey, x):
         _add(deflect(_of(x, rows), _of(y, rows), *subhalo), total, rows)
+
+
+def _has_kernel(device: str) -> bool:
+    """Whether this device has the kernel of `sublens.sim.points`, which comes with torch for NVIDIA's GPUs."""
+    if device != "cuda" or find_spec("triton") is None:
+        return False
+    from sublens.sim import points
+
+    return points.works(device)
 
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig, field_of_view, input_side, zoom
+from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, Part
+from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import TruthHead
-from sublens.models.inputs import counts_to_input
+from sublens.models.inputs import to_input
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey
@@ -50,6 +53,27 @@ class Step:
     share_done: float
 
 
+class _Sums:
+    """Losses summed on their device since the last log line: reading one there would wait for all work before it."""
+
+    def __init__(self) -> None:
+        self.n_steps = self.n_images = 0
+        self._losses: list[Tensor | None] = []
+
+    def add(self, losses: Sequence[Tensor | None], n_images: int) -> None:
+        """Add the losses of one step; None for those that it lacks."""
+        detached = [None if loss is None else loss.detach() for loss in losses]
+        if self.n_steps:
+            pairs = zip(self._losses, detached, strict=True)
+            detached = [None if total is None or loss is None else total + loss for total, loss in pairs]
+        self._losses = detached
+        self.n_steps, self.n_images = self.n_steps + 1, self.n_images + n_images
+
+    def means(self, ranks: Ranks) -> list[float | None]:
+        """The mean of each loss over the steps and all processes."""
+        return [None if loss is None else ranks.mean(loss.item() / self.n_steps) for loss in self._losses]
+
+
 def fit(
     model: nn.Module,
     head: TruthHead | None,
@@ -64,6 +88,7 @@ def fit(
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
+    log_every: int = 1,
 ) -> None:
     """Train `model` in place, with its heads.
 
@@ -71,13 +96,15 @@ def fit(
     the share of training done; the learning rate follows it, and training ends where it reaches 1.
     on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. after: the
     epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train together,
-    each with its share of every batch; a `Step` holds means and sums over all of them.
+    each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps from
+    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well.
     """
     device = next(model.parameters()).device.type
     whole = ranks.together(_WithHeads(model, head, student))
     first_epoch, number = after
     for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
+        sums, done = _Sums(), 0.0
         for batch in batches:
             done = share_done(number)
             if done >= 1:
@@ -93,12 +120,21 @@ def fit(
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
-            means = [None if term is None else ranks.mean(term.item()) for term in (truth, distill)]
-            n_images = ranks.n * len(batch.labels)
-            on_step(Step(number, epoch, ranks.mean(loss.item()), means[0], means[1], n_images, done))
+            sums.add((loss, truth, distill), ranks.n * len(batch.labels))
+            if sums.n_steps == log_every:
+                on_step(_step(number, epoch, sums, ranks, done))
+                sums = _Sums()
+        if sums.n_steps:
+            on_step(_step(number, epoch, sums, ranks, done))
         on_epoch(epoch)
         if share_done(number) >= 1:
             return
+
+
+def _step(number: int, epoch: int, sums: _Sums, ranks: Ranks, done: float) -> Step:
+    loss, truth, distill = sums.means(ranks)
+    assert loss is not None, "there are always labels"
+    return Step(number, epoch, loss, truth, distill, sums.n_images, done)
 
 
 Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None]
@@ -159,11 +195,14 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
         import_timm()
         from timm.optim.muon import Muon
 
+        from sublens.training.stacked_muon import StackedMuon
+
         layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
         filters = [layer.weight for layer in layers if layer.groups == 1 and 1 < _rank(layer.weight) < MUON_RANK]
         taken = set(map(id, filters))
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
-        optimizer = Muon(
+        is_on_gpu = any(weight.is_cuda for weight in filters)
+        optimizer = (StackedMuon if is_on_gpu else Muon)(
             [{"params": filters, "lr": config.lr}, {"params": rest, "lr": config.adamw_lr, "use_fallback": True}],
             weight_decay=config.weight_decay,
             adjust_lr_fn="original",
@@ -245,29 +284,44 @@ class BatchSource:
     teacher: Teacher | None = None
     ranks: Ranks = ALONE
     """The processes that share every batch."""
+    endless: Survey | None = None
+    """Survey whose fresh images are trained on, instead of those of the part."""
 
     def __len__(self) -> int:
         """Number of steps an epoch."""
+        if self.endless:
+            return -(-(self.config.epoch_images or survey_stream.EPOCH) // self.size)
         return self._per_pass if self.config.epoch_images is None else -(-self.config.epoch_images // self.size)
 
     @property
     def size(self) -> int:
         """Number of images in each batch."""
         assert self.config.batch_size is not None, "settings must be resolved"
-        return min(self.config.batch_size, len(self.part))
+        return self.config.batch_size if self.endless else min(self.config.batch_size, len(self.part))
+
+    @property
+    def log_every(self) -> int:
+        """Steps from one line of the log to the next: more on a GPU, which every line keeps waiting."""
+        return 1 if self.device == "cpu" else max(1, min(MOST_UNLOGGED, len(self) // LEAST_LINES))
 
     @property
     def _per_pass(self) -> int:
         """Number of batches in one pass over the part; a last, smaller one is left out."""
         return len(self.part) // self.size
 
-    def epochs(self, epoch: int = 0, n_done: int = 0) -> Iterator[Iterator[Batch]]:
+    def epochs(self, epoch: int = 0, n_done: int = 0) -> Generator[Iterator[Batch], None, None]:
         """Endless epochs that begin with this one, without its first `n_done` batches."""
-        yield self.epoch(epoch, n_done)
-        yield from map(self.epoch, itertools.count(epoch + 1))
+        if not self.endless:
+            yield self.epoch(epoch, n_done)
+            yield from map(self.epoch, itertools.count(epoch + 1))
+            return
+        with closing(self._fresh(self.endless, epoch * len(self) + n_done)) as batches:
+            yield itertools.islice(batches, len(self) - n_done)
+            while True:
+                yield itertools.islice(batches, len(self))
 
     def epoch(self, epoch: int, n_done: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, without the first `n_done`.
+        """The batches of one epoch of the part, without the first `n_done`.
 
         Epochs cut an endless sequence of passes, each of which visits every image once in an order
         of its own, but for the few that fill no batch.
@@ -275,26 +329,54 @@ class BatchSource:
         for number in range(epoch * len(self) + n_done, (epoch + 1) * len(self)):
             passes, batch = divmod(number, self._per_pass)
             positions = _order(len(self.part), self.config.seed, passes)[batch * self.size :][: self.size]
-            draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
-            flips = draws < (0.5 if self.config.flips else 0)
-            yield self._batch(positions[self.ranks.share], flips[self.ranks.share])
+            yield self._batch(self._of_part(positions[self.ranks.share]), self._flips(number))
 
-    def _batch(self, positions: NDArray[np.int64], flips: NDArray[np.bool_]) -> Batch:
-        part = self.part.take(positions)
-        counts = self.part.counts(positions)
-        images, masses, teacher_maps = self._prepared(counts, self.input, flips), None, None
+    def n_images(self, steps: int) -> int:
+        """Number of different training images by then."""
+        return self._stream(self.endless).n_images(self.device, steps) if self.endless else len(self.part)
+
+    def _fresh(self, survey: Survey, start: int) -> Generator[Batch, None, None]:
+        """Batches of fresh images from that of step `start` on."""
+        with closing(self._stream(survey).samples(self.device, start)) as samples:
+            for number, sample in enumerate(samples, start):
+                yield self._batch(sample.take(self.ranks.share), self._flips(number))
+
+    def _stream(self, survey: Survey) -> SurveyStream:
+        cells = Cells(self.n_cells, self._field(survey)) if self.survey else None
+        cache = self.config.cache or survey_stream.POOL
+        return SurveyStream(survey, self.size, self.config.seed, cells, cache)
+
+    def _field(self, survey: Survey) -> float:
+        return field_of_view(self.input, self.part.shape) * survey.camera.pixel_scale
+
+    def _of_part(self, positions: NDArray[np.int64]) -> Sample:
+        """Images of the part at these positions."""
+        part, msun = self.part.take(positions), None
         if self.survey and part.truth:
-            field = field_of_view(self.input, self.part.shape) * self.survey.camera.pixel_scale
-            logs = torch.from_numpy(np.log1p(mass_map(part.truth, self.n_cells, field) / MASS_UNIT_MSUN)).float()
-            masses = mirrored(logs, flips).to(self.device)
+            msun = torch.from_numpy(mass_map(part.truth, self.n_cells, self._field(self.survey)))
+        counts = torch.from_numpy(self.part.counts(positions).astype(np.float32))
+        return Sample(counts, torch.from_numpy(part.labels), msun)
+
+    def _flips(self, number: int) -> Tensor:
+        """Whether each image of a step's batch is mirrored in x and in y, [b, 2]."""
+        draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
+        return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
+
+    def _batch(self, sample: Sample, flips: Tensor) -> Batch:
+        counts, labels, msun = sample.to(self.device)
+        flips, masses, teacher_maps = flips.to(self.device, non_blocking=True), None, None
+        if msun is not None:
+            masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
-        return Batch(images, torch.from_numpy(part.labels).to(self.device), masses, teacher_maps)
+        return Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
 
-    def _prepared(self, counts: NDArray[np.uint16], config: InputConfig, flips: NDArray[np.bool_]) -> Tensor:
-        return mirrored(counts_to_input(counts, config), flips).to(self.device, memory_format=torch.channels_last)
+    def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:
+        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.channels_last)
 
 
+MOST_UNLOGGED, LEAST_LINES = 20, 50
+"""Steps between two lines of the log at most, and lines an epoch at least, on a GPU."""
 FLIPS, ORDER = 0, 1
 """Purposes of random sequences, so that no two share their numbers."""
 
@@ -305,10 +387,8 @@ def _order(n: int, seed: int, passes: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, ORDER, passes)).permutation(n)
 
 
-def mirrored(planes: Tensor, flips: NDArray[np.bool_]) -> Tensor:
+def mirrored(planes: Tensor, flips: Tensor) -> Tensor:
     """Planes [b, ..., h, w], mirrored in x where flips[:, 0] and in y where flips[:, 1]."""
-    planes = planes.clone()
-    for column, axis in ((0, -1), (1, -2)):
-        chosen = torch.from_numpy(np.flatnonzero(flips[:, column]))
-        planes[chosen] = planes[chosen].flip(axis)
-    return planes
+    across, along = (column.view(-1, *(1,) * (planes.ndim - 1)) for column in flips.unbind(1))
+    planes = torch.where(across, planes.flip(-1), planes)
+    return torch.where(along, planes.flip(-2), planes)

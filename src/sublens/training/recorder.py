@@ -27,7 +27,7 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog, CardMap
 from sublens.models.heads import TruthHead
-from sublens.models.networks import device
+from sublens.models.networks import device, processor_facts
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
@@ -374,7 +374,7 @@ class TrainingRecorder:
             "data": {
                 "name": self.dataset.name,
                 "hash": self.dataset.hash,
-                "train": len(self.dataset.train),
+                "train": self.state.batches.n_images(self.steps),
                 "selection": len(self.dataset.selection),
                 "test": len(self.dataset.test),
             },
@@ -453,4 +453,4 @@ def _commit() -> str | None:
 
 def processor() -> str:
     """Name of the processor."""
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+    return str(processor_facts().get("cpu_name") or platform.processor() or platform.machine())

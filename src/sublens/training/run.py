@@ -9,18 +9,21 @@ RUN/gallery.npz                      some test images, for the report
 
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sublens.config import RunConfig, checked, input_side
+from sublens.config import RunConfig, TrainConfig, checked, input_side
+from sublens.data import survey_stream
 from sublens.data.dataset import Dataset
-from sublens.errors import DataError
+from sublens.errors import ConfigError, DataError
 from sublens.models import bundle, networks
 from sublens.models.networks import device
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Bar, silent
+from sublens.sim.survey import Survey
 from sublens.storage import files
 from sublens.training import checkpoint, loop
 from sublens.training.checkpoint import Checkpoint
@@ -72,7 +75,8 @@ def train_run(
     if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, kind=files.Kind.RUN, force=force)
     ranks.wait()  # until all have read `out`
-    with torch.random.fork_rng(), files.translate_errors(out):
+    gpus = [torch.cuda.current_device()] if device() == "cuda" else []  # fork_rng warns where there are several
+    with torch.random.fork_rng(gpus), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
         state = build_state(dataset, config, ranks)
         with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
@@ -112,7 +116,10 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
         student = StudentMaps(model, network_input, teacher)
     modules = [networks.to_device(module, device()) for module in (model, head, student) if module]
     survey = dataset.survey if head else None
-    batches = loop.BatchSource(dataset.train, network_input, config.train, device(), survey, n_cells, teacher, ranks)
+    endless = _endless(dataset, config.train)
+    batches = loop.BatchSource(
+        dataset.train, network_input, config.train, device(), survey, n_cells, teacher, ranks, endless
+    )
     ranks.check(batches.size)
     return TrainState(
         model,
@@ -124,24 +131,38 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
     )
 
 
+def _endless(dataset: Dataset, train: TrainConfig) -> Survey | None:
+    """The survey whose fresh images are trained on, if there is one; `ConfigError` where train.cache cannot be used."""
+    if not (dataset.is_endless and dataset.survey):
+        if train.cache:
+            what, need = "train.cache is set, and every image of this data set is at hand", "a survey to train from"
+            raise ConfigError(what, need=need, next="Leave it out, or name a survey instead of the data set.")
+        return None
+    if device() == "cpu":
+        survey_stream.check_cache(dataset.survey, train.cache or survey_stream.POOL)
+    return dataset.survey
+
+
 def _fit(recorder: TrainingRecorder) -> None:
     """Train; `DataError` with the batch that would fit where memory runs out."""
     state, config, (epoch, n_done) = recorder.state, recorder.config.train, recorder.resume_at
     try:
-        loop.fit(
-            state.model,
-            state.head,
-            state.optimizer,
-            state.batches.epochs(epoch, n_done),
-            config=config,
-            share_done=recorder.share_done,
-            on_step=recorder.on_step,
-            on_epoch=recorder.on_epoch,
-            student=state.student,
-            has_bf16=state.has_bf16,
-            after=(epoch, recorder.steps),
-            ranks=recorder.ranks,
-        )
+        with closing(state.batches.epochs(epoch, n_done)) as epochs:
+            loop.fit(
+                state.model,
+                state.head,
+                state.optimizer,
+                epochs,
+                config=config,
+                share_done=recorder.share_done,
+                on_step=recorder.on_step,
+                on_epoch=recorder.on_epoch,
+                student=state.student,
+                has_bf16=state.has_bf16,
+                after=(epoch, recorder.steps),
+                ranks=recorder.ranks,
+                log_every=state.batches.log_every,
+            )
         return
     except (MemoryError, RuntimeError) as err:
         if not loop.is_out_of_memory(err):

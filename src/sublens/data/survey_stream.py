@@ -1,0 +1,236 @@
+"""A survey as data: fixed images to select and measure on, and fresh ones rendered while a network trains.
+
+The fixed images are those that `sublens simulate` makes of the seed `FIXED_SEED`: SELECTION and REFERENCE images
+of the split train, TEST images of the split test. The fresh ones are images of the split train after these, of the
+training's own seed. On a processor they enter a pool, from which batches are drawn at random; on a GPU every batch
+is new. Either way a batch depends on the survey, the seed, the step and the number of images in a batch alone.
+"""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sublens.data.store import Chunk
+from sublens.errors import ConfigError
+from sublens.parallel.mapper import open_processes
+from sublens.progress import Bar, Count, silent
+from sublens.sim import camera, presets
+from sublens.sim.population import Split, Truth, draw, mass_map
+from sublens.sim.render import render
+from sublens.sim.slices import Task, simulated, slice_length, slices
+from sublens.sim.survey import Floats, Survey
+
+FIXED_SEED = 1
+"""Seed of the fixed images, so that those of common-test-1 are the benchmark's, whose networks are published."""
+SELECTION, REFERENCE, TEST = 3_000, 4_000, 7_500
+"""Fixed images: the selection part, training images that the OOD score is fitted to, the test part."""
+EPOCH = 30_000
+"""Images an epoch, where train.epoch_images is unset."""
+POOL, LEAST_POOL = 10_000, 2_000
+"""Images in the pool at most, unless train.cache says otherwise, and at the first step."""
+REUSE = 8
+"""Times that an image of the pool is drawn before it leaves, on average; rendering one takes about as long as a
+step of lensnet takes for one."""
+BATCHES_AT_ONCE = 2048
+"""Images that are rendered together on a GPU, in whole batches."""
+DRAWING, MOST_WORKERS = 4, 16
+"""Processes that draw scenes for a GPU, 60,000 a second each, and that render on a processor at most."""
+POOL_DRAWS, DEVICE_NOISE = 2, 3
+"""Purposes of random sequences, so that no two share their numbers; 0 and 1 are the training loop's."""
+
+
+def survey_at(path: Path) -> Survey | None:
+    """The survey that a path names, by a TOML file or as a preset; None where it names a data set on disk."""
+    if path.suffix == ".toml" or (str(path) in presets.names() and not path.exists()):
+        return presets.preset(str(path))
+    return None
+
+
+def fixed_chunks(survey: Survey, split: Split, n: int, bar: Bar = silent) -> Iterator[Chunk]:
+    """The first n fixed images of a split, with their truth."""
+    with open_processes(n_workers()) as mapper, bar(f"simulating {survey.name}", n) as advance:
+        count = Count(advance)
+        for truth, counts, _ in slices(survey, FIXED_SEED, split, n, mapper):
+            ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
+            yield Chunk(counts, truth.scenes["label"], ids, truth)
+            count.add(len(truth))
+
+
+def n_workers() -> int:
+    """Number of processes that draw or render: one for each thread that torch computes with."""
+    return min(torch.get_num_threads(), MOST_WORKERS)
+
+
+class Sample(NamedTuple):
+    """Images with what is known of them."""
+
+    counts: Tensor
+    """Counts above each image's minimum, float32 [b, h, w]."""
+    labels: Tensor
+    """Positions [b] in the classes."""
+    msun: Tensor | None
+    """Substructure mass in each cell of the truth head's map, float64 [b, g, g]; None where there is no head."""
+
+    def take(self, rows: slice) -> "Sample":
+        """These images alone."""
+        return Sample(self.counts[rows], self.labels[rows], None if self.msun is None else self.msun[rows])
+
+    def to(self, device: str) -> "Sample":
+        """The same on a device, which is not waited for."""
+        counts, labels = (values.to(device, non_blocking=True) for values in (self.counts, self.labels))
+        return Sample(counts, labels, None if self.msun is None else self.msun.to(device, non_blocking=True))
+
+
+Samples = Generator[Sample, None, None]
+
+
+class Cells(NamedTuple):
+    """Cells of the truth head's map."""
+
+    n: int
+    """Cells along a side."""
+    field: float
+    """Side of the field that they divide, arcsec."""
+
+
+@dataclass(frozen=True)
+class SurveyStream:
+    """Fresh images of a survey in batches of one size, without end."""
+
+    survey: Survey
+    size: int
+    """Images in a batch."""
+    seed: int
+    cells: Cells | None = None
+    cache: int = POOL
+    """Images in the pool at most."""
+
+    def samples(self, device: str, start: int = 0) -> Samples:
+        """Batches on that device, from the one of step `start` on.
+
+        Processes that draw and render ahead end with the iterator.
+        """
+        return self.pooled(start) if device == "cpu" else self.rendered(start, device)
+
+    def n_images(self, device: str, steps: int) -> int:
+        """Number of different images in the batches of the first steps."""
+        n_pooled = self.window(max(0, steps - 1)).stop * slice_length(self.survey)
+        return min(n_pooled, self.size * steps) if device == "cpu" else self.size * steps
+
+    def window(self, step: int) -> range:
+        """The blocks of images in the pool at a step."""
+        length = slice_length(self.survey)
+        least = -(-max(min(LEAST_POOL, self.cache), self.size) // length)
+        most = max(least, self.cache // length)
+        stop = least + step * self.size // REUSE // length
+        return range(max(0, stop - most), stop)
+
+    def pooled(self, start: int) -> Samples:
+        """Batches drawn at random from a pool, whose blocks other processes render ahead."""
+        length = slice_length(self.survey)
+        blocks: deque[_Block] = deque()
+        first = end = self.window(start).start
+        tasks = (_BlockTask(self._task(number, length), self.cells) for number in itertools.count(first))
+        with open_processes(max(2, n_workers())) as mapper:
+            rendered = mapper(_rendered, tasks)
+            for step in itertools.count(start):
+                window = self.window(step)
+                while end < window.stop:
+                    blocks.append(next(rendered))
+                    end += 1
+                while first < window.start:
+                    blocks.popleft()
+                    first += 1
+                rng = np.random.default_rng((self.seed, POOL_DRAWS, step))
+                yield _chosen(blocks, rng.choice(len(window) * length, self.size, replace=False), length)
+
+    def rendered(self, start: int, device: str) -> Samples:
+        """Batches of new images: scenes drawn ahead by other processes, rendered and noised on the device."""
+        n_batches = max(1, BATCHES_AT_ONCE // self.size)
+        first, n_done = divmod(start, n_batches)
+        tasks = (_BlockTask(self._task(n, n_batches * self.size), self.cells) for n in itertools.count(first))
+        with open_processes(DRAWING) as mapper:
+            for number, (truth, msun) in enumerate(mapper(_drawn, tasks), start=first):
+                block = self._on_device(truth, msun, number, device)
+                for batch in range(n_done, n_batches):
+                    yield block.take(slice(batch * self.size, (batch + 1) * self.size))
+                n_done = 0
+
+    def _task(self, number: int, length: int) -> Task:
+        start = SELECTION + REFERENCE + number * length
+        return Task(self.survey, self.seed, "train", range(start, start + length), False)
+
+    def _on_device(self, truth: Truth, msun: Floats | None, number: int, device: str) -> Sample:
+        scenes, key = truth.scenes, np.random.SeedSequence((self.seed, DEVICE_NOISE, number))
+        generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        images = render(truth, self.survey, device)
+        background, rms = scenes["background"], scenes["noise_rms"]
+        counts = camera.expose_together(images, background, rms, self.survey.camera.gain, generator)
+        labels = torch.from_numpy(scenes["label"].copy()).to(device)
+        return Sample(counts, labels, None if msun is None else torch.from_numpy(msun).to(device))
+
+
+class _BlockTask(NamedTuple):
+    task: Task
+    cells: Cells | None
+
+    def msun(self, truth: Truth) -> Floats | None:
+        return mass_map(truth, *self.cells) if self.cells else None
+
+
+class _Block(NamedTuple):
+    counts: NDArray[np.uint16]
+    labels: NDArray[np.int64]
+    msun: Floats | None
+
+
+def _rendered(block: _BlockTask) -> _Block:
+    truth, counts, _ = simulated(block.task)
+    return _Block(counts, truth.scenes["label"].copy(), block.msun(truth))
+
+
+def _drawn(block: _BlockTask) -> tuple[Truth, Floats | None]:
+    truth = draw(block.task.survey, block.task.seed, block.task.split, block.task.indices)
+    return truth, block.msun(truth)
+
+
+def _chosen(blocks: deque[_Block], positions: NDArray[np.int64], length: int) -> Sample:
+    """Those images of the pool, as the processor's batch."""
+    places = [divmod(int(position), length) for position in positions]
+    counts = np.stack([blocks[block].counts[row] for block, row in places])
+    labels = np.array([blocks[block].labels[row] for block, row in places])
+    planes = [plane[row] for block, row in places if (plane := blocks[block].msun) is not None]
+    msun = torch.from_numpy(np.stack(planes)) if planes else None
+    return Sample(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(labels), msun)
+
+
+def check_cache(survey: Survey, cache: int) -> None:
+    """Raise `ConfigError` where a pool of so many images does not fit into the machine's free memory."""
+    bytes_each = 2 * survey.camera.n_pixels**2
+    fitting = int(SHARE_OF_MEMORY * free_memory() // bytes_each)
+    if cache > fitting:
+        raise ConfigError(
+            f"train.cache is {cache:,} images of {bytes_each:,} bytes",
+            need=f"{fitting:,} or fewer, which fit into {SHARE_OF_MEMORY:.0%} of the memory that is free",
+            next="Lower it, or leave it out.",
+        )
+
+
+SHARE_OF_MEMORY = 0.5
+"""Share of the free memory that a pool may fill."""
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on this machine."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,130 @@
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import changed
+
+from sublens.config import SplitConfig
+from sublens.data import survey_stream
+from sublens.data.dataset import open_dataset
+from sublens.data.survey_stream import Cells, Sample, SurveyStream
+from sublens.errors import ConfigError
+from sublens.parallel.mapper import HERE, Mapper
+from sublens.sim.population import CLASSES, draw
+from sublens.sim.render import render
+from sublens.sim.slices import slice_length
+from sublens.sim.survey import Survey
+
+CELLS = Cells(6, 7.2)
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is computed in this process; few fixed images, and a small pool."""
+
+    @contextmanager
+    def here(n: int) -> Iterator[Mapper]:
+        yield HERE
+
+    monkeypatch.setattr(survey_stream, "open_processes", here)
+    monkeypatch.setattr(survey_stream, "BATCHES_AT_ONCE", 24)
+    monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 20 * 48 * 48)
+    for name in ("SELECTION", "REFERENCE", "TEST", "LEAST_POOL"):
+        monkeypatch.setattr(survey_stream, name, 40)
+
+
+def batches(stream: SurveyStream, kind: str, start: int, n: int) -> list[Sample]:
+    samples = stream.pooled(start) if kind == "pooled" else stream.rendered(start, "cpu")
+    with closing(samples):
+        return list(islice(samples, n))
+
+
+def same(ours: Sample, theirs: Sample) -> bool:
+    return all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def n_different(counts: torch.Tensor) -> int:
+    return len(np.unique(counts.flatten(1).numpy(), axis=0))
+
+
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_a_batch_depends_on_its_step_alone(small_survey: Survey, kind: str) -> None:
+    stream = SurveyStream(small_survey, 8, 1, CELLS, cache=60)
+    whole = batches(stream, kind, 0, 60)
+    for start in (1, 3, 41):
+        assert all(map(same, batches(stream, kind, start, 3), whole[start : start + 3]))
+
+
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_another_seed_gives_other_images(small_survey: Survey, kind: str) -> None:
+    first, second = (batches(SurveyStream(small_survey, 8, seed, CELLS), kind, 0, 1)[0] for seed in (1, 2))
+    assert not torch.equal(first.counts, second.counts)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_labels_and_masses_are_those_of_the_images(small_survey: Survey, kind: str) -> None:
+    for sample in batches(SurveyStream(small_survey, 8, 1, CELLS), kind, 0, 6):
+        assert sample.msun is not None
+        assert torch.equal(sample.msun.sum((1, 2)) == 0, sample.labels == CLASSES.index("no"))
+        assert (sample.counts.amin((1, 2)) == 0).all()
+
+
+def test_every_image_rendered_for_a_gpu_is_new(small_survey: Survey) -> None:
+    counts = torch.cat([batch.counts for batch in batches(SurveyStream(small_survey, 8, 1), "rendered", 0, 9)])
+    assert n_different(counts) == 72
+
+
+def test_images_rendered_for_a_gpu_are_the_scene_with_its_noise(small_survey: Survey) -> None:
+    counts = torch.cat([batch.counts for batch in batches(SurveyStream(small_survey, 24, 1), "rendered", 0, 2)])
+    truth = draw(small_survey, 1, "train", range(80, 128))
+    rates = render(truth, small_survey) + torch.from_numpy(truth.scenes["background"]).float()[:, None, None]
+    excess = counts - rates
+    excess = excess - excess.mean((1, 2), keepdim=True)
+    assert (excess.square() / rates).mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey) -> None:
+    stream = SurveyStream(small_survey, 8, 1, cache=100)
+    windows = [stream.window(step) for step in range(200)]
+    assert {len(window) for window in windows} == {2, 3, 4, 5}  # blocks of 20 images
+    assert windows[-1].start > windows[0].stop
+    rendered = windows[-1].stop * slice_length(small_survey) - 40
+    assert rendered == pytest.approx(199 * 8 / survey_stream.REUSE, abs=20)
+
+
+def test_no_fresh_image_is_a_fixed_one_of_the_same_seed(small_survey: Survey) -> None:
+    fixed = np.concatenate([chunk.counts for chunk in survey_stream.fixed_chunks(small_survey, "train", 80)])
+    stream = SurveyStream(small_survey, 8, survey_stream.FIXED_SEED)
+    fresh = torch.cat([batch.counts for batch in batches(stream, "pooled", 0, 9)])
+    both = torch.cat([torch.from_numpy(fixed.astype(np.float32)), fresh])
+    assert n_different(both) == len(fixed) + n_different(fresh)
+
+
+def test_a_survey_opens_with_fixed_images_apart_from_the_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = changed("common-test-1", name="small", camera={"n_pixels": 48, "pixel_scale": 0.15})
+    monkeypatch.setattr("sublens.sim.presets.preset", lambda name: small)
+    data = open_dataset(Path("common-test-1"), SplitConfig())
+    assert data.is_endless
+    assert [len(part) for part in (data.train, data.selection, data.test)] == [40, 40, 0]
+    assert not set(data.train.ids) & set(data.selection.ids)
+    assert data.hash == open_dataset(tmp_path / "own.toml", SplitConfig(seed=1)).hash
+
+
+def test_a_folder_of_a_surveys_name_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert survey_stream.survey_at(Path("hst")) is not None
+    (tmp_path / "hst").mkdir()
+    assert survey_stream.survey_at(Path("hst")) is None
+
+
+def test_a_pool_larger_than_the_memory_is_refused_with_the_largest_that_fits(
+    small_survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey_stream, "free_memory", lambda: 2 * 48 * 48 * 2 * 700)
+    survey_stream.check_cache(small_survey, 700)
+    with pytest.raises(ConfigError, match="700 or fewer"):
+        survey_stream.check_cache(small_survey, 701)
