@@ -402,7 +402,7 @@ def tiny_sizes(out: Path) -> Sizes:
     return Sizes(survey, 64, (8,), (None,), 1.0, (0.1,), 640)
 
 
-WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 256, 1024), 4.0, (0.75, 2.0), 60_000)
+WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 256, 1024), 3.0, (2.0,), 60_000)
 
 
 def main() -> None:
