@@ -80,7 +80,7 @@ def test_the_scores_hold_quality_and_calibration(small_dataset: Dataset) -> None
     scores = evaluate.score(predictor, predict_dataset.predict_all(predictor, small_dataset.test))
     assert scores["n"] == 30
     assert set(scores["auc"]) == {"no", "sphere", "vort"}
-    assert set(scores["calibration"]) == {"ece"}
+    assert set(scores["calibration"]) == {"ece", "ece_floor", "is_by_class"}
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
@@ -249,7 +249,7 @@ def test_a_card_and_rows_say_how_often_in_distribution_images_are_flagged(traine
     entry = bundle.read_card(trained).calibration
     assert entry is not None
     assert entry.n < 99
-    assert entry.false_alarms == 1 / (entry.n + 1)
+    assert 1 / (entry.n + 1) < entry.false_alarms <= 0.5
     with Reader() as reader:
         (row,) = Predictor.load(trained).rows(reader.read([image]))
     assert row.notes[-1].startswith(f"out-of-distribution threshold from {entry.n} images alone: up to ")
