@@ -149,7 +149,7 @@ def test_an_exported_network_is_measured_as_it_computes(
     exported, plain = tmp_path / "exported", tmp_path / "plain"
     assert sublens("export", trained, easy_folder, "--out", exported, option) == 0
     assert sublens("evaluate", exported, easy_folder) == 0
-    assert "are out of distribution" in capsys.readouterr().out
+    assert "flagged as out of distribution: all " in capsys.readouterr().out
     probs = Predictor.load(exported).probs(easy.test.counts(np.arange(len(easy.test))))
     assert np.allclose(evaluate.read_predictions(exported / PREDICTIONS).probs, probs, atol=1e-6)
     assert scores_in(exported)["engine"] == "onnxruntime"
@@ -164,7 +164,7 @@ def test_a_copy_of_an_exported_network_is_measured_on_workers(
     onnx_export.export(trained, easy, tmp_path / "exported")
     copy = evaluate.copy_or_own_folder(tmp_path / "exported", tmp_path / "copy")
     card = bundle.read_card(copy)
-    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, threads=1, batch=64)
+    task = predict_dataset.Task(copy, card.digest, Path("easy"), easy.hash, threads=1, batch=64)
     monkeypatch.setattr(predict_dataset, "open_test_part", lambda path, card, **options: easy)
     spread = HERE, task._replace(engine=evaluate.reference_engine(card))
     assert evaluate.measure_run(copy, easy, spread=spread)["n"] == len(easy.test)

@@ -70,7 +70,7 @@ def measure_network(
     if not cluster:
         return folder, dataset, measure_run(folder, dataset, force=force, bar=bar)
     threads, batch = torch.get_num_threads(), predict_dataset.BATCH
-    task = Task(network, card.weights_sha256, path, dataset.hash, threads, batch)
+    task = Task(network, card.digest, path, dataset.hash, threads, batch)
     task = task._replace(engine=reference_engine(card), skip_bad=skip_bad)
     with open_cluster(cluster) as mapper:
         return folder, dataset, measure_run(folder, dataset, spread=(mapper, task), force=force, bar=bar)

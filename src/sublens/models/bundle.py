@@ -211,6 +211,12 @@ class Card(Frozen):
         return " ".join(parts)
 
     @property
+    def digest(self) -> str:
+        """Hash of all that decides a prediction: weights, graph and calibration."""
+        parts = self.model_dump_json(include={"weights_sha256", "graph", "calibration"})
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
     def track(self) -> Track:
         """Source of supervision; a teacher that had more than its student's images and labels counts too."""
         by_labels = self.teacher is None or (self.teacher.track, self.teacher.trained_on) == (LABELS, self.data.hash)
