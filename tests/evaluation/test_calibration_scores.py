@@ -17,9 +17,9 @@ def predictions(fitted: Calibration, n: int = 3_000) -> PredictionTable:
     return PredictionTable(np.arange(n).astype(str), labels, fitted.probs(logits), CLASSES, ood=rng.normal(size=n))
 
 
-def scores(temperature: float = 1.0, **settings: float) -> CalibrationScores:
+def scores(temperature: float = 1.0) -> CalibrationScores:
     """Scores of a calibration with that temperature."""
-    fitted = Calibration(temperature, (0.2, 0.2, 0.2), ood_threshold=2.0, **settings)
+    fitted = Calibration(temperature, (0.2, 0.2, 0.2), ood_threshold=2.0)
     return calibration_scores.score(fitted, predictions(fitted))
 
 
