@@ -462,7 +462,7 @@ def test_predict_prints_a_line_an_image_and_leaves_maps(
     predictions = Predictor.load(mapper).files(cutouts)
     assert [row[:2] for row in rows] == [[str(path), one.label] for path, one in zip(cutouts, predictions, strict=True)]
     assert all(sum(map(float, row[2:5])) == pytest.approx(1, abs=2e-4) for row in rows)
-    caution = "out-of-distribution threshold from 27 images alone: up to 3.6% false alarms"
+    caution = "out-of-distribution threshold from 27 images alone: up to 14.3% false alarms in a class"
     assert {tuple(row[8:]) for row in rows} == {(f"pixel scale not in the file; taken as 0.15 arcsec; {caution}", "")}
     drawn, header = fits.getdata(tmp_path / "maps" / "2-1.fits", header=True)
     masses = predictions[1].masses

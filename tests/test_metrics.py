@@ -187,6 +187,30 @@ def test_a_forecast_that_means_what_it_says_has_no_calibration_error() -> None:
     assert metrics.calibration_error(exaggerated, labels) == pytest.approx(0.24, abs=0.005)
 
 
+def test_the_floor_is_the_calibration_error_of_a_perfectly_calibrated_network() -> None:
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([0.3, 0.3, 0.3], 2_000)
+    labels = ((rng.random((2_000, 1)) > probs.cumsum(1)).sum(1) for _ in range(200))
+    errors = [metrics.calibration_error(probs, drawn) for drawn in labels]
+    floor = metrics.calibration_floor(probs)
+    assert floor["mean"] == pytest.approx(np.mean(errors), abs=4 * np.std(errors) / np.sqrt(100))
+    assert floor["sd"] == pytest.approx(np.std(errors), rel=0.2)
+
+
+def test_the_loss_change_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet([1, 1, 1], 500), rng.integers(0, 3, 500)
+    change = metrics.loss_change(probs, probs**1.01 / (probs**1.01).sum(1, keepdims=True), labels)
+    assert change["high"] - change["low"] < 0.01
+    after = probs**1.01 / (probs**1.01).sum(1, keepdims=True)
+    assert change["value"] == pytest.approx((metrics.losses(after, labels) - metrics.losses(probs, labels)).mean())
+
+
+def test_shares_leave_out_a_class_without_images() -> None:
+    flags, labels = np.array([True, False, True]), np.array([0, 0, 2])
+    assert metrics.shares(flags, labels, ("a", "b", "c")) == {"all": 2 / 3, "a": 0.5, "c": 1.0}
+
+
 def test_coverage_is_of_all_and_of_each_class() -> None:
     sets = np.array([[True, False, False], [True, True, False], [False, False, False], [False, True, False]])
     shares = metrics.coverage(sets, np.array([0, 0, 1, 1]), ("a", "b", "c"))

@@ -511,7 +511,7 @@ def evaluate(
 
     sublens evaluate runs/resnet18 data/ct1
     """
-    from sublens.evaluation import evaluate
+    from sublens.evaluation import calibration_scores, evaluate
     from sublens.models import bundle
     from sublens.progress import visible
 
@@ -525,17 +525,8 @@ def evaluate(
     for name in ("auc_macro", "accuracy", "loss"):
         if scores[name]:
             print(f"  {name:10} {scores[name]['value']:.4f}  [{scores[name]['low']:.4f}, {scores[name]['high']:.4f}]")
-    calibration = scores["calibration"]
-    print(f"  calibration error {calibration['ece']:.4f}")
-    if "coverage" in calibration:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in calibration["coverage"].items())
-        print(f"  prediction sets that promise {calibration['promised_coverage']:.0%} hold the truth of: {shares}")
-    if "ood" in calibration:
-        promise = calibration["promised_false_alarms"]
-        print(
-            f"  {calibration['ood']:.1%} of the images are out of distribution; "
-            f"of in-distribution images at most {promise:.1%} should be"
-        )
+    for sentence in calibration_scores.sentences(calibration_scores.CalibrationScores(**scores["calibration"])):
+        print(f"  {sentence}")
     for name, maps in scores["map"].items():
         print(
             f"  map of {name}: cells above 1e9 Msun ({maps['share']:.1%} are) found with precision "

@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 """Classes, as positions in a list of them."""
 
+DRAWS = 200
+"""Sets of labels drawn from the probabilities, for the calibration error of a perfectly calibrated network."""
 LEVEL = 0.95
 """Coverage of the intervals."""
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
@@ -213,17 +215,42 @@ def calibration_error(probs: Floats, labels: Labels, n_bins: int = 15) -> float:
     Over bins of equal width in the greatest probability, weighted by the images in each (Guo et al.
     2017, arXiv:1706.04599, eq. 3).
     """
-    confidence = probs.max(axis=1)
+    return _mean_gap(probs.max(axis=1), hits(probs, labels), n_bins)
+
+
+def calibration_floor(probs: Floats, seed: int = 0, n_bins: int = 15) -> dict[str, float]:
+    """Calibration error of a perfectly calibrated network that gives these probabilities: `mean` and spread `sd`.
+
+    It is above zero because the accuracy in a bin scatters about the confidence. Over `DRAWS` sets of labels that are
+    drawn from the probabilities themselves.
+    """
+    confidence, rng = probs.max(axis=1), np.random.default_rng(seed)
+    draws = (rng.random(len(confidence)) < confidence for _ in range(DRAWS))
+    errors = [_mean_gap(confidence, drawn.astype(np.float64), n_bins) for drawn in draws]
+    return {"mean": float(np.mean(errors)), "sd": float(np.std(errors))}
+
+
+def _mean_gap(confidence: Floats, is_hit: Floats, n_bins: int) -> float:
     bins = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
-    gaps = np.bincount(bins, confidence - hits(probs, labels), n_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(np.bincount(bins, confidence - is_hit, n_bins)).sum() / len(confidence))
+
+
+def loss_change(before: Floats, after: Floats, labels: Labels) -> dict[str, float]:
+    """How much greater the loss of the second probabilities [n, c] is, with the normal interval of its paired mean."""
+    change = losses(after, labels) - losses(before, labels)
+    value, half = float(change.mean()), Z * float(change.std(ddof=1)) / len(change) ** 0.5
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def coverage(sets: NDArray[np.bool_], labels: Labels, classes: Sequence[str]) -> dict[str, float]:
     """Share of prediction sets [n, c] that hold the truth: over all images, then over those of each class present."""
-    held = sets[np.arange(len(labels)), labels]
-    by_class = {name: float(held[labels == label].mean()) for label, name in enumerate(classes) if label in labels}
-    return {"all": float(held.mean()), **by_class}
+    return shares(sets[np.arange(len(labels)), labels], labels, classes)
+
+
+def shares(flags: NDArray[np.bool_], labels: Labels, classes: Sequence[str]) -> dict[str, float]:
+    """Share of flagged images [n]: `all`, then of those of each class present."""
+    by_class = {name: float(flags[labels == label].mean()) for label, name in enumerate(classes) if label in labels}
+    return {"all": float(flags.mean()), **by_class}
 
 
 def map_score(predicted: Floats, true: Floats, cutoff: float) -> dict[str, float]:

@@ -82,7 +82,7 @@ def test_the_scores_hold_quality_and_calibration(small_dataset: Dataset) -> None
     scores = evaluate.score(predictor, predict_dataset.predict_all(predictor, small_dataset.test))
     assert scores["n"] == 30
     assert set(scores["auc"]) == {"no", "sphere", "vort"}
-    assert set(scores["calibration"]) == {"ece"}
+    assert set(scores["calibration"]) == {"ece", "ece_floor", "is_by_class"}
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
@@ -151,7 +151,7 @@ def test_an_exported_network_is_measured_as_it_computes(
     exported, plain = tmp_path / "exported", tmp_path / "plain"
     assert sublens("export", trained, easy_folder, "--out", exported, option) == 0
     assert sublens("evaluate", exported, easy_folder) == 0
-    assert "are out of distribution" in capsys.readouterr().out
+    assert "flagged as out of distribution: all " in capsys.readouterr().out
     probs = Predictor.load(exported).probs(easy.test.counts(np.arange(len(easy.test))))
     assert np.allclose(evaluate.read_predictions(exported / PREDICTIONS).probs, probs, atol=1e-6)
     assert scores_in(exported)["engine"] == "onnxruntime"
@@ -166,7 +166,7 @@ def test_a_copy_of_an_exported_network_is_measured_on_workers(
     onnx_export.export(trained, easy, tmp_path / "exported")
     copy = evaluate.copy_or_own_folder(tmp_path / "exported", tmp_path / "copy")
     card = bundle.read_card(copy)
-    task = predict_dataset.Task(copy, card.weights_sha256, Path("easy"), easy.hash, threads=1, batch=64)
+    task = predict_dataset.Task(copy, card.digest, Path("easy"), easy.hash, threads=1, batch=64)
     monkeypatch.setattr(predict_dataset, "open_test_part", lambda path, card, **options: easy)
     spread = HERE, task._replace(engine=evaluate.reference_engine(card))
     assert evaluate.measure_run(copy, easy, spread=spread)["n"] == len(easy.test)
@@ -278,7 +278,7 @@ def test_a_card_and_rows_say_how_often_in_distribution_images_are_flagged(traine
     entry = bundle.read_card(trained).calibration
     assert entry is not None
     assert entry.n < 99
-    assert entry.false_alarms == 1 / (entry.n + 1)
+    assert 1 / (entry.n + 1) < entry.false_alarms <= 0.5
     with Reader() as reader:
         (row,) = Predictor.load(trained).rows(reader.read([image]))
     assert row.notes[-1].startswith(f"out-of-distribution threshold from {entry.n} images alone: up to ")

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from sublens.inference import predict_files, tables
 from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Listing, Query
 from sublens.inference.predictor import Predictor
+from sublens.models import bundle
 
 N_STACKED, REPEATS, KILLS = 2_000, 100, 5
 
@@ -143,6 +145,17 @@ def test_a_folder_that_changed_is_predicted_anew(folder: Path, tmp_path: Path, c
     predict_files.predict_to_table(query, tmp_path / "fresh.csv")
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "fresh.csv").read_text()
     assert ids(tmp_path / "a.csv") == sorted(path.stem for path in folder.iterdir())
+
+
+def test_a_table_begins_anew_where_its_network_was_calibrated_again(folder: Path, tmp_path: Path) -> None:
+    network = shutil.copytree(bundle.locate("lensnet"), tmp_path / "lensnet")
+    query, card = Query(str(network), [folder]), bundle.read_card(network)
+    stopped(query, tmp_path / "a.csv")
+    assert card.calibration is not None
+    calibration = card.calibration.model_copy(update={"cutoffs": (0.99, 0.5, 0.5)})
+    bundle.save_card(network, card.model_copy(update={"calibration": calibration}))
+    with pytest.warns(UserWarning, match="begins anew"):
+        predict_files.predict_to_table(query, tmp_path / "a.csv")
 
 
 def test_a_folder_that_did_not_change_goes_on(folder: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_masked_pixels_and_nan_are_filled_alike(predictor: Predictor) -> None:
 def test_an_image_with_a_hole_is_out_of_distribution_and_the_others_are_not(predictor: Predictor) -> None:
     images = images_of().astype(float)
     images[1, 10:14, 8:12] = np.nan
-    calibration = Calibration(temperature=1, cutoff=0)
+    calibration = Calibration(temperature=1, cutoffs=(0,))
     for network in (predictor, replace(predictor, calibration=calibration)):
         whole, hole, last = network(list(images))
         assert (hole.is_ood, hole.prediction_set) == (True, None)

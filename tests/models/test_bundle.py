@@ -33,7 +33,7 @@ def calibrated(saved: Path) -> Path:
     """The untrained lensnet, with a calibration of two layers."""
     rng = np.random.default_rng(0)
     layers = tuple(Layer(rng.normal(size=n), np.eye(n), (0.5, 2.0 + n)) for n in (3, 5))
-    calibration = Calibration(1.5, 0.2, 0.9, layers, 4.0, 0.01)
+    calibration = Calibration(1.5, (0.2, 0.3, 0.4), 0.9, layers, 4.0, 0.01, ood_offsets=(-0.5, 0.25, 0.25))
     rewrite(saved, calibration=bundle.save_calibration(saved, calibration, 30))
     return saved
 
@@ -141,9 +141,22 @@ def test_a_card_that_is_no_json_is_named(saved: Path, data: bytes) -> None:
 def test_a_calibration_survives_a_round_trip(calibrated: Path) -> None:
     loaded = bundle.load_calibration(calibrated, bundle.read_card(calibrated))
     assert loaded is not None
-    assert (loaded.temperature, loaded.cutoff, loaded.ood_threshold) == (1.5, 0.2, 4.0)
+    assert (loaded.temperature, loaded.cutoffs, loaded.ood_threshold) == (1.5, (0.2, 0.3, 0.4), 4.0)
+    assert loaded.ood_offsets == (-0.5, 0.25, 0.25)
+    assert loaded.is_by_class
     assert [layer.log_distance for layer in loaded.layers] == [(0.5, 5.0), (0.5, 7.0)]
     assert [layer.precision.shape for layer in loaded.layers] == [(3, 3), (5, 5)]
+
+
+def test_a_card_of_one_cutoff_for_all_classes_is_read(calibrated: Path) -> None:
+    card = json.loads((calibrated / CARD).read_text())
+    del card["calibration"]["cutoffs"], card["calibration"]["ood_offsets"]
+    card["calibration"]["cutoff"] = 0.2
+    (calibrated / CARD).write_text(json.dumps(card))
+    loaded = bundle.load_calibration(calibrated, bundle.read_card(calibrated))
+    assert loaded is not None
+    assert not loaded.is_by_class
+    assert loaded.sets(np.array([[0.7, 0.2, 0.1]])).tolist() == [[True, True, False]]
 
 
 def test_the_card_keeps_the_key_of_earlier_versions(calibrated: Path) -> None:

@@ -210,9 +210,9 @@ def test_another_network_or_data_set_on_a_worker_is_an_error(easy_folder: Path) 
     task = predict_dataset.Task(lensnet, "0" * 64, easy_folder, "0" * 64, threads=1, batch=8)
     with pytest.raises(BundleError, match="lensnet: is another network there"):
         predict_dataset._load_predictor_and_part(task)
-    digest = bundle.read_card(bundle.locate(lensnet)).weights_sha256
+    digest = bundle.read_card(bundle.locate(lensnet)).digest
     with pytest.raises(DataError, match="easy: is another data set there"):
-        predict_dataset._load_predictor_and_part(task._replace(weights_sha256=digest))
+        predict_dataset._load_predictor_and_part(task._replace(digest=digest))
 
 
 def full(number: int) -> int:

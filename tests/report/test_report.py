@@ -21,9 +21,10 @@ from sklearn.metrics import roc_auc_score
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.errors import DataError
-from sublens.evaluation import evaluate
+from sublens.evaluation import calibration_scores, evaluate
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle, networks, weights
+from sublens.models.calibration import Calibration
 from sublens.report import figures, page, runs
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
@@ -84,8 +85,10 @@ def make_run(
         "machine": {"processor": "a processor", "threads": 1, "device": "cpu"},
     }
     bundle.save_card(folder, bundle.Card(**fields))
+    calibration = Calibration(1.1, (0.2,) * len(classes), ood_threshold=2.0)
     scores = {
         **metrics.score(table.probs, table.labels, classes),
+        "calibration": calibration_scores.score(calibration, table).model_dump(exclude_none=True),
         "latency_ms": {"batch_1": 1.25, "batch_32": 16.0},
         "data": {"name": data, "hash": digest},
         **({"engine": engine} if engine else {}),
@@ -522,3 +525,12 @@ def test_a_duration_is_the_one_that_it_names(seconds: float) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(52, "52 s"), (231, "3.85 min"), (9_000, "2.50 h"), (4e5, "4.63 days")])
 def test_durations_are_in_the_unit_a_person_would_use(seconds: float, text: str) -> None:
     assert page._duration(seconds) == text
+
+
+def test_the_report_says_how_far_the_calibration_holds(lenses: list[Path], lenses_page: Path) -> None:
+    listed = " ".join(section(markdown(lenses_page), "Calibration").split())
+    for folder in lenses:
+        scores = calibration_scores.CalibrationScores(**scores_in(folder)["calibration"])
+        sentences = list(calibration_scores.sentences(scores))
+        assert len(sentences) == 3
+        assert all(sentence in text_of(lenses_page) and page._escaped(sentence) in listed for sentence in sentences)

@@ -4,7 +4,13 @@ import { test } from "node:test";
 import * as predictions from "../../src/sublens/web/static/predictions.js";
 
 const { claimedSet, conclusion, oodFlag, oodInWords, oodWarning, setInBraces, setInWords } = predictions;
-const NETWORK = { name: "a", classes: ["no", "sphere", "vort"], coverage: 0.9, ood_threshold: 1.2 };
+const NETWORK = {
+  name: "a",
+  classes: ["no", "sphere", "vort"],
+  coverage: 0.9,
+  ood_threshold: 1.2,
+  card: { calibration: { false_alarms: 0.01, n: 3000, cutoffs: [0.9, 0.8, 0.7] } },
+};
 const PREDICTION = {
   network: "a",
   label: "sphere",
@@ -51,6 +57,12 @@ test("a set is explained by its size", () => {
   assert.match(setInWords(other({ prediction_set: ["no", "vort"] }), NETWORK), /one of \{no, vort\}/);
   assert.match(setInWords(other({ prediction_set: NETWORK.classes }), NETWORK), /cannot rule out/);
   assert.match(setInWords(PREDICTION, { ...NETWORK, coverage: 0.95 }), /in 95.0 % of images/);
+});
+
+test("the promise is for each class where each has a cutoff", () => {
+  const former = { ...NETWORK, card: { calibration: { ...NETWORK.card.calibration, cutoffs: [0.9] } } };
+  assert.match(setInWords(PREDICTION, NETWORK), /nine times in ten, for each class\.$/);
+  assert.match(setInWords(PREDICTION, former), /nine times in ten\.$/);
 });
 
 test("networks agree, disagree, or have different classes", () => {

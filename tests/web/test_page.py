@@ -135,7 +135,7 @@ def column(page: Page, number: int) -> list[str]:
 
 def test_a_hubble_image_is_called_out_of_distribution(page: Page, real_data: Path) -> None:
     predicted(page, [real_data / "slacs0946+1006" / "data.fits"])
-    expect(page.locator("#warning")).to_contain_text("do not trust this prediction. Its OOD score is 7.02")
+    expect(page.locator("#warning")).to_contain_text("do not trust this prediction. Its OOD score is 6.61")
     expect(page.locator("#large")).to_have_attribute("aria-label", re.compile("data.fits: 150 by 150 pixels"))
 
 

@@ -19,6 +19,7 @@ from sublens import metrics
 from sublens.config import field_of_view
 from sublens.data.dataset import Dataset, Part, open_test_part
 from sublens.errors import ConfigError, DataError
+from sublens.evaluation import calibration_scores
 from sublens.inference import predict_dataset
 from sublens.inference.engines import MASS_UNIT_MSUN, EngineName, n_threads
 from sublens.inference.predict_dataset import Task
@@ -26,7 +27,6 @@ from sublens.inference.predictor import PredictionTable, Predictor
 from sublens.inference.torch_engine import TorchEngine
 from sublens.models import bundle, networks
 from sublens.models.bundle import Card
-from sublens.models.calibration import Calibration
 from sublens.models.networks import device
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import Mapper
@@ -79,7 +79,7 @@ def measure_network(
         spread = None
         if cluster:
             threads, batch = torch.get_num_threads(), predict_dataset.BATCH
-            task = Task(network, card.weights_sha256, path, dataset.hash, threads, batch)
+            task = Task(network, card.digest, path, dataset.hash, threads, batch)
             task = task._replace(engine=reference_engine(card), skip_bad=skip_bad)
             spread = (cleanup.enter_context(open_cluster(cluster)), task)
         return folder, dataset, measure_run(folder, dataset, spread=spread, force=force, bar=bar)
@@ -270,24 +270,8 @@ def score(predictor: Predictor, predictions: PredictionTable) -> dict[str, Any]:
     """Quality of predictions, with intervals, and the calibration of the network that made them."""
     return {
         **metrics.score(predictions.probs, predictions.labels, predictions.classes),
-        "calibration": _calibration_scores(predictor.calibration, predictions),
+        "calibration": calibration_scores.score(predictor.calibration, predictions).model_dump(exclude_none=True),
     }
-
-
-def _calibration_scores(calibration: Calibration | None, predictions: PredictionTable) -> dict[str, Any]:
-    """Calibration error, coverage of the prediction sets, and share of images out of distribution."""
-    probs, labels = predictions.probs, predictions.labels
-    scores: dict[str, Any] = {"ece": metrics.calibration_error(probs, labels)}
-    if calibration is None:
-        return scores
-    sets = calibration.sets(probs)
-    scores["promised_coverage"] = calibration.coverage
-    scores["coverage"] = metrics.coverage(sets, labels, predictions.classes)
-    scores["set_sizes"] = [float((sets.sum(axis=1) == size).mean()) for size in range(len(predictions.classes) + 1)]
-    if predictions.ood is not None:
-        scores["ood"] = float(calibration.is_ood(predictions.ood).mean())
-        scores["promised_false_alarms"] = calibration.false_alarms
-    return scores
 
 
 def score_maps(

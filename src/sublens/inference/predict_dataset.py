@@ -46,7 +46,8 @@ class Task(NamedTuple):
     """Images of a data set's test part that are predicted together, on a worker."""
 
     bundle: Path
-    weights_sha256: str
+    digest: str
+    """Hash of the network, see `Card.digest`."""
     dataset: Path
     hash: str
     threads: int
@@ -87,7 +88,7 @@ def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
     """Network and test part, kept by a worker; raises `BundleError` or `DataError` where they are others there."""
     folder = bundle.locate(task.bundle)
     card = bundle.read_card(folder)
-    if card.weights_sha256 != task.weights_sha256:
+    if card.digest != task.digest:
         raise bundle.other_network(task.bundle)
     local = open_test_part(task.dataset, card, skip_bad=task.skip_bad)
     if local.hash != task.hash:

@@ -155,7 +155,7 @@ class Query:
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
         return {
-            "bundle": _hashes(card),
+            "bundle": card.digest,
             "inputs": images.digest,
             "at": cutouts.checksum(self.at) if self.at else None,
             "columns": self.columns,
@@ -219,8 +219,8 @@ class Task(NamedTuple):
     """Inputs that are predicted together, on a worker."""
 
     query: Query
-    hashes: tuple[str, str | None]
-    """Hashes of the network that the query names."""
+    digest: str
+    """Hash of the network that the query names."""
     requests: tuple[ReadRequest, ...]
 
 
@@ -228,8 +228,8 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], star
     """The rows as this process alone would give them."""
     first, plain = start[0] // SLICE, replace(query, inputs=())
     requests = islice(paths, first * SLICE, None)
-    hashes = _hashes(bundle.read_card(bundle.locate(query.network)))
-    tasks = (Task(plain, hashes, batch) for batch in iter(lambda: tuple(islice(requests, SLICE)), ()))
+    digest = bundle.read_card(bundle.locate(query.network)).digest
+    tasks = (Task(plain, digest, batch) for batch in iter(lambda: tuple(islice(requests, SLICE)), ()))
     for number, rows in enumerate(mapper(_predict_task, tasks), start=first):
         for row in rows:
             index = (row.source_index[0] + number * SLICE, row.source_index[1])
@@ -239,21 +239,16 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], star
 
 def _predict_task(task: Task) -> list[Row]:
     """Rows of one task, on a worker, which keeps what it has loaded."""
-    predictor, reader = _load_tools(task.query.network, task.hashes, task.query.engine, task.query.selector)
+    predictor, reader = _load_tools(task.query.network, task.digest, task.query.engine, task.query.selector)
     return list(predictor.rows(reader.read(task.requests), task.query.pixel_scale))
-
-
-def _hashes(card: Card) -> tuple[str, str | None]:
-    """Hashes of the weights and of the graph, which decide every prediction of a network."""
-    return card.weights_sha256, card.graph.sha256 if card.graph else None
 
 
 @lru_cache(maxsize=1)
 def _load_tools(
-    network: str, hashes: tuple[str, str | None], engine: EngineName | None, selector: ImageSelector
+    network: str, digest: str, engine: EngineName | None, selector: ImageSelector
 ) -> tuple[Predictor, reader.Reader]:
     """A predictor and a reader, which starts its child process again as needed; the child ends with this process."""
-    if _hashes(bundle.read_card(bundle.locate(network))) != hashes:
+    if bundle.read_card(bundle.locate(network)).digest != digest:
         raise bundle.other_network(network)
     return Predictor.load(network, engine, _device(engine)), reader.Reader(selector)
 

@@ -36,11 +36,11 @@ class Prediction:
     probs: dict[str, float]
     """Probability of each class; they sum to one."""
     prediction_set: tuple[str, ...] | None = None
-    """Classes that together hold the truth as often as the network's card promises; empty where none is
-    probable enough for that. None where the network is not calibrated, or the image out of distribution."""
+    """Classes that together hold the truth as often as the network's card promises for each class; empty where none
+    is probable enough for that. None where the network is not calibrated, or the image out of distribution."""
     ood: float | None = None
-    """OOD score: distance from the training images, 0 is the mean of in-distribution images. None where the
-    network has no feature maps to measure it on."""
+    """OOD score: distance from the training images, about 0 for an average one. None where the network has no
+    feature maps to measure it on."""
     is_ood: bool | None = None
     """Whether the image is out of distribution, so that nothing else here can be trusted: by its score, or since
     more pixels are missing than can be filled. None without a score, if none are."""
@@ -286,7 +286,7 @@ class Predictor:
         logits, log_masses, moments = self.engine(counts)
         calibration = self.calibration
         probs = calibration.probs(logits) if calibration else softmax(logits)
-        ood = calibration.ood(moments) if calibration and calibration.layers else None
+        ood = calibration.ood(moments, probs) if calibration and calibration.layers else None
         is_ood = None if calibration is None or ood is None else calibration.is_ood(ood)
         sets = calibration.sets(probs) if calibration else None
         return BatchPrediction(

@@ -60,11 +60,16 @@ def columns(classes: Sequence[str]) -> list[Column]:
         Column("path", "text", "File that it was read from", "meta.ref.url"),
         Column("label", "text", "Most probable class", "meta.code.class"),
         *(Column(f"p_{name}", "number", f"Calibrated probability of {name}", "stat.probability") for name in classes),
-        Column("prediction_set", "text", "Classes that together hold the truth nine times in ten", "meta.code.class"),
+        Column(
+            "prediction_set",
+            "text",
+            "Classes that together hold the truth nine times in ten, in each class",
+            "meta.code.class",
+        ),
         Column(
             "ood_score",
             "number",
-            "Distance from the training images; 0 is the mean of those in distribution",
+            "Distance from the training images; about 0 for an average one",
             "stat.value",
         ),
         Column(

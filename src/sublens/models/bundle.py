@@ -9,10 +9,10 @@ calibration.safetensors    parameters of the calibration and of the out-of-distr
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
@@ -103,21 +103,28 @@ class CardScores(Frozen):
     loss: float
 
 
+def _as_tuple(value: object) -> object:
+    """A single cutoff, as in cards of sublens up to 0.2, as that of all classes."""
+    return (value,) if isinstance(value, float) else value
+
+
 class CardCalibration(Frozen):
     """Calibration parameters; see `sublens.models.calibration.Calibration`."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     temperature: float
-    cutoff: float
-    """Least probability of a class in a prediction set."""
+    cutoffs: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = Field(
+        validation_alias=AliasChoices("cutoffs", "cutoff")
+    )
+    """Least probability of each class in a prediction set; up to 0.2 it was a single `cutoff`."""
     coverage: float
-    """Share of images whose set holds the truth."""
+    """Share of the images of each class whose set holds the truth; with a single cutoff, of all images."""
     ood_threshold: float | None
     """Least out-of-distribution score of an image that is flagged; None where the network has no feature maps."""
     false_alarms: float
-    """Share of in-distribution images whose score is above the threshold, at most: 1 %, or 1 / (n + 1) where fewer
-    than 99 images allow no less."""
+    """Share of the in-distribution images of each class whose score is above the threshold, at most: 1 %, or
+    1 / (n + 1) where n < 99 images of a class allow no less; with a single cutoff, of all images."""
     n: int
     """Number of selection images that temperature, sets and threshold were fitted to."""
     log_distances: tuple[tuple[float, float], ...] = Field(
@@ -126,6 +133,8 @@ class CardCalibration(Frozen):
     """Mean and standard deviation of the log squared distances, for each layer; `usual` in the file."""
     sha256: str
     """Hash of `calibration.safetensors`."""
+    ood_offsets: tuple[float, ...] = ()
+    """Part of the score that belongs to each class; empty where none is taken off."""
 
 
 class CardGraph(Frozen):
@@ -223,6 +232,12 @@ class Card(Frozen):
         return " ".join(parts)
 
     @property
+    def digest(self) -> str:
+        """Hash of all that decides a prediction: weights, graph and calibration."""
+        parts = self.model_dump_json(include={"weights_sha256", "graph", "calibration"})
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
     def track(self) -> Track:
         """Source of supervision; a teacher that had more than its student's images and labels counts too."""
         by_labels = self.teacher is None or (self.teacher.track, self.teacher.trained_on) == (LABELS, self.data.hash)
@@ -244,13 +259,14 @@ def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCali
     write_bytes(folder / CALIBRATION, to_bytes(tensors))
     return CardCalibration(
         temperature=calibration.temperature,
-        cutoff=calibration.cutoff,
+        cutoffs=calibration.cutoffs,
         coverage=calibration.coverage,
         ood_threshold=calibration.ood_threshold if calibration.layers else None,
         false_alarms=calibration.false_alarms,
         n=n,
         log_distances=tuple(layer.log_distance for layer in calibration.layers),
         sha256=sha256(folder / CALIBRATION),
+        ood_offsets=calibration.ood_offsets,
     )
 
 
@@ -265,9 +281,16 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
         Layer(doubles[f"{number}.mean"], doubles[f"{number}.precision"], log_distance)
         for number, log_distance in enumerate(entry.log_distances)
     ]
-    threshold = np.inf if entry.ood_threshold is None else entry.ood_threshold
-    promise = entry.false_alarms
-    return Calibration(entry.temperature, entry.cutoff, entry.coverage, tuple(layers), threshold, promise, entry.n)
+    return Calibration(
+        temperature=entry.temperature,
+        cutoffs=entry.cutoffs,
+        coverage=entry.coverage,
+        layers=tuple(layers),
+        ood_threshold=np.inf if entry.ood_threshold is None else entry.ood_threshold,
+        false_alarms=entry.false_alarms,
+        n=entry.n,
+        ood_offsets=entry.ood_offsets,
+    )
 
 
 def read_verified(path: Path, digest: str) -> bytes:

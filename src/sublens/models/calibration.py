@@ -1,6 +1,7 @@
 """Calibration: temperature scaling, conformal prediction sets and the out-of-distribution (OOD) score.
 
-Arrays in, values out. Fitted to logits and features of the selection part, which no weight was fitted to.
+Arrays in, values out. Fitted to logits and features of the selection part, which no weight was fitted to. Sets and
+threshold keep their promise for the images of each class, so that it holds for any mixture of the classes.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,18 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 COVERAGE = 0.9
-"""Share of images whose set holds the truth."""
+"""Share of the images of each class whose set holds the truth."""
 FALSE_ALARMS = 0.01
-"""Share of in-distribution images that are flagged as out of distribution, where there are 99 images to fit to."""
+"""Share of the in-distribution images of each class that are flagged as out of distribution, where there are 99 of
+each to fit to."""
+ENOUGH = 1_000
+"""Images of each class from which the OOD scores of the classes are brought to one threshold."""
+ROUNDS, TOLERANCE = 30, 1e-6
+"""Rounds within which the thresholds of the classes must settle, and the change of a settled one."""
 TEMPERATURES = (0.05, 20.0)
 """Least and greatest temperature that is tried."""
+SIGNIFICANCE = 0.05
+"""Chance below which a temperature counts as told from another."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +54,34 @@ class Calibration:
 
     temperature: float
     """Divisor of the logits: above 1 for an overconfident network."""
-    cutoff: float
-    """Least probability of a class in a prediction set."""
+    cutoffs: tuple[float, ...]
+    """Least probability of each class in a prediction set; a single one for all in networks of sublens up to 0.2."""
     coverage: float = COVERAGE
-    """Share of images whose set holds the truth."""
+    """Share of the images of each class whose set holds the truth; with a single cutoff, of all images."""
     layers: tuple[Layer, ...] = ()
     """Empty where the network has no feature maps."""
     ood_threshold: float = np.inf
     """Score above which an image is out of distribution."""
     false_alarms: float = FALSE_ALARMS
-    """Share of in-distribution images above it, at most: the promise of `fit_threshold`."""
+    """Share of the in-distribution images of each class above it, at most; with a single cutoff, of all images."""
     n: int = 0
     """Number of selection images that it was fitted to; 0 where that is unknown."""
+    ood_offsets: tuple[float, ...] = ()
+    """Part of the score that belongs to each class, see `fit_offsets`; empty where none is taken off."""
+
+    @property
+    def is_by_class(self) -> bool:
+        """Whether coverage and false alarms are promised for each class, not only over all images."""
+        return len(self.cutoffs) > 1
 
     @property
     def caution(self) -> str:
         """A note for every prediction where the threshold promises less than `FALSE_ALARMS`; else empty."""
         if not self.layers or self.false_alarms <= FALSE_ALARMS:
             return ""
-        return f"out-of-distribution threshold from {self.n:,} images alone: up to {self.false_alarms:.1%} false alarms"
+        scope = " in a class" if self.is_by_class else ""
+        share = f"{self.false_alarms:.1%} false alarms{scope}"
+        return f"out-of-distribution threshold from {self.n:,} images alone: up to {share}"
 
     def probs(self, logits: Floats) -> Floats:
         """Probabilities [n, c]."""
@@ -72,21 +89,32 @@ class Calibration:
 
     def sets(self, probs: Floats) -> NDArray[np.bool_]:
         """Membership of each class in the prediction sets, [n, c]; empty where no class is probable enough."""
-        return np.asarray(probs >= self.cutoff)
+        return np.asarray(probs >= np.array(self.cutoffs))
 
-    def ood(self, moments: Sequence[Floats]) -> Floats:
-        """Out-of-distribution score [n]: mean distance over the layers; 0 is that of an average training image.
+    def without_temperature(self, probs: Floats) -> Floats:
+        """Probabilities [n, c] of the same logits at a temperature of 1."""
+        return softmax(self.temperature * np.log(np.maximum(probs, 1e-300)))
 
-        moments: [n, d] for each layer. Mahalanobis distances summed over feature maps are those of Lee
-        et al. 2018, arXiv:1807.03888; mean, spread and maximum of each channel, and one Gaussian for all
-        classes, are ours: images out of distribution differ here in noise, sharpness and single spots.
+    def ood(self, moments: Sequence[Floats], probs: Floats) -> Floats:
+        """Out-of-distribution score [n]: mean distance over the layers, without the part that belongs to the class.
+
+        About 0 for an average training image. moments: [n, d] for each layer; probs: [n, c]. Mahalanobis distances
+        summed over feature maps are those of Lee et al. 2018, arXiv:1807.03888; mean, spread and maximum of each
+        channel, and one Gaussian for all classes, are ours: images out of distribution differ here in noise, sharpness
+        and single spots.
         """
-        distances = [layer.distance(rows) for layer, rows in zip(self.layers, moments, strict=True)]
-        return np.asarray(np.mean(distances, 0))
+        scores = mean_distance(self.layers, moments)
+        return scores - probs @ np.array(self.ood_offsets) if self.ood_offsets else scores
 
     def is_ood(self, scores: Floats) -> NDArray[np.bool_]:
         """Whether images of these scores [n] are out of distribution, [n]."""
         return np.asarray(scores > self.ood_threshold)
+
+
+def mean_distance(layers: Sequence[Layer], moments: Sequence[Floats]) -> Floats:
+    """Mean over the layers of the distance of moments, [n, d] for each, [n]."""
+    distances = [layer.distance(rows) for layer, rows in zip(layers, moments, strict=True)]
+    return np.asarray(np.mean(distances, 0))
 
 
 def softmax(logits: Floats) -> Floats:
@@ -115,22 +143,30 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     return float(np.exp(minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
 
 
-def fit_cutoff(probs: Floats, labels: Labels, coverage: float = COVERAGE) -> float:
-    """The least probability of a class in a set, at which sets of new images hold the truth with that coverage.
+def fit_cutoffs(probs: Floats, labels: Labels, coverage: float = COVERAGE) -> tuple[float, ...]:
+    """The least probability of each class in a set, at which sets hold the truth with that coverage in each class.
 
-    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019, arXiv:1609.00451):
-    of n images, the (n + 1)(1 - coverage)-th least probability of the truth, rounded down; 0, so that
-    sets hold every class, where there are too few images for a guarantee.
+    Label-conditional split conformal prediction (Vovk 2013, arXiv:1209.2673) with the least ambiguous sets (Sadinle
+    et al. 2019, arXiv:1609.00451): a class has a cutoff of its own, from the images [n, c] that are of it.
     """
-    true = np.sort(probs[np.arange(len(labels)), labels])
+    columns = enumerate(probs.T)
+    return tuple(fit_cutoff(column[labels == label], coverage) for label, column in columns)
+
+
+def fit_cutoff(true: Floats, coverage: float = COVERAGE) -> float:
+    """The probability that the truth of a new image reaches with at least that coverage.
+
+    true: probabilities of the truth [n]. It is the (n + 1)(1 - coverage)-th least of them, rounded down; 0, which any
+    image reaches, where there are too few for a guarantee.
+    """
     rank = int(np.floor((len(true) + 1) * (1 - coverage) + 1e-9))
-    return float(true[rank - 1]) if rank >= 1 else 0.0
+    return float(np.sort(true)[rank - 1]) if rank >= 1 else 0.0
 
 
 def fit_threshold(scores: Floats, false_alarms: float = FALSE_ALARMS) -> tuple[float, float]:
-    """The OOD score that a new in-distribution image exceeds with at most the second number as probability.
+    """The score that a new image of the same kind exceeds with at most the second number as probability.
 
-    Split conformal prediction (Lei et al. 2018, arXiv:1604.04173): of the scores [n] of in-distribution images that
+    Split conformal prediction (Lei et al. 2018, arXiv:1604.04173): of the scores [n] of images that
     nothing was fitted to, the (n + 1)(1 - false_alarms)-th, rounded up. Where that is beyond the n-th, as for 1 %
     and fewer than 99 images, it is the n-th, which a new image exceeds with a probability of 1 / (n + 1).
     """
@@ -151,6 +187,37 @@ def fit_layer(moments: Floats) -> Layer:
     return Layer(layer.mean, layer.precision, (float(distances.mean()), float(distances.std()) or 1.0))
 
 
+def fit_offsets(scores: Floats, probs: Floats, labels: Labels) -> tuple[tuple[float, ...], float, float]:
+    """Offsets of the classes, threshold and promise, so that no class has more false alarms than promised.
+
+    Scores [n] of in-distribution images spread differently by class. With `ENOUGH` images of each, a score loses the
+    offsets of the classes, weighted by its probabilities [n, c], such that the images of each class exceed one
+    threshold equally often. Otherwise, or where the probabilities say too little of the class, there are no offsets
+    and the threshold is the greatest that a class needs by itself.
+    """
+    sizes = np.bincount(labels, minlength=probs.shape[1])
+    promise = max(FALSE_ALARMS, 1 / (sizes.min() + 1))
+    limits = _class_limits(scores, probs, labels) if sizes.min() >= ENOUGH else None
+    if limits is not None:
+        return tuple(map(float, limits - limits.mean())), float(limits.mean()), promise
+    return (), max(fit_threshold(scores[labels == label])[0] for label in np.flatnonzero(sizes)), promise
+
+
+def _class_limits(scores: Floats, probs: Floats, labels: Labels) -> Floats | None:
+    """Thresholds [c] whose mean, weighted by the probabilities, is exceeded by `FALSE_ALARMS` of each class.
+
+    None where they do not settle.
+    """
+    limits = np.zeros(probs.shape[1])
+    for _ in range(ROUNDS):
+        above = scores - probs @ limits
+        changes = np.array([fit_threshold(above[labels == label])[0] for label in range(len(limits))])
+        limits += changes
+        if np.abs(changes).max() < TOLERANCE:
+            return limits
+    return None
+
+
 def fit(
     logits: Floats, labels: Labels, moments: Sequence[Floats], training: Sequence[Floats], coverage: float = COVERAGE
 ) -> Calibration:
@@ -159,10 +226,44 @@ def fit(
     logits [n, c], labels [n] and moments, [n, d] for each layer, are those of the selection part;
     training: moments of training images, which the Gaussians are fitted to.
     """
-    temperature = fit_temperature(logits, labels)
-    cutoff = fit_cutoff(softmax(logits / temperature), labels, coverage)
-    without_threshold = Calibration(temperature, cutoff, coverage, tuple(map(fit_layer, training)), n=len(labels))
-    if not without_threshold.layers:
-        return without_threshold
-    threshold, promise = fit_threshold(without_threshold.ood(moments))
-    return replace(without_threshold, ood_threshold=threshold, false_alarms=promise)
+    layers = tuple(map(fit_layer, training))
+    return _fit_promises(fit_temperature(logits, labels), layers, logits, labels, moments, coverage)
+
+
+def refit(calibration: Calibration, logits: Floats, labels: Labels, moments: Sequence[Floats]) -> Calibration:
+    """Calibrate again on other images, with the same Gaussians.
+
+    The temperature stays where the images cannot tell it from the best one; arguments as in `fit`.
+    """
+    best, temperature = fit_temperature(logits, labels), calibration.temperature
+    if temperature_p(temperature, best, logits, labels) < SIGNIFICANCE:
+        temperature = best
+    return _fit_promises(temperature, calibration.layers, logits, labels, moments, calibration.coverage)
+
+
+def temperature_p(temperature: float, best: float, logits: Floats, labels: Labels) -> float:
+    """Chance of a likelihood ratio as large as that of the best temperature, were `temperature` the right one.
+
+    By the theorem of Wilks (1938): twice the logarithm of the ratio has a chi-squared distribution.
+    """
+    from scipy.stats import chi2
+
+    gain = losses(softmax(logits / temperature), labels) - losses(softmax(logits / best), labels)
+    return float(chi2.sf(2 * gain.sum(), 1))
+
+
+def _fit_promises(
+    temperature: float,
+    layers: tuple[Layer, ...],
+    logits: Floats,
+    labels: Labels,
+    moments: Sequence[Floats],
+    coverage: float,
+) -> Calibration:
+    """Cutoffs of the sets, and offsets and threshold of the OOD score, for a temperature and Gaussians."""
+    probs = softmax(logits / temperature)
+    without_ood = Calibration(temperature, fit_cutoffs(probs, labels, coverage), coverage, layers, n=len(labels))
+    if not layers:
+        return without_ood
+    offsets, threshold, promise = fit_offsets(mean_distance(layers, moments), probs, labels)
+    return replace(without_ood, ood_offsets=offsets, ood_threshold=threshold, false_alarms=promise)

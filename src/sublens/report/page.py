@@ -20,6 +20,7 @@ from PIL import Image
 
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig
+from sublens.evaluation import calibration_scores
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
 from sublens.inference.engines import EngineName
 from sublens.models import networks
@@ -140,6 +141,9 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
             svg("clock", "AUC on the selection images against minutes.", partial(auc_curves, runs, True)),
         ],
         "costs": [svg(cost.key, cost_description(runs, cost), partial(cost_figure, runs, cost)) for cost in COSTS],
+        "calibrations": [
+            (run.name, lines) for run in runs if (lines := list(calibration_scores.sentences(run.scores.calibration)))
+        ],
         "examples": _examples(best),
         "mistakes": _mistakes(best),
         "facts": _facts(runs),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sublens.config import Frozen
 from sublens.errors import BundleError, DataError
 from sublens.evaluation import evaluate
+from sublens.evaluation.calibration_scores import CalibrationScores
 from sublens.inference.engines import EngineName
 from sublens.inference.predictor import PredictionTable
 from sublens.models import bundle
@@ -83,6 +84,8 @@ class Scores(Frozen, extra="ignore"):
     """Name of the processor."""
     data: Measured
     """Data set of the test part."""
+    calibration: CalibrationScores = CalibrationScores()
+    """How well the calibration holds; nothing in files from before it was measured."""
 
 
 @dataclass(frozen=True)

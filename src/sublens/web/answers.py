@@ -181,7 +181,8 @@ class NetworkSummary(Answer):
     ood_threshold: float | None
     """OOD score above which an image is out of distribution."""
     coverage: float | None
-    """Share of images whose prediction set holds the truth."""
+    """Share of images whose prediction set holds the truth: of each class where the card has a cutoff for each, else
+    of all."""
     temperature: float | None
     scores: tuple[CardScores, ...]
     training: CardTraining

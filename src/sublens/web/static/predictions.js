@@ -21,7 +21,7 @@ import { listed, percent } from "./numbers.js";
  * @property {Record<string, any>} data
  * @property {Record<string, any>} versions
  * @property {Record<string, any>} machine
- * @property {{calibration: {false_alarms: number, n: number} | null}} card
+ * @property {{calibration: {false_alarms: number, n: number, cutoffs: number[]} | null}} card
  *
  * @typedef {object} Score  of one training track
  * @property {string} track
@@ -82,19 +82,24 @@ export function setInBraces(prediction) {
   return set ? `{${set.join(", ")}}` : "–";
 }
 
-/** 0.9 -> "nine times in ten" @param {number} coverage */
-const often = (coverage) =>
-  Math.abs(coverage - 0.9) < 1e-6 ? "nine times in ten" : `in ${percent(coverage)} of images`;
+/** Whether the promises of a network hold for each class, not only over all images. @param {Network} network */
+export const isByClass = ({ card: { calibration } }) => (calibration?.cutoffs ?? []).length > 1;
+
+/** "nine times in ten, for each class" @param {Network} network */
+const often = (network) =>
+  (Math.abs((network.coverage ?? 0.9) - 0.9) < 1e-6
+    ? "nine times in ten"
+    : `in ${percent(network.coverage ?? 0.9)} of images`) + (isByClass(network) ? ", for each class" : "");
 
 /** The prediction set, explained. @param {Prediction} prediction @param {Network} network */
-export function setInWords(prediction, { coverage, classes }) {
+export function setInWords(prediction, network) {
   if (oodFlag(prediction)) return "There is no prediction set: its promise holds for in-distribution images only.";
   const set = claimedSet(prediction);
   if (!set) return "This network is not calibrated, so it makes no promise about how often it is right.";
-  const promise = often(coverage ?? 0.9);
+  const promise = often(network);
   if (!set.length)
     return `The prediction set is {}: no class is probable enough for the promise to be right ${promise}.`;
-  if (set.length === classes.length)
+  if (set.length === network.classes.length)
     return `It could be any of {${set.join(", ")}}: the network cannot rule out one of them.`;
   if (set.length === 1) return `The truth is “${set[0]}” ${promise}.`;
   return `The truth is one of {${set.join(", ")}} ${promise}.`;

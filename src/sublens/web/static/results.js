@@ -3,6 +3,7 @@
 import { json } from "./api.js";
 import { complain, find, make, say } from "./dom.js";
 import { many, milliseconds, percent, seconds } from "./numbers.js";
+import { isByClass } from "./predictions.js";
 
 /**
  * @typedef {import("./predictions.js").Network} Network
@@ -169,13 +170,16 @@ function shapeFacts({ bundle, classes, image_shape: shape, side, pixel_scale: sc
 }
 
 /** @param {Network} network */
-function calibrationFacts({ temperature, coverage, ood_threshold: threshold, card: { calibration } }) {
+function calibrationFacts(network) {
+  const { temperature, coverage, ood_threshold: threshold } = network;
+  const { calibration } = network.card;
+  const images = isByClass(network) ? "the images of each class" : "images";
   if (coverage === null) return { calibrated: "no" };
   return {
     temperature,
-    "sets contain the truth": `in ${percent(coverage)} of images`,
+    "sets contain the truth": `in ${percent(coverage)} of ${images}`,
     "out-of-distribution above": threshold === null ? "–" : threshold.toFixed(2),
-    "false alarms": calibration && threshold !== null ? `at most ${percent(calibration.false_alarms)}` : "–",
+    "false alarms": calibration && threshold !== null ? `at most ${percent(calibration.false_alarms)} of ${images}` : "–",
     "calibrated on": `${(calibration?.n ?? 0).toLocaleString("en")} images`,
   };
 }
