@@ -396,13 +396,14 @@ def tiny_sizes(out: Path) -> Sizes:
     text = (presets.FOLDER / "common-test-1.toml").read_text(encoding="utf-8")
     survey = out / "tiny.toml"
     small = text.replace("n_pixels = 150", "n_pixels = 48").replace("pixel_scale = 0.05", "pixel_scale = 0.15")
+    small = small.replace("fwhm = 0.20522256694", "fwhm = 0.45")
     survey.write_text(small, encoding="utf-8")
     survey_stream.SELECTION, survey_stream.REFERENCE, survey_stream.TEST = 60, 60, 60
     survey_stream.LEAST_POOL = 200
     return Sizes(survey, 64, (8,), (None,), 1.0, (0.1,), 640)
 
 
-WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 256, 1024), 3.0, (2.0,), 60_000)
+WHOLE = Sizes(Path("common-test-1"), 4096, (32, 512, 4096), (None, 512), 3.0, (2.0,), 60_000)
 
 
 def main() -> None:
