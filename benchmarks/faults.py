@@ -341,7 +341,12 @@ VARYING = (bundle.CARD, "log.jsonl", "scores.json", "report.html", "report.md")
 
 def presets_toml() -> str:
     """The small survey as a user writes it."""
-    changes = {"common-test-1": "small", "n_pixels = 150": "n_pixels = 48", "pixel_scale = 0.05": "pixel_scale = 0.15"}
+    changes = {
+        "common-test-1": "small",
+        "n_pixels = 150": "n_pixels = 48",
+        "pixel_scale = 0.05": "pixel_scale = 0.15",
+        "fwhm = 0.2": "fwhm = 0.4",
+    }
     text = presets.source("common-test-1").read_text(encoding="utf-8")
     for before, after in changes.items():
         text = text.replace(before, after)
