@@ -881,6 +881,7 @@ def serve(
 
     sublens serve
     """
+    _keep_blas_single()
     if new_key:
         from sublens.web import keys as keys_
 

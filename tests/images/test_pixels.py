@@ -157,7 +157,7 @@ def test_pixels_under_a_mask_of_the_file_are_missing_whatever_they_hold() -> Non
         assert COUNTS.min() <= image.pixels[square(2)].min() <= image.pixels[square(2)].max() <= COUNTS.max()
 
 
-def levels_by_sorting(pixels: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def levels_by_sorting(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Counts above the minimum, by the sorted values of all pixels."""
     scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
     gaps = np.diff(np.unique(scaled))
@@ -165,8 +165,8 @@ def levels_by_sorting(pixels: NDArray[np.float64]) -> NDArray[np.float64] | None
     for n_levels in (round(divisor / step) for divisor in (1, 2, 3)):
         counts = scaled * n_levels
         if counts.max() <= 20000 and np.abs(counts - counts.round()).max() < 1e-3:
-            return counts.round()
-    return (scaled * 65535).round()
+            return np.asarray(np.rint(counts))
+    return np.asarray(np.rint(scaled * 65535))
 
 
 @given(

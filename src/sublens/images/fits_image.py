@@ -8,8 +8,9 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -284,7 +285,8 @@ def _hdus(path: Path) -> Iterator[Any]:
             yield hdus
 
 
-class PlainHdu(NamedTuple):
+@dataclass(frozen=True)
+class PlainHdu:
     """The image of a FITS file that holds nothing else, with the attributes of astropy's."""
 
     header: dict[str, wcs.Value]
@@ -293,9 +295,9 @@ class PlainHdu(NamedTuple):
     file: IO[bytes]
     start: int
     """Bytes of the file before the first pixel."""
-    name = "PRIMARY"
-    ver = 1
-    is_image = True
+    name: ClassVar = "PRIMARY"
+    ver: ClassVar = 1
+    is_image: ClassVar = True
 
     @property
     def data(self) -> NDArray[np.generic]:

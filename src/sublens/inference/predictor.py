@@ -359,15 +359,15 @@ class Predictor:
 
 def _row_of(result: ReadResult, image: Image | ImageError, error: str = "", plane: TangentPlane | None = None) -> Row:
     """The row of an image that was read, without its prediction; its position is the image's where there is one."""
-    has_image = isinstance(image, Image)
+    position = image if isinstance(image, Image) else result
     return Row(
         path=result.path,
         number=result.number,
         error=error,
-        notes=tuple(image.notes) if has_image else (),
+        notes=tuple(image.notes) if isinstance(image, Image) else (),
         source_index=result.source_index,
-        ra=image.ra if has_image else result.ra,
-        dec=image.dec if has_image else result.dec,
+        ra=position.ra,
+        dec=position.dec,
         id=result.id,
         plane=plane,
     )
