@@ -214,7 +214,7 @@ def _open_wcs(plain: Mapping[str, Value]) -> Any:
 
     if any(DISTORTION.match(key) for key in plain) or "-SIP" in f"{plain.get('CTYPE1')}{plain.get('CTYPE2')}":
         return WCS(fits.Header(plain), naxis=2)
-    wcs = WCS(naxis=2)
+    wcs = WCS(naxis=2, fix=False)
     wcs.wcs = Wcsprm("".join(f"{key:8}= {_card_value(value):70}" for key, value in plain.items()).encode(), relax=True)
     wcs.wcs = wcs.wcs.sub(2)
     wcs.fix()
@@ -349,6 +349,8 @@ def _value(card: re.Match[bytes]) -> Value:
 def number(header: Any, key: str) -> float | None:
     """The finite number of a keyword, None where it is missing or holds something else."""
     with suppress(Exception):  # astropy raises of every kind for damaged cards
+        if key not in header:
+            return None
         value = header[key]
         if not isinstance(value, bool):
             parsed = float(value)
