@@ -630,6 +630,7 @@ def predict(
 
     sublens predict lensnet cutouts/*.fits --pixel-scale 0.05 --out lenses.fits
     """
+    _keep_blas_single()
     from sublens.errors import ImageError
     from sublens.images.catalogue import CatalogueSelector, parse_columns
     from sublens.images.formats import ImageSelector
@@ -665,6 +666,11 @@ def predict(
         )
     if n_failed:
         _say(f"{n_failed} of {n_images} images could not be used; the column `error` says why.")
+
+
+def _keep_blas_single() -> None:
+    """Have numpy multiply matrices with one thread: more have nothing to gain, and burn the network's time waiting."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
@@ -886,6 +892,7 @@ def serve(
 
     sublens serve
     """
+    _keep_blas_single()
     if new_key:
         from sublens.web import keys as keys_
 

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,30 @@ def test_noise_of_the_shape_of_a_cube_marks_the_pixels_of_its_plane(tmp_path: Pa
     raw = fits_image.read_image(tmp_path / "a.fits", None, str(shape[0] - 1))
     assert raw.mask is not None
     assert np.argwhere(raw.mask).tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
+def test_a_plain_file_is_read_as_astropy_reads_it(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.fits"
+    fits.PrimaryHDU(np.arange(35).reshape(5, 7).astype(dtype)).writeto(path)
+    with path.open("rb") as file, fits.open(path) as hdus:
+        plain = fits_image.plain_hdu(file)
+        assert plain is not None
+        assert np.array_equal(plain.data, hdus[0].data)
+        assert plain.data.dtype == hdus[0].data.dtype
+        assert plain.header == dict(hdus[0].header)
+
+
+@pytest.mark.parametrize("change", ["scaled", "blank", "cube", "named", "extension", "cut off", "longer"])
+def test_a_file_that_is_not_plain_is_left_to_astropy(change: str) -> None:
+    pixels = np.ones((2, 5, 7) if change == "cube" else (5, 7), "i2")
+    hdus = fits.HDUList([fits.PrimaryHDU(pixels)])
+    hdus[0].header.update(
+        {"scaled": {"BSCALE": 2.0}, "blank": {"BLANK": 1}, "named": {"EXTNAME": "ERR"}}.get(change, {})
+    )
+    hdus += [fits.ImageHDU(pixels)] if change == "extension" else []
+    file = io.BytesIO()
+    hdus.writeto(file)
+    data = file.getvalue()
+    data = {"cut off": data[:-2880], "longer": data + b" "}.get(change, data)
+    assert fits_image.plain_hdu(io.BytesIO(data)) is None

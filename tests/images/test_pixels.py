@@ -1,7 +1,10 @@
 """Missing pixels: which are, how they are filled, and where they are too many."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from astropy.io import fits
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -152,3 +155,43 @@ def test_pixels_under_a_mask_of_the_file_are_missing_whatever_they_hold() -> Non
         assert image.mask is not None
         assert np.array_equal(image.mask, square(2))
         assert COUNTS.min() <= image.pixels[square(2)].min() <= image.pixels[square(2)].max() <= COUNTS.max()
+
+
+def levels_by_sorting(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts above the minimum, by the sorted values of all pixels."""
+    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    gaps = np.diff(np.unique(scaled))
+    step = gaps[gaps > 0.5 / 20000].min(initial=1.0)
+    for n_levels in (round(divisor / step) for divisor in (1, 2, 3)):
+        counts = scaled * n_levels
+        if counts.max() <= 20000 and np.abs(counts - counts.round()).max() < 1e-3:
+            return np.asarray(np.rint(counts))
+    return np.asarray(np.rint(scaled * 65535))
+
+
+@given(
+    st.integers(0, 10**6), st.sampled_from([2, 40, 500, 19_999, 20_001, 40_000, 10**7]), st.sampled_from("dfe"),
+    st.sampled_from([0.0, 1e-9, 1e-6, 1e-4]), st.integers(1, 3),
+)  # fmt: skip
+def test_counts_are_those_that_sorting_gives(seed: int, peak: int, kind: str, noise: float, step: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, peak, (30, 30)) ** rng.choice([1.0, 0.5]) // 1 * step
+    pixels = (counts / counts.max() + rng.normal(0, noise, counts.shape)).astype(kind).astype(np.float64)
+    assume(pixels.min() < pixels.max())
+    assert np.array_equal(counts_above_minimum(pixels), levels_by_sorting(pixels))
+
+
+def test_counts_of_real_images_are_those_that_sorting_gives(real_data: Path) -> None:
+    with fits.open(real_data / "slacs0946+1006" / "data.fits") as hdus:
+        sky = hdus[0].data.astype(np.float64)
+    with np.load(real_data / "common_test_1_no_1000.npz") as archive:
+        images = [sky, *(counts / counts.max() for counts in archive["counts"][:20])]
+    for image in images:
+        assert np.array_equal(counts_above_minimum(image), levels_by_sorting(image))
+
+
+def test_a_hole_in_a_blank_field_is_filled_without_a_warning() -> None:
+    pixels = np.where(square(2), np.nan, 7.0)
+    pixels[0, 0] = 8
+    filled = fill_field(marked(pixels), (slice(5, 35), slice(5, 35)))
+    assert (filled.pixels[5:35, 5:35] == 7).all()

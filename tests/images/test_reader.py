@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from sublens.errors import ImageError
-from sublens.images import formats
+from sublens.images import formats, sandbox
+from sublens.images import reader as reading
 from sublens.images.formats import ImageSelector
 from sublens.images.listing import list_images
 from sublens.images.pixels import Image
@@ -95,16 +96,58 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_child_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", np.stack([light()] * 20))
+    np.savez(tmp_path / "a.npz", np.stack([light(256)] * 20))  # of which a child can be 16 ahead
     with Reader() as reader:
         places = []
         for result in reader.read([tmp_path / "a.npz"] * 3):
             assert isinstance(result.image, Image)
             if result.source_index in ((0, 0), (1, 12)):
-                assert reader._child is not None
-                os.kill(reader._child._process.pid, signal.SIGKILL)
+                os.kill(reader._lanes[0].child()._process.pid, signal.SIGKILL)
             places.append(result.source_index)
     assert places == [(file, number) for file in range(3) for number in range(20)]
+
+
+def test_many_children_keep_the_order_and_lose_nothing_when_one_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", -1.0)  # the next child starts at once
+    paths = [tmp_path / f"{number}.npy" for number in range(300)]
+    for number, path in enumerate(paths):
+        np.save(path, light(64) + number)
+    with Reader(n_children=3) as reader:
+        for number, result in enumerate(reader.read(paths)):
+            if number in (20, 150):
+                os.kill(reader._lanes[number % len(reader._lanes)].child()._process.pid, signal.SIGKILL)
+            assert isinstance(result.image, Image)
+            assert result.source_index == (number, 0)
+            assert np.array_equal(result.image.pixels, light(64) + number)
+        assert len(reader._lanes) == 3
+
+
+def test_an_image_larger_than_the_shared_memory_is_read(reader: Reader, tmp_path: Path) -> None:
+    large = np.random.default_rng(0).random((1100, 1100))
+    assert large.nbytes > sandbox.REGION_BYTES
+    np.save(tmp_path / "a.npy", large)
+    image = only(reader.read([tmp_path / "a.npy"]))
+    assert isinstance(image, Image)
+    assert np.array_equal(image.pixels, large)
+
+
+def test_long_names_do_not_block_the_pipe_to_a_child(reader: Reader, tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["n" * 200] * 15)
+    folder.mkdir(parents=True)
+    np.save(folder / "a.npy", light(512))
+    results = list(reader.read([folder / "a.npy"] * 60))
+    assert all(isinstance(result.image, Image) for result in results)
+
+
+def test_without_shared_memory_pixels_come_through_the_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_region_fd", lambda: None)
+    np.save(tmp_path / "a.npy", light())
+    with Reader() as reader:
+        image = only(reader.read([tmp_path / "a.npy"]))
+    assert isinstance(image, Image)
+    assert np.array_equal(image.pixels, light())
 
 
 def test_a_file_that_ends_every_child_costs_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

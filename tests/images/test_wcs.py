@@ -1,5 +1,6 @@
 """Pixel scale and position from headers of all kinds."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from sublens.errors import ImageError
 from sublens.images import formats, wcs
@@ -110,3 +112,41 @@ def test_other_hdf5_attributes_are_no_scale(tmp_path: Path, value: Any) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", data=LIGHT).attrs["pixel_scale"] = value
     assert formats.read(tmp_path / "a.h5").pixel_scale is None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {}, {"RADESYS": "ICRS"}, {"RADESYS": "FK5", "EQUINOX": 2000.0}, {"RADESYS": "FK5", "EQUINOX": 1975.0},
+        {"RADESYS": "FK5"}, {"EQUINOX": 2000.0}, {"EQUINOX": 1950.0}, {"RADESYS": "FK4", "EQUINOX": 1950.0},
+        {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"},
+        {"CTYPE1": "DEC--TAN", "CTYPE2": "RA---TAN", "CRVAL1": 2.0, "CRVAL2": 150.0},
+        {"CRVAL1": -20.0, "CRVAL2": -89.9}, {"CROTA2": 30.0}, {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN"},
+    ],
+)  # fmt: skip
+def test_the_centre_is_that_of_astropy_in_any_frame(tmp_path: Path, frame: dict[str, Any]) -> None:
+    steps = {"CDELT1": -STEP, "CDELT2": STEP} if "CROTA2" in frame else CD
+    cards = {**SKY, **steps, **frame}
+    image = read(tmp_path, cards)
+    point = WCS(fits.Header(cards)).pixel_to_world(11.5, 11.5).icrs
+    assert image.ra is not None
+    assert image.dec is not None
+    off = (image.ra - point.ra.deg) * np.cos(point.dec.rad), image.dec - point.dec.deg
+    assert np.abs(off).max() < 1e-10
+
+
+def test_cards_are_those_that_astropy_reads() -> None:
+    header = fits.Header([("A", 1), ("B-1", -2.5e-3), ("C_2", "it's"), ("D", True), ("E", ""), ("F", 1e300, "so")])
+    header.add_history("made")
+    header.add_comment("by hand")
+    cards = wcs.read_cards(io.BytesIO(header.tostring().encode()))
+    assert cards == {key: header[key] for key in ["A", "B-1", "C_2", "D", "E", "F"]}
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["A       = 1", "HIERARCH long key = 1", "CONTINUE  'more'", "B       = (1, 2)", "b       = 1", "B       = 1\t"],
+)
+def test_cards_that_leave_a_doubt_are_left_to_astropy(card: str) -> None:
+    text = "".join(line.ljust(80) for line in ("A       = 1", card, "END"))
+    assert wcs.read_cards(io.BytesIO(text.ljust(2880).encode())) is None

@@ -54,6 +54,17 @@ def arrays(outputs: Outputs) -> list[Any]:
     return [outputs.logits, outputs.logs, *outputs.moments]
 
 
+@pytest.mark.parametrize("n", [1, 16, 17, 40])
+def test_images_of_a_large_batch_have_the_outputs_that_they_have_alone(
+    n: int, counts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
+) -> None:
+    engine = Predictor.load("lensnet").engine
+    images = np.concatenate([counts] * 5)[:n]
+    alone = zip(*(arrays(engine(image[None])) for image in images), strict=True)
+    for whole, rows in zip(arrays(engine(images)), alone, strict=True):
+        assert np.allclose(whole, np.concatenate(rows), rtol=1e-4, atol=1e-5)
+
+
 def test_a_shipped_network_runs_as_a_graph_by_default() -> None:
     assert isinstance(Predictor.load("lensnet").engine, OnnxRuntime)
 

@@ -4,6 +4,7 @@ An array of three axes or more holds a stack of images or the planes (bands, col
 them follows from the sides; an array that can be read in two ways is refused. Axes of length 1 do not count.
 """
 
+import io
 import math
 import os
 import stat
@@ -11,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +28,8 @@ BLOCK_BYTES = 2**26
 """Largest part of a stack that is read at once, where chunks hold many images."""
 MAX_STACK = 10_000_000
 """Most images in one file."""
+MAX_HEADER_BYTES = 2**16
+"""Bytes of a .npy header of which no more are read; numpy refuses a longer one."""
 MAX_DEPTH = 8
 """Levels of groups below which no array is looked for; a group may hold itself."""
 MAX_COLOURS = 4
@@ -65,10 +68,19 @@ def read_npy(path: Path, plane: str | None) -> Iterator[RawImage]:
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Shape, whether it is in Fortran's order, and dtype of the array that follows in `file`; raises as numpy does."""
+    version = np.lib.format.read_magic(file)
+    size = {(1, 0): 2, (2, 0): 4}[version]
+    head = file.read(size)
+    return _parsed_header(version, head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES)))
+
+
+@lru_cache(maxsize=64)
+def _parsed_header(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """The parts of a header, with its length before it."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, is_fortran, dtype = header[np.lib.format.read_magic(file)](file)
+        shape, is_fortran, dtype = read(io.BytesIO(header))
     return shape, is_fortran, dtype
 
 

@@ -182,7 +182,7 @@ class Mosaic:
             if share:
                 notes = (*notes, f"{share:.1%} of the pixels were off the image")
             centre = (corner[0] + (size[1] - 1) / 2, corner[1] + (size[0] - 1) / 2)
-            plane = fits_image.tangent_plane(self.wcs, *centre)
+            plane = wcs.tangent_plane(self.wcs, *centre)
             scale = (self.pixel_scale, None, None)
             return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask, plane), name)
 

@@ -3,14 +3,14 @@
 import bz2
 import gzip
 import io
-import json
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from sublens.images.limits import (
     name_errors,
     translate_errors,
 )
-from sublens.images.pixels import RawImage, TangentPlane
+from sublens.images.pixels import RawImage
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
@@ -52,8 +52,6 @@ PLAIN_WORDS = frozenset(RANKS) - {"VIS"} | {"MAP"}
 """Words in the names of extensions that name no band."""
 DATA, NOISE_MAP, PSF, INFO = "data.fits", "noise_map.fits", "psf.fits", "info.json"
 """File names of an image, and beside it its noise, point-spread function and pixel scale, as PyAutoLens has them."""
-MAX_INFO_BYTES = 2**20
-"""Largest `info.json` that is read."""
 MASKED_NOISE = 1e8
 """Noise of a pixel from which on it is missing."""
 MAX_MASKED = 0.5
@@ -66,6 +64,14 @@ RUBIN_PLANES = ("MP_BAD", "MP_SAT", "MP_CR", "MP_NO_DATA", "MP_UNMASKEDNAN")
 """Keywords with the numbers of the bits of missing pixels, in the masks of Rubin's and HSC's pipelines."""
 SAMPLED_ROWS = 64
 """Rows by which a companion of an image that is read in parts is believed or not."""
+BLOCK = 2880
+"""Bytes that header and pixels are padded to."""
+DTYPES: dict[object, str] = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+"""Types of pixels, by BITPIX."""
+PLAIN_KEYS = ("SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2")
+"""First keywords of a file that holds one image."""
+SPECIAL_KEYS = {"BSCALE", "BZERO", "BLANK", "GROUPS", "PCOUNT", "GCOUNT", "EXTNAME", "EXTVER", "ZIMAGE", "XTENSION"}
+"""Keywords that give pixels, or the image, another meaning."""
 LISTED = 20
 """Most extensions that an error lists."""
 POGSON = 2.5 / math.log(10)
@@ -192,7 +198,7 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         values, index = _pixels(image.hdu, plane)
         pixels, missing = linear(values, header), image.missing(index=index)
         centre = position.centre(pixels.shape)
-        sky = tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
+        sky = wcs.tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
     raw = RawImage(pixels, wcs=(position.pixel_scale, *centre), notes=notes, mask=missing.mask, plane=sky)
     return _with_files_beside(raw, path)
@@ -214,7 +220,7 @@ def _with_files_beside(image: RawImage, path: Path) -> RawImage:
         image = image._replace(mask=image.mask if mask is None else mask, notes=notes)
     if PSF in beside:
         image = image._replace(notes=(*image.notes, f"PSF: {PSF}"))
-    if INFO in beside and image.wcs[0] is None and (scale := _info_scale(beside[INFO])):
+    if INFO in beside and image.wcs[0] is None and (scale := wcs.info_scale(beside[INFO])):
         note = f"pixel scale {scale:g} arcsec from {INFO}"
         image = image._replace(wcs=(scale, *image.wcs[1:]), notes=(*image.notes, note))
     return image
@@ -231,17 +237,6 @@ def _noise_beside(path: Path, shape: tuple[int, ...]) -> Missing:
     except ImageError:
         return Missing(None, (f"{path.name} cannot be read, so it was not used",))
     return missing._replace(notes=(f"noise: {path.name}", *missing.notes))
-
-
-def _info_scale(path: Path) -> float | None:
-    """Arcsec a pixel by the key `pixel_scale` of a JSON file; None without one."""
-    try:
-        with path.open("rb") as file:
-            scale = json.loads(file.read(MAX_INFO_BYTES)).get("pixel_scale")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    return float(scale) if is_number and 0 < scale < wcs.MAX_SCALE else None
 
 
 def linear(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
@@ -283,8 +278,48 @@ def _hdus(path: Path) -> Iterator[Any]:
     """The extensions of a FITS file."""
     with warnings.catch_warnings(), unpack(path) as file:
         warnings.simplefilter("ignore")  # blemishes of headers; pixels that are cut off are errors all the same
+        if plain := plain_hdu(file):
+            yield [plain]
+            return
         with open_hdus(file) as hdus:
             yield hdus
+
+
+@dataclass(frozen=True)
+class PlainHdu:
+    """The image of a FITS file that holds nothing else, with the attributes of astropy's."""
+
+    header: dict[str, wcs.Value]
+    dtype: str
+    shape: tuple[int, int]
+    file: IO[bytes]
+    start: int
+    """Bytes of the file before the first pixel."""
+    name: ClassVar = "PRIMARY"
+    ver: ClassVar = 1
+    is_image: ClassVar = True
+
+    @property
+    def data(self) -> NDArray[np.generic]:
+        """The pixels [h, w]."""
+        n_bytes = math.prod(self.shape, start=np.dtype(self.dtype).itemsize)
+        self.file.seek(self.start)
+        return np.frombuffer(self.file.read(n_bytes), self.dtype).reshape(self.shape)
+
+    section = data
+
+
+def plain_hdu(file: IO[bytes]) -> PlainHdu | None:
+    """The image of a FITS file that leaves no doubt; None for any other file, which is astropy's."""
+    header = wcs.read_cards(file) or {}
+    start, end = file.tell(), file.seek(0, io.SEEK_END)
+    dtype, shape = DTYPES.get(header.get("BITPIX"), ""), (header.get("NAXIS2"), header.get("NAXIS1"))
+    if tuple(header)[:5] == PLAIN_KEYS and header["SIMPLE"] is True and header["NAXIS"] == 2 and dtype:
+        height, width = (side if type(side) is int else 0 for side in shape)
+        n_bytes = height * width * np.dtype(dtype).itemsize
+        if min(height, width) > 0 and end - start == -(-n_bytes // BLOCK) * BLOCK and not SPECIAL_KEYS & header.keys():
+            return PlainHdu(header, dtype, (height, width), file, start)
+    return None
 
 
 def begins_as_fits(file: IO[bytes]) -> bool:
@@ -386,29 +421,6 @@ def _chosen(images: Sequence[Extension]) -> Extension:
     if len(candidates) > 1:
         raise _no_image(f"holds {len(candidates)} extensions that may be the image", candidates)
     return candidates[0]
-
-
-def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
-    """The plane that touches the sky at a pixel, counted from 0, whatever the projection; None where there is none."""
-    if wcs is None:
-        return None
-    around = np.array([(x, y), (x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sky = wcs.all_pix2world(around, 0)[:, [wcs.wcs.lng, wcs.wcs.lat]]
-    (east, north), steps = sky[0], np.stack([sky[2] - sky[1], sky[4] - sky[3]], axis=1)
-    steps[0] = ((steps[0] + 180) % 360 - 180) * np.cos(np.radians(north))
-    if not np.isfinite(steps).all():
-        return None
-    names = [str(wcs.wcs.ctype[axis]).partition("-")[0].ljust(5, "-") + "TAN" for axis in (wcs.wcs.lng, wcs.wcs.lat)]
-    equinox = float(wcs.wcs.equinox)
-    return TangentPlane(
-        (names[0], names[1]),
-        (float(east), float(north)),
-        steps.ravel().tolist(),
-        str(wcs.wcs.radesys),
-        equinox if np.isfinite(equinox) else None,
-    )
 
 
 def _named(images: Sequence[Extension], hdus: Any, name: str) -> Extension:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from sublens.errors import ImageError
 from sublens.images import arrays, listing, reader, sandbox
 from sublens.images.limits import MAX_SIDE, MAX_UNPACKED_BYTES, check_exists, too_much_memory, unreadable_file
 from sublens.images.reader import ReadResult
-from sublens.images.sandbox import Child, ChildError, Keeper
+from sublens.images.sandbox import Child, ChildError, Keeper, Output
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 
@@ -149,7 +149,7 @@ class Opener(Keeper):
             numbers = self._child.receive_bytes(message["bytes"], self.seconds)
             return Plain(np.frombuffer(numbers, message["dtype"]).reshape(message["shape"]), message["value"])
         except ChildError as err:
-            self._end()
+            self.end()
             raise ImageError(err.what, need=err.need, next="Leave this file out.", path=path) from err
 
 
@@ -171,18 +171,17 @@ def main() -> None:
     """Be the child: take files apart until there are no more."""
     with sandbox.open_output() as out:
         sandbox.confine(LIMITS)
-        sandbox.send(out, {"kind": "begin"})
+        out.send({"kind": "begin"})
         for request in sandbox.read_requests():
             try:
                 _send(out, _parse(sys.stdin.buffer.read(request["bytes"])))
             except ImageError as err:
-                sandbox.send(out, {"problem": sandbox.error_fields(err)})
+                out.send({"problem": sandbox.error_fields(err)})
 
 
-def _send(out: IO[bytes], plain: Plain) -> None:
-    data = plain.array.tobytes()
+def _send(out: Output, plain: Plain) -> None:
     about = {"dtype": plain.array.dtype.str, "shape": plain.array.shape, "value": plain.value}
-    sandbox.send(out, {"problem": None, "bytes": len(data), **about}, data)
+    out.send({"problem": None, **about}, memoryview(plain.array.tobytes()))
 
 
 def _parse(data: bytes) -> Plain:

@@ -34,6 +34,11 @@ QUANTISED_PEAK = 65535
 """Peak of an image whose photon counts are unknown and which was scaled to 16 bits instead."""
 MAX_PEAK = 20000
 """Largest photon count above the minimum that is recovered."""
+MIN_GAP = 0.5 / MAX_PEAK
+"""Smallest difference of two pixels scaled to 0..1 that can be a photon; any smaller is one of rounding."""
+BINS, EMPTY_BINS = 2**17, 4
+"""Bins of pixels scaled to 0..1, and the empty ones in a row that span more than `MIN_GAP`, and with the two
+around them less than the step of `MAX_PEAK` photons."""
 INTEGER_TOLERANCE = 1e-3
 """Largest difference of a recovered count from a whole number."""
 
@@ -300,7 +305,7 @@ def _fit_neighbours(
 def _to_whole_photons(values: NDArray[np.float64], good: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values [n] as whole numbers of photons, where the good pixels are, so that counts can be recovered."""
     low, high = good.min(), good.max()
-    n_levels = _n_levels(good)
+    n_levels = _n_levels(_minmax(good)) if high > low else None
     if n_levels is None:
         return values
     return np.asarray(low + ((values - low) / (high - low) * n_levels).round() * ((high - low) / n_levels))
@@ -328,28 +333,50 @@ def counts_above_minimum(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
     step; dividing by it gives the counts back exactly. Where there is no such step up to
     `MAX_PEAK`, the image is scaled to 0..`QUANTISED_PEAK` instead.
     """
-    n_levels = _n_levels(pixels)
-    if n_levels is None:
-        return scale_to_16_bits(pixels)
-    return np.asarray((_minmax(pixels) * n_levels).round(), dtype=np.uint16)
-
-
-def _n_levels(pixels: NDArray[np.float64]) -> int | None:
-    """Photons between the least and the greatest of `pixels`, of any shape; None where they are unknown."""
     scaled = _minmax(pixels)
-    gaps = np.diff(np.unique(scaled))
-    step = float(gaps[gaps > 0.5 / MAX_PEAK].min(initial=1.0))
+    return _rounded(scaled * (_n_levels(scaled) or QUANTISED_PEAK))
+
+
+def _n_levels(scaled: NDArray[np.float64]) -> int | None:
+    """Photons between the least and the greatest of pixels scaled to 0..1, of any shape; None where unknown."""
+    gaps = _gaps(scaled)
+    step = float(gaps[gaps > MIN_GAP].min(initial=1.0))
     for divisor in (1, 2, 3):  # the smallest gap present may be a few counts wide
         n_levels = round(divisor / step)
+        if n_levels > MAX_PEAK:
+            return None
         counts = scaled * n_levels
-        if counts.max() <= MAX_PEAK and np.abs(counts - counts.round()).max() < INTEGER_TOLERANCE:
+        if np.abs(counts - np.rint(counts)).max() < INTEGER_TOLERANCE:
             return n_levels
     return None
 
 
+def _gaps(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Differences of neighbouring values among pixels scaled to 0..1: all that decide the number of levels.
+
+    Pixels are put in `BINS` bins, narrower than any gap that counts. Where each bin holds one value, the bins have the
+    values in order. An empty space of four bins is a gap too small for `MAX_PEAK` photons, so that no other matters.
+    Only what is left is sorted.
+    """
+    values = scaled.ravel()
+    bins = (values * BINS).astype(np.intp)
+    is_filled = np.zeros(BINS + 1, np.bool_)
+    is_filled[bins] = True
+    filled = np.flatnonzero(is_filled)
+    if (np.diff(filled) == EMPTY_BINS + 1).any():
+        return np.array([(EMPTY_BINS + 1) / BINS])
+    levels = np.empty(BINS + 1)
+    levels[bins] = values
+    return np.diff(levels[filled] if np.array_equal(levels[bins], values) else np.sort(values))
+
+
 def scale_to_16_bits(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
     """`pixels` scaled to 0..`QUANTISED_PEAK`: for images whose photon counts are unknown."""
-    return np.asarray((_minmax(pixels) * QUANTISED_PEAK).round(), dtype=np.uint16)
+    return _rounded(_minmax(pixels) * QUANTISED_PEAK)
+
+
+def _rounded(pixels: NDArray[np.float64]) -> NDArray[np.uint16]:
+    return np.rint(pixels).astype(np.uint16)
 
 
 def _minmax(pixels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
-"""Untrusted image files, read in a child process.
+"""Untrusted image files, read in child processes.
 
-For each request the child answers `begin` once it has loaded the library, then the images, then `end`.
+For each request a child answers `begin` once it has loaded the library, then the images, then `end`.
 A file that makes the child end is tried once more in a new one, since a file before it may have damaged
 the old one's memory; a file that ends that too, or takes too long, costs one error and a new child. The
 same holds for a cutout of a big image; a catalogue of positions is read by a child of its own.
+Pixels come through memory that a child shares with its parent, or through a pipe where they do not fit.
 """
 
 import importlib
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -32,16 +34,17 @@ from sublens.images.sandbox import (
     Child,
     ChildError,
     EndedError,
-    Keeper,
+    Lane,
     Message,
+    Output,
     confine,
     error_fields,
     fetch_nothing,
+    line,
     open_output,
     path_from_hex,
     path_to_hex,
     read_requests,
-    send,
 )
 from sublens.parallel.mapper import in_order
 from sublens.storage import object_store, scratch
@@ -50,13 +53,15 @@ from sublens.storage.object_store import FETCHES, Remote
 
 SECONDS = 5.0
 """Longest time to read one image."""
-AHEAD = 8
-"""Files that are requested before they are needed."""
+AHEAD = 64
+"""Most files that a child is asked for before they are needed."""
+PATIENCE = 0.2
+"""Seconds of waiting for images after which one more child helps, where there are cores."""
 MAX_FETCHED_BYTES = 2**32
 """Largest size of one file on an object store, unless cutouts are made of it."""
 LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr", ".tif": "tifffile", ".tiff": "tifffile"}
 """Module that reads a format, by the end of the name."""
-FITS_LIBRARY = "astropy.io.fits"
+FITS_LIBRARY = "astropy.wcs"
 
 
 class ReadResult(NamedTuple):
@@ -109,8 +114,8 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector, columns: Cat
             problem = message["problem"]
             named = {str(copy): path, str(catalogue): at}[problem["path"]]
             raise DataError(problem["what"], need=problem["need"], next=problem["next"], path=named)
-        numbers = np.frombuffer(child.receive_bytes(message["bytes"], START_SECONDS), np.float64).reshape(-1, 4)
-        ids = child.receive_bytes(message["id_bytes"], START_SECONDS).decode().split("\0")
+        numbers = np.frombuffer(child.receive_block(message, START_SECONDS), np.float64).reshape(-1, 4)
+        ids = child.receive_block(child.receive(START_SECONDS), START_SECONDS).decode().split("\0")
     except ChildError as err:
         advice = "Leave out columns, split it, or convert it to CSV."
         raise DataError(err.what, need=err.need, next=advice, path=at) from err
@@ -121,8 +126,8 @@ def locate_positions(path: Path, at: Path, selector: ImageSelector, columns: Cat
 
 
 @dataclass
-class Reader(Keeper):
-    """Reads image files in a child process; use it in a `with` block.
+class Reader:
+    """Reads image files in child processes; use it in a `with` block.
 
     with Reader() as reader:
         for path, image in reader.read(paths): ...
@@ -132,12 +137,21 @@ class Reader(Keeper):
     """Choice of an extension or array."""
     seconds: float = SECONDS
     """Longest time to read one image."""
+    n_children: int = 1
+    """Most child processes; each after the first starts once images have been waited for."""
+    _lanes: list[Lane[ReadRequest]] = field(default_factory=lambda: [_lane()], init=False)
     _copies: dict[Path, Path] = field(default_factory=dict, init=False)
     """The big images on this machine, by their path on the store."""
 
     def __enter__(self) -> Self:
-        self._child = Child("sublens.images.reader")  # it loads its libraries while others load theirs
+        self._lanes[0].child()  # it loads its libraries while others load theirs
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lane in self._lanes:
+            lane.end()
 
     def read(self, paths: Iterable[ReadRequest], start: tuple[int, int] = (0, 0)) -> Iterator[ReadResult]:
         """Every image of every file, in order; an `ImageError` in place of what cannot be used.
@@ -154,48 +168,59 @@ class Reader(Keeper):
                 pool.shutdown(cancel_futures=True)
 
     def _read(self, requests: Iterator[ReadRequest], start: tuple[int, int]) -> Iterator[ReadResult]:
-        pending, index, n_known = deque[ReadRequest](), *start
+        lanes, index, n_known = deque[Lane[ReadRequest]](), *start
         is_retry = False
         try:
             while True:
-                child = self._running_child(pending)
-                for request in islice(requests, AHEAD - len(pending)):
-                    self._send(child, request)
-                    pending.append(request)
-                if not pending:
+                self._send_ahead(requests, lanes)
+                if not lanes:
                     return
+                lane = lanes[0]
                 try:
-                    for number, result in enumerate(self._results(child, pending[0])):
+                    for number, result in enumerate(self._results(lane)):
                         if number >= n_known:
                             yield result._replace(source_index=(index, number))
                             n_known = number + 1
                 except EndedError as err:
-                    self._end()
+                    lane.end()
                     if not is_retry:
                         is_retry = True
                         continue
-                    yield _failed(pending[0], err)._replace(source_index=(index, n_known))
-                done = pending.popleft()
+                    yield _failed(lane.pending[0][0], err)._replace(source_index=(index, n_known))
+                done = lanes.popleft().remove_first()
                 if isinstance(done, FetchedCopy):
                     remove(done.copy.parent)
                 index, n_known, is_retry = index + 1, 0, False
         finally:
-            if pending:  # or the next caller would receive their results
-                self._end()
+            for lane in self._lanes:
+                lane.clear()
 
-    def _running_child(self, pending: Iterable[ReadRequest]) -> Child:
-        """The child; a new one is sent the pending requests again."""
-        if self._child is None:
-            self._child = Child("sublens.images.reader")
-            for request in pending:
-                self._send(self._child, request)
-        return self._child
+    def _send_ahead(self, requests: Iterator[ReadRequest], lanes: deque[Lane[ReadRequest]]) -> None:
+        """Send requests while a lane has room, and note which lane has each."""
+        while (lane := self._free_lane()) and (request := next(requests, None)) is not None:
+            lane.add(request, self._data(request))
+            lanes.append(lane)
+            if self._is_short_of_children():
+                self._lanes.append(_lane())
+                self._lanes[-1].warm_up(self._data(request, is_warm_up=True))
+
+    def _free_lane(self) -> Lane[ReadRequest] | None:
+        """The lane with the fewest pending requests, if it has room; lanes but the first must be warm."""
+        first, *others = self._lanes
+        lane = min([first, *(other for other in others if other.is_warm())], key=lambda lane: len(lane.pending))
+        is_remote = bool(lane.pending) and isinstance(lane.pending[-1][0], FetchedCopy)
+        return lane if lane.has_room() and len(lane.pending) < (FETCHES if is_remote else AHEAD) else None
+
+    def _is_short_of_children(self) -> bool:
+        """Whether images are waited for that one more child could have read meanwhile."""
+        n = len(self._lanes)
+        return n < self.n_children and sum(lane.waited for lane in self._lanes) > n * PATIENCE
 
     def extensions(self, path: Path) -> list[Extension]:
         """The extensions of a FITS file that hold an image; none for any other file, or one that cannot be read."""
         if not formats.is_fits(path):
             return []
-        child = self._running_child(())
+        child = self._lanes[0].child()
         try:
             child.send({"path": path_to_hex(path), "selector": self.selector, "extensions": True})
             message, extensions = child.receive(START_SECONDS), []
@@ -204,16 +229,19 @@ class Reader(Keeper):
                 message = child.receive(self.seconds)
             return [Extension(number, name, tuple(shape)) for number, name, shape in extensions]
         except ChildError:
-            self._end()
+            self._lanes[0].end()
             return []
 
-    def _send(self, child: Child, request: ReadRequest) -> None:
+    def _data(self, request: ReadRequest, *, is_warm_up: bool = False) -> bytes:
+        """A request as a child is sent it; nothing for one that needs no reading."""
         if isinstance(request, ReadResult):
-            return
+            return b""
         message: Message = {"path": path_to_hex(self._local(request)), "selector": self.selector}
-        if isinstance(request, Cutout):
+        if is_warm_up:
+            message["warm_up"] = True
+        elif isinstance(request, Cutout):
             message["cut"] = (request.number, request.xy, request.size)
-        child.send(message)
+        return line(message)
 
     def _local(self, request: Path | FetchedCopy | Cutout) -> Path:
         """The file on this machine."""
@@ -224,16 +252,18 @@ class Reader(Keeper):
             self._copies[path] = object_store.local(path)
         return self._copies.get(path, path)
 
-    def _results(self, child: Child, request: ReadRequest) -> Iterator[ReadResult]:
+    def _results(self, lane: Lane[ReadRequest]) -> Iterator[ReadResult]:
+        """The results of a lane's first request."""
+        request, _ = lane.pending[0]
         if isinstance(request, ReadResult):
             yield request
             return
         path = _path_of(request)
         try:
-            message = child.receive(START_SECONDS)
+            message, child = lane.receive_first(), lane.child()
             while message["kind"] != "end":
                 if message["kind"] == "image":
-                    image = _image(message, child.receive_bytes(message["bytes"], self.seconds))
+                    image = _image(message, child.receive_block(message, self.seconds))
                     yield _with_position(request, ReadResult(path, image, image.number))
                 elif message["kind"] == "bad":
                     yield _unusable(request, message["problem"], message["number"])
@@ -243,8 +273,12 @@ class Reader(Keeper):
         except EndedError:
             raise
         except ChildError as err:
-            self._end()
+            lane.end()
             yield _failed(request, err)
+
+
+def _lane() -> Lane[ReadRequest]:
+    return Lane("sublens.images.reader")
 
 
 def _prefetch(
@@ -319,10 +353,10 @@ def main() -> None:
         confine()
         fetch_nothing()
         for request in read_requests():
-            send(out, {"kind": "end", "problem": _answer(out, request)})
+            out.send({"kind": "end", "problem": _answer(out, request)})
 
 
-def _answer(out: IO[bytes], request: Message) -> Message | None:
+def _answer(out: Output, request: Message) -> Message | None:
     """Send all of an answer but its end; returns the fields of the error that ended it, if any."""
     path = path_from_hex(request["path"])
     subject = path_from_hex(request["at"]) if "at" in request else path
@@ -337,27 +371,28 @@ def _answer(out: IO[bytes], request: Message) -> Message | None:
     return None
 
 
-def _send_answer(out: IO[bytes], path: Path, request: Message) -> None:
+def _send_answer(out: Output, path: Path, request: Message) -> None:
     selector = ImageSelector(*request["selector"])
     _load(path)
     if "at" in request:
-        subject = path_from_hex(request["at"])
-        _send_positions(
-            out, cutouts.locate_in_mosaic(path, selector.hdu, subject, CatalogueSelector(*request["columns"]))
-        )
-        return
-    if "extensions" in request:
-        send(out, {"kind": "begin"})
-        send(out, {"kind": "extensions", "extensions": fits_image.extensions(path)})
-        return
+        _send_positions(out, path, request)
+    elif "warm_up" not in request:
+        _send_content(out, path, selector, request)
+
+
+def _send_content(out: Output, path: Path, selector: ImageSelector, request: Message) -> None:
+    """Send the extensions, the cutout, or all images of a file."""
     mosaic = cutouts.open_mosaic(path, selector.hdu) if "cut" in request else None
-    send(out, {"kind": "begin"})
+    out.send({"kind": "begin"})
+    if "extensions" in request:
+        out.send({"kind": "extensions", "extensions": fits_image.extensions(path)})
+        return
     images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector)
     for number, image in enumerate(images):
         if isinstance(image, Image):
             _send_image(out, image.flipped() if selector.flip_y else image)
         else:
-            send(out, {"kind": "bad", "number": number, "problem": error_fields(image)})
+            out.send({"kind": "bad", "number": number, "problem": error_fields(image)})
 
 
 def _load(path: Path) -> None:
@@ -367,14 +402,13 @@ def _load(path: Path) -> None:
         importlib.import_module(library)
 
 
-def _send_image(out: IO[bytes], image: Image) -> None:
+def _send_image(out: Output, image: Image) -> None:
     """Send an image: its pixels as float64, then the bits of its mask where it has one."""
-    pixels = np.ascontiguousarray(image.pixels)
-    mask = b"" if image.mask is None else np.packbits(image.mask).tobytes()
+    pixels = np.ascontiguousarray(image.pixels).data.cast("B")
+    mask = [] if image.mask is None else [np.packbits(image.mask).data]
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes", "plane")}
-    message = {"kind": "image", "shape": image.pixels.shape, "bytes": pixels.nbytes + len(mask), "about": about}
-    send(out, message, pixels.data.cast("B"))
-    out.write(mask)
+    message = {"kind": "image", "shape": image.pixels.shape, "about": about}
+    out.send(message, pixels, *mask, is_last=image.number is not None)
 
 
 def _image(message: Message, data: bytearray) -> Image:
@@ -383,19 +417,21 @@ def _image(message: Message, data: bytearray) -> Image:
     size = shape[0] * shape[1]
     pixels = np.frombuffer(data, np.float64, size).reshape(shape)
     bits = np.frombuffer(data, np.uint8, offset=pixels.nbytes)
-    mask = np.unpackbits(bits, count=size).astype(bool).reshape(shape) if bits.size else None
-    image = Image(pixels, **message["about"], mask=mask)
-    return replace(image, plane=TangentPlane(*image.plane) if image.plane else None)
-
-
-def _send_positions(out: IO[bytes], positions: Positions) -> None:
-    numbers, ids = np.hstack([positions.xy, positions.sky]), "\0".join(positions.ids.tolist()).encode()
-    sizes = {"bytes": numbers.nbytes, "id_bytes": len(ids)}
-    send(
-        out,
-        {"kind": "positions", "pixel_scale": positions.pixel_scale, "note": positions.note, **sizes},
-        numbers.tobytes() + ids,
+    about = message["about"]
+    about["plane"] = TangentPlane(*about["plane"]) if about["plane"] else None
+    return Image(
+        pixels, **about, mask=np.unpackbits(bits, count=size).astype(bool).reshape(shape) if bits.size else None
     )
+
+
+def _send_positions(out: Output, path: Path, request: Message) -> None:
+    """Send where the positions of a catalogue lie in a big image: numbers, then names."""
+    hdu, columns = ImageSelector(*request["selector"]).hdu, CatalogueSelector(*request["columns"])
+    positions = cutouts.locate_in_mosaic(path, hdu, path_from_hex(request["at"]), columns)
+    ids = memoryview("\0".join(positions.ids.tolist()).encode())
+    about = {"kind": "positions", "pixel_scale": positions.pixel_scale, "note": positions.note}
+    out.send(about, memoryview(np.hstack([positions.xy, positions.sky]).tobytes()))
+    out.send({"kind": "ids"}, ids)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def _too_small(shape: tuple[int, ...], side: int, zoom: float, scale: float | No
 def _quality(image: Image) -> list[str]:
     """Doubts about the values, in words."""
     pixels, notes = image.pixels, []
-    at_top, at_bottom = (pixels == pixels.max()).sum(), (pixels == pixels.min()).mean()
+    at_top = np.count_nonzero(pixels == pixels.max())
+    at_bottom = np.count_nonzero(pixels == pixels.min()) / pixels.size
     if at_top >= SATURATED_PIXELS:
         notes.append(f"{at_top} pixels look saturated")
     if at_bottom >= FLAT_SHARE and len(np.unique(pixels)) > 2:

@@ -1,16 +1,20 @@
 """Pixel scale of an image and its position on the sky, from a FITS header or the attributes of an HDF5 array."""
 
+import json
 import math
 import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
+from sublens.images.pixels import TangentPlane
 
 ARCSEC = {
     **dict.fromkeys(("deg", "degree", "degrees"), 3600.0),
@@ -40,6 +44,8 @@ ATTRIBUTES = ("pixel_scale", "transform_pix2angle")
 """Attributes of HDF5 with arcsec a pixel: a number, or a matrix from pixels to angles as lenstronomy's."""
 MAX_SCALE = 1e3
 """Coarsest pixels that a header is believed to have, arcsec."""
+MAX_INFO_BYTES = 2**20
+"""Largest JSON file that is read."""
 BARE_SCALES = (1e-3, 10.0)
 """Scales, arcsec, at which CDELT without a unit is taken as degrees."""
 SQUARE = 0.01
@@ -52,6 +58,20 @@ NUMBERS = re.compile(
     r"LONPOLE|LATPOLE|EQUINOX|EPOCH"
 )
 """Keywords of a celestial WCS that hold numbers."""
+DISTORTION = re.compile(r"PV|[AB]P?_")
+"""Beginning of the keywords of a distortion."""
+NUMBER = rb"([+-]?\d+)|([+-]?\d+(?:\.\d*)?(?:[ED][+-]?\d+)?)"
+"""A whole number, or another."""
+CARD = re.compile(rb"([A-Z0-9_-]{1,8}) *= +(?:'((?:[ -&(-~]|'')*)'|([TF])|" + NUMBER + rb") *(?:/[ -~]*)?")
+"""A line of a header that holds a value: the keyword, and a text, truth, or number."""
+COMMENTS = {b"COMMENT ", b"HISTORY ", b"        "}
+"""Beginning of a line without a value."""
+CARD_BYTES, MAX_CARDS = 80, 1440
+"""Length of a line of a header, and most lines that are read without astropy."""
+FIRST_FK5 = 1984.0
+"""Equinox from which on coordinates without a named frame are FK5."""
+Value = str | float | bool
+"""Value of a keyword; whole numbers are int."""
 POSITION_KEYS = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 FRAMES = {"ICRS", "FK5", "FK4", "FK4-NO-E", "GALACTIC", ""}
 """Reference frames that coordinates can be turned to ICRS from."""
@@ -75,8 +95,7 @@ class HeaderWcs(NamedTuple):
             return None, None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            point = self.wcs.pixel_to_world((shape[-1] - 1) / 2, (shape[-2] - 1) / 2).icrs
-        ra, dec = float(point.ra.deg), float(point.dec.deg)
+            ra, dec = _icrs(self.wcs, (shape[-1] - 1) / 2, (shape[-2] - 1) / 2)
         return (ra, dec) if np.isfinite(ra + dec) else (None, None)
 
 
@@ -171,23 +190,95 @@ def square_scale(sides: NDArray[np.float64], key: str) -> float | None:
 
 def _celestial(header: Any) -> tuple[Any, str]:
     """The WCS of a header whose first axes lie on the sky, or None and the reason why it cannot be read."""
-    from astropy.wcs import WCS  # slow to import
-
     plain, fault = _plain_header(header), _fault(header)
     if fault:
         return None, fault
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # astropy warns of what it mends in a header
-            wcs = WCS(plain, naxis=2)
+            wcs = _open_wcs(plain)
             if wcs.has_celestial:
-                wcs.pixel_to_world(0, 0).icrs  # noqa: B018 - an unknown frame shows here
+                _icrs(wcs, 0, 0)  # an unknown frame shows here
                 return wcs, ""
     except MemoryError:
         raise
     except Exception:  # astropy raises of every kind for damaged headers
         pass
     return None, f"the axes {_text(plain, 'CTYPE1')} and {_text(plain, 'CTYPE2')} do not follow the FITS standard"
+
+
+def _open_wcs(plain: Mapping[str, Value]) -> Any:
+    """astropy's WCS of a plain header; without a distortion it is read by wcslib alone, which is quick."""
+    from astropy.io import fits  # slow to import
+    from astropy.wcs import WCS, Wcsprm
+
+    if any(DISTORTION.match(key) for key in plain) or "-SIP" in f"{plain.get('CTYPE1')}{plain.get('CTYPE2')}":
+        return WCS(fits.Header(plain), naxis=2)
+    wcs = WCS(naxis=2, fix=False)
+    wcs.wcs = Wcsprm("".join(f"{key:8}= {_card_value(value):70}" for key, value in plain.items()).encode(), relax=True)
+    wcs.wcs = wcs.wcs.sub(2)
+    wcs.fix()
+    wcs.wcs.set()
+    return wcs
+
+
+def _card_value(value: Value) -> str:
+    """A value as a header has it."""
+    return "'{}'".format(value.replace("'", "''")) if isinstance(value, str) else repr(value).upper()
+
+
+def _icrs(wcs: Any, x: float, y: float) -> tuple[float, float]:
+    """Right ascension and declination, degrees, of a pixel counted from 0; raises where the frame is not known."""
+    axes = wcs.wcs.lng, wcs.wcs.lat
+    names, equinox = [str(wcs.wcs.ctype[axis])[:4] for axis in axes], float(wcs.wcs.equinox)
+    turn = _turn_to_icrs((names[0], names[1]), str(wcs.wcs.radesys), equinox if math.isfinite(equinox) else None)
+    if turn is None:
+        point = wcs.pixel_to_world(x, y).icrs
+        return float(point.ra.deg), float(point.dec.deg)
+    lng, lat = np.radians(wcs.all_pix2world([(x, y)], 0)[0][list(axes)])
+    east, north, up = turn @ (np.cos(lat) * np.cos(lng), np.cos(lat) * np.sin(lng), np.sin(lat))
+    return float(np.degrees(np.arctan2(north, east))) % 360, float(np.degrees(np.arctan2(up, np.hypot(east, north))))
+
+
+@lru_cache(maxsize=64)
+def _turn_to_icrs(names: tuple[str, str], radesys: str, equinox: float | None) -> NDArray[np.float64] | None:
+    """The rotation [3, 3] to ICRS from a frame that is turned against it; None for any other frame."""
+    from astropy.coordinates import FK5, ICRS, CartesianRepresentation, Galactic
+    from astropy.time import Time
+
+    is_equatorial = names == ("RA--", "DEC-")
+    if is_equatorial and (radesys == "ICRS" or (not radesys and equinox is None)):
+        return np.eye(3)
+    if is_equatorial and equinox is not None and (radesys == "FK5" or (not radesys and equinox >= FIRST_FK5)):
+        frame = FK5(CartesianRepresentation(np.eye(3)), equinox=Time(equinox, format="jyear"))
+    elif names == ("GLON", "GLAT") and not radesys:
+        frame = Galactic(CartesianRepresentation(np.eye(3)))
+    else:
+        return None
+    return np.asarray(frame.transform_to(ICRS()).cartesian.xyz.value)
+
+
+def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
+    """The plane that touches the sky at a pixel, counted from 0, whatever the projection; None where there is none."""
+    if wcs is None:
+        return None
+    around = np.array([(x, y), (x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sky = wcs.all_pix2world(around, 0)[:, [wcs.wcs.lng, wcs.wcs.lat]]
+    (east, north), steps = sky[0], np.stack([sky[2] - sky[1], sky[4] - sky[3]], axis=1)
+    steps[0] = ((steps[0] + 180) % 360 - 180) * np.cos(np.radians(north))
+    if not np.isfinite(steps).all():
+        return None
+    names = [str(wcs.wcs.ctype[axis]).partition("-")[0].ljust(5, "-") + "TAN" for axis in (wcs.wcs.lng, wcs.wcs.lat)]
+    equinox = float(wcs.wcs.equinox)
+    return TangentPlane(
+        (names[0], names[1]),
+        (float(east), float(north)),
+        steps.ravel().tolist(),
+        str(wcs.wcs.radesys),
+        equinox if np.isfinite(equinox) else None,
+    )
 
 
 def _fault(header: Any) -> str:
@@ -202,14 +293,12 @@ def _fault(header: Any) -> str:
     return f"{', '.join(missing)} cannot be read" if missing else ""
 
 
-def _plain_header(header: Any) -> Any:
+def _plain_header(header: Any) -> dict[str, Value]:
     """The keywords of a celestial WCS alone, so that no blemish elsewhere keeps it from being read.
 
     Left out are the tables of a distortion (CPDIS, D2IM), which shift a position by less than a pixel.
     """
-    from astropy.io import fits  # slow to import
-
-    plain = fits.Header()
+    plain: dict[str, Value] = {}
     for key in header:
         if not NUMBERS.fullmatch(key) or (value := number(header, key)) is None:
             continue
@@ -226,9 +315,42 @@ def _plain_header(header: Any) -> Any:
     return plain
 
 
+def read_cards(file: IO[bytes]) -> dict[str, Value] | None:
+    """The first header of a FITS file, each line of which follows the standard and has its own keyword.
+
+    The file is left after the header. None where there is no such header; astropy knows what to make of it.
+    """
+    header: dict[str, Value] = {}
+    file.seek(0)
+    for number_read in range(1, MAX_CARDS + 1):
+        card = file.read(CARD_BYTES)
+        if card.rstrip() == b"END":
+            rest = file.read(-number_read % 36 * CARD_BYTES)
+            return header if not rest.strip(b" ") and len(rest) == -number_read % 36 * CARD_BYTES else None
+        if card[:8] in COMMENTS and card.isascii():
+            continue
+        match = CARD.fullmatch(card)
+        if not match or card[8:10] != b"= " or (key := match[1].decode()) in header:
+            return None
+        header[key] = _value(match)
+    return None
+
+
+def _value(card: re.Match[bytes]) -> Value:
+    """The value of a line of a header."""
+    _, text, truth, whole, real = card.groups()
+    if text is not None:
+        return str(text.decode().replace("''", "'").rstrip())
+    if truth:
+        return bool(truth == b"T")
+    return int(whole) if whole else float(real.replace(b"D", b"E"))
+
+
 def number(header: Any, key: str) -> float | None:
     """The finite number of a keyword, None where it is missing or holds something else."""
     with suppress(Exception):  # astropy raises of every kind for damaged cards
+        if key not in header:
+            return None
         value = header[key]
         if not isinstance(value, bool):
             parsed = float(value)
@@ -262,3 +384,14 @@ def attribute_scale(attributes: Mapping[str, Any]) -> tuple[float | None, tuple[
                 if scale := square_scale(sides, name):
                     return scale, (f"pixel scale {scale:g} arcsec from {name}",)
     return None, ()
+
+
+def info_scale(path: Path) -> float | None:
+    """Arcsec a pixel by the key `pixel_scale` of a JSON file; None without one."""
+    try:
+        with path.open("rb") as file:
+            scale = json.loads(file.read(MAX_INFO_BYTES)).get("pixel_scale")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    return float(scale) if is_number and 0 < scale < MAX_SCALE else None

@@ -20,6 +20,8 @@ EngineName = Literal["onnxruntime", "openvino", "torch"]
 
 MASS_UNIT_MSUN = 1e9
 """Unit of mass in the truth head, which predicts log(1 + M / unit)."""
+CACHED_BATCH = 16
+"""Images that ONNX Runtime computes at once: of more, the feature maps leave the cache."""
 COUNTS, LOGITS, MAP, MOMENTS = "counts", "logits", "map", "moments"
 """Names of a graph's input [b, h, w] float32, and of its outputs; those of moments end in a number."""
 
@@ -66,8 +68,14 @@ class OnnxRuntime:
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
         """Network outputs for images [b, h, w]."""
-        arrays = self._session.run(self._names, {COUNTS: counts.astype(np.float32)})
+        starts = range(0, max(len(counts), 1), CACHED_BATCH)
+        parts = [self._run(counts[start : start + CACHED_BATCH]) for start in starts]
+        arrays = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return _outputs(dict(zip(self._names, arrays, strict=True)))
+
+    def _run(self, counts: NDArray[np.uint16]) -> list[Any]:
+        arrays: list[Any] = self._session.run(self._names, {COUNTS: counts.astype(np.float32)})
+        return arrays
 
 
 class OpenVino:

@@ -24,7 +24,7 @@ from sublens.images.formats import ImageSelector
 from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
-from sublens.inference.engines import EngineName
+from sublens.inference.engines import EngineName, n_threads
 from sublens.inference.journal import Journal
 from sublens.inference.predictor import SLICE, Predictor, Row, no_map
 from sublens.models import bundle
@@ -200,7 +200,7 @@ def predict(
         if cluster:
             rows = _on_cluster(mapper, query, paths, start)
         else:
-            child = stack.enter_context(reader.Reader(query.selector))
+            child = stack.enter_context(reader.Reader(query.selector, n_children=n_threads()))
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:

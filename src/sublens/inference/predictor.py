@@ -1,10 +1,11 @@
 """Predictor: the only path from pixels to probabilities. Imports torch only where that is the engine."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +16,11 @@ from sublens.images import listing, resample
 from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
-from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
+from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino, n_threads
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
+from sublens.parallel.mapper import in_order
 from sublens.storage.object_store import parse_path
 
 BATCH = 64
@@ -151,6 +153,18 @@ class PredictionTable:
     """OOD scores, [n]; None where the network is not calibrated or has no feature maps."""
 
 
+class _Input(NamedTuple):
+    """What the network needs of an image in its frame."""
+
+    counts: NDArray[np.uint16]
+    """Counts above the minimum, [h, w]."""
+    has_hole: bool
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        return cls(image.counts(), image.has_hole)
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained network with its calibration: from images to predictions.
@@ -195,7 +209,7 @@ class Predictor:
         Each image is resampled by the pixel scale in its header and cut to size; a stack gives a prediction an
         image. Raises `ImageError` for the first image that cannot be used.
         """
-        with Reader() as reader:
+        with Reader(n_children=n_threads()) as reader:
             results = reader.read(listing.list_images(map(parse_path, paths)))
             images = [self._usable(result, None) for result in results]
         return self.predict_images(images)
@@ -203,31 +217,38 @@ class Predictor:
     def rows(self, results: Iterable[ReadResult], pixel_scale: float | None = None) -> Iterator[Row]:
         """A row for each image that was read, in order; an image that cannot be used has its error there.
 
-        pixel_scale: arcsec a pixel of the images, where the user knows better than the files.
+        pixel_scale: arcsec a pixel of the images, where the user knows better than the files. While the network runs
+        on a batch in a thread, the next batch is read.
         """
-        rows: list[Row] = []
-        images: list[Image] = []
-        for result in results:
-            if rows and result.source_index[0] // SLICE != rows[-1].source_index[0] // SLICE:
-                yield from self._with_predictions(rows, images)
-                rows, images = [], []
-            row = Row(
-                result.path, result.number, source_index=result.source_index, ra=result.ra, dec=result.dec, id=result.id
-            )
+        with ThreadPoolExecutor(1) as pool:
+            batches = self._batches(results, pixel_scale)
             try:
-                image = self._usable(result, pixel_scale)
-                images.append(image)
-                plane = self._map_plane(image.plane) if image.plane else None
-                rows.append(replace(row, notes=tuple(image.notes), ra=image.ra, dec=image.dec, plane=plane))
-            except ImageError as err:
-                if not isinstance(result.image, ImageError):
-                    read = result.image
-                    row = replace(row, notes=tuple(read.notes), ra=read.ra, dec=read.dec)
-                rows.append(replace(row, error=str(err)))
-            if len(rows) == BATCH:  # failures included, so that the same images always share a batch
-                yield from self._with_predictions(rows, images)
-                rows, images = [], []
-        yield from self._with_predictions(rows, images)
+                for rows in in_order((pool.submit(self._with_predictions, batch) for batch in batches), lambda: 2):
+                    yield from rows
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _batches(
+        self, results: Iterable[ReadResult], pixel_scale: float | None
+    ) -> Iterator[list[tuple[Row, _Input | None]]]:
+        """Rows that share a batch, failures included, so that the same images always do."""
+        batch: list[tuple[Row, _Input | None]] = []
+        for result in results:
+            is_next_slice = batch and result.source_index[0] // SLICE != batch[-1][0].source_index[0] // SLICE
+            if is_next_slice or len(batch) == BATCH:
+                yield batch
+                batch = []
+            batch.append(self._row(result, pixel_scale))
+        if batch:
+            yield batch
+
+    def _row(self, result: ReadResult, pixel_scale: float | None) -> tuple[Row, _Input | None]:
+        """The row of an image without its prediction, and what the network needs of it."""
+        try:
+            image = self._usable(result, pixel_scale)
+        except ImageError as err:
+            return _row_of(result, result.image, str(err)), None
+        return _row_of(result, image, plane=self._map_plane(image.plane) if image.plane else None), _Input.of(image)
 
     def _usable(self, result: ReadResult, pixel_scale: float | None) -> Image:
         """An image in the frame that the network was trained on; raises `ImageError`, with the image's name."""
@@ -254,10 +275,9 @@ class Predictor:
         side = field_of_view(self.input, self.image_shape)
         return plane.cut(self.image_shape, (side, side)).zoomed(self.map.n_cells / side)
 
-    def _with_predictions(self, rows: list[Row], images: list[Image]) -> Iterator[Row]:
-        predictions = iter(self.predict_images(images))
-        for row in rows:
-            yield row if row.error else replace(row, prediction=next(predictions))
+    def _with_predictions(self, batch: Sequence[tuple[Row, _Input | None]]) -> list[Row]:
+        predictions = self._predict([image for _, image in batch if image])
+        return [replace(row, prediction=next(predictions)) if image else row for row, image in batch]
 
     @property
     def pixel_scale(self) -> float | None:
@@ -325,12 +345,32 @@ class Predictor:
 
     def predict_images(self, images: Sequence[Image]) -> list[Prediction]:
         """Predictions for images in the frame of the network, as `framed` makes them, `BATCH` at a time."""
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            output = self.forward(np.stack([image.counts() for image in batch]))
-            predictions += output.with_holes(np.array([image.has_hole for image in batch]))
-        return predictions
+        starts = range(0, len(images), BATCH)
+        batches = ([_Input.of(image) for image in images[start : start + BATCH]] for start in starts)
+        return [prediction for batch in batches for prediction in self._predict(batch)]
+
+    def _predict(self, batch: Sequence[_Input]) -> Iterator[Prediction]:
+        """Predictions for images that share a batch."""
+        if not batch:
+            return iter(())
+        output = self.forward(np.stack([image.counts for image in batch]))
+        return iter(output.with_holes(np.array([image.has_hole for image in batch])))
+
+
+def _row_of(result: ReadResult, image: Image | ImageError, error: str = "", plane: TangentPlane | None = None) -> Row:
+    """The row of an image that was read, without its prediction; its position is the image's where there is one."""
+    position = image if isinstance(image, Image) else result
+    return Row(
+        path=result.path,
+        number=result.number,
+        error=error,
+        notes=tuple(image.notes) if isinstance(image, Image) else (),
+        source_index=result.source_index,
+        ra=position.ra,
+        dec=position.dec,
+        id=result.id,
+        plane=plane,
+    )
 
 
 def no_map() -> BundleError:
