@@ -1,11 +1,12 @@
-"""Loops that torch cannot fuse, compiled by numba; the Poisson draws are one.
+"""Loops that torch cannot fuse, compiled by numba: light of a scene on a processor, blur, Poisson draws.
 
-Compiled code is kept on disk, so only the first run waits for it, a few seconds.
+Compiled code is kept on disk, so only the first run waits for it, some seconds. Numbers of single precision stay so
+only beside others of single precision, hence `Single`.
 """
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,18 @@ from sublens.sim.survey import Floats
 Reals = NDArray[np.floating[Any]]
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A loop of plain numbers, compiled; functions that it calls must stand in its file, or changes go unnoticed."""
+    options["error_model"] = "numpy"  # else a division is not vectorised
     try:
-        fast = njit(function, cache=True, error_model="numpy")  # numpy's: else a division is not vectorised
+        fast = njit(function, cache=True, **options)
     except RuntimeError:  # no folder to keep it in can be written
-        fast = njit(function, error_model="numpy")
+        fast = njit(function, **options)
     return fast  # type: ignore[no-any-return]
+
+
+contracted = partial(compiled, fastmath={"contract"})
+"""As `compiled`; a product and a sum become one instruction, which rounds once, as torch's do."""
 
 
 FINE, COARSE, COARSEST = 0.125, 64.0, 1024.0
@@ -115,3 +121,255 @@ def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
     _draw(faint.ravel(), uniform, counts.ravel(), *_tables(FINE, COARSE), *_tables(COARSE, COARSEST))
     counts[bright] = rng.poisson(rates[bright])
     return counts
+
+
+@contracted
+def _add(total: Reals, terms: Reals, weight: np.floating[Any]) -> None:
+    for i in range(total.size):
+        total[i] += terms[i] * weight
+
+
+@contracted
+def blur(image: Reals, weights: Reals, parts: int, blurred: Reals) -> None:
+    """Fill `blurred` [b, h, w] with images [b, h * parts, w * parts], blurred along both axes with the weights [k].
+
+    Light outside the image equals that of the nearest edge. All are of one precision.
+    """
+    height, width = image.shape[1:]
+    reach = (len(weights) - parts) // 2
+    down = np.empty(width + 2 * reach, image.dtype)
+    middle = down[reach : reach + width]
+    columns = np.empty((parts, len(down) // parts + 1), image.dtype)  # without strides, which are slow to add
+    for b in range(len(image)):
+        for row in range(blurred.shape[1]):
+            middle[:] = 0
+            for k in range(len(weights)):
+                _add(middle, image[b, min(max(row * parts + k - reach, 0), height - 1)], weights[k])
+            down[:reach], down[reach + width :] = middle[0], middle[-1]
+            for part in range(parts):
+                columns[part, : len(down[part::parts])] = down[part::parts]
+            blurred[b, row] = 0
+            for k in range(len(weights)):
+                _add(blurred[b, row], columns[k % parts, k // parts :], weights[k])
+
+
+Single = np.float32
+TINY = Single(1e-12)
+"""Least squared distance, arcsec^2: keeps a mass on a pixel centre finite."""
+NOUGHT, HALF, ONE, TWO, MOST_POWER = Single(0), Single(0.5), Single(1), Single(2), Single(87)
+ODD = tuple(Single(1 / n) for n in range(3, 15, 2))
+"""Coefficients of the series of atanh and, with alternating signs, of atan: 1/3, 1/5 and so on."""
+EXP = tuple(Single(1 / math.factorial(n)) for n in range(8))
+"""Coefficients of the exponential series."""
+LOG_2, PER_LOG_2, PI = Single(math.log(2)), Single(1 / math.log(2)), Single(math.pi)
+ROOT_HALF_BITS, MANTISSA_BITS, EXPONENT_OF_ONE = np.int32(0x3F3504F3), np.int32(23), np.int32(127)
+"""Single precision's bits of the root of 1/2, the number of bits of the mantissa, and the exponent of 1."""
+
+
+def _atan_series() -> tuple[np.float32, ...]:
+    """Coefficients a_0, a_1, ... of atan(m) / m in powers of m^2 for m from 0 to 1, to 2e-8."""
+    series = np.polynomial.Chebyshev.interpolate(lambda m2: np.arctan(np.sqrt(m2)) / np.sqrt(m2), 10, (0, 1))
+    return tuple(Single(term) for term in series.convert(kind=np.polynomial.Polynomial).coef)
+
+
+ATAN = _atan_series()
+
+
+@contracted
+def _log(x: Single) -> Single:
+    """Natural logarithm of a normal number above 0, to 1e-7; that of 0 comes as -88."""
+    bits = Single(x).view(np.int32)
+    exponent = (bits - ROOT_HALF_BITS) >> MANTISSA_BITS
+    mantissa = np.int32(bits - (exponent << MANTISSA_BITS)).view(Single)  # 0.7 to 1.4
+    z = (mantissa - ONE) / (mantissa + ONE)
+    z2 = z * z
+    return Single(exponent) * LOG_2 + TWO * z * (ONE + z2 * (ODD[0] + z2 * (ODD[1] + z2 * ODD[2])))
+
+
+@contracted
+def _exp(x: Single) -> Single:
+    """Exponential function, to a relative 3e-7; beyond -87 and 87 that of these."""
+    power = min(max(x, -MOST_POWER), MOST_POWER)
+    whole = np.floor(power * PER_LOG_2 + HALF)
+    r = power - whole * LOG_2
+    series = EXP[4] + r * (EXP[5] + r * (EXP[6] + r * EXP[7]))
+    series = EXP[0] + r * (EXP[1] + r * (EXP[2] + r * (EXP[3] + r * series)))
+    return series * np.int32((np.int32(whole) + EXPONENT_OF_ONE) << MANTISSA_BITS).view(Single)
+
+
+@contracted
+def _atan2(y: Single, x: Single) -> Single:
+    """Angle of the point (x, y), to 2e-7; 0 at the origin."""
+    long, short = max(abs(x), abs(y)), min(abs(x), abs(y))
+    m = short / max(long, TINY * TINY)
+    m2 = m * m
+    high = ATAN[6] + m2 * (ATAN[7] + m2 * (ATAN[8] + m2 * (ATAN[9] + m2 * ATAN[10])))
+    low = ATAN[0] + m2 * (ATAN[1] + m2 * (ATAN[2] + m2 * (ATAN[3] + m2 * (ATAN[4] + m2 * (ATAN[5] + m2 * high)))))
+    angle = m * low
+    angle = PI / TWO - angle if abs(y) > abs(x) else angle
+    angle = PI - angle if x < 0 else angle
+    return -angle if y < 0 else angle
+
+
+RAYS = np.dtype(
+    [
+        (name, Single)
+        for name in (
+            *("halo_cos", "halo_sin", "halo_q", "halo_f", "halo_scale", "gamma_1", "gamma_2"),
+            *("string_x", "string_y", "string_cos", "string_sin", "string_half", "string_scale"),
+            *("source_x", "source_y"),
+            *(f"{what}_{name}" for what in ("source", "lens") for name in ("ux", "uy", "vx", "vy", "power", "b", "log")),
+        )
+    ]
+)
+"""What the light of one scene is computed from. halo_f: root of 1 - q^2; halo_scale: theta_e times the root of q.
+gamma: the shear's components. string_scale: theta_e^2 / (2 half). Of source and lens galaxy, each a Sersic profile: the
+matrix that makes a circle of their ellipse of half of the light, radius one; power: 1 / (2 n); b: b_n; log: logarithm
+of the intensity in the middle."""
+ROUND = Single(0.3)
+"""Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
+
+
+@contracted
+def _halo(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> None:
+    """Set alpha_x, alpha_y to the deflection of an isothermal ellipsoid, as `mass.sie_deflection`, and shear."""
+    cos, sin, q2, f, scale = scene.halo_cos, scene.halo_sin, scene.halo_q * scene.halo_q, scene.halo_f, scene.halo_scale
+    for i in range(x.size):
+        u, v = cos * x[i] + sin * y[i], cos * y[i] - sin * x[i]
+        psi = np.sqrt(q2 * u * u + v * v + TINY)
+        if f < ROUND:
+            a, c = u / psi, v / psi
+            a2, c2 = f * f * a * a, f * f * c * c
+            even = ODD[0] - a2 * (ODD[1] - a2 * (ODD[2] - a2 * (ODD[3] - a2 * (ODD[4] - a2 * ODD[5]))))
+            odd = ODD[0] + c2 * (ODD[1] + c2 * (ODD[2] + c2 * (ODD[3] + c2 * (ODD[4] + c2 * ODD[5]))))
+            along, across = a - a * a2 * even, c + c * c2 * odd
+        else:
+            along, across = _atan2(f * u, psi) / f, HALF * _log((psi + f * v) / (psi - f * v)) / f
+        alpha_x[i] = scale * (cos * along - sin * across) + scene.gamma_1 * x[i] + scene.gamma_2 * y[i]
+        alpha_y[i] = scale * (sin * along + cos * across) + scene.gamma_2 * x[i] - scene.gamma_1 * y[i]
+
+
+@contracted
+def _point(x: Reals, y: Reals, mass: Reals, alpha_x: Reals, alpha_y: Reals) -> None:
+    """Add the deflection of a point mass of x, y and Einstein radius, as `mass.point_deflection`."""
+    x_0, y_0, strength = mass[0], mass[1], mass[2] * mass[2]
+    for i in range(x.size):
+        dx, dy = x[i] - x_0, y[i] - y_0
+        weight = strength / (dx * dx + (dy * dy + TINY))
+        alpha_x[i] += weight * dx
+        alpha_y[i] += weight * dy
+
+
+@contracted
+def _string(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> None:
+    """Add the deflection of a string, as `mass.string_deflection`."""
+    cos, sin, half, scale = scene.string_cos, scene.string_sin, scene.string_half, scene.string_scale
+    for i in range(x.size):
+        dx, dy = x[i] - scene.string_x, y[i] - scene.string_y
+        u, v = cos * dx + sin * dy, cos * dy - sin * dx
+        left, right, v2 = u + half, u - half, v * v + TINY
+        along = HALF * _log((left * left + v2) / (right * right + v2))
+        across = _atan2(TWO * half * v, left * right + v2)
+        alpha_x[i] += scale * (cos * along - sin * across)
+        alpha_y[i] += scale * (sin * along + cos * across)
+
+
+@contracted
+def _sersic(
+    x: Reals, y: Reals, ux: Single, uy: Single, vx: Single, vy: Single, power: Single, b: Single, log: Single, light: Reals
+) -> None:
+    """Add the light of a Sersic profile at the positions x, y from its middle, as `light.sersic`."""
+    for i in range(x.size):
+        u, v = ux * x[i] + uy * y[i], vx * x[i] + vy * y[i]
+        exponent = log - b * _exp(power * _log(u * u + v * v))
+        light[i] += _exp(exponent) + NOUGHT * exponent  # NaN stays NaN
+
+
+@contracted
+def _shine(
+    x: Reals, y: Reals, scene: Any, points: Reals, has_lens_light: bool, beta_x: Reals, beta_y: Reals, light: Reals
+) -> None:
+    """Set `light` to that at the positions x, y; beta_x, beta_y are room for the same number of positions."""
+    s = scene
+    _halo(x, y, s, beta_x, beta_y)
+    for point in points:
+        _point(x, y, point, beta_x, beta_y)
+    if s.string_scale > 0:
+        _string(x, y, s, beta_x, beta_y)
+    for i in range(x.size):
+        beta_x[i] = (x[i] - s.source_x) - beta_x[i]
+        beta_y[i] = (y[i] - s.source_y) - beta_y[i]
+    light[:] = 0
+    _sersic(
+        beta_x, beta_y, s.source_ux, s.source_uy, s.source_vx, s.source_vy, s.source_power, s.source_b, s.source_log, light
+    )
+    if has_lens_light:
+        _sersic(x, y, s.lens_ux, s.lens_uy, s.lens_vx, s.lens_vy, s.lens_power, s.lens_b, s.lens_log, light)
+
+
+@contracted
+def shine(axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals) -> None:
+    """Set `light` [n, n] to that of one scene, of dtype RAYS, on the square grid of these positions along each side [n].
+
+    points: x, y and Einstein radius of each point mass, [k, 3]. All but positions of pixels is of single precision.
+    """
+    y, beta_x, beta_y = np.empty_like(axis), np.empty_like(axis), np.empty_like(axis)
+    for row in range(len(axis)):
+        y[:] = axis[row]
+        _shine(axis, y, scene, points, has_lens_light, beta_x, beta_y, light[row])
+
+
+CHUNK = 972
+"""Finer points at which light is computed together: those of 12 parts of 81, or of 108 of 9."""
+
+
+@contracted
+def refine(
+    parts: NDArray[np.int64], within: Reals, axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals
+) -> None:
+    """Set the light [n, n] in some parts of pixels to the mean over finer points; see `shine`.
+
+    parts: their places in the flattened grid [k]. within: finer positions along each side of a part, from its middle.
+    """
+    fine = len(within) ** 2
+    most = CHUNK // fine
+    x, y, beta_x, beta_y, bright = np.empty((5, most * fine), Single)
+    for start in range(0, len(parts), most):
+        chosen = parts[start : start + most]
+        for k in range(len(chosen)):
+            for i in range(fine):
+                x[k * fine + i] = axis[chosen[k] % len(axis)] + within[i % len(within)]
+                y[k * fine + i] = axis[chosen[k] // len(axis)] + within[i // len(within)]
+        n = len(chosen) * fine
+        _shine(x[:n], y[:n], scene, points, has_lens_light, beta_x[:n], beta_y[:n], bright[:n])
+        for k in range(len(chosen)):
+            light[chosen[k] // len(axis), chosen[k] % len(axis)] = bright[k * fine : (k + 1) * fine].mean()
+
+
+@contracted
+def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep: NDArray[np.uint8]) -> None:
+    """Raise `steep` [n, n] to the number of limits that a part's error, or its neighbours', is above.
+
+    The error is the sum of the second differences of light along both axes over per_error and the square root of
+    light + sky.
+    """
+    n = len(light)
+    wide, error = np.empty(n + 2, Single), np.empty(n, Single)
+    for row in range(n):
+        up, here, down = light[max(row - 1, 0)], light[row], light[min(row + 1, n - 1)]
+        wide[0], wide[1:-1], wide[-1] = here[0], here, here[-1]
+        left, right = wide[:-2], wide[2:]
+        for i in range(n):
+            curved = abs(up[i] + down[i] - TWO * here[i]) + abs(left[i] + right[i] - TWO * here[i])
+            error[i] = curved / (per_error * np.sqrt(here[i] + sky))
+        for i in range(n):
+            if error[i] > limits[0]:
+                mark(steep, row, i, (error[i] > limits).sum())
+
+
+@contracted
+def mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
+    """Raise `steep` [n, n] to this level at a place and at its neighbours."""
+    for i in range(max(row - 1, 0), min(row + 2, len(steep))):
+        for j in range(max(column - 1, 0), min(column + 2, len(steep))):
+            steep[i, j] = max(steep[i, j], level)
