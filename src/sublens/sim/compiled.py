@@ -331,19 +331,29 @@ def refine(
 
     parts: their places in the flattened grid [k]. within: finer positions along each side of a part, from its middle.
     """
-    fine = len(within) ** 2
+    n, fine = len(axis), len(within) ** 2
     most = CHUNK // fine
-    x, y, beta_x, beta_y, bright = np.empty((5, most * fine), Single)
+    room = np.empty((5, most * fine), Single)
+    x, y, beta_x, beta_y, bright = room[0], room[1], room[2], room[3], room[4]  # unpacked they would not be vectorised
+    across, down = np.empty(fine, Single), np.empty(fine, Single)
+    for i in range(fine):
+        across[i], down[i] = within[i % len(within)], within[i // len(within)]
     for start in range(0, len(parts), most):
         chosen = parts[start : start + most]
         for k in range(len(chosen)):
-            for i in range(fine):
-                x[k * fine + i] = axis[chosen[k] % len(axis)] + within[i % len(within)]
-                y[k * fine + i] = axis[chosen[k] // len(axis)] + within[i // len(within)]
-        n = len(chosen) * fine
-        _shine(x[:n], y[:n], scene, points, has_lens_light, beta_x[:n], beta_y[:n], bright[:n])
+            x[k * fine : (k + 1) * fine] = axis[chosen[k] % n] + across
+            y[k * fine : (k + 1) * fine] = axis[chosen[k] // n] + down
+        end = len(chosen) * fine
+        _shine(x[:end], y[:end], scene, points, has_lens_light, beta_x[:end], beta_y[:end], bright[:end])
         for k in range(len(chosen)):
-            light[chosen[k] // len(axis), chosen[k] % len(axis)] = bright[k * fine : (k + 1) * fine].mean()
+            light[chosen[k] // n, chosen[k] % n] = bright[k * fine : (k + 1) * fine].mean()
+
+
+@contracted
+def _mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
+    for i in range(max(row - 1, 0), min(row + 2, len(steep))):
+        for j in range(max(column - 1, 0), min(column + 2, len(steep))):
+            steep[i, j] = max(steep[i, j], level)
 
 
 @contracted
@@ -364,12 +374,15 @@ def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep
             error[i] = curved / (per_error * np.sqrt(here[i] + sky))
         for i in range(n):
             if error[i] > limits[0]:
-                mark(steep, row, i, (error[i] > limits).sum())
+                _mark(steep, row, i, (error[i] > limits).sum())
 
 
 @contracted
-def mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
-    """Raise `steep` [n, n] to this level at a place and at its neighbours."""
-    for i in range(max(row - 1, 0), min(row + 2, len(steep))):
-        for j in range(max(column - 1, 0), min(column + 2, len(steep))):
-            steep[i, j] = max(steep[i, j], level)
+def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]) -> None:
+    """Raise `steep` [n, n] to this level in the parts that hold point masses, and in their neighbours."""
+    n = len(axis)
+    step = (axis[-1] - axis[0]) / Single(n - 1)
+    for i in range(len(points)):
+        column, row = (int(np.floor((points[i, 0] - axis[0]) / step + HALF)), int(np.floor((points[i, 1] - axis[0]) / step + HALF)))
+        if 0 <= row < n and 0 <= column < n:
+            _mark(steep, row, column, level)

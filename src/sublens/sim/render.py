@@ -138,7 +138,6 @@ def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
     sky = (truth.scenes["background"] + truth.scenes["noise_rms"] ** 2).astype(np.float32)
     points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
     ends = np.cumsum(truth.scenes["n_subhaloes"])
-    steep[_parts_of_subhaloes(truth, survey)] = len(limits) if np.isfinite(limits).all() else 0
     for scene, first, end, sky_of, plane, levels in zip(
         _rays(truth), ends - truth.scenes["n_subhaloes"], ends, sky, light, steep, strict=True
     ):
@@ -146,6 +145,8 @@ def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
         compiled.shine(*how, plane)
         if parts == 1:
             continue
+        if np.isfinite(limits).all():
+            compiled.mark_points(points[first:end], axis, len(limits), levels)
         compiled.steepness(plane, sky_of, np.float32(24 * parts**2), limits, levels)
         for level, n in enumerate(FINE_PARTS, start=1):
             within = camera.pixel_centres(1, pixels.pixel_scale / parts, n).float().numpy()
