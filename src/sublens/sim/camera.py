@@ -159,10 +159,9 @@ def expose(
     counts = np.empty(rates.shape, np.int32)
     for rate, rms, seed, image_counts in zip(rates.numpy(), noise_rms, seeds, counts, strict=True):
         rng = np.random.Generator(np.random.SFC64(seed))
-        electrons = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
+        image_counts[:] = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
         if rms or gain != 1:
-            electrons = np.rint((electrons + rms * rng.standard_normal(rate.shape)) / gain)
-        image_counts[:] = electrons
+            compiled.add_noise(image_counts.ravel(), rng.standard_normal(rate.size), rms, float(gain))
     return counts
 
 

@@ -61,15 +61,30 @@ def _tables(step: float, top: float) -> tuple[NDArray[np.int64], Floats, NDArray
     return first, chances, np.array(guides, np.uint8 if n_counts < 256 else np.uint16)
 
 
+NEXT = np.uint32(1)
+"""Step to the next entry of a table; unsigned, as an index that may be negative takes more instructions."""
+
+
 @compiled
-def _look_up(u: float, mean: int, chances: Floats, guides: NDArray[np.uint8]) -> tuple[int, float]:
+def _look_up(u: float, mean: np.uint32, chances: Floats, guides: NDArray[np.uint8]) -> tuple[np.uint32, float]:
     """The count whose interval holds u, and the position of u in it, which is a uniform number again."""
-    entry = int(guides[mean, int(u * GUIDES)])
-    entry += u >= chances[mean, entry + 1]  # most often enough, and no branch to be predicted wrongly
-    while u >= chances[mean, entry + 1]:
-        entry += 1
+    entry = np.uint32(guides[mean, np.uint32(u * GUIDES)])
+    entry += u >= chances[mean, entry + NEXT]  # most often enough, and no branch to be predicted wrongly
+    while u >= chances[mean, entry + NEXT]:
+        entry += NEXT
     low = chances[mean, entry]
-    return entry, (u - low) / (chances[mean, entry + 1] - low)
+    return entry, (u - low) / (chances[mean, entry + NEXT] - low)
+
+
+@compiled
+def _few(mean: float, u: float) -> int:
+    """The Poisson count of a small mean whose interval holds u, up to 20."""
+    chance, count = math.exp(-mean), 0
+    while u >= chance and count < 20:
+        u -= chance
+        count += 1
+        chance *= mean / count
+    return count
 
 
 @compiled
@@ -84,25 +99,25 @@ def _draw(
     coarse: Floats,
     coarse_guides: NDArray[np.uint8],
 ) -> None:
+    """Fill `counts` for rates up to BRIGHT; `uniform` is used up."""
+    places, rests, n_rests = np.empty(rates.size, np.uint32), np.empty(rates.size), 0
     for i in range(rates.size):
         left, total, u = float(rates[i]), 0, uniform[i]
+        if left > BRIGHT:
+            continue
         while left >= COARSE:
-            step = int(min(left, COARSEST) / COARSE)
+            step = np.uint32(min(left, COARSEST) / COARSE)
             count, u = _look_up(u, step, coarse, coarse_guides)
             total += count + coarse_first[step]
             left -= step * COARSE
-        step = int(left / FINE)
+        step = np.uint32(left / FINE)
         count, u = _look_up(u, step, fine, fine_guides)
-        total += count + fine_first[step]
+        counts[i] = total + (count + fine_first[step])
         left -= step * FINE
-        if u >= 1 - left:  # else surely 0, as exp(-left) >= 1 - left
-            chance, more = math.exp(-left), 0
-            while u >= chance and more < 20:
-                u -= chance
-                more += 1
-                chance *= left / more
-            total += more
-        counts[i] = total
+        uniform[i], places[n_rests], rests[n_rests] = u, i, left  # kept where the next line counts it
+        n_rests += u >= 1 - left  # else surely 0, as exp(-left) >= 1 - left
+    for place, left in zip(places[:n_rests], rests[:n_rests]):
+        counts[place] += _few(left, uniform[place])
 
 
 def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
@@ -115,12 +130,19 @@ def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
     draws for those above BRIGHT.
     """
     counts = np.empty(rates.shape, np.int32)
-    bright = rates > BRIGHT
-    faint = np.where(bright, 0, rates) if bright.any() else rates
     uniform = rng.random(rates.size)
-    _draw(faint.ravel(), uniform, counts.ravel(), *_tables(FINE, COARSE), *_tables(COARSE, COARSEST))
-    counts[bright] = rng.poisson(rates[bright])
+    _draw(rates.ravel(), uniform, counts.ravel(), *_tables(FINE, COARSE), *_tables(COARSE, COARSEST))
+    if rates.max(initial=0) > BRIGHT:
+        bright = rates > BRIGHT
+        counts[bright] = rng.poisson(rates[bright])
     return counts
+
+
+@compiled
+def add_noise(counts: NDArray[np.int32], normal: Floats, rms: float, gain: float) -> None:
+    """Make counts of electrons, with noise of normal numbers of the spread 1 times rms added; gain: electrons a count."""
+    for i in range(counts.size):
+        counts[i] = np.rint((counts[i] + rms * normal[i]) / gain)
 
 
 @contracted
