@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim import camera, compiled, light, mass
+from sublens.sim import camera, light, mass
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
@@ -132,59 +132,26 @@ def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
     """Light as `_light` and `_refine` have it, single precision on the processor, [n, h, w]."""
     pixels, parts = survey.camera, survey.camera.supersampling
     axis = camera.pixel_centres(pixels.n_pixels, pixels.pixel_scale, parts).float().numpy()
-    light = np.empty((len(truth), len(axis), len(axis)), np.float32)
-    steep = np.zeros(light.shape, np.uint8)
+    planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
+    steep = np.zeros(planes.shape, np.uint8)
     limits = np.array([STEEP * n**2 for n in (1, *FINE_PARTS[:-1])], np.float32)
     sky = (truth.scenes["background"] + truth.scenes["noise_rms"] ** 2).astype(np.float32)
     points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
     ends = np.cumsum(truth.scenes["n_subhaloes"])
     for scene, first, end, sky_of, plane, levels in zip(
-        _rays(truth), ends - truth.scenes["n_subhaloes"], ends, sky, light, steep, strict=True
+        light.rays(truth.scenes), ends - truth.scenes["n_subhaloes"], ends, sky, planes, steep, strict=True
     ):
         how = (axis, scene, points[first:end], bool(survey.lens_light))
-        compiled.shine(*how, plane)
+        light.shine(*how, plane)
         if parts == 1:
             continue
         if np.isfinite(limits).all():
-            compiled.mark_points(points[first:end], axis, len(limits), levels)
-        compiled.steepness(plane, sky_of, np.float32(24 * parts**2), limits, levels)
+            light.mark_points(points[first:end], axis, len(limits), levels)
+        light.steepness(plane, sky_of, np.float32(24 * parts**2), limits, levels)
         for level, n in enumerate(FINE_PARTS, start=1):
             within = camera.pixel_centres(1, pixels.pixel_scale / parts, n).float().numpy()
-            compiled.refine(np.flatnonzero(levels == level), within, *how, plane)
-    return torch.from_numpy(light)
-
-
-def _rays(truth: Truth) -> NDArray[np.void]:
-    """What compiled loops compute light from, [n] of dtype `compiled.RAYS`."""
-    scenes = truth.scenes
-    rays = np.zeros(len(truth), compiled.RAYS)
-    q = np.minimum(scenes["halo_q"], mass.ROUNDEST)
-    rays["halo_cos"], rays["halo_sin"] = np.cos(scenes["halo_angle"]), np.sin(scenes["halo_angle"])
-    rays["halo_q"], rays["halo_f"] = q, np.sqrt((1 - q) * (1 + q))
-    rays["halo_scale"] = scenes["halo_theta_e"] * np.sqrt(q)
-    rays["gamma_1"] = scenes["gamma"] * np.cos(2 * scenes["shear_angle"])
-    rays["gamma_2"] = scenes["gamma"] * np.sin(2 * scenes["shear_angle"])
-    rays["string_cos"], rays["string_sin"] = np.cos(scenes["string_angle"]), np.sin(scenes["string_angle"])
-    half = rays["string_half"] = scenes["string_half_length"]
-    has_string = scenes["string_mass_msun"] > 0
-    rays["string_scale"][has_string] = (scenes["string_theta_e"] ** 2)[has_string] / (2 * half[has_string])
-    for name in ("string_x", "string_y", "source_x", "source_y"):
-        rays[name] = scenes[name]
-    _fill_sersic(rays, "source", scenes, scenes["source_q"], scenes["source_angle"])
-    _fill_sersic(rays, "lens", scenes, scenes["halo_q"], scenes["halo_angle"])
-    return rays
-
-
-def _fill_sersic(
-    rays: NDArray[np.void], what: str, scenes: NDArray[np.void], q: NDArray[np.float64], angle: NDArray[np.float64]
-) -> None:
-    bright = scenes[f"{what}_intensity"] > 0
-    n, r_eff = (np.where(bright, scenes[f"{what}_{name}"], 1) for name in ("n", "r_eff"))
-    cos, sin, stretch = np.cos(angle) / r_eff, np.sin(angle) / r_eff, np.sqrt(q)
-    rays[f"{what}_ux"], rays[f"{what}_uy"] = stretch * cos, stretch * sin
-    rays[f"{what}_vx"], rays[f"{what}_vy"] = -sin / stretch, cos / stretch
-    rays[f"{what}_power"], rays[f"{what}_b"] = 0.5 / n, light.sersic_b(n)
-    rays[f"{what}_log"] = np.log(np.where(bright, scenes[f"{what}_intensity"], 1e-300)) + light.sersic_b(n)
+            light.refine(np.flatnonzero(levels == level), within, *how, plane)
+    return torch.from_numpy(planes)
 
 
 def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
@@ -249,12 +216,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
-    if survey.halo.q.low == 1:
-        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
-    else:
-        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
-    alpha_x, alpha_y = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
-    alpha_x, alpha_y = halo[0] + alpha_x, halo[1] + alpha_y
+    alpha_x, alpha_y = _smooth_deflection(scene, survey, x, y)
     strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
     if len(strung):
         parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
@@ -262,6 +224,24 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
     if len(truth.subhaloes):
         _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
+
+
+def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    is_sphere = survey.halo.q.low == 1
+    if is_sphere and _is_grid_here(x, y):
+        return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
+    shear = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
+    if is_sphere:
+        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
+    else:
+        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    return halo[0] + shear[0], halo[1] + shear[1]
+
+
+def _is_grid_here(x: Tensor, y: Tensor) -> bool:
+    """Whether x and y are axes of a grid, on the processor and without a gradient, for a compiled loop."""
+    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
+    return x.device.type == "cpu" and is_grid and not x.requires_grad
 
 
 def _of(plane: Tensor, rows: Tensor) -> Tensor:
@@ -281,8 +261,7 @@ def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
     """Add the deflections mass by mass: a block [b, n, h, w] would not fit the processor's cache."""
-    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
-    if survey.subhaloes.profile == "point" and x.device.type == "cpu" and is_grid and not x.requires_grad:
+    if survey.subhaloes.profile == "point" and _is_grid_here(x, y):
         axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
