@@ -38,6 +38,8 @@ FINE, COARSE, COARSEST = 0.125, 64.0, 1024.0
 """Steps and limits of the tabulated means: multiples of FINE up to COARSE, and of COARSE up to COARSEST."""
 BRIGHT = 4096.0
 """Greatest mean drawn from the tables; larger ones would take too many steps of COARSEST."""
+SERIES = tuple((-1.0) ** n / math.factorial(n) for n in range(12))
+"""Coefficients of exp(-x), which suffice for double precision up to FINE."""
 GUIDES = 256
 """Entries of a guide table, each the start of a search in a distribution's table."""
 
@@ -79,8 +81,10 @@ def _look_up(u: float, mean: np.uint32, chances: Floats, guides: NDArray[np.uint
 
 @compiled
 def _few(mean: float, u: float) -> int:
-    """The Poisson count of a small mean whose interval holds u, up to 20."""
-    chance, count = math.exp(-mean), 0
+    """The Poisson count of a mean up to FINE whose interval holds u, up to 20."""
+    chance, count = SERIES[-1], 0
+    for term in SERIES[-2::-1]:
+        chance = chance * mean + term
     while u >= chance and count < 20:
         u -= chance
         count += 1
@@ -89,36 +93,39 @@ def _few(mean: float, u: float) -> int:
 
 
 @compiled
-def _draw(
-    rates: Reals,
-    uniform: Floats,
-    counts: NDArray[np.int32],
-    fine_first: NDArray[np.int64],
-    fine: Floats,
-    fine_guides: NDArray[np.uint8],
-    coarse_first: NDArray[np.int64],
-    coarse: Floats,
-    coarse_guides: NDArray[np.uint8],
+def _draw_multiples(
+    left: Floats, uniform: Floats, counts: NDArray[np.int32], first: NDArray[np.int64], chances: Floats, guides: Any
 ) -> None:
-    """Fill `counts` for rates up to BRIGHT; `uniform` is used up."""
-    places, rests, n_rests = np.empty(rates.size, np.uint32), np.empty(rates.size), 0
-    for i in range(rates.size):
-        left, total, u = float(rates[i]), 0, uniform[i]
-        if left > BRIGHT:
-            continue
-        while left >= COARSE:
-            step = np.uint32(min(left, COARSEST) / COARSE)
-            count, u = _look_up(u, step, coarse, coarse_guides)
-            total += count + coarse_first[step]
-            left -= step * COARSE
-        step = np.uint32(left / FINE)
-        count, u = _look_up(u, step, fine, fine_guides)
-        counts[i] = total + (count + fine_first[step])
-        left -= step * FINE
-        uniform[i], places[n_rests], rests[n_rests] = u, i, left  # kept where the next line counts it
-        n_rests += u >= 1 - left  # else surely 0, as exp(-left) >= 1 - left
-    for place, left in zip(places[:n_rests], rests[:n_rests]):
-        counts[place] += _few(left, uniform[place])
+    """Draw what multiples of COARSE make of each mean, and leave the rest of the mean in `left`."""
+    places, n_places = np.empty(left.size, np.uint32), 0
+    for i in range(left.size):
+        places[n_places] = i  # kept where the next line counts it; a branch would be predicted wrongly
+        n_places += left[i] >= COARSE
+    for i in places[:n_places]:
+        u = uniform[i]
+        while left[i] >= COARSE:
+            step = np.uint32(min(left[i], COARSEST) / COARSE)
+            count, u = _look_up(u, step, chances, guides)
+            counts[i] += count + first[step]
+            left[i] -= step * COARSE
+        uniform[i] = u
+
+
+@compiled
+def _draw_rest(
+    left: Floats, uniform: Floats, counts: NDArray[np.int32], first: NDArray[np.int64], chances: Floats, guides: Any
+) -> None:
+    """Add the draws of means below COARSE; `left` and `uniform` are used up."""
+    places, n_places = np.empty(left.size, np.uint32), 0
+    for i in range(left.size):
+        step = np.uint32(left[i] / FINE)
+        count, u = _look_up(uniform[i], step, chances, guides)
+        counts[i] += count + first[step]
+        rest = left[i] - step * FINE
+        left[i], uniform[i], places[n_places] = rest, u, i
+        n_places += u >= 1 - rest  # else surely 0 more, as exp(-rest) >= 1 - rest
+    for i in places[:n_places]:
+        counts[i] += _few(left[i], uniform[i])
 
 
 def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
@@ -130,11 +137,14 @@ def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
     precision, with the tables cut 9 standard deviations out. rates: >= 0 and below 1e9; numpy
     draws for those above BRIGHT.
     """
-    counts = np.empty(rates.shape, np.int32)
-    uniform = rng.random(rates.size)
-    _draw(rates.ravel(), uniform, counts.ravel(), *_tables(FINE, COARSE), *_tables(COARSE, COARSEST))
-    if rates.max(initial=0) > BRIGHT:
-        bright = rates > BRIGHT
+    counts = np.zeros(rates.shape, np.int32)
+    left, uniform = rates.ravel().astype(np.float64), rng.random(rates.size)
+    bright = rates > BRIGHT if rates.max(initial=0) > BRIGHT else None
+    if bright is not None:
+        left[bright.ravel()] = 0
+    _draw_multiples(left, uniform, counts.ravel(), *_tables(COARSE, COARSEST))
+    _draw_rest(left, uniform, counts.ravel(), *_tables(FINE, COARSE))
+    if bright is not None:
         counts[bright] = rng.poisson(rates[bright])
     return counts
 

@@ -126,7 +126,7 @@ def _atan_series() -> tuple[np.float32, ...]:
 ATAN = _atan_series()
 
 
-@contracted
+@compiled
 def _log(x: Single) -> Single:
     """Natural logarithm of a normal number above 0, to 1e-7; that of 0 comes as -88."""
     bits = Single(x).view(np.int32)
@@ -137,7 +137,7 @@ def _log(x: Single) -> Single:
     return Single(exponent) * LOG_2 + TWO * z * (ONE + z2 * (ODD[0] + z2 * (ODD[1] + z2 * ODD[2])))
 
 
-@contracted
+@compiled
 def _exp(x: Single) -> Single:
     """Exponential function, to a relative 3e-7; beyond -87 and 87 that of these."""
     power = min(max(x, -MOST_POWER), MOST_POWER)
@@ -148,7 +148,7 @@ def _exp(x: Single) -> Single:
     return series * np.int32((np.int32(whole) + EXPONENT_OF_ONE) << MANTISSA_BITS).view(Single)
 
 
-@contracted
+@compiled
 def _atan2(y: Single, x: Single) -> Single:
     """Angle of the point (x, y), to 2e-7; 0 at the origin."""
     long, short = max(abs(x), abs(y)), min(abs(x), abs(y))
@@ -181,7 +181,7 @@ ROUND = Single(0.3)
 """Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
 
 
-@contracted
+@compiled
 def _halo(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> None:
     """Set alpha_x, alpha_y to the deflection of an isothermal ellipsoid, as `mass.sie_deflection`, and shear."""
     cos, sin, q2, f, scale = scene.halo_cos, scene.halo_sin, scene.halo_q * scene.halo_q, scene.halo_f, scene.halo_scale
@@ -200,7 +200,7 @@ def _halo(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> Non
         alpha_y[i] = scale * (sin * along + cos * across) + scene.gamma_2 * x[i] - scene.gamma_1 * y[i]
 
 
-@contracted
+@compiled
 def _point(x: Reals, y: Reals, mass: Reals, alpha_x: Reals, alpha_y: Reals) -> None:
     """Add the deflection of a point mass of x, y and Einstein radius, as `mass.point_deflection`."""
     x_0, y_0, strength = mass[0], mass[1], mass[2] * mass[2]
@@ -211,7 +211,7 @@ def _point(x: Reals, y: Reals, mass: Reals, alpha_x: Reals, alpha_y: Reals) -> N
         alpha_y[i] += weight * dy
 
 
-@contracted
+@compiled
 def _string(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> None:
     """Add the deflection of a string, as `mass.string_deflection`."""
     cos, sin, half, scale = scene.string_cos, scene.string_sin, scene.string_half, scene.string_scale
@@ -225,7 +225,7 @@ def _string(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> N
         alpha_y[i] += scale * (sin * along + cos * across)
 
 
-@contracted
+@compiled
 def _sersic(
     x: Reals, y: Reals, ux: Single, uy: Single, vx: Single, vy: Single, power: Single, b: Single, log: Single, light: Reals
 ) -> None:
@@ -236,7 +236,7 @@ def _sersic(
         light[i] += _exp(exponent) + NOUGHT * exponent  # NaN stays NaN
 
 
-@contracted
+@compiled
 def _shine(
     x: Reals, y: Reals, scene: Any, points: Reals, has_lens_light: bool, beta_x: Reals, beta_y: Reals, light: Reals
 ) -> None:
@@ -258,7 +258,7 @@ def _shine(
         _sersic(x, y, s.lens_ux, s.lens_uy, s.lens_vx, s.lens_vy, s.lens_power, s.lens_b, s.lens_log, light)
 
 
-@contracted
+@compiled
 def shine(axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals) -> None:
     """Set `light` [n, n] to that of one scene, of dtype RAYS, on the square grid of these positions along each side [n].
 
@@ -274,7 +274,7 @@ CHUNK = 972
 """Finer points at which light is computed together: those of 12 parts of 81, or of 108 of 9."""
 
 
-@contracted
+@compiled
 def refine(
     parts: NDArray[np.int64], within: Reals, axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals
 ) -> None:
@@ -300,14 +300,14 @@ def refine(
             light[chosen[k] // n, chosen[k] % n] = bright[k * fine : (k + 1) * fine].mean()
 
 
-@contracted
+@compiled
 def _mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
     for i in range(max(row - 1, 0), min(row + 2, len(steep))):
         for j in range(max(column - 1, 0), min(column + 2, len(steep))):
             steep[i, j] = max(steep[i, j], level)
 
 
-@contracted
+@compiled
 def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep: NDArray[np.uint8]) -> None:
     """Raise `steep` [n, n] to the number of limits that a part's error, or its neighbours', is above.
 
@@ -328,7 +328,7 @@ def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep
                 _mark(steep, row, i, (error[i] > limits).sum())
 
 
-@contracted
+@compiled
 def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]) -> None:
     """Raise `steep` [n, n] to this level in the parts that hold point masses, and in their neighbours."""
     n = len(axis)

@@ -56,8 +56,8 @@ def simulate(
     side = survey.camera.n_pixels
     counts = np.empty((len(truth), side, side), np.uint16)
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
-        block = truth.take(rows)
-        counts[rows] = observe(block, render(block, survey, device), survey, [seeds[row] for row in rows])
+        block, place = truth.take(rows), slice(rows[0], rows[-1] + 1)
+        counts[place] = observe(block, render(block, survey, device), survey, seeds[place])
     return truth, counts
 
 
@@ -92,10 +92,12 @@ def _in_blocks(
     dtype: torch.dtype,
 ) -> Tensor:
     np.empty(ALLOCATOR_BLOCK, np.uint8)
-    side = survey.camera.n_pixels
-    images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
+    side, blocks = survey.camera.n_pixels, _blocks(len(truth), survey, device)
     with torch.inference_mode():
-        for rows in _blocks(len(truth), survey, device):
+        if len(blocks) == 1:
+            return compute(truth, survey, device, dtype)
+        images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
+        for rows in blocks:
             images[rows[0] : rows[-1] + 1] = compute(truth.take(rows), survey, device, dtype)
     return images
 
