@@ -151,7 +151,7 @@ def poisson(rng: Generator, rates: Reals) -> NDArray[np.int32]:
 
 @compiled
 def add_noise(counts: NDArray[np.int32], normal: Floats, rms: float, gain: float) -> None:
-    """Make counts of electrons, with noise of normal numbers of the spread 1 times rms added; gain: electrons a count."""
+    """Turn electrons into counts, once rms times normal numbers of spread 1 is added. gain: electrons a count."""
     for i in range(counts.size):
         counts[i] = np.rint((counts[i] + rms * normal[i]) / gain)
 

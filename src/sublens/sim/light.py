@@ -65,11 +65,8 @@ def sersic(
     stretch, b = torch.sqrt(q), sersic_b(n)
     r2 = _squared_radius(x, y, (stretch * cos, stretch * sin, -sin / stretch, cos / stretch))
     # exp(log r / n), not r ** (1 / n): torch's pow depends on a pixel's place in the batch, in the last bit.
-    if r2.requires_grad:
-        steep = torch.exp(torch.log(r2) * (0.5 / n))
-        return torch.exp(torch.addcmul(torch.log(intensity) + b, -b, steep))
-    steep = r2.log_().mul_(0.5 / n).exp_()  # in place: new planes would cost as much time
-    return torch.addcmul(torch.log(intensity) + b, -b, steep, out=steep).exp_()
+    steep = (torch.log(r2) * (0.5 / n)).exp_()
+    return torch.addcmul(torch.log(intensity) + b, -b, steep).exp_()
 
 
 def _squared_radius(x: Tensor, y: Tensor, turn: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -113,6 +110,8 @@ ODD = tuple(Single(1 / n) for n in range(3, 15, 2))
 EXP = tuple(Single(1 / math.factorial(n)) for n in range(8))
 """Coefficients of the exponential series."""
 LOG_2, PER_LOG_2, PI = Single(math.log(2)), Single(1 / math.log(2)), Single(math.pi)
+LOG_2_SHORT, LOG_2_REST = Single(0.693359375), Single(math.log(2) - 0.693359375)
+"""Two parts of log 2; products of the first with whole numbers up to 2^14 are exact."""
 ROOT_HALF_BITS, MANTISSA_BITS, EXPONENT_OF_ONE = np.int32(0x3F3504F3), np.int32(23), np.int32(127)
 """Single precision's bits of the root of 1/2, the number of bits of the mantissa, and the exponent of 1."""
 
@@ -127,7 +126,7 @@ ATAN = _atan_series()
 
 
 @compiled
-def _log(x: Single) -> Single:
+def _log(x: Any) -> Any:
     """Natural logarithm of a normal number above 0, to 1e-7; that of 0 comes as -88."""
     bits = Single(x).view(np.int32)
     exponent = (bits - ROOT_HALF_BITS) >> MANTISSA_BITS
@@ -138,18 +137,18 @@ def _log(x: Single) -> Single:
 
 
 @compiled
-def _exp(x: Single) -> Single:
+def _exp(x: Any) -> Any:
     """Exponential function, to a relative 3e-7; beyond -87 and 87 that of these."""
     power = min(max(x, -MOST_POWER), MOST_POWER)
     whole = np.floor(power * PER_LOG_2 + HALF)
-    r = power - whole * LOG_2
+    r = (power - whole * LOG_2_SHORT) - whole * LOG_2_REST
     series = EXP[4] + r * (EXP[5] + r * (EXP[6] + r * EXP[7]))
     series = EXP[0] + r * (EXP[1] + r * (EXP[2] + r * (EXP[3] + r * series)))
     return series * np.int32((np.int32(whole) + EXPONENT_OF_ONE) << MANTISSA_BITS).view(Single)
 
 
 @compiled
-def _atan2(y: Single, x: Single) -> Single:
+def _atan2(y: Any, x: Any) -> Any:
     """Angle of the point (x, y), to 2e-7; 0 at the origin."""
     long, short = max(abs(x), abs(y)), min(abs(x), abs(y))
     m = short / max(long, TINY * TINY)
@@ -164,19 +163,16 @@ def _atan2(y: Single, x: Single) -> Single:
 
 RAYS = np.dtype(
     [
-        (name, Single)
-        for name in (
-            *("halo_cos", "halo_sin", "halo_q", "halo_f", "halo_scale", "gamma_1", "gamma_2"),
-            *("string_x", "string_y", "string_cos", "string_sin", "string_half", "string_scale"),
-            *("source_x", "source_y"),
-            *(f"{what}_{name}" for what in ("source", "lens") for name in ("ux", "uy", "vx", "vy", "power", "b", "log")),
-        )
+        *((f"halo_{name}", Single) for name in ("cos", "sin", "q", "f", "scale")),
+        *((f"string_{name}", Single) for name in ("x", "y", "cos", "sin", "half", "scale")),
+        *((name, Single) for name in ("gamma_1", "gamma_2", "source_x", "source_y")),
+        *((name, Single, 7) for name in ("source", "lens")),
     ]
 )
 """What the light of one scene is computed from. halo_f: root of 1 - q^2; halo_scale: theta_e times the root of q.
-gamma: the shear's components. string_scale: theta_e^2 / (2 half). Of source and lens galaxy, each a Sersic profile: the
-matrix that makes a circle of their ellipse of half of the light, radius one; power: 1 / (2 n); b: b_n; log: logarithm
-of the intensity in the middle."""
+string_scale: theta_e^2 / (2 half). gamma: the shear's components. source, lens: Sersic profiles, see `_profile`."""
+Rays = tuple[Reals, np.void, Reals, bool]
+"""Positions along a side of the grid, a scene of dtype RAYS, its point masses, and whether the lens galaxy shines."""
 ROUND = Single(0.3)
 """Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
 
@@ -226,10 +222,10 @@ def _string(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> N
 
 
 @compiled
-def _sersic(
-    x: Reals, y: Reals, ux: Single, uy: Single, vx: Single, vy: Single, power: Single, b: Single, log: Single, light: Reals
-) -> None:
-    """Add the light of a Sersic profile at the positions x, y from its middle, as `light.sersic`."""
+def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
+    """Add the light of a `_profile` at the positions x, y from its middle, as `sersic`."""
+    ux, uy, vx, vy = profile[0], profile[1], profile[2], profile[3]
+    power, b, log = profile[4], profile[5], profile[6]
     for i in range(x.size):
         u, v = ux * x[i] + uy * y[i], vx * x[i] + vy * y[i]
         exponent = log - b * _exp(power * _log(u * u + v * v))
@@ -241,28 +237,26 @@ def _shine(
     x: Reals, y: Reals, scene: Any, points: Reals, has_lens_light: bool, beta_x: Reals, beta_y: Reals, light: Reals
 ) -> None:
     """Set `light` to that at the positions x, y; beta_x, beta_y are room for the same number of positions."""
-    s = scene
-    _halo(x, y, s, beta_x, beta_y)
+    _halo(x, y, scene, beta_x, beta_y)
     for point in points:
         _point(x, y, point, beta_x, beta_y)
-    if s.string_scale > 0:
-        _string(x, y, s, beta_x, beta_y)
+    if scene.string_scale > 0:
+        _string(x, y, scene, beta_x, beta_y)
     for i in range(x.size):
-        beta_x[i] = (x[i] - s.source_x) - beta_x[i]
-        beta_y[i] = (y[i] - s.source_y) - beta_y[i]
+        beta_x[i] = (x[i] - scene.source_x) - beta_x[i]
+        beta_y[i] = (y[i] - scene.source_y) - beta_y[i]
     light[:] = 0
-    _sersic(
-        beta_x, beta_y, s.source_ux, s.source_uy, s.source_vx, s.source_vy, s.source_power, s.source_b, s.source_log, light
-    )
+    _sersic(beta_x, beta_y, scene.source, light)
     if has_lens_light:
-        _sersic(x, y, s.lens_ux, s.lens_uy, s.lens_vx, s.lens_vy, s.lens_power, s.lens_b, s.lens_log, light)
+        _sersic(x, y, scene.lens, light)
 
 
 @compiled
 def shine(axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals) -> None:
-    """Set `light` [n, n] to that of one scene, of dtype RAYS, on the square grid of these positions along each side [n].
+    """Set `light` [n, n] to that of a scene, of dtype RAYS, on the square grid of these positions along a side [n].
 
-    points: x, y and Einstein radius of each point mass, [k, 3]. All but positions of pixels is of single precision.
+    points: x, y and Einstein radius of each point mass, [k, 3]. All is of single precision, and no product is joined
+    with a sum: the last bit depends neither on the processor's instructions nor on what the compiler has inlined.
     """
     y, beta_x, beta_y = np.empty_like(axis), np.empty_like(axis), np.empty_like(axis)
     for row in range(len(axis)):
@@ -308,7 +302,7 @@ def _mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
 
 
 @compiled
-def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep: NDArray[np.uint8]) -> None:
+def mark_steep(light: Reals, sky: Single, per_error: Single, limits: Reals, steep: NDArray[np.uint8]) -> None:
     """Raise `steep` [n, n] to the number of limits that a part's error, or its neighbours', is above.
 
     The error is the sum of the second differences of light along both axes over per_error and the square root of
@@ -329,46 +323,52 @@ def steepness(light: Reals, sky: Single, per_error: Single, limits: Reals, steep
 
 
 @compiled
+def _place(position: Single, axis: Reals) -> int:
+    """Number of the part of a pixel along an axis that holds a position."""
+    step = (axis[-1] - axis[0]) / Single(len(axis) - 1)
+    return int(np.floor((position - axis[0]) / step + HALF))
+
+
+@compiled
 def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]) -> None:
     """Raise `steep` [n, n] to this level in the parts that hold point masses, and in their neighbours."""
-    n = len(axis)
-    step = (axis[-1] - axis[0]) / Single(n - 1)
     for i in range(len(points)):
-        column, row = (int(np.floor((points[i, 0] - axis[0]) / step + HALF)), int(np.floor((points[i, 1] - axis[0]) / step + HALF)))
-        if 0 <= row < n and 0 <= column < n:
+        row, column = _place(points[i, 1], axis), _place(points[i, 0], axis)
+        if 0 <= row < len(axis) and 0 <= column < len(axis):
             _mark(steep, row, column, level)
 
 
 def rays(scenes: NDArray[np.void]) -> NDArray[np.void]:
-    """What compiled loops compute light from, [n] of dtype RAYS."""
+    """What compiled loops compute the light of these scenes from, [n] of dtype RAYS."""
     rays = np.zeros(len(scenes), RAYS)
     q = np.minimum(scenes["halo_q"], ROUNDEST)
-    rays["halo_cos"], rays["halo_sin"] = np.cos(scenes["halo_angle"]), np.sin(scenes["halo_angle"])
     rays["halo_q"], rays["halo_f"] = q, np.sqrt((1 - q) * (1 + q))
     rays["halo_scale"] = scenes["halo_theta_e"] * np.sqrt(q)
-    rays["gamma_1"] = scenes["gamma"] * np.cos(2 * scenes["shear_angle"])
-    rays["gamma_2"] = scenes["gamma"] * np.sin(2 * scenes["shear_angle"])
-    rays["string_cos"], rays["string_sin"] = np.cos(scenes["string_angle"]), np.sin(scenes["string_angle"])
-    half = rays["string_half"] = scenes["string_half_length"]
-    has_string = scenes["string_mass_msun"] > 0
-    rays["string_scale"][has_string] = (scenes["string_theta_e"] ** 2)[has_string] / (2 * half[has_string])
+    for name in ("halo", "string"):
+        rays[f"{name}_cos"], rays[f"{name}_sin"] = np.cos(scenes[f"{name}_angle"]), np.sin(scenes[f"{name}_angle"])
     for name in ("string_x", "string_y", "source_x", "source_y"):
         rays[name] = scenes[name]
-    _fill_sersic(rays, "source", scenes, scenes["source_q"], scenes["source_angle"])
-    _fill_sersic(rays, "lens", scenes, scenes["halo_q"], scenes["halo_angle"])
+    half, theta_e2 = scenes["string_half_length"], scenes["string_theta_e"] ** 2
+    rays["string_half"] = half
+    rays["string_scale"] = np.divide(theta_e2, 2 * half, out=np.zeros_like(half), where=half > 0)
+    double = 2 * scenes["shear_angle"]
+    rays["gamma_1"], rays["gamma_2"] = scenes["gamma"] * np.cos(double), scenes["gamma"] * np.sin(double)
+    rays["source"] = _profile(scenes, "source", scenes["source_q"], scenes["source_angle"])
+    rays["lens"] = _profile(scenes, "lens", scenes["halo_q"], scenes["halo_angle"])
     return rays
 
 
-def _fill_sersic(
-    rays: NDArray[np.void], what: str, scenes: NDArray[np.void], q: NDArray[np.float64], angle: NDArray[np.float64]
-) -> None:
-    bright = scenes[f"{what}_intensity"] > 0
-    n, r_eff = (np.where(bright, scenes[f"{what}_{name}"], 1) for name in ("n", "r_eff"))
-    cos, sin, stretch = np.cos(angle) / r_eff, np.sin(angle) / r_eff, np.sqrt(q)
-    rays[f"{what}_ux"], rays[f"{what}_uy"] = stretch * cos, stretch * sin
-    rays[f"{what}_vx"], rays[f"{what}_vy"] = -sin / stretch, cos / stretch
-    rays[f"{what}_power"], rays[f"{what}_b"] = 0.5 / n, sersic_b(n)
-    rays[f"{what}_log"] = np.log(np.where(bright, scenes[f"{what}_intensity"], 1e-300)) + sersic_b(n)
+def _profile(scenes: NDArray[np.void], what: str, q: Floats, angle: Floats) -> Floats:
+    """Sersic profiles, [n, 7].
+
+    The matrix ux, uy, vx, vy that makes of the ellipse that holds half of the light a circle of radius 1; 1 / (2 n);
+    b_n; and the logarithm of the intensity in the middle, -690 where there is no light.
+    """
+    is_bright = scenes[f"{what}_intensity"] > 0
+    n, r_eff = (np.where(is_bright, scenes[f"{what}_{name}"], 1) for name in ("n", "r_eff"))
+    cos, sin, stretch, b = np.cos(angle) / r_eff, np.sin(angle) / r_eff, np.sqrt(q), sersic_b(n)
+    log = np.log(np.where(is_bright, scenes[f"{what}_intensity"], 1e-300)) + b
+    return np.stack([stretch * cos, stretch * sin, -sin / stretch, cos / stretch, 0.5 / n, b, log], axis=1)
 
 
 @contracted

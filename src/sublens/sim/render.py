@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.sim import camera, light, mass
+from sublens.sim.compiled import Reals
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
@@ -131,29 +132,37 @@ def _is_compiled(survey: Survey) -> bool:
 
 
 def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
-    """Light as `_light` and `_refine` have it, single precision on the processor, [n, h, w]."""
-    pixels, parts = survey.camera, survey.camera.supersampling
-    axis = camera.pixel_centres(pixels.n_pixels, pixels.pixel_scale, parts).float().numpy()
+    """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
+    scenes, parts = truth.scenes, survey.camera.supersampling
+    axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
-    steep = np.zeros(planes.shape, np.uint8)
-    limits = np.array([STEEP * n**2 for n in (1, *FINE_PARTS[:-1])], np.float32)
-    sky = (truth.scenes["background"] + truth.scenes["noise_rms"] ** 2).astype(np.float32)
+    sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
     points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
-    ends = np.cumsum(truth.scenes["n_subhaloes"])
-    for scene, first, end, sky_of, plane, levels in zip(
-        light.rays(truth.scenes), ends - truth.scenes["n_subhaloes"], ends, sky, planes, steep, strict=True
-    ):
-        how = (axis, scene, points[first:end], bool(survey.lens_light))
-        light.shine(*how, plane)
-        if parts == 1:
-            continue
-        if np.isfinite(limits).all():
-            light.mark_points(points[first:end], axis, len(limits), levels)
-        light.steepness(plane, sky_of, np.float32(24 * parts**2), limits, levels)
-        for level, n in enumerate(FINE_PARTS, start=1):
-            within = camera.pixel_centres(1, pixels.pixel_scale / parts, n).float().numpy()
-            light.refine(np.flatnonzero(levels == level), within, *how, plane)
+    points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
+    for row, (scene, own_points) in enumerate(zip(light.rays(scenes), points_of_scenes, strict=True)):
+        rays = axis, scene, own_points, bool(survey.lens_light)
+        light.shine(*rays, planes[row])
+        if parts > 1:
+            _refine_compiled(planes[row], sky[row], survey, rays)
     return torch.from_numpy(planes)
+
+
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
+    """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
+    parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
+    steep = np.zeros(plane.shape, np.uint8)
+    if np.isfinite(limits).all():
+        axis, _, points, _ = rays
+        light.mark_points(points, axis, len(limits), steep)
+    light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
+    for level, n in enumerate(FINE_PARTS, start=1):
+        within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
+        light.refine(np.flatnonzero(steep == level), within, *rays, plane)
+
+
+def _limits() -> list[float]:
+    """Errors above which each of the `FINE_PARTS` is for."""
+    return [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
 
 
 def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
@@ -169,7 +178,7 @@ def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -
 
     Scene by scene: no image may depend on its neighbours.
     """
-    errors, limits = _errors(light, truth, survey), [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
+    errors, limits = _errors(light, truth, survey), _limits()
     for scene in range(len(truth)):
         alone = truth.take(np.array([scene]))
         for n, low, high in zip(FINE_PARTS, limits, (*limits[1:], np.inf), strict=True):
