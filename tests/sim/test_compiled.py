@@ -43,6 +43,15 @@ def test_neighbours_are_independent() -> None:
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / np.sqrt(len(drawn))
 
 
+@pytest.mark.parametrize("mean", [0.003, 0.03, 0.124])
+def test_a_small_mean_is_drawn_as_its_intervals_lie(mean: float) -> None:
+    shares = poisson.cdf(np.arange(4), mean)
+    for count, (low, high) in enumerate(zip([0, *shares], shares, strict=False)):
+        assert (
+            compiled._few(mean, low + 0.01 * (high - low)) == compiled._few(mean, high - 0.01 * (high - low)) == count
+        )
+
+
 def test_bright_and_faint_pixels_are_drawn_together() -> None:
     rates = np.array([0.0, 1e8, 0.0, 5e4, 12.0])
     drawn = compiled.poisson(rng(), rates)
@@ -70,3 +79,22 @@ def test_points_are_those_of_the_formula(dtype: type[np.floating[Any]]) -> None:
         expected = [mass.point_deflection(plane_x, plane_y, *torch.from_numpy(parameters)) for parameters in own]
         for got, component in zip((alpha_x, alpha_y), zip(*expected, strict=True), strict=True):
             torch.testing.assert_close(torch.from_numpy(got[image]), sum(component), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_blur_is_a_sum_over_neighbours(dtype: type[np.floating[Any]], parts: int) -> None:
+    image = np.random.default_rng(0).random((2, 4 * parts, 5 * parts)).astype(dtype)
+    weights, reach = np.random.default_rng(1).random(parts + 4).astype(dtype), 2
+    wide = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (len(weights), len(weights)), axis=(1, 2))
+    expected = np.einsum("bhwij,i,j->bhw", windows[:, ::parts, ::parts], weights, weights)
+    blurred = np.empty((2, 4, 5), dtype)
+    compiled.blur(image, weights, parts, blurred)
+    np.testing.assert_allclose(blurred, expected, rtol=1e-5)
+
+
+def test_noise_is_added_before_the_gain_divides() -> None:
+    counts = np.array([10, 11, 0], np.int32)
+    compiled.add_noise(counts, np.array([0.5, -1, -2]), 2.0, 3.0)
+    assert counts.tolist() == [4, 3, -1]

@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import gammainc
 
+from sublens.sim import light
 from sublens.sim.light import picture, pixelated, sersic, sersic_b, sersic_total
 from sublens.sim.survey import PixelatedSource
 
@@ -117,3 +120,50 @@ def test_a_picture_is_scaled_to_its_brightest_pixel(tmp_path: Path) -> None:
     tree = {"profile": "pixelated", "file": tmp_path / "galaxy.npy", "scale": 1, "angle": 0, "offset": 0}
     source = PixelatedSource.model_validate(tree | {"magnitude": 20})
     assert picture(source).tolist() == [[0, 1], [0.5, 0]]
+
+
+FUNCTIONS: list[tuple[Callable[..., Any], Callable[..., Any], list[tuple[float, float]]]] = [
+    (light._log, np.log, [(1e-6, 1e-3), (0.5, 2), (1, 1e6)]),
+    (light._exp, np.exp, [(-80, -10), (-1, 1), (0, 80)]),
+    (light._atan2, np.arctan2, [(-1, 1), (-1e-6, 1e-6), (-1e3, 1e3)]),
+]
+
+
+def arguments(function: Callable[..., Any], low: float, high: float) -> np.ndarray:
+    n_arguments = function.py_func.__code__.co_argcount  # type: ignore[attr-defined]
+    return np.random.default_rng(0).uniform(low, high, (200, n_arguments)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("function", "numpys", "ranges"), FUNCTIONS)
+def test_functions_of_single_precision_are_those_of_numpy(
+    function: Callable[..., Any], numpys: Callable[..., Any], ranges: list[tuple[float, float]]
+) -> None:
+    for limits in ranges:
+        for values in arguments(function, *limits):
+            assert function(*values) == pytest.approx(numpys(*values.astype(float)), rel=6e-7, abs=3e-7)
+
+
+@pytest.mark.parametrize(("function", "numpys", "ranges"), FUNCTIONS)
+def test_compiled_functions_round_as_written(
+    function: Callable[..., Any], numpys: Callable[..., Any], ranges: list[tuple[float, float]]
+) -> None:
+    """To the last bit. With products and sums in one instruction, it depended on what the compiler had inlined."""
+    as_written = function.py_func  # type: ignore[attr-defined]
+    for limits in ranges:
+        for values in arguments(function, *limits):
+            assert function(*values) == as_written(*values)
+
+
+def test_a_profile_without_gradient_is_the_same_to_the_last_bit() -> None:
+    x, y = torch.randn(2, 3, 20, 30)
+    shapes = {name: torch.rand(3, 1, 1) + 0.5 for name in ("q", "angle", "n", "r_eff", "intensity")}
+    with_gradient = light.sersic(x.clone().requires_grad_(), y.clone().requires_grad_(), **shapes)
+    assert torch.equal(light.sersic(x, y, **shapes), with_gradient)
+
+
+def test_light_without_number_stays_so() -> None:
+    """So that a camera can refuse it."""
+    bright = np.zeros(2, np.float32)
+    profile = np.array([1, 0, 0, 1, 0.5, 1.7, np.nan], np.float32)
+    light._sersic(np.ones(2, np.float32), np.ones(2, np.float32), profile, bright)
+    assert np.isnan(bright).all()

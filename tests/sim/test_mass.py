@@ -346,3 +346,11 @@ def test_turning_a_mass_turns_its_deflection(name: str, data: st.DataObject, tur
     far = distance(name, x, y, parameters) > 1e-3
     for component, turned_component in zip(got, expected, strict=True):
         torch.testing.assert_close(component[far], turned_component[far], rtol=1e-6, atol=1e-8)
+
+
+def test_a_sphere_in_shear_is_the_sum_of_both_to_the_last_bit() -> None:
+    x, y = torch.linspace(-3, 3, 50)[None, None, :], torch.linspace(-2, 2, 41)[None, :, None]
+    theta_e, gamma, angle = torch.rand(3, 4, 1, 1)
+    sphere, shear = mass.sis_deflection(x, y, theta_e), mass.shear_deflection(x, y, gamma, angle)
+    for component, a, b in zip(mass.sphere_in_shear(x, y, theta_e, gamma, angle), sphere, shear, strict=True):
+        assert torch.equal(component, a + b)

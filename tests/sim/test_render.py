@@ -306,6 +306,28 @@ FINE = dict.fromkeys(SAMPLED, 12) | {"jwst": 8, "model-1": 8}
 """Points along one side of a pixel in the finer rendering, before those that are added where light is steep."""
 
 
+@pytest.mark.parametrize("name", SAMPLED)
+def test_compiled_light_is_that_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finer points and all, to a hundredth of a pixel's noise."""
+    survey = preset(name)
+    truth = draw(survey, 3, "train", range(3))
+    compiled = render.render(truth, survey).numpy()
+    monkeypatch.setattr(render, "_is_compiled", lambda survey: False)
+    expected = render.render(truth, survey).numpy()
+    sky = truth.scenes["background"] + truth.scenes["noise_rms"] ** 2
+    assert (np.abs(compiled - expected) < np.sqrt(expected + sky[:, None, None]) / 100).all()
+
+
+@pytest.mark.parametrize("q", [0.2, 0.9, 0.953, 0.955, 0.9999, 1])
+def test_compiled_light_is_that_of_torch_for_ellipsoids_of_any_shape(q: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = changed("hst", halo={"q": q}, camera={"supersampling": 2})
+    truth = draw(survey, 3, "train", range(3))
+    monkeypatch.setattr(render, "STEEP", np.inf)
+    compiled = render.render(truth, survey).numpy()
+    expected = render.render(truth, survey, dtype=torch.float64).numpy()
+    assert (np.abs(compiled - expected) < 2e-5 * expected.max(axis=(1, 2), keepdims=True)).all()
+
+
 def test_extra_points_are_those_of_a_finer_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     sharp = {"n_pixels": 20, "supersampling": 1, "psf": {"profile": "gaussian", "fwhm": 1e-6}}
     survey = changed("model-3", camera=sharp | {"supersampling": 2})

@@ -107,6 +107,11 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
     Light outside the image equals that of the nearest edge pixel, as in the published images.
     """
     reach = (len(kernel) - parts) // 2
+    if image.device.type == "cpu" and kernel.ndim == 1:
+        n_rows, n_columns = (side // parts for side in image.shape[1:])
+        pixels = torch.empty(len(image), n_rows, n_columns, dtype=image.dtype)
+        compiled.blur(image.contiguous().numpy(), kernel.to(image.dtype).numpy(), parts, pixels.numpy())
+        return pixels
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
     if kernel.ndim == 2:
         return _convolved(padded, kernel.to(image))[:, ::parts, ::parts]
@@ -154,10 +159,9 @@ def expose(
     counts = np.empty(rates.shape, np.int32)
     for rate, rms, seed, image_counts in zip(rates.numpy(), noise_rms, seeds, counts, strict=True):
         rng = np.random.Generator(np.random.SFC64(seed))
-        electrons = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
+        image_counts[:] = compiled.poisson(rng, rate) if image.device.type == "cpu" else rate
         if rms or gain != 1:
-            electrons = np.rint((electrons + rms * rng.standard_normal(rate.shape)) / gain)
-        image_counts[:] = electrons
+            compiled.add_noise(image_counts.ravel(), rng.standard_normal(rate.size), rms, float(gain))
     return counts
 
 

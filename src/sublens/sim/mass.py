@@ -25,6 +25,7 @@ Field = tuple[Tensor, Tensor]
 TINY = cast(float, np.float32(1e-12))
 """Least squared distance, arcsec^2: keeps a mass on a pixel centre finite. In single precision, as
 `add_points` would compute in double precision with anything else."""
+ONE = np.float32(1)
 ROUNDEST = 1 - 1e-9
 """Greatest axis ratio of an ellipsoid; its formulae divide by zero at 1."""
 
@@ -146,6 +147,31 @@ def add_points(
                     row_x[column] += dx
                     row_y[column] += dy
         start = ends[b]
+
+
+def sphere_in_shear(x: Tensor, y: Tensor, theta_e: Tensor, gamma: Tensor, angle: Tensor) -> Field:
+    """Sum of `sis_deflection` and `shear_deflection` on a grid of axes x [1, 1, w], y [1, h, 1], to the last bit.
+
+    The parameters are [b, 1, 1]. No gradients.
+    """
+    parameters = torch.cat([theta_e, gamma * torch.cos(2 * angle), gamma * torch.sin(2 * angle)], dim=2)[:, 0]
+    alpha = torch.empty(2, len(parameters), y.shape[1], x.shape[2], dtype=x.dtype)
+    _fill_sphere_in_shear(x[0, 0].numpy(), y[0, :, 0].numpy(), parameters.numpy(), alpha[0].numpy(), alpha[1].numpy())
+    return alpha[0], alpha[1]
+
+
+@compiled
+def _fill_sphere_in_shear(axis_x: Reals, axis_y: Reals, parameters: Reals, alpha_x: Reals, alpha_y: Reals) -> None:
+    for b in range(len(parameters)):
+        theta_e, g1, g2 = parameters[b, 0], parameters[b, 1], parameters[b, 2]
+        for row in range(len(axis_y)):
+            y = axis_y[row]
+            y2, across, along = y * y + TINY, g2 * y, g1 * y
+            for column in range(len(axis_x)):
+                x = axis_x[column]
+                scale = theta_e * (ONE / np.sqrt(x * x + y2))
+                alpha_x[b, row, column] = scale * x + (g1 * x + across)
+                alpha_y[b, row, column] = scale * y + (g2 * x - along)
 
 
 def nfw_potential(x: Tensor, y: Tensor, x_0: Tensor, y_0: Tensor, alpha_rs: Tensor, r_s: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.sim import camera, light, mass
+from sublens.sim.compiled import Reals
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.survey import PixelatedSource, Survey
 
@@ -57,8 +58,8 @@ def simulate(
     side = survey.camera.n_pixels
     counts = np.empty((len(truth), side, side), np.uint16)
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
-        block = truth.take(rows)
-        counts[rows] = observe(block, render(block, survey, device), survey, [seeds[row] for row in rows])
+        block, place = truth.take(rows), slice(rows[0], rows[-1] + 1)
+        counts[place] = observe(block, render(block, survey, device), survey, seeds[place])
     return truth, counts
 
 
@@ -93,10 +94,12 @@ def _in_blocks(
     dtype: torch.dtype,
 ) -> Tensor:
     np.empty(ALLOCATOR_BLOCK, np.uint8)
-    side = survey.camera.n_pixels
-    images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
+    side, blocks = survey.camera.n_pixels, _blocks(len(truth), survey, device)
     with torch.inference_mode():
-        for rows in _blocks(len(truth), survey, device):
+        if len(blocks) == 1:
+            return compute(truth, survey, device, dtype)
+        images = torch.empty(len(truth), side, side, dtype=dtype, device=device)
+        for rows in blocks:
             images[rows[0] : rows[-1] + 1] = compute(truth.take(rows), survey, device, dtype)
     return images
 
@@ -110,11 +113,57 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     pixels = survey.camera
+    if device == "cpu" and dtype == torch.float32 and _is_compiled(survey):
+        return camera.in_pixels(_compiled_light(truth, survey), pixels)
     x, y = _grid(survey, pixels.supersampling, device, dtype)
     light = _light(truth, survey, x, y)
     if pixels.supersampling > 1:
         _refine(light, truth, survey, x, y)
     return camera.in_pixels(light, pixels)
+
+
+def _is_compiled(survey: Survey) -> bool:
+    """Whether light of this survey is computed by compiled loops on a processor.
+
+    Not that of spheres at pixel centres: the images of common-test-1 stay as they were, to the last bit.
+    """
+    is_as_before = survey.halo.q.low == 1 and survey.camera.supersampling == 1
+    is_simple = survey.subhaloes.profile == "point" and not isinstance(survey.source, PixelatedSource)
+    return is_simple and not is_as_before
+
+
+def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
+    """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
+    scenes, parts = truth.scenes, survey.camera.supersampling
+    axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
+    planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
+    sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
+    points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
+    points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
+    for row, (scene, own_points) in enumerate(zip(light.rays(scenes), points_of_scenes, strict=True)):
+        rays = axis, scene, own_points, bool(survey.lens_light)
+        light.shine(*rays, planes[row])
+        if parts > 1:
+            _refine_compiled(planes[row], sky[row], survey, rays)
+    return torch.from_numpy(planes)
+
+
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
+    """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
+    parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
+    steep = np.zeros(plane.shape, np.uint8)
+    if np.isfinite(limits).all():
+        axis, _, points, _ = rays
+        light.mark_points(points, axis, len(limits), steep)
+    light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
+    for level, n in enumerate(FINE_PARTS, start=1):
+        within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
+        light.refine(np.flatnonzero(steep == level), within, *rays, plane)
+
+
+def _limits() -> list[float]:
+    """Errors above which each of the `FINE_PARTS` is for."""
+    return [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
 
 
 def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
@@ -130,7 +179,7 @@ def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -
 
     Scene by scene: no image may depend on its neighbours.
     """
-    errors, limits = _errors(light, truth, survey), [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
+    errors, limits = _errors(light, truth, survey), _limits()
     for scene in range(len(truth)):
         alone = truth.take(np.array([scene]))
         for n, low, high in zip(FINE_PARTS, limits, (*limits[1:], np.inf), strict=True):
@@ -179,12 +228,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
-    if survey.halo.q.low == 1:
-        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
-    else:
-        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
-    alpha_x, alpha_y = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
-    alpha_x, alpha_y = halo[0] + alpha_x, halo[1] + alpha_y
+    alpha_x, alpha_y = _smooth_deflection(scene, survey, x, y)
     strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
     if len(strung):
         parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
@@ -192,6 +236,24 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
     if len(truth.subhaloes):
         _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
+
+
+def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    is_sphere = survey.halo.q.low == 1
+    if is_sphere and _is_grid_here(x, y):
+        return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
+    shear = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
+    if is_sphere:
+        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
+    else:
+        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    return halo[0] + shear[0], halo[1] + shear[1]
+
+
+def _is_grid_here(x: Tensor, y: Tensor) -> bool:
+    """Whether x and y are axes of a grid, on the processor and without a gradient, for a compiled loop."""
+    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
+    return x.device.type == "cpu" and is_grid and not x.requires_grad
 
 
 def _of(plane: Tensor, rows: Tensor) -> Tensor:
@@ -211,8 +273,7 @@ def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
     """Add the deflections mass by mass: a block [b, n, h, w] would not fit the processor's cache."""
-    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
-    if survey.subhaloes.profile == "point" and x.device.type == "cpu" and is_grid and not x.requires_grad:
+    if survey.subhaloes.profile == "point" and _is_grid_here(x, y):
         axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
