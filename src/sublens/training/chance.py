@@ -55,15 +55,17 @@ class ChanceWatch:
         self._selection = images, words if is_at_chance else ""
 
     def is_check(self, images: int, share_done: float) -> bool:
-        """Whether it is time for a look, after so many images; True but once at each time."""
+        """Whether it is time to look for evidence, after so many images; True once at each such time."""
         is_half, is_later = share_done >= 0.5 and not self._is_past_half, images >= self._next_check
         self._is_past_half |= is_half
         if is_later:
             self._next_check = 2 * images
-        return (is_half or is_later) and images >= LEAST_IMAGES
+        return is_half or is_later
 
     def evidence(self, images: int) -> str:
         """Losses that show no learning after so many images, in words; empty where something is learned or unknown."""
+        if images < LEAST_IMAGES:
+            return ""
         if self._selection and images - self._selection[0] < FIRST_IMAGES:
             return self._selection[1]
         is_at_chance = self._n_recent >= LEAST_IMAGES and self._loss > GUESS_SHARE * self.guess

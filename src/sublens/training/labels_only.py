@@ -80,5 +80,5 @@ def remedy(config: RunConfig, dataset: Dataset) -> str:
         return f"--set train.teacher={_shipped_teacher()}"
     if not config.input.highpass:
         chosen = config.input.model_copy(update={"highpass": HIGHPASS}).model_dump(exclude_defaults=True)
-        return " ".join(f"--set input.{key}={value}" for key, value in chosen.items())
+        return " ".join(f"--set input.{key}={str(value).removesuffix('.0')}" for key, value in chosen.items())
     return "--model lensnet, or more epochs or minutes"

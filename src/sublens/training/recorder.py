@@ -30,7 +30,7 @@ from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
 from sublens.training import checkpoint, labels_only, loop
-from sublens.training.chance import LEAST_IMAGES, ChanceWatch
+from sublens.training.chance import ChanceWatch
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.signals import Requests
 from sublens.training.state import TrainState
@@ -338,8 +338,7 @@ class TrainingRecorder:
     def finish(self, bar: Bar) -> None:
         """Calibrate the best weights on the selection part, export their graph, and complete the card."""
         self.close()
-        if self.images >= LEAST_IMAGES:
-            self._warn_of_chance("ended")
+        self._warn_of_chance("ended")
         part, graph = self.dataset.selection, None
         fitted = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
