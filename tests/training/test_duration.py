@@ -6,6 +6,7 @@ import torch
 
 from sublens.config import RunConfig, SplitConfig, TrainConfig
 from sublens.data.dataset import open_dataset
+from sublens.models import bundle
 from sublens.training import duration, run
 from sublens.training.duration import Stopwatch
 
@@ -48,7 +49,7 @@ def test_measuring_leaves_the_training_as_it_would_be(easy_folder: Path, tmp_pat
     config, lines = RunConfig(train=TrainConfig(epochs=1, batch_size=16)), list[str]()
     run.train_run(data, config, tmp_path / "timed", say=lines.append)
     run.train_run(data, config, tmp_path / "plain")
-    timed, plain = (run.bundle.read_card(tmp_path / name).weights_sha256 for name in ("timed", "plain"))
+    timed, plain = (bundle.read_card(tmp_path / name).weights_sha256 for name in ("timed", "plain"))
     assert timed == plain
     assert lines[0].startswith("lensnet: labels only, high-pass of 3 pixels, as the data set has no truth")
     assert lines[1].startswith("Training takes about")
