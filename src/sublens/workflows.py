@@ -16,7 +16,7 @@ from sublens.sim.presets import preset
 from sublens.storage import files
 from sublens.training import duration
 from sublens.training.checkpoint import last_step
-from sublens.training.run import is_trained, resolve_settings, resolved_for, seconds_left, train_run
+from sublens.training.run import is_trained, refuse_teacher, resolve_settings, resolved_for, seconds_left, train_run
 
 REPORT = "report"
 """Folder of the report, beside those of the data and the runs."""
@@ -46,6 +46,8 @@ def run_all(
     _refuse_other_report(out)
     pairs = list(zip(configs, runs, strict=True))
     resolved = [resolved_for(folder, config, dataset, resume=not force) for config, folder in pairs]  # or refuse now
+    for config, folder in zip(resolved, runs, strict=True):
+        refuse_teacher(folder, config)
     if say:
         _announce_time(dataset, resolved, runs, force, say)
     for config, folder in pairs:
@@ -55,14 +57,14 @@ def run_all(
 
 def _announce_time(dataset: Dataset, configs: Sequence[RunConfig], runs: Sequence[Path], force: bool, say: Say) -> None:
     """Print how long the trainings take that are not complete, together and each."""
-    seconds = {}
+    seconds: dict[str, float] = {}
     for config, folder in zip(configs, runs, strict=True):
         if force or not is_trained(folder, config, dataset):
-            n_done = 0 if force else last_step(folder)
-            seconds[config.model.name] = seconds_left(dataset, config, n_done) or 0
+            left = seconds_left(dataset, config, 0 if force else last_step(folder))
+            seconds |= {config.model.name: left} if left is not None else {}
     if seconds:
         each = ", ".join(f"{name} {duration.rounded(time)}" for name, time in seconds.items())
-        say(f"All trainings take {duration.in_words(sum(seconds.values()))}: {each}.")
+        say(f"Training takes {duration.in_words(sum(seconds.values()))} in all: {each}.")
 
 
 def folders(out: Path, configs: Sequence[RunConfig]) -> list[Path]:

@@ -100,8 +100,8 @@ def test_the_card_says_who_taught_and_that_it_knew_more(tmp_path: Path) -> None:
     [
         (150, None, "--set train.teacher=lensnet"),
         (64, None, "--set input.crop=64 --set input.highpass=3"),
-        (64, AUTO, "--model lensnet, or more epochs"),
-        (150, AUTO, "more epochs"),
+        (150, AUTO, "--set input.crop=96 --set input.highpass=3"),
+        (64, AUTO, "more epochs or minutes"),
     ],
 )
 def test_the_remedy_is_one_that_was_not_tried(side: int, teacher: str | None, words: str) -> None:

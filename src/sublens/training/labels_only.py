@@ -74,11 +74,9 @@ def note(config: RunConfig, resolved: RunConfig) -> str:
 def remedy(config: RunConfig, dataset: Dataset) -> str:
     """What may lead a network away from chance that these settings leave there."""
     assert config.input is not None, "settings must be resolved"
-    if config.train.teacher:
-        return "more epochs or minutes, as training goes by their share, or --model lensnet"
-    if can_be_taught(config, dataset):
+    if not config.train.teacher and can_be_taught(config, dataset):
         return f"--set train.teacher={_shipped_teacher()}"
-    if not config.input.highpass:
-        chosen = config.input.model_copy(update={"highpass": HIGHPASS}).model_dump(exclude_defaults=True)
-        return " ".join(f"--set input.{key}={str(value).removesuffix('.0')}" for key, value in chosen.items())
-    return "--model lensnet, or more epochs or minutes"
+    if config.input.highpass:
+        return "more epochs or minutes, or --model lensnet"
+    chosen = config.input.model_copy(update={"highpass": HIGHPASS}).model_dump(exclude_defaults=True)
+    return " ".join(f"--set input.{key}={str(value).removesuffix('.0')}" for key, value in chosen.items())
