@@ -378,7 +378,7 @@ def test_ctrl_c_keeps_the_run_and_says_so(
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sublens.training.loop.fit", stopped)
+    monkeypatch.setattr("sublens.training.run._fit", stopped)
     assert sublens("train", easy_folder, "--out", tmp_path / "run") == 130
     assert "best weights so far were kept" in capsys.readouterr().err
     assert bundle.read_card(tmp_path / "run").training.interrupted

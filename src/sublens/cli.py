@@ -455,7 +455,8 @@ def train(
         if ranks.is_first:
             _say(_parts(data))
             _say_notes(data.notes)
-        is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar)
+        say = _say if ranks.is_first else None
+        is_whole = run.train_run(data, config, out, force=force, resume=resume, ranks=ranks, bar=bar, say=say)
     if ranks.is_first:
         print(out)
         option = " --skip-bad" if skip_bad else ""
@@ -865,7 +866,7 @@ def run_(
         files.refuse_overlap(folder, *([settings] if settings else []))
     data = open_dataset(dataset, configs[0].split, visible, skip_bad=skip_bad)
     _say_notes(data.notes)
-    _finish(workflows.run_all(data, configs, out, force=force, bar=visible))
+    _finish(workflows.run_all(data, configs, out, force=force, bar=visible, say=_say))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -22,6 +23,8 @@ from pydantic import (
 from sublens.errors import ConfigError, nearest
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+AUTO, NONE = "auto", "none"
+"""A teacher that sublens chooses, or none."""
 
 
 class Frozen(BaseModel):
@@ -97,8 +100,9 @@ class TrainConfig(Frozen):
     """Whether images are mirrored in x and y at random, the true symmetries of the data."""
     truth_weight: NonNegativeFloat | None = None
     """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own value."""
-    teacher: str | None = None
-    """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists."""
+    teacher: Annotated[str | None, BeforeValidator(lambda name: None if name == NONE else name)] = AUTO
+    """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists; `none` for
+    no teacher. Unset, where there are labels alone: lensnet where it knows such images, else a high-pass."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of images and the flips."""
 

@@ -79,6 +79,11 @@ def macro_auc(probs: Floats, labels: Labels) -> float:
     return float(np.mean([auc(column, labels == label) for label, column in enumerate(probs.T)]))
 
 
+def macro_auc_interval(probs: Floats, labels: Labels) -> dict[str, float]:
+    """Mean one-vs-rest area under the ROC curve over classes, with a 95 % interval: value, low and high."""
+    return _auc_interval(Ranked.of(probs, labels))
+
+
 def score(probs: Floats, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
     """Loss, accuracy and AUC with 95 % intervals, and the confusion matrix.
 

@@ -12,6 +12,8 @@ Advance = Callable[[float, str], None]
 """Report of progress: how much is done in all, and a few words on it."""
 Bar = Callable[[str, float], AbstractContextManager[Advance]]
 """Opens a bar, given a title and how much there is to do."""
+Say = Callable[[str], object]
+"""Prints a line on what is about to happen."""
 
 SECONDS_BETWEEN_LINES = 20.0
 """Least time between two lines in a log file."""

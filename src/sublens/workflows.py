@@ -10,24 +10,32 @@ from sublens.data.generate import simulate
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation.evaluate import bundle_files, copy_or_own_folder, is_measured, measure_run
 from sublens.models import bundle
-from sublens.progress import Bar, silent
+from sublens.progress import Bar, Say, silent
 from sublens.sim.population import Split
 from sublens.sim.presets import preset
 from sublens.storage import files
-from sublens.training.run import resolve_settings, train_run
+from sublens.training import duration
+from sublens.training.checkpoint import last_step
+from sublens.training.run import is_trained, refuse_teacher, resolve_settings, resolved_for, seconds_left, train_run
 
 REPORT = "report"
 """Folder of the report, beside those of the data and the runs."""
 
 
 def run_all(
-    dataset: Dataset, configs: Sequence[RunConfig], out: Path, *, force: bool = False, bar: Bar = silent
+    dataset: Dataset,
+    configs: Sequence[RunConfig],
+    out: Path,
+    *,
+    force: bool = False,
+    bar: Bar = silent,
+    say: Say | None = None,
 ) -> Path:
     """Train and measure one network after the other, then compare them; returns the report's path.
 
     A run that is already trained or measured on this data set with these settings is kept, so an
-    interrupted job continues where it stopped. Raises `ConfigError` where a network is named twice, or the data
-    set is a survey's fresh images.
+    interrupted job continues where it stopped. say: prints how long all trainings take together, and before each
+    what it learns from. Raises `ConfigError` where a network is named twice, or the images are a survey's fresh ones.
     """
     if dataset.is_endless:
         raise ConfigError(
@@ -35,7 +43,6 @@ def run_all(
             need="a data set with a test part, on which networks are compared",
             next="Make one with `sublens simulate`, or train on the survey with `sublens train`.",
         )
-    configs = [resolve_settings(config, dataset) for config in configs]  # refuse bad settings before hours of work
     names = [config.model.name for config in configs]
     if len(set(names)) < len(names):
         raise ConfigError(
@@ -43,9 +50,27 @@ def run_all(
         )
     *runs, _ = folders(out, configs)
     _refuse_other_report(out)
-    for config, folder in zip(configs, runs, strict=True):
-        _train_or_interrupt(dataset, config, folder, force=force, bar=bar)
+    pairs = list(zip(configs, runs, strict=True))
+    resolved = [resolved_for(folder, config, dataset, resume=not force) for config, folder in pairs]  # or refuse now
+    for config, folder in zip(resolved, runs, strict=True):
+        refuse_teacher(folder, config)
+    if say:
+        _announce_time(dataset, resolved, runs, force, say)
+    for config, folder in pairs:
+        _train_or_interrupt(dataset, config, folder, force=force, bar=bar, say=say)
     return _measure_and_report(runs, dataset, out, bar)
+
+
+def _announce_time(dataset: Dataset, configs: Sequence[RunConfig], runs: Sequence[Path], force: bool, say: Say) -> None:
+    """Print how long the trainings take that are not complete, together and each."""
+    seconds: dict[str, float] = {}
+    for config, folder in zip(configs, runs, strict=True):
+        if force or not is_trained(folder, config, dataset):
+            left = seconds_left(dataset, config, 0 if force else last_step(folder))
+            seconds |= {config.model.name: left} if left is not None else {}
+    if seconds:
+        each = ", ".join(f"{name} {duration.rounded(time)}" for name, time in seconds.items())
+        say(f"Training takes {duration.in_words(sum(seconds.values()))} in all: {each}.")
 
 
 def folders(out: Path, configs: Sequence[RunConfig]) -> list[Path]:
@@ -58,9 +83,11 @@ def _refuse_other_report(out: Path) -> None:
     files.refuse_existing(out / REPORT, kind=files.Kind.REPORT, force=True)
 
 
-def _train_or_interrupt(dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar) -> None:
+def _train_or_interrupt(
+    dataset: Dataset, config: RunConfig, folder: Path, *, force: bool, bar: Bar, say: Say | None = None
+) -> None:
     """Train a network that is not trained yet, or resume it; raises `KeyboardInterrupt` where it is stopped."""
-    if not train_run(dataset, config, folder, force=True, resume=not force, bar=bar):
+    if not train_run(dataset, config, folder, force=True, resume=not force, bar=bar, say=say):
         raise KeyboardInterrupt
 
 

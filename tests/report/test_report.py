@@ -67,7 +67,7 @@ def make_run(
     """A measured run that was never trained."""
     folder.mkdir(parents=True)
     table = predictions(classes, skill, n, seed)
-    config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes))
+    config = RunConfig(model=ModelConfig(name=network), train=TrainConfig(minutes=minutes, teacher=None))
     settings = networks.resolved(config, (SIDE, SIDE))
     assert settings.input is not None
     fields: dict[str, Any] = {

@@ -55,8 +55,9 @@ def test_the_card_names_the_teacher(easy: Dataset, teacher: Path, tmp_path: Path
     ("track", "is_same_data", "expected"),
     [
         ("labels only", True, "labels only"),
-        ("labels only", False, "simulator in the loop"),
-        ("simulator in the loop", True, "simulator in the loop"),
+        ("labels only", False, "labels and a trained teacher"),
+        ("simulator in the loop", True, "labels and a trained teacher"),
+        ("labels and a trained teacher", True, "labels and a trained teacher"),
     ],
 )
 def test_the_track_of_the_teacher_counts(teacher: Path, track: Any, is_same_data: bool, expected: str) -> None:

@@ -210,7 +210,7 @@ def test_a_budget_of_minutes_ends_the_training(easy: Dataset, tmp_path: Path, mo
     monkeypatch.setattr(recorder, "monotonic", lambda: next(clock) / 100)  # 10 ms a glance
     config = RunConfig(train=TrainConfig(minutes=0.02, epochs=1, batch_size=16))
     assert run.train_run(easy, config, tmp_path / "run")
-    assert rows(tmp_path / "run", "step")[-1]["seconds"] == pytest.approx(1.2, abs=0.05)
+    assert rows(tmp_path / "run", "step")[-1]["seconds"] == pytest.approx(1.2, abs=0.1)
     assert len(rows(tmp_path / "run", "epoch")) > 1  # the budget of time replaces that of epochs
 
 

@@ -64,9 +64,10 @@ class CardMap(Frozen):
     """Side of a cell, arcsec."""
 
 
-Track = Literal["labels only", "simulator in the loop"]
-"""Source of supervision: images and labels, or the simulator's truth as well."""
+Track = Literal["labels only", "labels and a trained teacher", "simulator in the loop"]
+"""Source of supervision: images and labels; besides, a teacher that learned from more; or the simulator's truth."""
 LABELS: Track = "labels only"
+TAUGHT: Track = "labels and a trained teacher"
 SIMULATOR: Track = "simulator in the loop"
 
 
@@ -209,6 +210,8 @@ class Card(Frozen):
     """Map that the truth head predicts; None where it was trained without one."""
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""
+    supervision: str | None = None
+    """What the network learned from, in words; None in cards of earlier versions."""
     calibration: CardCalibration | None = None
     """Calibration parameters; None until the training is complete."""
     graph: CardGraph | None = None
@@ -239,9 +242,11 @@ class Card(Frozen):
 
     @property
     def track(self) -> Track:
-        """Source of supervision; a teacher that had more than its student's images and labels counts too."""
+        """Source of supervision; a teacher counts where it had more than its student's images and labels."""
+        if self.map is not None:
+            return SIMULATOR
         by_labels = self.teacher is None or (self.teacher.track, self.teacher.trained_on) == (LABELS, self.data.hash)
-        return LABELS if self.map is None and by_labels else SIMULATOR
+        return LABELS if by_labels else TAUGHT
 
 
 def save_card(folder: Path, card: Card) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sublens import metrics
-from sublens.config import ModelConfig, RunConfig
+from sublens.config import ModelConfig, RunConfig, TrainConfig
 from sublens.evaluation import calibration_scores
 from sublens.evaluation.evaluate import EXAMPLES, MISTAKES
 from sublens.inference.engines import EngineName
@@ -212,7 +212,8 @@ def _each(values: Iterable[object]) -> str:
 def _settings(run: Run) -> str:
     """The settings that are not the network's defaults, in words, and whether training was cut short."""
     card = run.card
-    defaults = networks.resolved(RunConfig(model=ModelConfig(name=card.network)), card.image_shape).model_dump()
+    own = RunConfig(model=ModelConfig(name=card.network), train=TrainConfig(teacher=None))
+    defaults = networks.resolved(own, card.image_shape).model_dump()
     changed = [
         f"{section}.{key} = {value}"
         for section, values in card.settings.model_dump().items()

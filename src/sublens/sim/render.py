@@ -278,6 +278,7 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
         return
+    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
     if survey.subhaloes.profile == "point" and x.dtype == torch.float32 and is_grid and _has_kernel(x.device.type):
         from sublens.sim import points
 

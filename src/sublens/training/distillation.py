@@ -53,6 +53,11 @@ class Teacher:
         return teacher
 
     @property
+    def identity(self) -> str:
+        """The network and the beginning of its weights' sha256: "lensnet@1a2b3c4d5e6f"."""
+        return f"{self.card.network}@{self.card.weights_sha256[:12]}"
+
+    @property
     def card_entry(self) -> CardTeacher:
         """The teacher's entry in its student's card."""
         return CardTeacher(

@@ -16,25 +16,24 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import nn
 
 from sublens import metrics
-from sublens.config import RunConfig, field_of_view
+from sublens.config import RunConfig
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, DataError
 from sublens.inference import onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
-from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog, CardMap
-from sublens.models.heads import TruthHead
+from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog
 from sublens.models.networks import device, processor_facts
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
-from sublens.training import checkpoint, loop
+from sublens.training import checkpoint, labels_only, loop
+from sublens.training.chance import ChanceWatch
 from sublens.training.checkpoint import Checkpoint
-from sublens.training.distillation import StudentMaps
 from sublens.training.signals import Requests
+from sublens.training.state import TrainState
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"
 CHECKPOINT_SECONDS = 120.0
@@ -104,31 +103,6 @@ def has_no_steps(out: Path) -> bool:
     return names <= {LOG, checkpoint.FOLDER} and checkpoint.last_step(out) == 0
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """A network in training, with its heads, optimiser and batches."""
-
-    model: nn.Module
-    head: TruthHead | None
-    student: StudentMaps | None
-    optimizer: torch.optim.Optimizer
-    batches: loop.BatchSource
-    has_bf16: bool
-
-    def card_map(self, dataset: Dataset) -> CardMap | None:
-        """The card's entry of the truth head's map; None without a head."""
-        if not (self.head and dataset.survey):
-            return None
-        side = field_of_view(self.batches.input, dataset.train.shape) * dataset.survey.camera.pixel_scale
-        return CardMap(n_cells=self.batches.n_cells, cell_arcsec=side / self.batches.n_cells)
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """All modules with weights, by name."""
-        named = {"model": self.model, "head": self.head, "student": self.student}
-        return {name: module for name, module in named.items() if module}
-
-
 @dataclass
 class TrainingRecorder:
     """Recorder of one training: writes its log and checkpoints, evaluates each epoch, saves the best."""
@@ -159,6 +133,9 @@ class TrainingRecorder:
     """Whether any of the processes has a request to end; the same in all."""
     versions: dict[str, str] = field(default_factory=lambda: versions())
     """Versions of the running code, which may change on disk meanwhile."""
+
+    def __post_init__(self) -> None:
+        self.chance = ChanceWatch(self.dataset.train.labels)
 
     @property
     def seconds(self) -> float:
@@ -278,6 +255,9 @@ class TrainingRecorder:
         """Log a step; write a checkpoint where one is due, and stop where that is requested."""
         self.steps, self.images = step.number, self.images + step.n_images
         self.losses.append(step.loss)
+        self.chance.add(step.loss, step.n_images)
+        if self.chance.is_check(self.images, step.share_done):
+            self._warn_of_chance("is still")
         rate = self.images / self.seconds
         losses = {"loss": step.loss, "truth_loss": step.truth_loss, "distill_loss": step.distill_loss}
         self._write("step", step=step.number, epoch=step.epoch, **losses, images_per_s=rate)
@@ -290,6 +270,13 @@ class TrainingRecorder:
         if self._is_due():
             self.keep(step.epoch)
         self._raise_if_stopping()
+
+    def _warn_of_chance(self, verb: str) -> None:
+        """Warn where the network has learned nothing; the verb says when: it is still at chance, or ended there."""
+        evidence = self.chance.evidence(self.images)
+        if evidence and self.ranks.is_first:
+            what = f"{self.config.model.name} {verb} at chance after {self.images:,} images ({evidence})"
+            warnings.warn(f"{what}; try {labels_only.remedy(self.config, self.dataset)}.", stacklevel=3)
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -316,6 +303,7 @@ class TrainingRecorder:
         """
         part = self.dataset.selection
         probs = predict_dataset.predict_all(self._predictor(), part).probs
+        self.chance.evaluate(self.images, probs, part.labels)
         scores = {
             "selection_loss": float(metrics.losses(probs, part.labels).mean()),
             "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
@@ -350,6 +338,7 @@ class TrainingRecorder:
     def finish(self, bar: Bar) -> None:
         """Calibrate the best weights on the selection part, export their graph, and complete the card."""
         self.close()
+        self._warn_of_chance("ended")
         part, graph = self.dataset.selection, None
         fitted = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
         try:
@@ -387,6 +376,7 @@ class TrainingRecorder:
             },
             "map": self.state.card_map(self.dataset),
             "teacher": self.state.batches.teacher and self.state.batches.teacher.card_entry,
+            "supervision": self.state.supervision,
             "calibration": calibration,
             "graph": graph,
             "versions": self.versions,

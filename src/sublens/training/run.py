@@ -15,36 +15,65 @@ from typing import Any
 
 import torch
 
-from sublens.config import RunConfig, TrainConfig, checked, input_side
+from sublens.config import AUTO, RunConfig, TrainConfig, checked, input_side
 from sublens.data import survey_stream
 from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError, DataError
 from sublens.models import bundle, networks
 from sublens.models.networks import device
 from sublens.parallel.torchrun import ALONE, Ranks
-from sublens.progress import Bar, silent
+from sublens.progress import Bar, Say, silent
 from sublens.sim.survey import Survey
 from sublens.storage import files
-from sublens.training import checkpoint, loop
+from sublens.training import checkpoint, duration, labels_only, loop
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.distillation import StudentMaps, Teacher
 from sublens.training.recorder import (
     LOG,
     NullRecorder,
     TrainingRecorder,
-    TrainState,
     has_its_log,
     has_no_steps,
     open_log,
     open_no_log,
 )
 from sublens.training.signals import graceful_stop
+from sublens.training.state import TrainState
 
 
 def resolve_settings(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Settings of a run on this data set, with the network's own values and the data's division filled in."""
-    filled = networks.resolved(config, dataset.train.shape)
-    return filled.model_copy(update={"split": dataset.split})
+    filled = networks.resolved(config, dataset.train.shape).model_copy(update={"split": dataset.split})
+    return labels_only.with_defaults(filled, dataset, has_own_input=config.input is not None)
+
+
+def resolved_for(out: Path, config: RunConfig, dataset: Dataset, *, resume: bool) -> RunConfig:
+    """`resolve_settings`, with what is left to sublens as the run in `out` began it, where that is resumed."""
+    begun = labels_only.as_begun(config, settings_of(out), dataset.train.shape) if resume else config
+    return resolve_settings(begun, dataset)
+
+
+def seconds_left(dataset: Dataset, config: RunConfig, n_done: int = 0) -> float | None:
+    """Time of a training after `n_done` steps, seconds, from a few steps of it.
+
+    None where memory runs out, and for fresh images, which take their time to begin. config: resolved.
+    """
+    if config.train.minutes:
+        return 60 * config.train.minutes
+    if dataset.is_endless:
+        return None
+    with torch.random.fork_rng(_gpus()):
+        torch.manual_seed(config.train.seed)
+        state = build_state(dataset, config, ALONE)
+        try:
+            step = duration.measure_step(state, config.train)
+        except (MemoryError, RuntimeError) as err:
+            if not loop.is_out_of_memory(err):
+                raise
+            return None  # the training itself will name the batch that fits
+    n_steps = config.train.epochs * len(state.batches) - n_done
+    n_predicted = config.train.epochs * len(dataset.selection) + len(dataset.test)
+    return step * (n_steps + duration.FORWARD * n_predicted / state.batches.size)
 
 
 def train_run(
@@ -56,16 +85,18 @@ def train_run(
     resume: bool = False,
     ranks: Ranks = ALONE,
     bar: Bar = silent,
+    say: Say | None = None,
 ) -> bool:
     """Train one network and write its bundle and log to `out`.
 
     resume: continue an interrupted run of the same settings and data, begin where there is none, and leave
     a complete run alone. With a number of epochs, on a processor and with as many threads, the weights
     are the same as without the stop. ranks: the processes that call this together, to train one network;
-    all of them read `out`, and the first writes it. Returns False where Ctrl-C or SIGTERM ended the
+    all of them read `out`, and the first writes it. say: prints before the training what the network learns from and
+    how long it takes, which a process alone measures. Returns False where Ctrl-C or SIGTERM ended the
     training early; the best weights by then are saved all the same.
     """
-    config = resolve_settings(config, dataset)
+    chosen, config = config, resolved_for(out, config, dataset, resume=resume)
     refuse_teacher(out, config)
     if resume and is_trained(out, config, dataset):
         if ranks.is_first:
@@ -75,10 +106,12 @@ def train_run(
     if before is None and not (resume and has_no_steps(out)):
         files.refuse_existing(out, kind=files.Kind.RUN, force=force)
     ranks.wait()  # until all have read `out`
-    gpus = [torch.cuda.current_device()] if device() == "cuda" else []  # fork_rng warns where there are several
-    with torch.random.fork_rng(gpus), files.translate_errors(out):
+    with torch.random.fork_rng(_gpus()), files.translate_errors(out):
         torch.manual_seed(config.train.seed)
         state = build_state(dataset, config, ranks)
+        if say:
+            say(f"{config.model.name}: {state.supervision}{labels_only.note(chosen, config)}.")
+            _announce_time(dataset, config, before.step if before else 0, ranks, say)
         with open_log(out, is_new=before is None) if ranks.is_first else open_no_log() as log:
             with bar(f"training {config.model.name}", 1) as advance:
                 kind = TrainingRecorder if ranks.is_first else NullRecorder
@@ -97,9 +130,20 @@ def train_run(
     return True
 
 
+def _gpus() -> list[int]:
+    """The GPU that is used, if any; `fork_rng` warns where there are several and none is named."""
+    return [torch.cuda.current_device()] if device() == "cuda" else []
+
+
+def _announce_time(dataset: Dataset, config: RunConfig, n_done: int, ranks: Ranks, say: Say) -> None:
+    """Print how long a training will take; processes that train together are not timed."""
+    if ranks.n == 1 and (seconds := seconds_left(dataset, config, n_done)):
+        say(f"Training takes {duration.in_words(seconds)}.")
+
+
 def refuse_teacher(out: Path, config: RunConfig) -> None:
     """Raise `DataError` where training in `out` could damage the teacher."""
-    if config.train.teacher:
+    if config.train.teacher not in (None, AUTO):
         files.refuse_overlap(out, bundle.locate(config.train.teacher))
 
 
