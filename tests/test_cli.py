@@ -28,6 +28,7 @@ from sublens.training import recorder
 from sublens.training.loop import Step
 
 COMMANDS = (
+    "doctor",
     "simulate",
     "presets",
     "fidelity",

@@ -105,6 +105,11 @@ def test_training_and_exporting_stay_on_the_machine(watched: Watched, small_stor
     assert watched.marks == set()
 
 
+def test_a_report_for_a_bug_stays_on_the_machine(watched: Watched) -> None:
+    watched.run("doctor")
+    assert watched.marks == set()
+
+
 def test_serving_stays_on_the_machine(watched: Watched, image: Path) -> None:
     from urllib.request import Request, urlopen
 

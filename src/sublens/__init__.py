@@ -1,7 +1,8 @@
 """Tell dark-matter substructure apart in images of strong gravitational lenses.
 
 The names below are the library; each is imported when first used, so `import sublens` is quick.
-Nothing leaves the machine: libraries that would report their use elsewhere are told not to, before they are imported.
+Nothing leaves the machine: libraries that would report their use elsewhere are told not to, before they are imported,
+and none computes on more cores than this process may use.
 """
 
 import os
@@ -10,6 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sublens.parallel import threads as _threads
 
 if TYPE_CHECKING:
     from sublens.config import RunConfig as RunConfig
@@ -45,6 +48,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+_threads.configure()
 
 try:
     _is_home = not (_home := Path.home()).is_dir() or os.access(_home, os.X_OK)

@@ -31,6 +31,7 @@ GROUPS = {
     "Train and compare": ("run", "train", "evaluate", "compare", "demo"),
     "Make data sets": ("presets", "simulate", "fidelity", "pack", "verify", "import-legacy"),
     "Networks": ("networks", "export", "publish"),
+    "Help": ("doctor",),
 }
 """Commands as the help lists them."""
 
@@ -934,6 +935,20 @@ def demo(
     from sublens.progress import visible
 
     _finish(workflows.demo(out, minutes, seed=seed, workers=workers, force=force, bar=visible))
+
+
+@app.command()
+def doctor() -> None:
+    """Describe this installation and machine, for a bug report.
+
+    Versions, engines, processor, cores, memory, GPUs, folders and bundles. Nothing is sent anywhere.
+
+    sublens doctor
+    """
+    from sublens.report import doctor as report
+
+    for line in report.lines():
+        print(line, flush=True)
 
 
 def _config(settings: Path | None, overrides: list[str] | None, model: str | None) -> "RunConfig":

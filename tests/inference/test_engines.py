@@ -89,12 +89,6 @@ def test_a_missing_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest
         engines.OpenVino(tmp_path / "graph.onnx")
 
 
-@pytest.mark.parametrize(("setting", "n"), [("3", 3), ("", None), ("many", None)])
-def test_threads_are_as_many_as_set(setting: str, n: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    assert engines.n_threads() == n if n else engines.n_threads() >= 1
-
-
 def test_predicting_imports_no_torch(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(20, (150, 150)).astype(float))
     code = (

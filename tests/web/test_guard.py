@@ -106,6 +106,58 @@ def test_more_requests_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Delays of refusals, s, which take none of the test's time."""
+    seconds: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        seconds.append(delay)
+        await real(0.01)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return seconds
+
+
+async def call(app: Guard, n: int, path: str = "/") -> None:
+    """Send n requests at once."""
+
+    async def send(message: Any) -> None: ...
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"host", b"localhost")]}
+    await asyncio.gather(*(app({**scope}, receive, send) for _ in range(n)))
+
+
+def test_the_more_are_refused_the_longer_each_waits(monkeypatch: pytest.MonkeyPatch, delays: list[float]) -> None:
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(guard, "REFUSALS_PER_SECOND", 2)
+    monkeypatch.setattr(guard, "MAX_HOLD_SECONDS", 1.2)
+    refusing = Guard(echo, Metrics(), log=lambda entry: None)
+    asyncio.run(call(refusing, 3))
+    asyncio.run(call(refusing, 1))
+    assert delays == [0.5, 1.0, 1.2, 0.5]
+
+
+def test_a_refusal_of_the_application_waits_in_nobody_s_way(
+    monkeypatch: pytest.MonkeyPatch, delays: list[float]
+) -> None:
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 1)
+    statuses: list[int] = []
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+
+    busy = Guard(full, Metrics(), log=lambda entry: statuses.append(busy._n_open))
+    asyncio.run(call(busy, 2))  # the second is let in although the first still waits for its 503
+    assert (len(delays), busy._n_open) == (2, 0)
+    asyncio.run(call(busy, 1, "/v2/health/ready"))
+    assert len(delays) == 2
+
+
 def test_an_overloaded_service_still_reports_its_health(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_REQUESTS", 0)
     assert guarded(log=lambda entry: None).get("/v2/health/live").status_code == 200

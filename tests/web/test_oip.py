@@ -10,7 +10,9 @@ from fastapi.testclient import TestClient
 
 from sublens.inference.predictor import Predictor
 from sublens.sim import scene
-from sublens.web import oip
+from sublens.web import guard, oip
+from sublens.web.batching import Batcher
+from sublens.web.problem import overloaded
 
 IMAGES = scene.observed(scene.drawn("common-test-1", "vort", 4), 3)
 URL = "/v2/models/lensnet/infer"
@@ -160,6 +162,16 @@ def test_a_client_of_the_protocol_finds_the_error_where_it_looks(client: TestCli
     assert answer["error"] == (
         "There is no network called 'lensnett'. Needed: one of lensnet, mobilenetv3-small. Did you mean lensnet?"
     )
+
+
+@pytest.mark.parametrize("path", ["/v2/models/lensnet/infer", "/v1/predict?name=a.fits"])
+def test_a_body_for_a_full_queue_is_not_read(path: str, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(batcher: Batcher, n: int = 1) -> None:
+        raise overloaded("512 images wait for this network already")
+
+    monkeypatch.setattr(Batcher, "check_room", refuse)
+    monkeypatch.setattr(guard, "HOLD_SECONDS", 0.0)
+    assert client.post(path, content=b"no image").status_code == 503
 
 
 def test_a_deadline_of_the_request_holds(client: TestClient) -> None:

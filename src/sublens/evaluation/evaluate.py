@@ -21,7 +21,7 @@ from sublens.data.dataset import Dataset, Part, open_test_part
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation import calibration_scores
 from sublens.inference import predict_dataset
-from sublens.inference.engines import MASS_UNIT_MSUN, EngineName, n_threads
+from sublens.inference.engines import MASS_UNIT_MSUN, EngineName
 from sublens.inference.predict_dataset import Task
 from sublens.inference.predictor import PredictionTable, Predictor
 from sublens.inference.torch_engine import TorchEngine
@@ -30,6 +30,7 @@ from sublens.models.bundle import Card
 from sublens.models.networks import device
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import Mapper
+from sublens.parallel.threads import n_threads
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
 from sublens.sim.survey import Survey

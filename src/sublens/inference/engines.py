@@ -4,7 +4,6 @@ A graph is an ONNX file that holds everything from the counts on: the input tran
 truth head, and the moments of its feature maps.
 """
 
-import os
 import sys
 from pathlib import Path
 from threading import Lock
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import BundleError, ConfigError
+from sublens.parallel.threads import n_threads
 
 Floats = NDArray[np.float64]
 EngineName = Literal["onnxruntime", "openvino", "torch"]
@@ -119,11 +119,3 @@ def _cannot_run(path: Path, engine: str, err: Exception) -> BundleError:
         next="Copy the whole folder again, export it again, or use --engine torch.",
         path=path,
     )
-
-
-def n_threads() -> int:
-    """Number of threads to compute with: OMP_NUM_THREADS where it is set, else one for each processor at hand."""
-    setting = os.environ.get("OMP_NUM_THREADS", "")
-    if setting.isdigit() and int(setting) > 0:
-        return int(setting)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -119,8 +119,12 @@ def staged(target: Path) -> Path:
     """The path at which `target` is prepared on this machine: its own, or one in the user's cache."""
     if not isinstance(target, Remote):
         return target
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "sublens" / hashlib.sha256(str(target).encode()).hexdigest()[:16] / str(target.name)
+    return cache() / hashlib.sha256(str(target).encode()).hexdigest()[:16] / str(target.name)
+
+
+def cache() -> Path:
+    """Folder of the user's cache in which outputs for an object store are prepared."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sublens"
 
 
 def send(source: Path, target: Remote) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog
 from sublens.models.networks import device, processor_facts
+from sublens.parallel import machine
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
@@ -425,20 +425,8 @@ class NullRecorder(TrainingRecorder):
 def versions() -> dict[str, str]:
     """Versions of sublens, torch, timm and Python, and the commit of a source tree."""
     installed = {name: version(name) for name in ("sublens", "torch", "timm")}
-    commit = _commit()
+    commit = machine.commit()
     return {**installed, "python": platform.python_version(), **({"commit": commit} if commit else {})}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree of this code, + for local changes; None where it is installed."""
-    here = Path(__file__).parent
-    if not (here.parents[2] / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def processor() -> str:

@@ -68,16 +68,21 @@ class Batcher:
         """
         task = _Task(n, prepare, deadline)
         with self._changed:
-            if self._waiting + n > QUEUE_IMAGES:
-                self._drop_cancelled()
-            if self._waiting and self._waiting + n > QUEUE_IMAGES:
-                raise overloaded(f"{self._waiting} images wait for this network already")
+            self.check_room(n)
             if self._is_closed:
                 raise _stopping()
             self._tasks.append(task)
             self._waiting += n
             self._changed.notify()
         return task.future
+
+    def check_room(self, n: int = 1) -> None:
+        """Raise `Problem` 503 where n images more would be too many: before their bytes are read, or their pixels."""
+        with self._changed:
+            if self._waiting + n > QUEUE_IMAGES:
+                self._drop_cancelled()
+            if self._waiting and self._waiting + n > QUEUE_IMAGES:
+                raise overloaded(f"{self._waiting} images wait for this network already")
 
     def _drop_cancelled(self) -> None:
         self._tasks = deque(task for task in self._tasks if not task.future.cancelled())

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -31,8 +32,10 @@ HEALTH = "/v2/health/"
 """Paths that an overloaded service still answers, so that nobody restarts it."""
 MAX_REQUESTS = 512
 """Requests answered at the same time."""
-HOLD_SECONDS = 0.5
-"""Delay before a 503, so that instant retries do not starve the event loop."""
+HOLD_SECONDS, MAX_HOLD_SECONDS = 0.5, 10.0
+"""Least and greatest delay of a 503, so that instant retries do not starve the event loop."""
+REFUSALS_PER_SECOND = 100
+"""Rate of refusals that the delay aims at: the more wait for theirs, the longer each waits."""
 OPEN_PATHS = re.compile(r"/|/static/[\w.-]+|/v2/health/(live|ready)")
 """Paths that need no key: the page without its answers, and the health of the service."""
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -69,6 +72,8 @@ class Guard:
     log: Callable[[dict[str, Any]], None] = field(default=lambda entry: print(json.dumps(entry), file=sys.stderr))
     _n_open: int = 0
     _n_held: int = 0
+    _n_refused: int = 0
+    """Requests whose 503 is delayed."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -90,17 +95,14 @@ class _Request:
         name = self._headers.get("x-request-id", "")
         self._id = scope["request_id"] = name if REQUEST_ID.fullmatch(name) else uuid.uuid4().hex
         self._status, self._n_bytes, self._body_deadline = 0, 0, 0.0
-        self._is_whole = False
+        self._is_whole = self._is_under_way = False
+        self._is_health = scope["path"].startswith(HEALTH)
 
     async def serve(self) -> None:
         start = time.perf_counter()
         guard = self._guard
-        is_refused = guard._n_open >= MAX_REQUESTS and not self._scope["path"].startswith(HEALTH)
-        guard._n_open += not is_refused
         try:
-            if is_refused:
-                await asyncio.sleep(HOLD_SECONDS)
-                raise overloaded(f"{MAX_REQUESTS} requests are under way already")
+            self._admit()
             self._check()
             await guard.app(self._scope, self._receive_body, self._send_answer)
         except Problem as err:  # raised before the application, or by it with nothing sent
@@ -108,9 +110,32 @@ class _Request:
         except TimeoutError:  # the client does not read: leave the answer unfinished, and the connection closes
             self._status = GONE
         finally:
-            guard._n_open -= not is_refused
+            self._leave()
             guard._n_held -= self._n_bytes
             self._record(time.perf_counter() - start)
+
+    def _admit(self) -> None:
+        """Count this request among those under way. Raises `Problem` 503 where they are too many."""
+        if self._guard._n_open >= MAX_REQUESTS and not self._is_health:
+            raise overloaded(f"{MAX_REQUESTS} requests are under way already")
+        self._guard._n_open += 1
+        self._is_under_way = True
+
+    def _leave(self) -> None:
+        """Make room for another request."""
+        self._guard._n_open -= self._is_under_way
+        self._is_under_way = False
+
+    async def _hold(self) -> None:
+        """Wait before a 503, in nobody's way."""
+        self._leave()
+        guard = self._guard
+        guard._n_refused += 1
+        try:
+            seconds = guard._n_refused / REFUSALS_PER_SECOND
+            await asyncio.sleep(min(max(seconds, HOLD_SECONDS), MAX_HOLD_SECONDS))
+        finally:
+            guard._n_refused -= 1
 
     def _check(self) -> None:
         """Raise `Problem` where the headers alone refuse the request."""
@@ -178,6 +203,8 @@ class _Request:
             set_already = {name for name, _ in message["headers"]}
             extra = [(name, value) for name, value in SECURITY_HEADERS if name not in set_already]
             message["headers"] = [*message["headers"], *extra, (b"x-request-id", self._id.encode())]
+            if self._status == HTTPStatus.SERVICE_UNAVAILABLE and not self._is_health:
+                await self._hold()
         async with asyncio.timeout(SEND_SECONDS):
             await self._send(message)
 

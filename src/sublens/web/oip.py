@@ -153,6 +153,7 @@ def routes(service: Service) -> APIRouter:
         """Predict images [b, h, w], 64 at most; the bytes of tensors may follow the JSON."""
         _check_version(number)
         network = service.network(name)
+        network.batcher.check_room()
         body, images = _read(await request.body(), request.headers.get(HEADER))
         network.predictor.check_size(images.shape[1:], "image")  # before it waits in the queue
         deadline = service.deadline()

@@ -150,6 +150,8 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
     ) -> Response:
         """Predict the images of one file, whose bytes are the body: at most 200 images, at most 64 MiB."""
         upload = Upload(_safe(name), service.select(network), pixel_scale)
+        for chosen in upload.networks:
+            chosen.batcher.check_room()
         with scratch.folder() as folder:
             path = Path(folder, f"upload{_suffix(upload.name)}")
             await _save(request, path)

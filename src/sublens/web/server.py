@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ GRACE_SECONDS = 1.0
 """Time for which a stopping service still listens, for requests on their way."""
 DRAIN_SECONDS = 12
 """Time for requests under way to end once the service stops."""
+
+GC_OBJECTS = 20_000
+"""New objects after which garbage is collected: thousands of waiting requests hold many that are none."""
 
 
 class GracefulProtocol(HttpToolsProtocol):
@@ -86,6 +90,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and print the address."""
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what is there now stays, so no collection need look at it again
+        gc.set_threshold(GC_OBJECTS)
         print(self._address, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -14,8 +14,8 @@ from starlette.responses import StreamingResponse
 from sublens.errors import SublensError
 from sublens.evaluation.detection_limit import N_NOISE, Classifier, Step, smallest_mass
 from sublens.images.pixels import Image
-from sublens.inference.engines import n_threads
 from sublens.inference.predictor import BATCH
+from sublens.parallel.threads import n_threads
 from sublens.sim import presets, scene
 from sublens.sim.scene import MASSES_MSUN, Scene
 from sublens.web import problem
