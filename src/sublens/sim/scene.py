@@ -173,9 +173,10 @@ def truth(scene: Scene) -> Truth:
 
 def _refuse_outweighed(scene: Scene, table: Truth) -> None:
     if table.scenes["halo_mass_msun"][0] <= 0:
+        where = "inside the ring" if survey_of(scene).halo.conserves == "ring" else "in all"
         raise ConfigError(
-            f"the substructure has {scene.substructure_msun:.3g} solar masses",
-            need=f"less inside the ring than the lens's {total_msun(scene):.3g}",
+            f"the substructure outweighs the lens's {total_msun(scene):.3g} solar masses",
+            need=f"less {where}",
             next="Take some out, or raise the Einstein radius.",
         )
 

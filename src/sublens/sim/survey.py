@@ -40,6 +40,8 @@ MIN_KERNEL = 3
 """Least number of the camera's pixels along a side of a point-spread function."""
 MIN_FWHM = 1.5
 """Least number of points, at which light is computed, in the full width of a profile: else its width is off by 1 %."""
+MAX_SUPERSAMPLING = 16
+"""Most points along one side of a pixel."""
 MAX_REACH = 512
 """Farthest that a point-spread function reaches from its middle, pixels: half of the largest image."""
 ALMOST_ONE = 1 - 2**-53
@@ -315,7 +317,7 @@ class Camera(Frozen):
     """Pixels along one side of the image."""
     pixel_scale: PositiveFloat
     """Arcsec a pixel."""
-    supersampling: Annotated[int, Field(ge=1, le=16)] = 1
+    supersampling: Annotated[int, Field(ge=1, le=MAX_SUPERSAMPLING)] = 1
     """Points along one side of a pixel at which light is computed, blurred and then averaged; from 2 on, more points
     where light is steep. At 1 a pixel holds the light at its centre."""
     psf: Psf
@@ -350,9 +352,11 @@ class Camera(Frozen):
                 f"is {psf.fwhm:g} arcsec wide; needs to fit the image's {n_pixels * scale:g} four times over"
             )
         elif info.context and scale and psf.fwhm < MIN_FWHM * scale / info.data.get("supersampling", 1):
+            least = ceil(MIN_FWHM * scale / psf.fwhm)
+            remedy = f"Set camera.supersampling = {least}" if least <= MAX_SUPERSAMPLING else "Choose smaller pixels"
             raise ValueError(
                 f"is {psf.fwhm:g} arcsec wide on points {scale / info.data.get('supersampling', 1):g} apart; needs "
-                f"{MIN_FWHM} of them. Set camera.supersampling = {ceil(MIN_FWHM * scale / psf.fwhm)}"
+                f"{MIN_FWHM} of them. {remedy}"
             )
         return psf
 

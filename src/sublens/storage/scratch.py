@@ -60,15 +60,20 @@ def blamed() -> Iterator[None]:
     try:
         yield
     except OSError:
-        check()
+        _check_folder()
         raise
 
 
 def check_unless(path: Path, err: OSError) -> None:
-    """Run `check` where an error does not name a file beside `path` or in it: libraries write temporary ones."""
+    """Raise `ScratchError` where there is no temporary folder, and the error names no file beside `path` or in it."""
     place = Path(str(path)).absolute().parent
     if not (isinstance(err.filename, str) and Path(err.filename).absolute().is_relative_to(place)):
-        check()
+        _check_folder()
+
+
+def _check_folder() -> None:
+    with folder():
+        pass
 
 
 def check() -> None:
