@@ -15,7 +15,7 @@ from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.errors import ConfigError
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import CLASSES, draw
-from sublens.sim.render import render
+from sublens.sim.render import render, simulate
 from sublens.sim.slices import slice_length
 from sublens.sim.survey import Survey
 
@@ -98,7 +98,7 @@ def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey) -> None
 
 def test_no_fresh_image_is_a_fixed_one_of_the_same_seed(small_survey: Survey) -> None:
     fixed = np.concatenate([chunk.counts for chunk in survey_stream.fixed_chunks(small_survey, "train", 80)])
-    stream = SurveyStream(small_survey, 8, survey_stream.FIXED_SEED)
+    stream = SurveyStream(small_survey, 8, survey_stream.FIXED_SEEDS["train"])
     fresh = torch.cat([batch.counts for batch in batches(stream, "pooled", 0, 9)])
     both = torch.cat([torch.from_numpy(fixed.astype(np.float32)), fresh])
     assert n_different(both) == len(fixed) + n_different(fresh)
@@ -128,3 +128,9 @@ def test_a_pool_larger_than_the_memory_is_refused_with_the_largest_that_fits(
     survey_stream.check_cache(small_survey, 700)
     with pytest.raises(ConfigError, match="700 or fewer"):
         survey_stream.check_cache(small_survey, 701)
+
+
+def test_fixed_training_images_are_in_no_store_of_a_small_seed(small_survey: Survey) -> None:
+    (fixed,) = survey_stream.fixed_chunks(small_survey, "train", 6)
+    for seed in range(4):
+        assert not np.array_equal(fixed.counts, simulate(small_survey, seed, "train", range(6))[1])

@@ -303,3 +303,31 @@ def test_a_file_removed_before_it_was_locked_is_not_taken(
     monkeypatch.setattr("fcntl.flock", finish)
     with pytest.raises(DataError, match="another process"), files.lock_file(tmp_path / "a"):
         pass
+
+
+def test_force_replaces_no_run_that_holds_another(tmp_path: Path) -> None:
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "other"):
+        folder.mkdir()
+        (folder / "log.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds a run, so --force does not put a run in its place"):
+        files.refuse_existing(tmp_path / "runs", kind=files.Kind.RUN, force=True)
+
+
+def test_force_replaces_no_run_that_another_process_holds(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("")
+    with (
+        files.lock_folder(tmp_path / "run"),
+        pytest.raises(DataError, match="another process is writing there"),
+        files.whole_folder(tmp_path / "run", kind=files.Kind.RUN, force=True) as partial,
+    ):
+        (partial / "card.json").write_text("{}")
+    assert (tmp_path / "run" / "log.jsonl").is_file()
+
+
+def test_what_a_link_leads_to_is_emptied_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "card.json").touch()
+    (tmp_path / "link").symlink_to("real")
+    files.discard(tmp_path / "link")
+    assert (list((tmp_path / "real").iterdir()), (tmp_path / "link").is_symlink()) == ([], True)

@@ -147,7 +147,7 @@ def _endless(survey: Survey, split: SplitConfig, bar: Bar) -> Dataset:
 def _of_survey(
     survey: Survey, parts: tuple[Part, Part, Part], split: SplitConfig, notes: tuple[str, ...] = ()
 ) -> Dataset:
-    digest = hashlib.sha256(f"{survey_stream.FIXED_SEED} {survey.model_dump_json()}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{survey_stream.FIXED_SEEDS} {survey.model_dump_json()}".encode()).hexdigest()
     return Dataset(survey.name, CLASSES, *parts, digest, survey, split, notes, is_endless=True)
 
 

@@ -275,7 +275,7 @@ def _admit_format_2(content: dict[str, Any], path: Path) -> None:
             f"holds images of {survey['name']!r} of format 2, in which the size of the ring tells the class",
             need=f"format {FORMAT}, in which substructure leaves the ring its size",
             next="Simulate it again with the same command, and train its networks again. A copy of common-test-1 "
-            "needs `conserves = \"total-mass\"` under [halo] to give the same images.",
+            'needs `conserves = "total-mass"` under [halo] to give the same images.',
             path=path,
         )
     if survey:

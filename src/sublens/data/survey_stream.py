@@ -1,6 +1,6 @@
 """A survey as data: fixed images to select and measure on, and fresh ones rendered while a network trains.
 
-The fixed images are those that `sublens simulate` makes of the seed `FIXED_SEED`: SELECTION and REFERENCE images
+The fixed images are those that `sublens simulate` makes of the seeds `FIXED_SEEDS`: SELECTION and REFERENCE images
 of the split train, TEST images of the split test. The fresh ones are images of the split train after these, of the
 training's own seed. On a processor they enter a pool, from which batches are drawn at random; on a GPU every batch
 is new. Either way a batch depends on the survey, the seed, the step and the number of images in a batch alone.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sublens.data.store import Chunk
 from sublens.errors import ConfigError
+from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
 from sublens.sim import camera, presets
@@ -29,8 +30,8 @@ from sublens.sim.render import render
 from sublens.sim.slices import Task, simulated, slice_length, slices
 from sublens.sim.survey import Floats, Survey
 
-FIXED_SEED = 1
-"""Seed of the fixed images, so that those of common-test-1 are the benchmark's, whose networks are published."""
+FIXED_SEEDS: dict[Split, int] = {"train": 27_112_026, "test": 1}
+"""Seeds of the fixed images: the test part of common-test-1 is the benchmark's, and the others are in no other set."""
 SELECTION, REFERENCE, TEST = 3_000, 4_000, 7_500
 """Fixed images: the selection part, training images that the OOD score is fitted to, the test part."""
 EPOCH = 30_000
@@ -59,7 +60,7 @@ def fixed_chunks(survey: Survey, split: Split, n: int, bar: Bar = silent) -> Ite
     """The first n fixed images of a split, with their truth."""
     with open_processes(n_workers()) as mapper, bar(f"simulating {survey.name}", n) as advance:
         count = Count(advance)
-        for truth, counts, _ in slices(survey, FIXED_SEED, split, n, mapper):
+        for truth, counts, _ in slices(survey, FIXED_SEEDS[split], split, n, mapper):
             ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
             yield Chunk(counts, truth.scenes["label"], ids, truth)
             count.add(len(truth))
@@ -221,7 +222,7 @@ def check_cache(survey: Survey, cache: int) -> None:
         raise ConfigError(
             f"train.cache is {cache:,} images of {bytes_each:,} bytes",
             need=f"{fitting:,} or fewer, which fit into {SHARE_OF_MEMORY:.0%} of the memory that is free",
-            next="Lower it, or leave it out.",
+            next=f"Set a number with --cache, {LEAST_POOL:,} or more.",
         )
 
 
@@ -230,7 +231,7 @@ SHARE_OF_MEMORY = 0.5
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free on this machine."""
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this process may take; all of the machine's where the system does not tell."""
+    if known := machine.memory():
+        return known[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -92,7 +92,7 @@ def _removed_where_it_fails(copy: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        files.remove(copy)
+        files.discard(copy)
         raise
 
 

@@ -24,13 +24,14 @@ from sublens.images.formats import ImageSelector
 from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
-from sublens.inference.engines import EngineName, n_threads
+from sublens.inference.engines import EngineName
 from sublens.inference.journal import Journal
 from sublens.inference.predictor import SLICE, Predictor, Row, no_map
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE, Mapper
+from sublens.parallel.threads import n_threads
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote, parse_path
@@ -146,10 +147,11 @@ class Query:
     def refuse_table(self, out: Path) -> None:
         """Raise `DataError` where a table at `out` could replace what is read.
 
-        It may lie in a folder of images, unless its name could be that of an image.
+        It may lie in a folder of images, unless its name could be that of an image. Where nothing is at `out` yet, no
+        file can be replaced.
         """
-        could_be_image = formats.is_image(out)
-        images = [path for path in listing.named(self.inputs) if could_be_image or _is_local_file(path)]
+        could_be_image, is_there = formats.is_image(out), os.path.lexists(out)
+        images = [path for path in listing.named(self.inputs) if (is_there if _is_local_file(path) else could_be_image)]
         files.refuse_overlap(out, *self._without_images(), *images)
 
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:

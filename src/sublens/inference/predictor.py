@@ -16,11 +16,12 @@ from sublens.images import listing, resample
 from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
-from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino, n_threads
+from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
 from sublens.parallel.mapper import in_order
+from sublens.parallel.threads import n_threads
 from sublens.storage.object_store import parse_path
 
 BATCH = 64

@@ -236,8 +236,8 @@ class Card(Frozen):
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides a prediction: weights, graph and calibration."""
-        parts = self.model_dump_json(include={"weights_sha256", "graph", "calibration"})
+        """Hash of all that decides a prediction: input, classes, weights, graph and calibration."""
+        parts = self.model_dump_json(include={"input", "classes", "weights_sha256", "graph", "calibration"})
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property

@@ -200,11 +200,18 @@ def whole_folder(path: Path, *, kind: Kind, force: bool, plan: str = "") -> Iter
 def _put_in_place(partial: Path, path: Path) -> None:
     retired = path.with_name(fitting_name(f".{path.name}", ".retired"))
     if path.exists():
-        remove(retired)
-        path.replace(retired)
+        with lock_folder(path):  # or a run would be replaced that another process trains or measures
+            remove(retired)
+            path.replace(retired)
     partial.replace(path)  # with its plan: were we killed before this line, it could be done again
     (path / PLAN).unlink()
     remove(retired)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; where a link leads to it, only what it holds."""
+    for leftover in folder.iterdir() if folder.is_symlink() else [folder]:
+        remove(leftover)
 
 
 PLAN = "plan.json"
@@ -314,7 +321,7 @@ def _refuse_other_kind(path: Path, kind: Kind) -> None:
             next="Choose another place.",
             path=path,
         )
-    others = sorted(_kinds_below(path) - {kind})
+    others = sorted(_kinds_below(path) - {kind} | _nested(path))
     if others:
         raise DataError(
             f"holds {' and '.join(others)}, so --force does not put {kind} in its place",
@@ -322,6 +329,14 @@ def _refuse_other_kind(path: Path, kind: Kind) -> None:
             next="Choose another place, or remove that folder yourself.",
             path=path,
         )
+
+
+def _nested(path: Path) -> set[Kind]:
+    """Kinds of networks and data sets in folders below this one, which none of ours holds."""
+    if isinstance(path, Remote):
+        return set()
+    kinds = {kind_of(file.parent, MARKERS[file.name]) for file in path.glob("*/**/*") if file.name in MARKERS}
+    return kinds & {Kind.RUN, Kind.BUNDLE, Kind.DATASET}
 
 
 def _kinds_below(path: Path) -> set[Kind]:

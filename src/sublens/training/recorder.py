@@ -51,13 +51,7 @@ def open_log(out: Path, *, is_new: bool) -> Iterator[TextIO]:
                 yield log
         finally:
             if has_no_steps(out):
-                _discard(out)
-
-
-def _discard(out: Path) -> None:
-    """Remove a folder; where a link leads to it, only what it holds."""
-    for leftover in out.iterdir() if out.is_symlink() else [out]:
-        files.remove(leftover)
+                files.discard(out)
 
 
 @contextmanager
