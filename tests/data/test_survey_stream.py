@@ -27,7 +27,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is computed in this process; few fixed images, and a small pool."""
 
     @contextmanager
-    def here(n: int) -> Iterator[Mapper]:
+    def here(n: int, remedy: str) -> Iterator[Mapper]:
         yield HERE
 
     monkeypatch.setattr(survey_stream, "open_processes", here)

@@ -1,9 +1,11 @@
 """Slices in this process and on several."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,20 +28,51 @@ def end(number: int) -> None:
     os._exit(number)
 
 
+def end_or_wait(is_first: bool) -> None:
+    if is_first:
+        end(1)
+    time.sleep(600)
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def test_one_process_is_this_one() -> None:
     with open_processes(1) as mapper:
         assert mapper is HERE
         assert list(mapper(abs, [-1, -2])) == [1, 2]
 
 
-def test_ctrl_c_ends_the_parent_alone() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_a_whole_group_is_for_the_parent_alone(number: signal.Signals) -> None:
     with open_processes(2) as mapper:
-        assert list(mapper(signal.getsignal, [signal.SIGINT])) == [signal.SIG_IGN]
+        workers = set(mapper(pid_after, [0.2] * 4))
+        for worker in workers:
+            os.kill(worker, number)
+        assert len(workers) == 2
+        assert set(mapper(pid_after, [0.2] * 4)) == workers
+
+
+def test_workers_that_only_start_outlive_sigterm_and_the_parents_signals_are_as_before() -> None:
+    with open_processes(2) as mapper:
+        for child in multiprocessing.active_children():
+            assert child.pid
+            os.kill(child.pid, signal.SIGTERM)
+        assert list(mapper(abs, [-1, -2, -3])) == [1, 2, 3]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_worker_that_is_ended_at_work_is_said_to_be_short_of_memory() -> None:
     with pytest.raises(DataError, match="ended from outside; needs memory.*fewer --workers"), open_processes(2) as pool:
         list(pool(end, [1]))
+
+
+def test_a_broken_pool_ends_its_workers_and_names_the_callers_remedy() -> None:
+    with pytest.raises(DataError, match="Buy some"), open_processes(2, "Buy some.") as pool:
+        list(pool(end_or_wait, [True, False]))
+    assert not multiprocessing.active_children()
 
 
 def test_results_are_in_order_and_few_are_pending() -> None:

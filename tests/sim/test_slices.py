@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import children, wait_until_gone
 
 from sublens.storage.files import sha256
 
@@ -17,17 +18,6 @@ SIZES = ("--train", "16000", "--test", "4000")
 def simulation(out: Path) -> list[str]:
     arguments = ("simulate", "common-test-1", *SIZES, "--workers", "2", "--out", str(out))
     return [sys.executable, "-m", "sublens.cli", *arguments]
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_until_gone(processes: list[int], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() for pid in processes):
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def n_shards(out: Path) -> int:

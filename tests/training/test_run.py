@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import children, wait_until_gone
 
 from sublens import metrics
 from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
@@ -32,7 +34,7 @@ from sublens.models.weights import save as save_weights
 from sublens.parallel.mapper import HERE
 from sublens.parallel.torchrun import ALONE
 from sublens.sim.survey import Survey
-from sublens.storage.files import lock_folder
+from sublens.storage.files import lock_folder, sha256
 from sublens.training import checkpoint, loop, recorder, run
 from sublens.training.loop import Batch, BatchSource
 
@@ -278,7 +280,7 @@ def fresh(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     for name in ("SELECTION", "REFERENCE", "TEST", "LEAST_POOL"):
         monkeypatch.setattr(survey_stream, name, 60)
     monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 20 * 48 * 48)
-    monkeypatch.setattr(survey_stream, "open_processes", lambda n: nullcontext(HERE))
+    monkeypatch.setattr(survey_stream, "open_processes", lambda n, remedy: nullcontext(HERE))
     monkeypatch.setattr("sublens.sim.presets.preset", lambda name: small_survey)
     return open_dataset(Path("own.toml"), SplitConfig())
 
@@ -297,6 +299,45 @@ def test_a_run_on_fresh_images_resumes_to_the_same_weights(
     whole, halves = (bundle.read_card(tmp_path / name) for name in ("whole", "halves"))
     assert whole.weights_sha256 == halves.weights_sha256
     assert (whole.data.train, whole.data.test, whole.training.images) == (120, 0, 640)
+
+
+GROUP = """
+import sys
+from sublens import cli
+from sublens.data import survey_stream
+from sublens.sim import presets
+from sublens.sim.survey import Survey
+from sublens.training.loop import BatchSource
+survey_stream.SELECTION = survey_stream.REFERENCE = survey_stream.TEST = 60
+survey_stream.BATCHES_AT_ONCE, survey_stream.DRAWING, BatchSource.log_every = 8, 2, 50
+survey_stream.SurveyStream.samples = lambda stream, device, start=0: stream.rendered(start, "cpu")  # as on a GPU
+survey = Survey.model_validate_json(sys.argv[1])
+presets.preset = lambda name: survey
+settings = ("train.epochs=2", "train.epoch_images=800", "train.batch_size=8")
+cli.main(["train", "own.toml", "--out", *sys.argv[2:], *(word for each in settings for word in ("--set", each))])
+"""
+
+
+def test_sigterm_to_the_whole_group_ends_a_training_on_fresh_images_as_ctrl_c_does(
+    small_survey: Survey, tmp_path: Path
+) -> None:
+    command, out = [sys.executable, "-c", GROUP, small_survey.model_dump_json(exclude_none=True)], tmp_path / "run"
+    with subprocess.Popen([*command, out], stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
+        while not (out / recorder.LOG).is_file() or len(rows(out, "step")) < 3:  # two in the first epoch of 100 steps
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.01)
+        workers = children(job.pid)
+        os.killpg(job.pid, signal.SIGTERM)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130, errors
+    assert len(workers) >= 2
+    wait_until_gone(workers)
+    card, last = bundle.read_card(out), checkpoint.last_step(out)
+    assert card.training.interrupted
+    assert card.weights_sha256 == sha256(out / bundle.WEIGHTS)
+    assert 150 < last < 200, "the step at which the signal came, not the next that is logged"
+    assert subprocess.run([*command, out, "--resume"], capture_output=True).returncode == 0
+    assert not bundle.read_card(out).training.interrupted
 
 
 def test_a_run_on_fresh_images_is_measured_on_the_surveys_test_part(fresh: Dataset, tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ BATCHES_AT_ONCE = 2048
 """Images that are rendered together on a GPU, in whole batches."""
 DRAWING, MOST_WORKERS = 4, 16
 """Processes that draw scenes for a GPU, 60,000 a second each, and that render on a processor at most."""
+FEWER_THREADS = "If memory is short, set OMP_NUM_THREADS lower, for fewer processes; then run the command again."
+MORE_MEMORY = "If memory is short, free some or ask for more; then train again with --resume."
+"""Remedies where one of these processes was ended from outside."""
 POOL_DRAWS, DEVICE_NOISE = 2, 3
 """Purposes of random sequences, so that no two share their numbers; 0 and 1 are the training loop's."""
 
@@ -58,7 +61,7 @@ def survey_at(path: Path) -> Survey | None:
 
 def fixed_chunks(survey: Survey, split: Split, n: int, bar: Bar = silent) -> Iterator[Chunk]:
     """The first n fixed images of a split, with their truth."""
-    with open_processes(n_workers()) as mapper, bar(f"simulating {survey.name}", n) as advance:
+    with open_processes(n_workers(), FEWER_THREADS) as mapper, bar(f"simulating {survey.name}", n) as advance:
         count = Count(advance)
         for truth, counts, _ in slices(survey, FIXED_SEEDS[split], split, n, mapper):
             ids = np.array([f"{split}/{index:07d}" for index in truth.scenes["index"]])
@@ -141,7 +144,7 @@ class SurveyStream:
         blocks: deque[_Block] = deque()
         first = end = self.window(start).start
         tasks = (_BlockTask(self._task(number, length), self.cells) for number in itertools.count(first))
-        with open_processes(max(2, n_workers())) as mapper:
+        with open_processes(max(2, n_workers()), FEWER_THREADS) as mapper:
             rendered = mapper(_rendered, tasks)
             for step in itertools.count(start):
                 window = self.window(step)
@@ -159,7 +162,7 @@ class SurveyStream:
         n_batches = max(1, BATCHES_AT_ONCE // self.size)
         first, n_done = divmod(start, n_batches)
         tasks = (_BlockTask(self._task(n, n_batches * self.size), self.cells) for n in itertools.count(first))
-        with open_processes(DRAWING) as mapper:
+        with open_processes(DRAWING, MORE_MEMORY) as mapper:
             for number, (truth, msun) in enumerate(mapper(_drawn, tasks), start=first):
                 block = self._on_device(truth, msun, number, device)
                 for batch in range(n_done, n_batches):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,8 @@ AHEAD = 2
 """Slices under way for each worker, which bounds the memory."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """The environment of a process that shares its machine with others like it."""
+PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that terminals and clusters send to a whole process group, and that workers leave to their parent."""
 
 
 class Mapper:
@@ -48,24 +51,44 @@ class _Processes(Mapper):
         self._pool, self._n = pool, n
 
     def __call__(self, work: Callable[[A], R], slices: Iterable[A]) -> Iterator[R]:
-        return in_order((self._pool.submit(work, task) for task in slices), lambda: AHEAD * self._n)
+        return in_order((_submit(self._pool, work, task) for task in slices), lambda: AHEAD * self._n)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., R], *task: object) -> "Future[R]":
+    """The pending result of some work; a worker that starts for it holds back the parent's signals from the first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+    try:
+        return pool.submit(work, *task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Worker(SpawnProcess):
+    def terminate(self) -> None:
+        """End a worker of a broken pool, which ignores SIGTERM."""
+        self.kill()
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
 
 
 @contextmanager
-def open_processes(n: int) -> Iterator[Mapper]:
+def open_processes(n: int, remedy: str = "Use fewer --workers if memory is short.") -> Iterator[Mapper]:
     """A mapper on n processes of this machine, for the length of a `with` block; on this one where n is 1.
 
-    Raises `DataError` where one of them is ended from outside, or as it starts.
+    Raises `DataError` where one of them is ended from outside, with the remedy to try next, or as it starts.
+    Signals to the whole process group are for this process alone to follow.
     """
     if n == 1:
         yield HERE
         return
-    with ProcessPoolExecutor(n, get_context("spawn"), _follow_parent) as pool:
+    with ProcessPoolExecutor(n, _Workers(), _follow_parent) as pool:
         first = _start_worker(pool)
         try:
             yield _Processes(pool, n)
         except BrokenProcessPool as err:
-            raise _broken_pool(n, first) from err
+            raise _broken_pool(n, first, remedy) from err
         finally:
             pool.shutdown(cancel_futures=True)  # do not compute on after Ctrl-C
 
@@ -73,14 +96,14 @@ def open_processes(n: int) -> Iterator[Mapper]:
 def _start_worker(pool: ProcessPoolExecutor) -> "Future[int]":
     """The first result of a pool; quits where this process is itself a worker that only just imports its script."""
     try:
-        return pool.submit(int)
+        return _submit(pool, int)
     except RuntimeError as err:
         if "bootstrapping phase" not in str(err):
             raise
         sys.exit(1)  # the parent says what to do
 
 
-def _broken_pool(n: int, first: "Future[int]") -> DataError:
+def _broken_pool(n: int, first: "Future[int]", remedy: str) -> DataError:
     if first.exception():
         return DataError(
             f"{n} worker processes ended as they started",
@@ -90,7 +113,7 @@ def _broken_pool(n: int, first: "Future[int]") -> DataError:
     return DataError(
         f"one of {n} worker processes was ended from outside",
         need="memory for all of them",
-        next="Use fewer --workers if memory is short.",
+        next=remedy,
     )
 
 
@@ -113,8 +136,10 @@ def in_order(futures: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Itera
 
 
 def _follow_parent() -> None:
-    """Have a worker end as soon as the process that it works for is gone, which alone minds Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Have a worker end as soon as the process that it works for is gone, which alone minds signals."""
+    for number in PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     parent = parent_process()
     assert parent is not None
 

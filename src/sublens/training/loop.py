@@ -89,6 +89,7 @@ def fit(
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
     log_every: int = 1,
+    is_ending: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train `model` in place, with its heads.
 
@@ -97,7 +98,8 @@ def fit(
     on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. after: the
     epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train together,
     each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps from
-    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well.
+    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
+    does a step after which `is_ending` is true.
     """
     device = next(model.parameters()).device.type
     whole = ranks.together(_WithHeads(model, head, student))
@@ -121,7 +123,7 @@ def fit(
             optimizer.step()
             number += 1
             sums.add((loss, truth, distill), ranks.n * len(batch.labels))
-            if sums.n_steps == log_every:
+            if sums.n_steps == log_every or is_ending():
                 on_step(_step(number, epoch, sums, ranks, done))
                 sums = _Sums()
         if sums.n_steps:

@@ -265,6 +265,10 @@ class TrainingRecorder:
             self.keep(step.epoch)
         self._raise_if_stopping()
 
+    def has_to_end(self) -> bool:
+        """Whether this process trains alone and has a request to end; several agree on theirs in `on_step`."""
+        return self.ranks.n == 1 and self.requests.to_end
+
     def _warn_of_chance(self, verb: str) -> None:
         """Warn where the network has learned nothing; the verb says when: it is still at chance, or ended there."""
         evidence = self.chance.evidence(self.images)

@@ -206,6 +206,7 @@ def _fit(recorder: TrainingRecorder) -> None:
                 after=(epoch, recorder.steps),
                 ranks=recorder.ranks,
                 log_every=state.batches.log_every,
+                is_ending=recorder.has_to_end,
             )
         return
     except (MemoryError, RuntimeError) as err:
