@@ -321,7 +321,7 @@ def _refuse_other_kind(path: Path, kind: Kind) -> None:
             next="Choose another place.",
             path=path,
         )
-    others = sorted(_kinds_below(path) - {kind} | _nested(path))
+    others = sorted(_others(path, kind))
     if others:
         raise DataError(
             f"holds {' and '.join(others)}, so --force does not put {kind} in its place",
@@ -331,18 +331,12 @@ def _refuse_other_kind(path: Path, kind: Kind) -> None:
         )
 
 
-def _nested(path: Path) -> set[Kind]:
-    """Kinds of networks and data sets in folders below this one, which none of ours holds."""
-    if isinstance(path, Remote):
-        return set()
-    kinds = {kind_of(file.parent, MARKERS[file.name]) for file in path.glob("*/**/*") if file.name in MARKERS}
-    return kinds & {Kind.RUN, Kind.BUNDLE, Kind.DATASET}
-
-
-def _kinds_below(path: Path) -> set[Kind]:
-    """The kinds of a folder and of all folders in it."""
+def _others(path: Path, kind: Kind) -> set[Kind]:
+    """Kinds but `kind` of a folder and all folders in it, and of networks and data sets that lie deeper than it."""
     paths: Iterable[Path] = path.files() if isinstance(path, Remote) else path.rglob("*")
-    return {kind_of(file.parent, MARKERS[file.name]) for file in paths if file.name in MARKERS}
+    pairs = [(file.parent, kind_of(file.parent, MARKERS[file.name])) for file in paths if file.name in MARKERS]
+    nested = set() if isinstance(path, Remote) else {held for folder, held in pairs if folder != path}
+    return ({held for _, held in pairs} - {kind}) | (nested & {Kind.RUN, Kind.BUNDLE, Kind.DATASET})
 
 
 def kind_of(folder: Path, kind: Kind = Kind.RUN) -> Kind:
