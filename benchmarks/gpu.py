@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig, input_side
+from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, input_side
 from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.survey_stream import Cells, SurveyStream
@@ -265,13 +265,24 @@ def training(dataset: Dataset, name: str, batch_size: int | None, seconds: float
     return {"batch": state.batches.size, "images_per_s": round(images / max(ended - begun, 1e-9), 1)}
 
 
+def shape_of(survey: Survey) -> tuple[int, int]:
+    """Height and width of the survey's images, pixels."""
+    return survey.camera.n_pixels, survey.camera.n_pixels
+
+
+def untrained(name: str, survey: Survey) -> tuple[nn.Module, InputConfig]:
+    """A new network on the device, and how it takes the survey's images."""
+    network_input = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape_of(survey)).input
+    assert network_input is not None
+    return networks.to_device(networks.build(name, 3, network_input.channels), DEVICE), network_input
+
+
 def stepping(name: str, batch_size: int, survey: Survey, seconds: float) -> float:
     """Images a second of training steps alone, on one batch over and over."""
-    config = networks.resolved(RunConfig(model=ModelConfig(name=name)), (survey.camera.n_pixels,) * 2)
-    assert config.input is not None
-    side = input_side(config.input, (survey.camera.n_pixels,) * 2)
-    model = networks.to_device(networks.build(name, 3, config.input.channels), DEVICE)
-    images = torch.randn(batch_size, config.input.channels, side, side, device=DEVICE)
+    model, network_input = untrained(name, survey)
+    config = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape_of(survey))
+    side = input_side(network_input, shape_of(survey))
+    images = torch.randn(batch_size, network_input.channels, side, side, device=DEVICE)
     batch = loop.Batch(images, torch.arange(batch_size, device=DEVICE) % 3)
     optimizer, n_steps = loop.make_optimizer([model], config.train), 20
 
@@ -295,12 +306,9 @@ def stepping(name: str, batch_size: int, survey: Survey, seconds: float) -> floa
 
 def predicting(name: str, survey: Survey, batch: int, seconds: float) -> dict[str, float]:
     """Images a second from counts on the device to logits, in both precisions."""
-    shape = (survey.camera.n_pixels,) * 2
-    config = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape)
-    assert config.input is not None
-    model: nn.Module = networks.to_device(networks.build(name, 3, config.input.channels), DEVICE).eval()
-    whole = FullNetwork(model, config.input, None, Moments(model))
-    counts = torch.randint(0, 800, (batch, *shape), device=DEVICE).float()
+    model, network_input = untrained(name, survey)
+    whole = FullNetwork(model.eval(), network_input, None, Moments(model))
+    counts = torch.randint(0, 800, (batch, *shape_of(survey)), device=DEVICE).float()
     rates = {}
     for kind, is_bf16 in (("float32", False), ("bfloat16", True)):
 
@@ -316,12 +324,9 @@ def predicting(name: str, survey: Survey, batch: int, seconds: float) -> dict[st
 
 def predicting_from_host(name: str, survey: Survey, batch: int, seconds: float) -> float:
     """Images a second of the engine in float32, counts from the processor's memory and probabilities back."""
-    shape = (survey.camera.n_pixels,) * 2
-    config = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape)
-    assert config.input is not None
-    model = networks.to_device(networks.build(name, 3, config.input.channels), DEVICE).eval()
-    predictor = predict_dataset.eager(model, CLASSES, shape, config.input, DEVICE)
-    counts = np.random.default_rng(0).poisson(30, (batch, *shape)).astype(np.uint16)
+    model, network_input = untrained(name, survey)
+    predictor = predict_dataset.eager(model.eval(), CLASSES, shape_of(survey), network_input, DEVICE)
+    counts = np.random.default_rng(0).poisson(30, (batch, *shape_of(survey))).astype(np.uint16)
     return rate(lambda: len(predictor.probs(counts)), seconds)
 
 
