@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from conftest import chunk
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sublens.data import generate, store
@@ -157,6 +157,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@example(1, ord("\r"))
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_any_changed_byte_of_the_manifest_is_found(small_store: Path, place: int, byte: int) -> None:
     data = bytearray((small_store / MANIFEST).read_bytes())

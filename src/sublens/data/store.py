@@ -229,7 +229,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the store at `path`; `DataError` where there is none, or none that this version reads."""
     file = path / MANIFEST
     try:
-        text = local(file).read_text(encoding="utf-8")
+        text = local(file).read_bytes().decode()  # read_text would turn each carriage return into a line feed
         content: dict[str, Any] = json.loads(text)
         if content.get("format") == 2:
             _admit_format_2(content, path)
