@@ -28,8 +28,8 @@ from sublens.data import generate
 from sublens.inference import predict_files
 from sublens.parallel import dask
 from sublens.parallel.mapper import Mapper
-from sublens.sim.presets import preset
 from sublens.sim.slices import slices
+from sublens.surveys.presets import preset
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -21,8 +21,8 @@ from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats
 from sublens.sim.population import CLASSES, Truth
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 SEED = 61
 TRUTH_HEAD = "truth head"

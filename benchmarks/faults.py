@@ -45,9 +45,9 @@ from sublens.inference.journal import Journal
 from sublens.inference.predictor import Prediction, Row
 from sublens.models import bundle, weights
 from sublens.report import runs
-from sublens.sim import presets
-from sublens.sim.survey import Survey
 from sublens.storage import files
+from sublens.surveys import presets
+from sublens.surveys.survey import Survey
 from sublens.training import checkpoint
 from sublens.training.run import train_run
 from sublens.web import keys

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sublens.evaluation import fidelity
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 
 LEVEL = 0.05
 EPOCHS = 5

@@ -35,10 +35,11 @@ from sublens.inference.torch_engine import FullNetwork
 from sublens.models import bundle, networks
 from sublens.models.heads import Moments
 from sublens.parallel.torchrun import ALONE
-from sublens.sim import camera, presets
+from sublens.sim import camera
 from sublens.sim.population import CLASSES, Truth, draw, noise_seeds
 from sublens.sim.render import observe, render
-from sublens.sim.survey import Survey
+from sublens.surveys import presets
+from sublens.surveys.survey import Survey
 from sublens.training import loop, run
 from sublens.training.recorder import LOG
 

@@ -16,8 +16,8 @@ from sublens.images.formats import read_archive
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.sim.population import CLASSES
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 SEED = 5
 """Of the simulated images; the networks were trained on seeds 1 and 2."""

@@ -34,7 +34,7 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle, inputs, networks, weights
 from sublens.models.networks import LensNet
 from sublens.sim.render import simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 from sublens.training import loop, run
 from sublens.training.loop import Batch, BatchSource
 

@@ -19,11 +19,12 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from sublens.sim import camera, light
+from sublens.lensing import light
+from sublens.sim import camera
 from sublens.sim.population import CLASSES, Truth, draw
-from sublens.sim.presets import names, preset
 from sublens.sim.render import render, simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.presets import names, preset
+from sublens.surveys.survey import Survey
 from sublens.training.recorder import processor
 
 BEADS = 100

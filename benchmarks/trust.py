@@ -30,9 +30,9 @@ from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models.calibration import Calibration, softmax
 from sublens.sim.camera import above_minimum
 from sublens.sim.population import CLASSES
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 
 SEED, SHIFTED_SEED = 7002, 50
 N_SHIFTED = 1_000

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import Predictor
 from sublens.sim.population import mass_map
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 N_IMAGES = 9
 BRIGHTEST = 3e10

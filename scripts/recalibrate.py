@@ -15,8 +15,8 @@ from sublens.data.dataset import Part
 from sublens.inference import predict_dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import bundle, calibration
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 SEED, IMAGES, SLICE = 7001, 30_000, 2_000
 

@@ -19,10 +19,10 @@ from sublens.data.generate import simulate
 from sublens.data.store import Chunk
 from sublens.models import bundle, weights
 from sublens.models.networks import build
-from sublens.sim.presets import preset
-from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
 from sublens.web.prometheus import Metrics

@@ -21,9 +21,9 @@ from sublens.inference import predictor, tables
 from sublens.inference.journal import Journal
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
-from sublens.sim import presets
 from sublens.sim.render import simulate
 from sublens.storage.files import sha256
+from sublens.surveys import presets
 from sublens.training import recorder
 from sublens.training.loop import Step
 

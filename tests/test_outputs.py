@@ -17,8 +17,8 @@ from sublens import cli
 from sublens.errors import DataError
 from sublens.inference import predict_files, tables
 from sublens.models import bundle
-from sublens.sim import presets
 from sublens.storage import files
+from sublens.surveys import presets
 
 TEACHER = ("--set", "train.teacher='NETWORK'")
 READS = {

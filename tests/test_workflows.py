@@ -19,8 +19,8 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.progress import Advance
 from sublens.sim.population import Split
-from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
+from sublens.surveys.survey import Survey
 from sublens.training import recorder, run
 
 CONFIGS = [RunConfig(model=ModelConfig(name=name), train=TrainConfig(epochs=1)) for name in ("lensnet", "resnet10t")]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sublens.inference.predictor import Predictor as Predictor
     from sublens.models.networks import build as build
     from sublens.sim.population import draw as draw
-    from sublens.sim.presets import preset as preset
     from sublens.sim.render import render as render
+    from sublens.surveys.presets import preset as preset
     from sublens.training.run import train_run as train_run
     from sublens.workflows import run_all as run_all
 
@@ -38,7 +38,7 @@ _HOMES = {
     "draw": "sim.population",
     "measure_run": "evaluation.evaluate",
     "open_dataset": "data.dataset",
-    "preset": "sim.presets",
+    "preset": "surveys.presets",
     "render": "sim.render",
     "run_all": "workflows",
     "simulate": "data.generate",

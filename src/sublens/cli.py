@@ -203,8 +203,8 @@ def simulate(
     """
     from sublens.data import generate
     from sublens.progress import visible
-    from sublens.sim import presets
     from sublens.storage import files
+    from sublens.surveys import presets
 
     sizes: dict[Literal["train", "test"], int] = {"train": train, "test": test}
     options = {
@@ -240,8 +240,8 @@ def presets_(
     sublens presets euclid --show euclid.png
     """
     from sublens.errors import ConfigError
-    from sublens.sim import presets
     from sublens.storage import files
+    from sublens.surveys import presets
 
     if names and len(names) > 1 and not show:
         raise ConfigError(
@@ -283,7 +283,7 @@ def fidelity(
     """
     from sublens.evaluation import fidelity
     from sublens.progress import visible
-    from sublens.sim import presets
+    from sublens.surveys import presets
 
     rows, chance, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
@@ -336,7 +336,7 @@ def import_legacy(
 
     sublens import-legacy Model_I/train --out data/model-1
     """
-    from sublens.images import legacy
+    from sublens.data import legacy
     from sublens.progress import visible
 
     n_files, n_failed = legacy.convert(inputs, out, on_error=lambda err: _say(str(err)), force=force, bar=visible)

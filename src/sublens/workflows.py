@@ -12,8 +12,8 @@ from sublens.evaluation.evaluate import bundle_files, copy_or_own_folder, is_mea
 from sublens.models import bundle
 from sublens.progress import Bar, Say, silent
 from sublens.sim.population import Split
-from sublens.sim.presets import preset
 from sublens.storage import files
+from sublens.surveys.presets import preset
 from sublens.training import duration
 from sublens.training.checkpoint import last_step
 from sublens.training.run import is_trained, refuse_teacher, resolve_settings, resolved_for, seconds_left, train_run

@@ -10,7 +10,7 @@ from sublens.errors import ConfigError
 from sublens.images import formats
 from sublens.sim import render
 from sublens.sim.population import CLASSES
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
 from sublens.sim.population import Truth
-from sublens.sim.presets import preset
-from sublens.sim.survey import Survey
 from sublens.storage.files import sha256
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 
 
 def write(out: Path) -> str:

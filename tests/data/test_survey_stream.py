@@ -17,7 +17,7 @@ from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
 from sublens.sim.slices import slice_length
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 
 CELLS = Cells(6, 7.2)
 
@@ -106,7 +106,7 @@ def test_no_fresh_image_is_a_fixed_one_of_the_same_seed(small_survey: Survey) ->
 
 def test_a_survey_opens_with_fixed_images_apart_from_the_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = changed("common-test-1", name="small", camera={"n_pixels": 48, "pixel_scale": 0.15})
-    monkeypatch.setattr("sublens.sim.presets.preset", lambda name: small)
+    monkeypatch.setattr("sublens.surveys.presets.preset", lambda name: small)
     data = open_dataset(Path("common-test-1"), SplitConfig())
     assert data.is_endless
     assert [len(part) for part in (data.train, data.selection, data.test)] == [40, 40, 0]

@@ -20,8 +20,8 @@ from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 from sublens.sim.population import Truth, draw
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 METHODS: tuple[Method, ...] = ("hires-cam", "grad-cam", "occlusion")
 

@@ -12,9 +12,9 @@ from sublens.errors import DataError, ImageError
 from sublens.evaluation import fidelity
 from sublens.evaluation.fidelity import _combined, _permutation_test, chance_of_one, compare, statistics, tell_apart
 from sublens.images.formats import read_archive
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 
 
 def smooth(survey: Survey, n: int, seed: int = 1) -> np.ndarray:

@@ -22,8 +22,8 @@ from sublens.images.reader import Reader, ReadResult, locate_positions
 from sublens.inference import predict_files, predictor, tables
 from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Query
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 SIZE = (24, 24)
 XY = ((31.5, 51.5), (250.5, 100.5), (60.5, 150.5))

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from sublens.errors import ImageError
-from sublens.images import formats, sandbox
+from sublens.images import formats
 from sublens.images import reader as reading
 from sublens.images.formats import ImageSelector
 from sublens.images.listing import list_images
 from sublens.images.pixels import Image
 from sublens.images.reader import Reader, ReadResult
+from sublens.parallel import sandbox
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,12 @@ from PIL import Image as Picture
 from zarr.codecs import GzipCodec
 
 from sublens.errors import ImageError
-from sublens.images import arrays, formats, limits, reader, sandbox
+from sublens.images import arrays, formats, limits, reader
 from sublens.images.listing import list_images
 from sublens.images.pixels import Image
 from sublens.images.reader import Reader, ReadResult
 from sublens.images.resample import resample_image
+from sublens.parallel import sandbox
 
 ROOT = Path(__file__).parents[2]
 MAX_GROWTH = 50e6

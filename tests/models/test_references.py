@@ -10,8 +10,8 @@ from sublens.images.formats import read_archive
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle, networks
 from sublens.sim.population import CLASSES
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.parent.name for path in (ROOT / "bundles").glob(f"*/{bundle.CARD}"))

@@ -22,10 +22,10 @@ from sublens.inference import predict_dataset, predict_files
 from sublens.inference.predict_files import Query
 from sublens.models import bundle
 from sublens.parallel import dask
-from sublens.sim.survey import Survey
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
+from sublens.surveys.survey import Survey
 from sublens.training import recorder, run
 
 SIZES = {"train": 70, "test": 20}

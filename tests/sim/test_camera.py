@@ -8,8 +8,9 @@ from astropy.io import fits
 from conftest import changed
 
 from sublens.errors import ConfigError
-from sublens.sim import camera, presets
-from sublens.sim.survey import Camera, Gaussian, Moffat
+from sublens.sim import camera
+from sublens.surveys import presets
+from sublens.surveys.camera import Camera, Gaussian, Moffat
 
 CT1 = changed("common-test-1").camera
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sublens.sim import contact_sheet
-from sublens.sim.presets import preset
+from sublens.surveys.presets import preset
 
 
 @pytest.mark.parametrize(("names", "across", "down"), [(["model-2"], 1, 1), (["model-2", "rubin", "euclid"], 2, 2)])

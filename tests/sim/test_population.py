@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublens.errors import ConfigError
-from sublens.sim import mass
-from sublens.sim.cosmology import einstein_radius
+from sublens.lensing import mass
+from sublens.lensing.cosmology import einstein_radius
 from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds, of_format_2, share_inside_ring, smoothed
-from sublens.sim.presets import names, preset
 from sublens.sim.render import convergence, deflection, render, simulate
-from sublens.sim.survey import Floats, Survey
+from sublens.surveys.presets import names, preset
+from sublens.surveys.priors import Floats
+from sublens.surveys.survey import Survey
 
 CT1 = preset("common-test-1")
 

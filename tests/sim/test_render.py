@@ -8,12 +8,16 @@ from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sublens.lensing import light
 from sublens.parallel.mapper import HERE, open_processes
-from sublens.sim import camera, light, presets, render
+from sublens.sim import camera, render
 from sublens.sim.population import CLASSES, Truth, draw
-from sublens.sim.presets import preset
 from sublens.sim.slices import slices
-from sublens.sim.survey import FWHM_PER_SIGMA, Gaussian, Moffat, PixelatedSource, Psf, Survey
+from sublens.surveys import presets
+from sublens.surveys.camera import FWHM_PER_SIGMA, Gaussian, Moffat, Psf
+from sublens.surveys.light import PixelatedSource
+from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sublens.errors import ConfigError
-from sublens.sim import presets, scene
+from sublens.sim import scene
 from sublens.sim.population import CLASSES, draw, smoothed
 from sublens.sim.render import render
 from sublens.sim.scene import Scene, String, Subhalo
+from sublens.surveys import presets
 
 
 @pytest.mark.parametrize("name", ["common-test-1", "model-1"])

@@ -47,7 +47,7 @@ def test_a_store_stopped_at_ten_random_points_is_the_same(tmp_path: Path, how: s
 
 
 STREAM = """
-from sublens.sim.presets import preset
+from sublens.surveys.presets import preset
 from sublens.sim.slices import slices
 print(sum(counts.shape[0] for _, counts, _ in slices(preset("common-test-1"), 1, "train", 100_000, map)))
 """

@@ -18,9 +18,9 @@ from sublens.inference import predict_files, tables
 from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Listing, Query
 from sublens.models import bundle
-from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote
+from sublens.surveys.survey import Survey
 
 SIZES = {"train": 70, "test": 20}
 

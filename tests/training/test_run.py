@@ -33,8 +33,8 @@ from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
 from sublens.parallel.mapper import HERE
 from sublens.parallel.torchrun import ALONE
-from sublens.sim.survey import Survey
 from sublens.storage.files import lock_folder, sha256
+from sublens.surveys.survey import Survey
 from sublens.training import checkpoint, loop, recorder, run
 from sublens.training.loop import Batch, BatchSource
 
@@ -281,7 +281,7 @@ def fresh(small_survey: Survey, monkeypatch: pytest.MonkeyPatch) -> Dataset:
         monkeypatch.setattr(survey_stream, name, 60)
     monkeypatch.setattr("sublens.sim.slices.SLICE_PIXELS", 20 * 48 * 48)
     monkeypatch.setattr(survey_stream, "open_processes", lambda n, remedy: nullcontext(HERE))
-    monkeypatch.setattr("sublens.sim.presets.preset", lambda name: small_survey)
+    monkeypatch.setattr("sublens.surveys.presets.preset", lambda name: small_survey)
     return open_dataset(Path("own.toml"), SplitConfig())
 
 
@@ -306,7 +306,7 @@ import sys
 from sublens import cli
 from sublens.data import survey_stream
 from sublens.sim import presets
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 from sublens.training.loop import BatchSource
 survey_stream.SELECTION = survey_stream.REFERENCE = survey_stream.TEST = 60
 survey_stream.BATCHES_AT_ONCE, survey_stream.DRAWING, BatchSource.log_every = 8, 2, 50

@@ -19,8 +19,8 @@ from astropy.table import Table
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from sublens.sim.presets import preset
 from sublens.sim.render import simulate
+from sublens.surveys.presets import preset
 
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -23,9 +23,9 @@ from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import CLASSES, Truth
-from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
+from sublens.surveys.survey import Survey
 
 
 def _unchecked(number: int) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sublens.data.store import Chunk, Origin, Source
-from sublens.sim.survey import Survey
 from sublens.storage.files import Kind, whole_folder
+from sublens.surveys.survey import Survey
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header

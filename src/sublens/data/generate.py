@@ -16,8 +16,8 @@ from sublens.parallel.mapper import Mapper, open_processes
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import CLASSES, Split
 from sublens.sim.slices import slice_length, slices
-from sublens.sim.survey import Survey
 from sublens.storage import files
+from sublens.surveys.survey import Survey
 
 Form = Literal["store", "folder", "fits"]
 

@@ -24,11 +24,13 @@ from sublens.errors import ConfigError
 from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
-from sublens.sim import camera, presets
+from sublens.sim import camera
 from sublens.sim.population import Split, Truth, draw, mass_map
 from sublens.sim.render import render
 from sublens.sim.slices import Task, simulated, slice_length, slices
-from sublens.sim.survey import Floats, Survey
+from sublens.surveys import presets
+from sublens.surveys.priors import Floats
+from sublens.surveys.survey import Survey
 
 FIXED_SEEDS: dict[Split, int] = {"train": 27_112_026, "test": 1}
 """Seeds of the fixed images: the test part of common-test-1 is the benchmark's, and the others are in no other set."""

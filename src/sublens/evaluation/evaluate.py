@@ -33,9 +33,9 @@ from sublens.parallel.mapper import Mapper
 from sublens.parallel.threads import n_threads
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import mass_map
-from sublens.sim.survey import Survey
 from sublens.storage import files, object_store
 from sublens.storage.seal import unsealed, write_sealed
+from sublens.surveys.survey import Survey
 from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
 
 LATENCY_RUNS = 12

@@ -20,7 +20,7 @@ from sublens.models import inputs, networks
 from sublens.progress import Advance, Bar, Count, silent
 from sublens.sim import render
 from sublens.sim.population import CLASSES
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 from sublens.training import loop
 
 CORNER = 8

@@ -29,7 +29,8 @@ from sublens.images.cutouts import Cutout, Positions, position_name
 from sublens.images.formats import ImageSelector, image_name
 from sublens.images.limits import too_much_memory, unreadable_file
 from sublens.images.pixels import Image, TangentPlane
-from sublens.images.sandbox import (
+from sublens.parallel.mapper import in_order
+from sublens.parallel.sandbox import (
     START_SECONDS,
     Child,
     ChildError,
@@ -46,7 +47,6 @@ from sublens.images.sandbox import (
     path_to_hex,
     read_requests,
 )
-from sublens.parallel.mapper import in_order
 from sublens.storage import object_store, scratch
 from sublens.storage.files import remove
 from sublens.storage.object_store import FETCHES, Remote

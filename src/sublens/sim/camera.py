@@ -13,8 +13,8 @@ from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
 from sublens.errors import ConfigError
-from sublens.sim import compiled
-from sublens.sim.survey import FWHM_PER_SIGMA, MAX_REACH, Camera, Gaussian, Moffat, PixelatedPsf
+from sublens.lensing import compiled
+from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera, Gaussian, Moffat, PixelatedPsf
 
 LIGHT_LOST = 1e-4
 """Most of the light that the cut wings of a point-spread function may hold, where the image is large enough."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sublens.sim.population import CLASSES, Truth, smoothed
 from sublens.sim.render import render, simulate
-from sublens.sim.survey import Survey
 from sublens.storage.files import whole_file
+from sublens.surveys.survey import Survey
 
 COLUMNS = 4
 """Images of each class."""

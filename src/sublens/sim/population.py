@@ -17,9 +17,12 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.sim import light, mass
-from sublens.sim.cosmology import einstein_radius, nfw_angles
-from sublens.sim.survey import Camera, Floats, Light, PixelatedSource, Prior, Survey
+from sublens.lensing import light, mass
+from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.surveys.camera import Camera
+from sublens.surveys.light import Light, PixelatedSource
+from sublens.surveys.priors import Floats, Prior
+from sublens.surveys.survey import Survey
 
 CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes and vortex; a label is a position in this tuple."""

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim import camera, light, mass
-from sublens.sim.compiled import Reals
+from sublens.lensing import light, mass
+from sublens.lensing.compiled import Reals
+from sublens.sim import camera
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
-from sublens.sim.survey import PixelatedSource, Survey
+from sublens.surveys.light import PixelatedSource
+from sublens.surveys.survey import Survey
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
 """Number of points at which light is computed together, over one image or several. On a processor such a
@@ -280,7 +282,7 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
         return
     is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
     if survey.subhaloes.profile == "point" and x.dtype == torch.float32 and is_grid and _has_kernel(x.device.type):
-        from sublens.sim import points
+        from sublens.lensing import points
 
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
         points.add_points(x, y, masses, np.cumsum(truth.scenes["n_subhaloes"]), *total)
@@ -291,10 +293,10 @@ def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: ma
 
 
 def _has_kernel(device: str) -> bool:
-    """Whether this device has the kernel of `sublens.sim.points`, which comes with torch for NVIDIA's GPUs."""
+    """Whether this device has the kernel of `sublens.lensing.points`, which comes with torch for NVIDIA's GPUs."""
     if device != "cuda" or find_spec("triton") is None:
         return False
-    from sublens.sim import points
+    from sublens.lensing import points
 
     return points.works(device)
 

@@ -11,11 +11,14 @@ from pydantic import Field
 
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
-from sublens.sim import presets
-from sublens.sim.cosmology import einstein_radius
+from sublens.lensing.cosmology import einstein_radius
 from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw, extend, weigh
 from sublens.sim.render import observe, render
-from sublens.sim.survey import Gaussian, Prior, SersicSource, Survey
+from sublens.surveys import presets
+from sublens.surveys.camera import Gaussian
+from sublens.surveys.light import SersicSource
+from sublens.surveys.priors import Prior
+from sublens.surveys.survey import Survey
 
 MASSES_MSUN = 1e6, 1e11
 """Least and greatest mass of a subhalo, solar masses."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sublens.parallel.mapper import Mapper
 from sublens.sim.population import Split, Truth
 from sublens.sim.render import Maps, maps, simulate
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 
 SLICE_PIXELS = 500 * 150 * 150
 """Approximate number of pixels in a slice."""

@@ -22,7 +22,7 @@ from sublens.models.heads import TruthHead
 from sublens.models.inputs import to_input
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
 
 

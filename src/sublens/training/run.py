@@ -23,8 +23,8 @@ from sublens.models import bundle, networks
 from sublens.models.networks import device
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Bar, Say, silent
-from sublens.sim.survey import Survey
 from sublens.storage import files
+from sublens.surveys.survey import Survey
 from sublens.training import checkpoint, duration, labels_only, loop
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.distillation import StudentMaps, Teacher

@@ -16,8 +16,9 @@ from sublens.evaluation.detection_limit import N_NOISE, Classifier, Step, smalle
 from sublens.images.pixels import Image
 from sublens.inference.predictor import BATCH
 from sublens.parallel.threads import n_threads
-from sublens.sim import presets, scene
+from sublens.sim import scene
 from sublens.sim.scene import MASSES_MSUN, Scene
+from sublens.surveys import presets
 from sublens.web import problem
 from sublens.web.answers import (
     SearchResult,

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import arrays, listing, reader, sandbox
+from sublens.images import arrays, listing, reader
 from sublens.images.limits import MAX_SIDE, MAX_UNPACKED_BYTES, check_exists, too_much_memory, unreadable_file
 from sublens.images.reader import ReadResult
-from sublens.images.sandbox import Child, ChildError, Keeper, Output
+from sublens.parallel import sandbox
+from sublens.parallel.sandbox import Child, ChildError, Keeper, Output
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files
 
@@ -140,7 +141,7 @@ class Opener(Keeper):
         data = _read_bytes(path)
         try:
             if self._child is None:
-                self._child = Child("sublens.images.legacy")
+                self._child = Child("sublens.data.legacy")
                 self._child.receive(sandbox.START_SECONDS)
             self._child.send({"bytes": len(data)}, data)
             message = self._child.receive(self.seconds)

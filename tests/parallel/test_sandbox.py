@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublens.images import sandbox
-from sublens.images.sandbox import EndedError, Region
+from sublens.parallel import sandbox
+from sublens.parallel.sandbox import EndedError, Region
 
 SIZE = sandbox.REGION_BYTES - sandbox.TAKEN_BYTES
 

@@ -9,9 +9,10 @@ from scipy import stats
 
 from sublens.config import Frozen, checked
 from sublens.errors import ConfigError
-from sublens.sim import presets, survey
-from sublens.sim.presets import preset
-from sublens.sim.survey import ALMOST_ONE, Prior, Survey
+from sublens.surveys import camera, light, mass, presets, survey
+from sublens.surveys.presets import preset
+from sublens.surveys.priors import ALMOST_ONE, Prior
+from sublens.surveys.survey import Survey
 
 TEXT = presets.source("common-test-1").read_text()
 
@@ -191,8 +192,9 @@ def test_a_manifest_is_read_where_the_file_is_not(tmp_path: Path) -> None:
 
 
 def test_every_setting_of_a_survey_is_documented() -> None:
-    kinds = [kind for kind in vars(survey).values() if isinstance(kind, type) and issubclass(kind, Frozen)]
-    assert len(kinds) > 12
+    settings = [value for module in (camera, light, mass, survey) for value in vars(module).values()]
+    kinds = {kind for kind in settings if isinstance(kind, type) and issubclass(kind, Frozen)}
+    assert len(kinds) > 16
     for kind in kinds:
         undocumented = {name for name, field in kind.model_fields.items() if not field.description}
         assert undocumented <= {"profile", "kind", "values"}

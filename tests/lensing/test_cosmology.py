@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sublens.sim.cosmology import ARCSEC_PER_RADIAN, FOUR_G_OVER_C2_MPC_PER_MSUN, einstein_radius
-from sublens.sim.survey import Cosmology
+from sublens.lensing.cosmology import ARCSEC_PER_RADIAN, FOUR_G_OVER_C2_MPC_PER_MSUN, einstein_radius
+from sublens.surveys.mass import Cosmology
 
 
 def cosmology(convention: str) -> Cosmology:

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chisquare, poisson
 
-from sublens.sim import compiled, mass
+from sublens.lensing import compiled, mass
 
 
 def rng(seed: int = 0) -> np.random.Generator:

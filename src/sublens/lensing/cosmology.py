@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sublens.sim.survey import Cosmology, Floats
+from sublens.surveys.mass import Cosmology
+from sublens.surveys.priors import Floats
 
 if TYPE_CHECKING:
     from astropy.cosmology import FlatLambdaCDM

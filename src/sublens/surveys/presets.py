@@ -1,12 +1,12 @@
-"""Named surveys, and a user's own: TOML files, the named ones in `surveys/` beside this file."""
+"""Named surveys, and a user's own: TOML files, the named ones beside this file."""
 
 from pathlib import Path
 
 from sublens.config import checked, read_toml
 from sublens.errors import ConfigError, nearest
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 
-FOLDER = Path(__file__).parent / "surveys"
+FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:

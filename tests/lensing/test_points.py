@@ -3,7 +3,7 @@ import torch
 
 from sublens.sim import render
 from sublens.sim.population import draw
-from sublens.sim.survey import Survey
+from sublens.surveys.survey import Survey
 
 
 def test_a_machine_without_triton_renders_mass_by_mass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim.mass import TINY
+from sublens.lensing.mass import TINY
 
 PIXELS = 512
 """Pixels of one image that a program of the kernel computes."""

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from sublens.sim.survey import Floats
+from sublens.surveys.priors import Floats
 
 Reals = NDArray[np.floating[Any]]
 Single = np.float32

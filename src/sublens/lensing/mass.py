@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim.compiled import Reals, compiled
-from sublens.sim.survey import Floats
+from sublens.lensing.compiled import Reals, compiled
+from sublens.surveys.priors import Floats
 
 Field = tuple[Tensor, Tensor]
 """A vector at every pixel: its x and its y component."""

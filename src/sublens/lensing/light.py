@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim.compiled import Reals, Single, compiled, contracted
-from sublens.sim.mass import ROUNDEST, TINY
-from sublens.sim.survey import Floats, PixelatedSource
+from sublens.lensing.compiled import Reals, Single, compiled, contracted
+from sublens.lensing.mass import ROUNDEST, TINY
+from sublens.surveys.light import PixelatedSource
+from sublens.surveys.priors import Floats
 
 Real = TypeVar("Real", Floats, Tensor)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lenstronomy.LensModel.lens_model import LensModel
 from torch import Tensor
 
-from sublens.sim import mass
+from sublens.lensing import mass
 
 Numbers = tuple[float, ...]
 angles = st.floats(0, 2 * math.pi)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import gammainc
 
-from sublens.sim import light
-from sublens.sim.light import picture, pixelated, sersic, sersic_b, sersic_total
-from sublens.sim.survey import PixelatedSource
+from sublens.lensing import light
+from sublens.lensing.light import picture, pixelated, sersic, sersic_b, sersic_total
+from sublens.surveys.light import PixelatedSource
 
 
 def at(x: float, y: float, source: tuple[float, float, float, float], n: float = 1.5, r_eff: float = 0.5) -> float:

@@ -17,9 +17,10 @@ from numpy.testing._private.utils import runstring
 from numpy.typing import NDArray
 
 from sublens import cli
+from sublens.data import legacy
+from sublens.data.legacy import Opener
 from sublens.errors import DataError, ImageError
-from sublens.images import formats, legacy
-from sublens.images.legacy import Opener
+from sublens.images import formats
 
 AXION_MASS = 3.7e-23
 HASH_BOMB = b"}" + b"K\x01" + b"2\x86" * 60 + b"K\x01s."  # {pair of a pair of a pair ...: 1}
@@ -170,7 +171,7 @@ def test_what_would_run_elsewhere_is_refused_and_does_not_run(opener: Opener, tm
         (b"cnumpy._core.multiarray\nfromfile\n.", "'numpy._core.multiarray.fromfile'"),
         (b"c_codecs\nlookup\n.", "'_codecs.lookup'"),
         (b"cbuiltins\ngetattr\n.", "'builtins.getattr'"),
-        (b"csublens.images.legacy\n_Array\n.", "'sublens.images.legacy._Array'"),
+        (b"csublens.data.legacy\n_Array\n.", "'sublens.data.legacy._Array'"),
         (b"ca\nb\x1b[31m" + b"c" * 200 + b"\n.", r"'a.b\x1b[31mccc"),
     ],
 )
@@ -296,7 +297,7 @@ def test_a_large_file_is_refused_unread(opener: Opener, tmp_path: Path, monkeypa
     "deed", ["open('ran', 'w')", "open('/dev/null')", "os.pipe()", "socket.socket()", "os.listdir('.')"]
 )
 def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
-    before = f"import os, socket; from sublens.images import legacy, reader; {deed}"
+    before = f"import os, socket; from sublens.data import legacy; from sublens.images import reader; {deed}"
     before += "; os.path.exists('ran') and os.remove('ran')"
     script = f"{before}; reader.confine(legacy.LIMITS); print('shut', flush=True); {deed}"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
@@ -307,7 +308,7 @@ def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
 
 def test_the_child_can_start_no_process(tmp_path: Path) -> None:
     script = (
-        "import os; from sublens.images import legacy, reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
+        "import os; from sublens.data import legacy; from sublens.images import reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True)
     assert not (tmp_path / "ran").exists()

@@ -1,0 +1,1 @@
+"""Formulas of lensing and of surface brightness."""
