@@ -305,7 +305,7 @@ GROUP = """
 import sys
 from sublens import cli
 from sublens.data import survey_stream
-from sublens.sim import presets
+from sublens.surveys import presets
 from sublens.surveys.survey import Survey
 from sublens.training.loop import BatchSource
 survey_stream.SELECTION = survey_stream.REFERENCE = survey_stream.TEST = 60
