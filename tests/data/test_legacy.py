@@ -308,7 +308,8 @@ def test_the_child_can_open_nothing(tmp_path: Path, deed: str) -> None:
 
 def test_the_child_can_start_no_process(tmp_path: Path) -> None:
     script = (
-        "import os; from sublens.data import legacy; from sublens.images import reader; reader.confine(legacy.LIMITS); os.system('touch ran')"
+        "import os; from sublens.data import legacy; from sublens.images import reader; "
+        "reader.confine(legacy.LIMITS); os.system('touch ran')"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True)
     assert not (tmp_path / "ran").exists()
