@@ -66,7 +66,7 @@ TELESCOPES = {
 
 def axes() -> tuple[Floats, Floats]:
     """Positions across the pupil in units of its radius, a row and a column."""
-    axis = (np.arange(POINTS) - (POINTS - 1) / 2) / (POINTS / 2)
+    axis = np.asarray((np.arange(POINTS) - (POINTS - 1) / 2) / (POINTS / 2), np.float64)
     return axis[None, :], axis[:, None]
 
 
