@@ -7,8 +7,17 @@ from sublens.surveys.survey import Survey
 
 MASS = ("slope", "halo_x", "halo_y", "m3", "m3_angle", "m4", "m4_angle")
 """Density slope of the halo, its centre, arcsec, and amplitudes and angles of its multipoles, radians."""
-LIGHT: tuple[str, ...] = ()
-"""Columns of the lens galaxy's and the source's light."""
+LIGHT = (
+    *("light_seed", "source_stamp", "source_mirror", "source_scale", "stamp_electrons", "n_knots"),
+    *("lens_q", "lens_angle", "lens_x", "lens_y", "lens_boxiness"),
+    *("disc_n", "disc_r_eff", "disc_q", "disc_angle", "disc_intensity", "nucleus_electrons"),
+)
+"""Columns of the source's and the lens galaxy's light.
+
+light_seed: seed of all that has no column: knots, neighbours, stars. source_stamp: index of the source's stamp, which
+source_mirror, -1 or 1, mirrors. source_scale: arcsec a pixel of it, or of the image of the source's knots.
+stamp_electrons: light in it, without the lens's magnification. n_knots: number of knots. scenes["lens_intensity"] is
+that of the lens galaxy's first component."""
 CAMERA: tuple[str, ...] = ()
 """Columns of the observation."""
 EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA)])
@@ -17,7 +26,7 @@ EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA)])
 
 def is_kept(survey: Survey) -> bool:
     """Whether scenes of this survey have a row of dtype EXTRA."""
-    return any((survey.halo.is_general,))
+    return any((survey.halo.is_general, survey.has_general_light))
 
 
 def blank(n: int) -> NDArray[np.void]:

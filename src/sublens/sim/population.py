@@ -17,11 +17,14 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.lensing import light, mass
+from sublens.lensing import mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.lensing.sersic import sersic_total
+from sublens.lensing.stamps import picture
 from sublens.sim import extra
+from sublens.sim.galaxies import draw_light, per_second
 from sublens.surveys.camera import Camera
-from sublens.surveys.light import Light, PixelatedSource
+from sublens.surveys.light import Light, PixelatedSource, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey
 
@@ -99,6 +102,8 @@ SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
 MASS_WIDTH = 16
 """Uniform numbers set aside for the columns `extra.MASS` of one scene."""
+LIGHT_WIDTH = 32
+"""Uniform numbers set aside for the columns `extra.LIGHT` of one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 MOST_NUMBERS = 2**16
@@ -146,6 +151,7 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     more = extra.blank(len(scenes)) if extra.is_kept(survey) else None
     if more is not None:
         _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
+        draw_light(scenes, more, survey, _uniform(seed, split, "light", indices, LIGHT_WIDTH))
     truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
@@ -180,7 +186,7 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     camera, source, lens = survey.camera, survey.source, survey.lens_light
     exposure = scenes["exposure_s"] = drawn(camera.exposure_s) * camera.n_exposures
     sky = drawn(camera.background or camera.sky_magnitude or NOTHING)
-    rate = sky if camera.background else _per_second(sky, camera) * camera.pixel_scale**2
+    rate = sky if camera.background else per_second(sky, camera) * camera.pixel_scale**2
     scenes["background"] = rate * exposure
     scenes["noise_rms"] = np.hypot(camera.background_rms * exposure, camera.read_noise * camera.n_exposures**0.5)
 
@@ -190,32 +196,28 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
         scenes["source_x"], scenes["source_y"] = radius * np.cos(direction), radius * np.sin(direction)
     else:
         scenes["source_x"], scenes["source_y"] = drawn(source.x or NOTHING), drawn(source.y or NOTHING)
-    brightness = drawn(source.intensity or source.magnitude or NOTHING)
-    if isinstance(source, PixelatedSource):
+    brightness = drawn(source.brightness)
+    if isinstance(source, PixelatedSource | StampSource):
         for _ in ("q", "n", "r_eff"):  # their random numbers stay unused
             drawn(NOTHING)
-        total = np.full(len(scenes), float(light.picture(source).sum()) * source.scale**2)
+        is_picture = isinstance(source, PixelatedSource)
+        total = np.full(len(scenes), float(picture(source).sum()) * source.scale**2 if is_picture else 1.0)
     else:
         for name in ("q", "n", "r_eff"):
             scenes[f"source_{name}"] = drawn(getattr(source, name))
-        total = light.sersic_total(scenes["source_n"], scenes["source_r_eff"])
+        total = sersic_total(scenes["source_n"], scenes["source_r_eff"])
     scenes["source_intensity"] = _intensity(source, brightness, total, camera) * exposure
 
     if lens:
         scenes["lens_n"], scenes["lens_r_eff"] = drawn(lens.n), drawn(lens.r_eff)
-        total = light.sersic_total(scenes["lens_n"], scenes["lens_r_eff"])
-        brightness = drawn(lens.intensity or lens.magnitude or NOTHING)
+        total = sersic_total(scenes["lens_n"], scenes["lens_r_eff"])
+        brightness = drawn(lens.brightness)
         scenes["lens_intensity"] = _intensity(lens, brightness, total, camera) * exposure
 
 
 def _intensity(component: Light, brightness: Floats, total: Floats, camera: Camera) -> Floats:
     """Electrons a pixel a second at the effective radius. total: all light over that, arcsec^2."""
-    return brightness if component.intensity else _per_second(brightness, camera) * camera.pixel_scale**2 / total
-
-
-def _per_second(magnitude: Floats, camera: Camera) -> Floats:
-    """Electrons a second; Pogson's law."""
-    return np.asarray(10 ** (-0.4 * (magnitude - (camera.zero_point or 0))))
+    return brightness if component.intensity else per_second(brightness, camera) * camera.pixel_scale**2 / total
 
 
 def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:

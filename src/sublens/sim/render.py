@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass
+from sublens.lensing import light, mass, stamps
 from sublens.lensing.compiled import Reals
+from sublens.lensing.sersic import sersic
 from sublens.sim import camera
+from sublens.sim.galaxies import Glow, glows, points_of_light
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
-from sublens.surveys.light import PixelatedSource
+from sublens.sim.stars import add_points
+from sublens.surveys.light import NOUGHT, PixelatedSource, StampSource
+from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
@@ -114,14 +118,25 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 
 
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
-    pixels = survey.camera
+    pixels, glow = survey.camera, glows(truth.scenes, truth.extra, survey)
     if device == "cpu" and dtype == torch.float32 and _is_compiled(survey):
-        return camera.in_pixels(_compiled_light(truth, survey), pixels)
-    x, y = _grid(survey, pixels.supersampling, device, dtype)
-    light = _light(truth, survey, x, y)
-    if pixels.supersampling > 1:
-        _refine(light, truth, survey, x, y)
-    return camera.in_pixels(light, pixels)
+        light = _compiled_light(truth, survey, glow)
+    else:
+        x, y = _grid(survey, pixels.supersampling, device, dtype)
+        light = _light(truth, survey, x, y, glow)
+        if pixels.supersampling > 1:
+            _refine(light, truth, survey, x, y, glow)
+    return _with_points(camera.in_pixels(light, pixels), truth, survey)
+
+
+def _with_points(images: Tensor, truth: Truth, survey: Survey) -> Tensor:
+    """Blurred images with nuclei and stars added."""
+    owners, points = points_of_light(truth.scenes, truth.extra, survey)
+    if not len(points):
+        return images
+    planes = images.cpu().numpy()
+    add_points(planes, owners, points, survey.camera)
+    return torch.from_numpy(planes).to(images)
 
 
 def _is_compiled(survey: Survey) -> bool:
@@ -134,7 +149,7 @@ def _is_compiled(survey: Survey) -> bool:
     return is_simple and not is_as_before
 
 
-def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
+def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tensor:
     """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
     scenes, parts = truth.scenes, survey.camera.supersampling
     axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
@@ -142,12 +157,34 @@ def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
     points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
     points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
-    for row, (scene, own_points) in enumerate(zip(light.rays(scenes), points_of_scenes, strict=True)):
-        rays = axis, scene, own_points, bool(survey.lens_light)
+    scenes_of_rays = _rays(truth, survey)
+    for row, (scene, own_points, own) in enumerate(zip(scenes_of_rays, points_of_scenes, glow, strict=True)):
+        rays = axis, scene, own_points, _profiles(own.galaxies), own.stamp
         light.shine(*rays, planes[row])
         if parts > 1:
             _refine_compiled(planes[row], sky[row], survey, rays)
     return torch.from_numpy(planes)
+
+
+def _rays(truth: Truth, survey: Survey) -> NDArray[np.void]:
+    """What compiled loops compute the light of these scenes from; see `light.RAYS`."""
+    rays, more = light.rays(truth.scenes), truth.extra
+    if more is not None and survey.has_general_light:
+        rays["stamp"] = _stamp_terms(truth, more, survey)
+    return rays
+
+
+def _stamp_terms(truth: Truth, more: NDArray[np.void], survey: Survey) -> Floats:
+    """Matrices of the scenes' stamps, and electrons a pixel where a stamp is 1, [n, 5]."""
+    scale = np.where(more["source_scale"] > 0, more["source_scale"], 1)
+    matrices = light.stamp_matrices(truth.scenes["source_angle"], more["source_mirror"], scale)
+    electrons = more["stamp_electrons"] * (survey.camera.pixel_scale / scale) ** 2
+    return np.concatenate([matrices, electrons[:, None]], axis=1)
+
+
+def _profiles(galaxies: NDArray[np.void]) -> NDArray[np.float32]:
+    """Galaxies as compiled loops take them, [k, 11]."""
+    return light.profiles(**{name: galaxies[name] for name in galaxies.dtype.names or ()}).astype(np.float32)
 
 
 def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
@@ -155,7 +192,7 @@ def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.
     parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
     steep = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
-        axis, _, points, _ = rays
+        axis, points = rays[0], rays[2]
         light.mark_points(points, axis, len(limits), steep)
     light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
     for level, n in enumerate(FINE_PARTS, start=1):
@@ -168,15 +205,44 @@ def _limits() -> list[float]:
     return [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
 
 
-def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
+def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> Tensor:
     """Light at the positions x, y of each scene, [n, h, w], electrons a pixel, before any blur."""
     scene = _columns(truth.scenes, x)
     alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
-    image = _source(scene, survey, (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y)
-    return image + _lens_light(scene, x, y) if survey.lens_light else image
+    beta = (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y
+    image = _source(scene, survey, *beta)
+    if truth.extra is not None and survey.has_general_light:
+        _add_stamps(image, *beta, _stamp_terms(truth, truth.extra, survey), glow)
+    _add_galaxies(image, x, y, survey, [own.galaxies for own in glow])
+    return image
 
 
-def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> None:
+def _add_stamps(image: Tensor, x: Tensor, y: Tensor, terms: Floats, glow: Sequence[Glow]) -> None:
+    """Add the light of stamps to that of their scenes, at positions in the source plane, [n, h, w]."""
+    for row, (own, (ux, uy, vx, vy, electrons)) in enumerate(zip(glow, terms.tolist(), strict=True)):
+        if own.stamp.size:
+            u, v = ux * x[row] + uy * y[row], vx * x[row] + vy * y[row]
+            image[row] += electrons * stamps.smooth_stamp(u, v, torch.from_numpy(own.stamp))
+
+
+def _add_galaxies(image: Tensor, x: Tensor, y: Tensor, survey: Survey, galaxies: Sequence[NDArray[np.void]]) -> None:
+    """Add the light of galaxies that are not lensed: the first of each scene that has one, then the second and so on.
+
+    A scene's light depends on its own galaxies alone.
+    """
+    is_boxy = bool(survey.lens_light and survey.lens_light.boxiness != NOUGHT)
+    for number in range(max(map(len, galaxies), default=0)):
+        rows = [row for row, own in enumerate(galaxies) if len(own) > number]
+        columns = _columns(np.stack([galaxies[row][number] for row in rows]), x)
+        dx, dy, reach = x - columns.pop("x"), y - columns.pop("y"), columns.pop("reach")
+        boxiness = columns.pop("boxiness")
+        own_light = sersic(dx, dy, **columns, boxiness=boxiness if is_boxy else None)
+        if survey.neighbours:
+            own_light = own_light * ((dx.abs() <= reach) & (dy.abs() <= reach))
+        _add_rows(own_light, image, torch.tensor(rows, device=x.device))
+
+
+def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> None:
     """Set the light in parts of pixels where it is steep to the mean over finer points.
 
     Scene by scene: no image may depend on its neighbours.
@@ -191,7 +257,9 @@ def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -
                 row, column = parts.unbind(1)
                 fine_x = x[0, 0, column, None] + within.repeat(n)
                 fine_y = y[0, row, 0, None] + within.repeat_interleave(n)
-                light[scene, row, column] = _light(alone, survey, fine_x[None], fine_y[None])[0].mean(dim=1)
+                light[scene, row, column] = _light(alone, survey, fine_x[None], fine_y[None], glow[scene : scene + 1])[
+                    0
+                ].mean(dim=1)
 
 
 def _errors(light: Tensor, truth: Truth, survey: Survey) -> Tensor:
@@ -266,11 +334,16 @@ def _of(plane: Tensor, rows: Tensor) -> Tensor:
 def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
     """Add deflections to the total of those scenes."""
     for component, sums in zip(deflections, total, strict=True):
-        if component.device.type != "cpu":
-            sums.index_add_(0, rows, component)
-            continue
-        for row, plane in zip(rows.tolist(), component, strict=True):  # index_add_ takes five times as long here
-            sums[row].add_(plane)
+        _add_rows(component, sums, rows)
+
+
+def _add_rows(planes: Tensor, sums: Tensor, rows: Tensor) -> None:
+    """Add planes to those of these rows."""
+    if sums.device.type != "cpu":
+        sums.index_add_(0, rows, planes)
+        return
+    for row, plane in zip(rows.tolist(), planes, strict=True):  # index_add_ takes five times as long here
+        sums[row].add_(plane)
 
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
@@ -319,14 +392,11 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
 
 def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     shared = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
+    if isinstance(survey.source, StampSource):
+        return torch.zeros_like(x)
     if isinstance(survey.source, PixelatedSource):
-        return light.pixelated(x, y, light.picture(survey.source), scale=survey.source.scale, **shared)
-    return light.sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
-
-
-def _lens_light(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
-    profile = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
-    return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **profile)
+        return stamps.pixelated(x, y, stamps.picture(survey.source), scale=survey.source.scale, **shared)
+    return sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 
 def _columns(table: NDArray[np.void], like: Tensor) -> Columns:
