@@ -173,9 +173,10 @@ def _stamp(x: Reals, y: Reals, matrix: Reals, stamp: Reals, light: Reals) -> Non
 def _unlensed(x: Reals, y: Reals, galaxies: Reals, light: Reals) -> None:
     """Add the light of galaxies at the positions x, y, where each but the widest ends in a box around it.
 
-    The box is cut along the positions' own order: those between the first and the last inside count as well.
+    Positions ascend in rows, and the box is cut along their order: those between the first and the last in it have the
+    galaxy's faintest light as well.
     """
-    lowest, highest = y.min(), y.max()
+    lowest, highest = y[0], y[-1]
     for galaxy in galaxies:
         x_0, y_0, reach = galaxy[7], galaxy[8], galaxy[10]
         if y_0 - reach > highest or y_0 + reach < lowest:

@@ -20,9 +20,9 @@ GALAXY = np.dtype([(name, "<f8") for name in ("x", "y", "q", "angle", "n", "r_ef
 """Columns of a table of galaxies that are not lensed; reach: half of the side of the box that holds them, arcsec."""
 FAINT = 0.01
 """Light of a neighbour that is left out, in standard deviations of a pixel's noise without light."""
-KNOT_PIXEL, KNOT_REACH, DISC_EDGE = 0.02, 4.0, 2.5
-"""Pixel of the image of knots over the disc's effective radius; standard deviations that a knot is drawn to; and
-radius that knots lie within, over the effective radius."""
+KNOT_PIXEL, KNOT_REACH, DISC_EDGE = 2 / 3, 4.0, 2.5
+"""Pixel of the image of knots over the smallest knot's standard deviation; standard deviations that a knot is drawn to;
+and radius that knots lie within, over the effective radius."""
 SCALE_LENGTH = float(1 / sersic_b(np.array(1.0)))
 """Scale length of an exponential disc over its effective radius."""
 ARM_SCATTER = 0.25
@@ -68,6 +68,7 @@ def draw_light(scenes: Rows, more: Rows, survey: Survey, uniform: Floats) -> Non
     more["n_knots"], share = np.rint(drawn(knots and knots.number)), drawn(knots and knots.share)
     if knots:
         _share_with_knots(scenes, more, share, survey.camera.pixel_scale)
+        more["source_scale"] = KNOT_PIXEL * knots.size.low * scenes["source_r_eff"]
     if survey.lens_light:
         _draw_lens(scenes, more, survey.lens_light, drawn, survey.camera.pixel_scale)
 
@@ -88,7 +89,7 @@ def _share_with_knots(scenes: Rows, more: Rows, share: Floats, pixel_scale: floa
     """Move a share of the source's light from the disc to its knots, where it has some."""
     share = np.where(more["n_knots"] > 0, share, 0)
     total = scenes["source_intensity"] * sersic_total(scenes["source_n"], scenes["source_r_eff"]) / pixel_scale**2
-    more["stamp_electrons"], more["source_scale"] = share * total, KNOT_PIXEL * scenes["source_r_eff"]
+    more["stamp_electrons"] = share * total
     scenes["source_intensity"] *= 1 - share
 
 
@@ -227,7 +228,8 @@ def _knots(source: ClumpySource, q: float, seed: int, n: int) -> NDArray[np.floa
         arm = 2 * np.pi / knots.arms * np.floor(knots.arms * uniform[1])
         angle = arm + np.log(radius) / np.tan(knots.pitch) + scatter
     x, y = radius * np.cos(angle) / np.sqrt(q), radius * np.sin(angle) * np.sqrt(q)
-    return _gaussians(x / KNOT_PIXEL, y / KNOT_PIXEL, knots.size.quantile(uniform[2]) / KNOT_PIXEL, uniform[3])
+    pixel = KNOT_PIXEL * knots.size.low
+    return _gaussians(x / pixel, y / pixel, knots.size.quantile(uniform[2]) / pixel, uniform[3])
 
 
 def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[np.float32]:
@@ -239,9 +241,9 @@ def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[
     down, across = (
         np.exp(-0.5 * ((axis - place[:, None]) / sigma[:, None]) ** 2) for axis, place in zip(axes, (y, x), strict=True)
     )
-    weights = 1 / ((1 - 0.9 * uniform) * sigma**2)
+    weights = (1 / ((1 - 0.9 * uniform) * sigma**2)).astype(np.float32)
     image = (weights[:, None] * down).T @ across
-    return np.pad(image / image.sum(), MARGIN).astype(np.float32)
+    return np.pad(image / image.sum(dtype=np.float64), MARGIN).astype(np.float32)
 
 
 def _reach(place: Floats, sigma: Floats) -> int:
