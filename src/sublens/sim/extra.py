@@ -8,7 +8,7 @@ from sublens.surveys.survey import Survey
 MASS = ("slope", "halo_x", "halo_y", "m3", "m3_angle", "m4", "m4_angle")
 """Density slope of the halo, its centre, arcsec, and amplitudes and angles of its multipoles, radians."""
 LIGHT = (
-    *("light_seed", "source_stamp", "source_mirror", "source_scale", "stamp_electrons", "n_knots"),
+    *("light_seed", "source_stamp", "source_mirror", "source_scale", "stamp_intensity", "n_knots"),
     *("lens_q", "lens_angle", "lens_x", "lens_y", "lens_boxiness"),
     *("disc_n", "disc_r_eff", "disc_q", "disc_angle", "disc_intensity", "nucleus_electrons"),
 )
@@ -16,7 +16,7 @@ LIGHT = (
 
 light_seed: seed of all that has no column: knots, neighbours, stars. source_stamp: index of the source's stamp, which
 source_mirror, -1 or 1, mirrors. source_scale: arcsec a pixel of it, or of the image of the source's knots.
-stamp_electrons: light in it, without the lens's magnification. n_knots: number of knots. scenes["lens_intensity"] is
+stamp_intensity: electrons a pixel where it is 1. n_knots: number of knots. scenes["lens_intensity"] is
 that of the lens galaxy's first component."""
 CAMERA: tuple[str, ...] = ()
 """Columns of the observation."""

@@ -3,16 +3,20 @@
 What has no column in the truth is drawn again, when it is rendered, from the scene's `light_seed`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.random import SFC64, Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sublens.lensing.sersic import sersic_b, sersic_total
+from sublens.lensing import rays
+from sublens.lensing.sersic import sersic, sersic_b, sersic_total
+from sublens.lensing.stamps import smooth_stamp
 from sublens.surveys.camera import Camera
-from sublens.surveys.light import NOUGHT, Beside, ClumpySource, LensLight, Neighbours, StampSource
+from sublens.surveys.light import NOUGHT, Beside, ClumpySource, Knots, LensLight, Neighbours, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey
 
@@ -30,6 +34,8 @@ ARM_SCATTER = 0.25
 MARGIN = 2
 """Empty pixels around the image of knots."""
 Rows = NDArray[np.void]
+Columns = dict[str, Tensor]
+"""A table by column, each [n, 1, 1] to meet planes of pixels."""
 Drawn = Callable[[Prior], Floats]
 """From a prior to its draws, one a scene."""
 
@@ -55,41 +61,38 @@ def draw_light(scenes: Rows, more: Rows, survey: Survey, uniform: Floats) -> Non
     """
     columns = iter(uniform.T)
 
-    def drawn(prior: Prior | None) -> Floats:
-        return (prior or NOUGHT).quantile(next(columns))
+    def drawn(prior: Prior) -> Floats:
+        return prior.quantile(next(columns))
 
     more["light_seed"] = np.floor(next(columns) * 2**53)
     more["source_mirror"] = np.where(next(columns) < 0.5, -1, 1)
-    source, choice = survey.source, next(columns)
-    if isinstance(source, StampSource):
-        _draw_stamps(scenes, more, source, survey.camera, choice)
-    knots = source.knots if isinstance(source, ClumpySource) else None
-    more["source_scale"] *= drawn(source.zoom if isinstance(source, StampSource) else None)
-    more["n_knots"], share = np.rint(drawn(knots and knots.number)), drawn(knots and knots.share)
-    if knots:
-        _share_with_knots(scenes, more, share, survey.camera.pixel_scale)
-        more["source_scale"] = KNOT_PIXEL * knots.size.low * scenes["source_r_eff"]
+    choice, size, number = next(columns), next(columns), next(columns)
+    if isinstance(survey.source, StampSource):
+        _draw_stamps(scenes, more, survey.source, choice, size)
+    elif isinstance(survey.source, ClumpySource):
+        _draw_knots(scenes, more, survey.source.knots, number, size)
     if survey.lens_light:
         _draw_lens(scenes, more, survey.lens_light, drawn, survey.camera.pixel_scale)
 
 
-def _draw_stamps(scenes: Rows, more: Rows, source: StampSource, camera: Camera, choice: Floats) -> None:
-    """Choose the stamps, and let them have the light that the scenes have at an arcsec's square."""
+def _draw_stamps(scenes: Rows, more: Rows, source: StampSource, choice: Floats, size: Floats) -> None:
+    """Choose the stamps and their zoom, and give them the light of the scenes, which is that of a square arcsec."""
     stamps = source.stamps()
     index = (choice * len(stamps)).astype(np.int64)
-    more["source_stamp"], more["source_scale"] = index, np.array([stamp.scale for stamp in stamps])[index]
-    more["stamp_electrons"] = scenes["source_intensity"] / camera.pixel_scale**2
-    if source.dimming:
-        flux = np.array([stamp.flux for stamp in stamps])[index]
-        more["stamp_electrons"] *= flux * 10 ** (-0.4 * (source.zero_point or 0))
+    scale, flux = (np.array([getattr(stamp, name) for stamp in stamps])[index] for name in ("scale", "flux"))
+    more["source_stamp"], more["source_scale"] = index, scale * source.zoom.quantile(size)
+    own = flux * 10 ** (-0.4 * (source.zero_point or 0)) if source.dimming else 1
+    more["stamp_intensity"] = scenes["source_intensity"] * own / more["source_scale"] ** 2
     scenes["source_intensity"] = 0
 
 
-def _share_with_knots(scenes: Rows, more: Rows, share: Floats, pixel_scale: float) -> None:
-    """Move a share of the source's light from the disc to its knots, where it has some."""
-    share = np.where(more["n_knots"] > 0, share, 0)
-    total = scenes["source_intensity"] * sersic_total(scenes["source_n"], scenes["source_r_eff"]) / pixel_scale**2
-    more["stamp_electrons"] = share * total
+def _draw_knots(scenes: Rows, more: Rows, knots: Knots, number: Floats, size: Floats) -> None:
+    """Draw the number of knots, and move their share of the light from the disc to them, where there are any."""
+    more["n_knots"] = np.rint(knots.number.quantile(number))
+    more["source_scale"] = KNOT_PIXEL * knots.size.low * scenes["source_r_eff"]
+    share = np.where(more["n_knots"] > 0, knots.share.quantile(size), 0)
+    whole = scenes["source_intensity"] * sersic_total(scenes["source_n"], scenes["source_r_eff"])
+    more["stamp_intensity"] = share * whole / more["source_scale"] ** 2
     scenes["source_intensity"] *= 1 - share
 
 
@@ -237,10 +240,9 @@ def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[
 
     Their light is distributed as L^-2 between 1 and 10, by uniform numbers.
     """
-    axes = [np.arange(-reach, reach + 1) for reach in (_reach(y, sigma), _reach(x, sigma))]
-    down, across = (
-        np.exp(-0.5 * ((axis - place[:, None]) / sigma[:, None]) ** 2) for axis, place in zip(axes, (y, x), strict=True)
-    )
+    axes = (np.arange(-reach, reach + 1) for reach in (_reach(y, sigma), _reach(x, sigma)))
+    offsets = [(axis - place[:, None]) / sigma[:, None] for axis, place in zip(axes, (y, x), strict=True)]
+    down, across = (np.exp(-0.5 * (offset**2).astype(np.float32)) for offset in offsets)
     weights = (1 / ((1 - 0.9 * uniform) * sigma**2)).astype(np.float32)
     image = (weights[:, None] * down).T @ across
     return np.pad(image / image.sum(dtype=np.float64), MARGIN).astype(np.float32)
@@ -249,3 +251,50 @@ def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[
 def _reach(place: Floats, sigma: Floats) -> int:
     """Pixels from the middle that hold all these Gaussians."""
     return int(np.ceil((np.abs(place) + KNOT_REACH * sigma).max()))
+
+
+def lights_of(glow: Glow) -> rays.Lights:
+    """Light of one scene as compiled loops take it."""
+    table = {name: glow.galaxies[name] for name in glow.galaxies.dtype.names or ()}
+    return rays.profiles(**table).astype(np.float32), glow.stamp
+
+
+def add_stamps(image: Tensor, x: Tensor, y: Tensor, terms: Floats, glow: Sequence[Glow]) -> None:
+    """Add the light of stamps to that of their scenes, at positions in the source plane, [n, h, w]."""
+    for row, (own, (ux, uy, vx, vy, electrons)) in enumerate(zip(glow, terms.tolist(), strict=True)):
+        if own.stamp.size:
+            u, v = ux * x[row] + uy * y[row], vx * x[row] + vy * y[row]
+            image[row] += electrons * smooth_stamp(u, v, torch.from_numpy(own.stamp))
+
+
+def add_galaxies(image: Tensor, x: Tensor, y: Tensor, survey: Survey, galaxies: Sequence[NDArray[np.void]]) -> None:
+    """Add the light of galaxies that are not lensed: the first of each scene that has one, then the second and so on.
+
+    A scene's light depends on its own galaxies alone.
+    """
+    is_boxy = bool(survey.lens_light and survey.lens_light.boxiness != NOUGHT)
+    for number in range(max(map(len, galaxies), default=0)):
+        rows = [row for row, own in enumerate(galaxies) if len(own) > number]
+        columns = columns_of(np.stack([galaxies[row][number] for row in rows]), x)
+        dx, dy, reach = x - columns.pop("x"), y - columns.pop("y"), columns.pop("reach")
+        boxiness = columns.pop("boxiness")
+        own_light = sersic(dx, dy, **columns, boxiness=boxiness if is_boxy else None)
+        if survey.neighbours:
+            own_light = own_light * ((dx.abs() <= reach) & (dy.abs() <= reach))
+        add_rows(own_light, image, torch.tensor(rows, device=x.device))
+
+
+def add_rows(planes: Tensor, sums: Tensor, rows: Tensor) -> None:
+    """Add planes to those of these rows."""
+    if sums.device.type != "cpu":
+        sums.index_add_(0, rows, planes)
+        return
+    for row, plane in zip(rows.tolist(), planes, strict=True):  # index_add_ takes five times as long here
+        sums[row].add_(plane)
+
+
+def columns_of(table: NDArray[np.void], like: Tensor) -> Columns:
+    """The real columns of a truth table, each [n, 1, 1]."""
+    names = [name for name in table.dtype.names or () if table.dtype[name].kind == "f"]
+    values = np.stack([table[name] for name in names])
+    return dict(zip(names, torch.from_numpy(values).to(like)[:, :, None, None].unbind(), strict=True))

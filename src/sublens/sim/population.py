@@ -17,7 +17,7 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.lensing import mass
+from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
 from sublens.lensing.sersic import sersic_total
 from sublens.lensing.stamps import picture
@@ -274,9 +274,9 @@ def weigh(truth: Truth, survey: Survey) -> None:
 
     Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
     halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
-    the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
-    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or
-    less where substructure outweighs the halo.
+    the share that substructure holds inside the circle (of another slope, the power slope - 1 of that radius does).
+    Where it conserves the total mass, the halo loses all substructure, wherever it lies, and its own Einstein radius
+    is that of the mass left. What is left is 0 or less where substructure outweighs the halo.
     """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
     unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
@@ -286,11 +286,16 @@ def weigh(truth: Truth, survey: Survey) -> None:
     if survey.halo.conserves == "ring":
         share = 1 - share_inside_ring(truth)
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] * share
-        scenes["halo_theta_e"] = scenes["theta_e"] * share
+        scenes["halo_theta_e"] = scenes["theta_e"] * (share if truth.extra is None else _shrunk(share, truth.extra))
     else:
         substructure = np.bincount(owners, subhaloes["mass_msun"], minlength=len(scenes))
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] - (scenes["string_mass_msun"] + substructure)
         scenes["halo_theta_e"] = unit * np.sqrt(np.maximum(scenes["halo_mass_msun"], 0))
+
+
+def _shrunk(share: Floats, more: NDArray[np.void]) -> Floats:
+    """Einstein radius of halos that lack all but this share of their mass, over the one before; 0 of none left."""
+    return np.asarray(np.maximum(share, 0) ** (1 / (more["slope"] - 1)))
 
 
 def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
@@ -306,13 +311,29 @@ def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
 def share_inside_ring(truth: Truth) -> Floats:
     """Share of the mass inside the ring of each scene that substructure holds, [n].
 
-    The ring is the circle around the optical axis in which the mean convergence of the smooth lens is 1.
+    The ring is the circle around the halo's centre in which the mean convergence of the smooth lens is 1.
     """
+    if truth.extra is not None:
+        truth = _about_halo(truth, truth.extra)
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
-    ring = mass.sie_ring(scenes["theta_e"], scenes["halo_q"])
+    ring = _ring(truth)
     inside = scenes["string_theta_e"] ** 2 * _string_share(scenes, ring)
     inside += np.bincount(owners, _inside(subhaloes, ring[owners]), minlength=len(scenes))
     return np.asarray(inside / ring**2)
+
+
+def _about_halo(truth: Truth, more: NDArray[np.void]) -> Truth:
+    """The truth with positions of substructure from the centres of the halos."""
+    scenes, subhaloes, owners = truth.scenes.copy(), truth.subhaloes.copy(), truth.owners()
+    for axis in "xy":
+        subhaloes[axis] -= more[f"halo_{axis}"][owners]
+        scenes[f"string_{axis}"] -= more[f"halo_{axis}"]
+    return Truth(scenes, subhaloes, more)
+
+
+def _ring(truth: Truth) -> Floats:
+    shape = truth.scenes["theta_e"], truth.scenes["halo_q"]
+    return mass.sie_ring(*shape) if truth.extra is None else power_law.power_law_ring(*shape, truth.extra["slope"])
 
 
 def _string_share(scenes: NDArray[np.void], radius: Floats) -> Floats:

@@ -9,15 +9,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass, stamps
+from sublens.lensing import light, mass, power_law, rays, stamps, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
-from sublens.sim import camera
-from sublens.sim.galaxies import Glow, glows, points_of_light
+from sublens.sim import camera, extra
+from sublens.sim.galaxies import (
+    Columns,
+    Glow,
+    add_galaxies,
+    add_rows,
+    add_stamps,
+    columns_of,
+    glows,
+    lights_of,
+    points_of_light,
+)
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
 from sublens.sim.stars import add_points
-from sublens.surveys.light import NOUGHT, PixelatedSource, StampSource
-from sublens.surveys.priors import Floats
+from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
@@ -37,9 +46,6 @@ STEEP = 0.03
 FINE_PARTS = 3, 9
 """Points along one side of a part of a pixel in which light is steep; each is for errors above `STEEP` times the
 square of the one before."""
-
-Columns = dict[str, Tensor]
-"""A truth table by column, each [n, 1, 1] to meet planes of pixels."""
 
 
 def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -142,11 +148,13 @@ def _with_points(images: Tensor, truth: Truth, survey: Survey) -> Tensor:
 def _is_compiled(survey: Survey) -> bool:
     """Whether light of this survey is computed by compiled loops on a processor.
 
-    Not that of spheres at pixel centres: the images of common-test-1 stay as they were, to the last bit.
+    Not that of spheres at pixel centres, nor that of extended subhaloes in surveys without settings of real lenses:
+    their images stay as they were, to the last bit.
     """
     is_as_before = survey.halo.q.low == 1 and survey.camera.supersampling == 1
-    is_simple = survey.subhaloes.profile == "point" and not isinstance(survey.source, PixelatedSource)
-    return is_simple and not is_as_before
+    if isinstance(survey.source, PixelatedSource):
+        return False
+    return extra.is_kept(survey) or (survey.subhaloes.profile == "point" and not is_as_before)
 
 
 def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tensor:
@@ -155,49 +163,53 @@ def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tenso
     axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
-    points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
-    points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
-    scenes_of_rays = _rays(truth, survey)
-    for row, (scene, own_points, own) in enumerate(zip(scenes_of_rays, points_of_scenes, glow, strict=True)):
-        rays = axis, scene, own_points, _profiles(own.galaxies), own.stamp
-        light.shine(*rays, planes[row])
+    lines, lights = rays.rays_of(scenes, truth.extra), map(lights_of, glow)
+    for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
+        traced = axis, *parameters
+        light.shine(*traced, planes[row])
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, rays)
+            _refine_compiled(planes[row], sky[row], survey, traced)
     return torch.from_numpy(planes)
 
 
-def _rays(truth: Truth, survey: Survey) -> NDArray[np.void]:
-    """What compiled loops compute the light of these scenes from; see `light.RAYS`."""
-    rays, more = light.rays(truth.scenes), truth.extra
-    if more is not None and survey.has_general_light:
-        rays["stamp"] = _stamp_terms(truth, more, survey)
-    return rays
+def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
+    """The masses of each scene for compiled loops, but for its string."""
+    subhaloes, none = truth.subhaloes, truth.subhaloes[:0]
+    points, large = (subhaloes, none) if survey.subhaloes.profile == "point" else (none, subhaloes)
+    strength = large["alpha_rs"] / ((1 - np.log(2)) * large["r_s"])
+    reach = tabulated.reach(large)
+    tables = (
+        np.stack([points[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32),
+        np.stack([large["x"], large["y"], large["theta_e"], large["r_s"] ** -2, strength, reach], axis=1).astype(
+            np.float32
+        ),
+        tabulated.masses_inside(large, survey.subhaloes),
+    )
+    ends = np.cumsum(truth.scenes["n_subhaloes"])
+    for row, end in enumerate(ends):
+        rows = slice(end - truth.scenes["n_subhaloes"][row], end)
+        own_points, own_large, inside = (np.ascontiguousarray(table[rows]) for table in tables)
+        yield own_points, _series(truth, survey, row), own_large, inside
 
 
-def _stamp_terms(truth: Truth, more: NDArray[np.void], survey: Survey) -> Floats:
-    """Matrices of the scenes' stamps, and electrons a pixel where a stamp is 1, [n, 5]."""
-    scale = np.where(more["source_scale"] > 0, more["source_scale"], 1)
-    matrices = light.stamp_matrices(truth.scenes["source_angle"], more["source_mirror"], scale)
-    electrons = more["stamp_electrons"] * (survey.camera.pixel_scale / scale) ** 2
-    return np.concatenate([matrices, electrons[:, None]], axis=1)
+def _series(truth: Truth, survey: Survey, row: int) -> Reals:
+    """The series of a scene's halo, [0, 0] where it is an isothermal ellipsoid."""
+    if truth.extra is None or not survey.halo.is_general:
+        return np.zeros((0, 0), np.float32)
+    return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
 
 
-def _profiles(galaxies: NDArray[np.void]) -> NDArray[np.float32]:
-    """Galaxies as compiled loops take them, [k, 11]."""
-    return light.profiles(**{name: galaxies[name] for name in galaxies.dtype.names or ()}).astype(np.float32)
-
-
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
     parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
     steep = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
-        axis, points = rays[0], rays[2]
-        light.mark_points(points, axis, len(limits), steep)
+        axis, _, masses, _ = traced
+        light.mark_points(masses[0], axis, len(limits), steep)
     light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
     for level, n in enumerate(FINE_PARTS, start=1):
         within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
-        light.refine(np.flatnonzero(steep == level), within, *rays, plane)
+        light.refine(np.flatnonzero(steep == level), within, *traced, plane)
 
 
 def _limits() -> list[float]:
@@ -207,39 +219,14 @@ def _limits() -> list[float]:
 
 def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> Tensor:
     """Light at the positions x, y of each scene, [n, h, w], electrons a pixel, before any blur."""
-    scene = _columns(truth.scenes, x)
+    scene = _scene(truth, x)
     alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
     beta = (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y
     image = _source(scene, survey, *beta)
-    if truth.extra is not None and survey.has_general_light:
-        _add_stamps(image, *beta, _stamp_terms(truth, truth.extra, survey), glow)
-    _add_galaxies(image, x, y, survey, [own.galaxies for own in glow])
+    if truth.extra is not None:
+        add_stamps(image, *beta, rays.stamps_of(truth.scenes, truth.extra), glow)
+    add_galaxies(image, x, y, survey, [own.galaxies for own in glow])
     return image
-
-
-def _add_stamps(image: Tensor, x: Tensor, y: Tensor, terms: Floats, glow: Sequence[Glow]) -> None:
-    """Add the light of stamps to that of their scenes, at positions in the source plane, [n, h, w]."""
-    for row, (own, (ux, uy, vx, vy, electrons)) in enumerate(zip(glow, terms.tolist(), strict=True)):
-        if own.stamp.size:
-            u, v = ux * x[row] + uy * y[row], vx * x[row] + vy * y[row]
-            image[row] += electrons * stamps.smooth_stamp(u, v, torch.from_numpy(own.stamp))
-
-
-def _add_galaxies(image: Tensor, x: Tensor, y: Tensor, survey: Survey, galaxies: Sequence[NDArray[np.void]]) -> None:
-    """Add the light of galaxies that are not lensed: the first of each scene that has one, then the second and so on.
-
-    A scene's light depends on its own galaxies alone.
-    """
-    is_boxy = bool(survey.lens_light and survey.lens_light.boxiness != NOUGHT)
-    for number in range(max(map(len, galaxies), default=0)):
-        rows = [row for row, own in enumerate(galaxies) if len(own) > number]
-        columns = _columns(np.stack([galaxies[row][number] for row in rows]), x)
-        dx, dy, reach = x - columns.pop("x"), y - columns.pop("y"), columns.pop("reach")
-        boxiness = columns.pop("boxiness")
-        own_light = sersic(dx, dy, **columns, boxiness=boxiness if is_boxy else None)
-        if survey.neighbours:
-            own_light = own_light * ((dx.abs() <= reach) & (dy.abs() <= reach))
-        _add_rows(own_light, image, torch.tensor(rows, device=x.device))
 
 
 def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> None:
@@ -294,7 +281,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
     x, y: image-plane positions that broadcast to [n, h, w]; their device and precision are used.
     """
-    return _deflection(truth, _columns(truth.scenes, x), survey, x, y)
+    return _deflection(truth, _scene(truth, x), survey, x, y)
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
@@ -309,6 +296,8 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
 
 
 def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    if survey.halo.is_general:
+        return _general_deflection(scene, survey, x, y)
     is_sphere = survey.halo.q.low == 1
     if is_sphere and _is_grid_here(x, y):
         return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
@@ -318,6 +307,35 @@ def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> 
     else:
         halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     return halo[0] + shear[0], halo[1] + shear[1]
+
+
+def _general_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    """Deflection of power law, multipoles and shear."""
+    dx, dy, shape = x - scene["halo_x"], y - scene["halo_y"], (scene["halo_theta_e"], *_shape(scene))
+    parts = [
+        mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"]),
+        power_law.power_law_deflection(dx, dy, *shape, power_law.n_terms(survey.halo.q.low)),
+        *(power_law.multipole_deflection(dx, dy, order, *_multipole(scene, order)) for order in (3, 4)),
+    ]
+    alpha_x, alpha_y = zip(*parts, strict=True)
+    return sum(alpha_x[1:], alpha_x[0]), sum(alpha_y[1:], alpha_y[0])
+
+
+def _general_convergence(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
+    dx, dy = x - scene["halo_x"], y - scene["halo_y"]
+    kappa = power_law.power_law_convergence(dx, dy, scene["halo_theta_e"], *_shape(scene))
+    for order in (3, 4):
+        kappa = kappa + power_law.multipole_convergence(dx, dy, order, *_multipole(scene, order))
+    return kappa
+
+
+def _shape(scene: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    return scene["halo_q"], scene["halo_angle"], scene["slope"]
+
+
+def _multipole(scene: Columns, order: int) -> tuple[Tensor, Tensor]:
+    """Amplitude, arcsec, and angle."""
+    return scene["theta_e"] * scene[f"m{order}"], scene[f"m{order}_angle"]
 
 
 def _is_grid_here(x: Tensor, y: Tensor) -> bool:
@@ -334,16 +352,7 @@ def _of(plane: Tensor, rows: Tensor) -> Tensor:
 def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
     """Add deflections to the total of those scenes."""
     for component, sums in zip(deflections, total, strict=True):
-        _add_rows(component, sums, rows)
-
-
-def _add_rows(planes: Tensor, sums: Tensor, rows: Tensor) -> None:
-    """Add planes to those of these rows."""
-    if sums.device.type != "cpu":
-        sums.index_add_(0, rows, planes)
-        return
-    for row, plane in zip(rows.tolist(), planes, strict=True):  # index_add_ takes five times as long here
-        sums[row].add_(plane)
+        add_rows(component, sums, rows)
 
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
@@ -376,8 +385,11 @@ def _has_kernel(device: str) -> bool:
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     x, y = _grid(survey, 1, device, dtype)
-    scene = _columns(truth.scenes, x)
-    kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    scene = _scene(truth, x)
+    if survey.halo.is_general:
+        kappa = _general_convergence(scene, x, y)
+    else:
+        kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
         thin = Truth(truth.scenes.copy(), truth.subhaloes[:0], truth.extra)
@@ -399,11 +411,9 @@ def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     return sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 
-def _columns(table: NDArray[np.void], like: Tensor) -> Columns:
-    """The real columns of a truth table, each [n, 1, 1]."""
-    names = [name for name in table.dtype.names or () if table.dtype[name].kind == "f"]
-    values = np.stack([table[name] for name in names])
-    return dict(zip(names, torch.from_numpy(values).to(like)[:, :, None, None].unbind(), strict=True))
+def _scene(truth: Truth, like: Tensor) -> Columns:
+    """The real columns of scenes, and those of their further table."""
+    return columns_of(truth.scenes, like) | ({} if truth.extra is None else columns_of(truth.extra, like))
 
 
 DEFLECTIONS: dict[str, Callable[..., mass.Field]] = {
@@ -427,7 +437,7 @@ def _subhaloes(truth: Truth, survey: Survey, like: Tensor) -> Iterator[tuple[Ten
     """
     counts, owners = truth.scenes["n_subhaloes"], truth.owners()
     ordinal = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-    columns = _columns(truth.subhaloes, like)
+    columns = columns_of(truth.subhaloes, like)
     for number in range(counts.max()):
         chosen = np.flatnonzero(ordinal == number)
         parameters = torch.stack([columns[name][chosen] for name in PARAMETERS[survey.subhaloes.profile]])
