@@ -19,7 +19,7 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from sublens.lensing import light
+from sublens.lensing.sersic import sersic_b
 from sublens.sim import camera
 from sublens.sim.population import CLASSES, Truth, draw
 from sublens.sim.render import render, simulate
@@ -90,7 +90,7 @@ def lenstronomy(halo: str, truth: Truth, device: str) -> tuple[int, Callable[[in
     lens = LensModel([halo.upper(), "SHEAR", *["POINT_MASS"] * len(points(truth, 0))])
     model = ImageModel(frame, blur, lens, LightModel(["SERSIC_ELLIPSE"]))
     n, r_eff = float(truth.scenes["source_n"][0]), float(truth.scenes["source_r_eff"][0])
-    ours, theirs = float(light.sersic_b(np.array(n))), float(SersicElliptic().k_bn(n, r_eff)[1])
+    ours, theirs = float(sersic_b(np.array(n))), float(SersicElliptic().k_bn(n, r_eff)[1])
 
     def image(row: int) -> np.ndarray:
         s = truth.scenes[row]
@@ -124,7 +124,7 @@ def caustics(halo: str, truth: Truth, device: str) -> tuple[int, Callable[[int],
     axis = camera.pixel_centres(seen.n_pixels, seen.pixel_scale).float().to(device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     row = camera.psf_kernel(seen).float().to(device)
-    zero, b = torch.zeros((), device=device), float(light.sersic_b(np.array(1.5)))
+    zero, b = torch.zeros((), device=device), float(sersic_b(np.array(1.5)))
 
     def one(s: dict[str, torch.Tensor], dark: torch.Tensor) -> torch.Tensor:
         if halo == "sie":

@@ -8,7 +8,7 @@ from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublens.lensing import light
+from sublens.lensing.sersic import sersic_b
 from sublens.parallel.mapper import HERE, open_processes
 from sublens.sim import camera, render
 from sublens.sim.population import CLASSES, Truth, draw
@@ -212,7 +212,7 @@ def sersic_of(scene: np.void, what: str, x: float, y: float, q: float, angle: fl
     from lenstronomy.LightModel.Profiles.sersic import SersicElliptic
 
     n, r_eff = float(scene[f"{what}_n"]), float(scene[f"{what}_r_eff"])
-    ours, theirs = float(light.sersic_b(np.array(n))), float(SersicElliptic().k_bn(n, r_eff)[1])
+    ours, theirs = float(sersic_b(np.array(n))), float(SersicElliptic().k_bn(n, r_eff)[1])
     e = (1 - q) / (1 + q)
     return {
         "amp": float(scene[f"{what}_intensity"]) * np.exp(ours - theirs),
@@ -372,7 +372,7 @@ def test_extended_subhaloes_dent_less_than_points(profile: str) -> None:
 def test_a_pixelated_source_that_shows_a_sersic_profile_makes_its_image(tmp_path: Path) -> None:
     sersic = changed("hst", source={"r_eff": 0.4, "n": 1, "q": 1, "angle": 0, "magnitude": 22}, lens_light=None)
     axis = (np.arange(301) - 150) * 0.02
-    b = float(light.sersic_b(np.array(1.0)))
+    b = float(sersic_b(np.array(1.0)))
     np.save(tmp_path / "galaxy.npy", np.exp(-b * (np.hypot(axis[:, None], axis) / 0.4)))
     file = {"profile": "pixelated", "file": tmp_path / "galaxy.npy", "scale": 0.02}
     place = {name: sersic.source.model_dump()[name] for name in ("x", "y", "angle", "magnitude")}

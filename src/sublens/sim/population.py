@@ -7,9 +7,9 @@ and each quantity has a position of its own in that stretch, so that changing on
 else as it was, and more subhaloes are added to the same ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,14 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.lensing import light, mass
+from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.lensing.sersic import sersic_total
+from sublens.lensing.stamps import picture
+from sublens.sim import extra
+from sublens.sim.galaxies import draw_light, per_second
 from sublens.surveys.camera import Camera
-from sublens.surveys.light import Light, PixelatedSource
+from sublens.surveys.light import Light, PixelatedSource, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey
 
@@ -28,8 +32,9 @@ CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes and vortex; a label is a position in this tuple."""
 
 Split = Literal["train", "test"]
-Purpose = Literal["scene", "number", "subhaloes", "noise"]
-PURPOSES: tuple[Purpose, ...] = ("scene", "number", "subhaloes", "noise")
+Purpose = Literal["scene", "number", "subhaloes", "noise", "mass", "light", "camera", "defects", "contaminants"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+"""Purposes of random sequences; a new one stands at the end, so that the others keep their numbers."""
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
@@ -57,10 +62,14 @@ and alpha_rs are 0 for a point, r_t where it is not truncated."""
 
 @dataclass(frozen=True)
 class Truth:
-    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO."""
+    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO.
+
+    `extra` [n] of dtype EXTRA is there where the survey has one of the settings that it records, else None.
+    """
 
     scenes: NDArray[np.void]
     subhaloes: NDArray[np.void]
+    extra: NDArray[np.void] | None = None
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -76,11 +85,25 @@ class Truth:
         chosen = counts[positions]
         within = np.arange(chosen.sum()) - np.repeat(np.cumsum(chosen) - chosen, chosen)
         rows = np.repeat(starts[positions], chosen) + within
-        return type(self)(self.scenes[positions], self.subhaloes[rows])
+        extra = None if self.extra is None else self.extra[positions]
+        return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
+
+
+def joined(truths: Sequence[Truth]) -> Truth | None:
+    """The rows of all these truths, of one survey, in this order; None where there are none."""
+    if not truths:
+        return None
+    scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
+    more = [truth.extra for truth in truths if truth.extra is not None]
+    return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
 
 
 SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
+MASS_WIDTH = 16
+"""Uniform numbers set aside for the columns `extra.MASS` of one scene."""
+LIGHT_WIDTH = 32
+"""Uniform numbers set aside for the columns `extra.LIGHT` of one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 MOST_NUMBERS = 2**16
@@ -125,7 +148,11 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     _draw_lens(scenes, survey, drawn)
     _draw_string(scenes, survey, drawn)
     _draw_light(scenes, survey, drawn)
-    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices))
+    more = extra.blank(len(scenes)) if extra.is_kept(survey) else None
+    if more is not None:
+        _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
+        draw_light(scenes, more, survey, _uniform(seed, split, "light", indices, LIGHT_WIDTH))
+    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
     return truth
@@ -149,11 +176,17 @@ def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     scenes["shear_angle"] = drawn(survey.shear.angle)
 
 
+def _draw_mass(more: NDArray[np.void], survey: Survey, uniform: Floats) -> None:
+    """Draw what a general halo has beside the columns of SCENE; uniform: [n, MASS_WIDTH]."""
+    for name, column in zip(extra.MASS, uniform.T, strict=False):
+        more[name] = getattr(survey.halo, name.removeprefix("halo_")).quantile(column)
+
+
 def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     camera, source, lens = survey.camera, survey.source, survey.lens_light
     exposure = scenes["exposure_s"] = drawn(camera.exposure_s) * camera.n_exposures
     sky = drawn(camera.background or camera.sky_magnitude or NOTHING)
-    rate = sky if camera.background else _per_second(sky, camera) * camera.pixel_scale**2
+    rate = sky if camera.background else per_second(sky, camera) * camera.pixel_scale**2
     scenes["background"] = rate * exposure
     scenes["noise_rms"] = np.hypot(camera.background_rms * exposure, camera.read_noise * camera.n_exposures**0.5)
 
@@ -163,32 +196,28 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
         scenes["source_x"], scenes["source_y"] = radius * np.cos(direction), radius * np.sin(direction)
     else:
         scenes["source_x"], scenes["source_y"] = drawn(source.x or NOTHING), drawn(source.y or NOTHING)
-    brightness = drawn(source.intensity or source.magnitude or NOTHING)
-    if isinstance(source, PixelatedSource):
+    brightness = drawn(source.brightness)
+    if isinstance(source, PixelatedSource | StampSource):
         for _ in ("q", "n", "r_eff"):  # their random numbers stay unused
             drawn(NOTHING)
-        total = np.full(len(scenes), float(light.picture(source).sum()) * source.scale**2)
+        is_picture = isinstance(source, PixelatedSource)
+        total = np.full(len(scenes), float(picture(source).sum()) * source.scale**2 if is_picture else 1.0)
     else:
         for name in ("q", "n", "r_eff"):
             scenes[f"source_{name}"] = drawn(getattr(source, name))
-        total = light.sersic_total(scenes["source_n"], scenes["source_r_eff"])
+        total = sersic_total(scenes["source_n"], scenes["source_r_eff"])
     scenes["source_intensity"] = _intensity(source, brightness, total, camera) * exposure
 
     if lens:
         scenes["lens_n"], scenes["lens_r_eff"] = drawn(lens.n), drawn(lens.r_eff)
-        total = light.sersic_total(scenes["lens_n"], scenes["lens_r_eff"])
-        brightness = drawn(lens.intensity or lens.magnitude or NOTHING)
+        total = sersic_total(scenes["lens_n"], scenes["lens_r_eff"])
+        brightness = drawn(lens.brightness)
         scenes["lens_intensity"] = _intensity(lens, brightness, total, camera) * exposure
 
 
 def _intensity(component: Light, brightness: Floats, total: Floats, camera: Camera) -> Floats:
     """Electrons a pixel a second at the effective radius. total: all light over that, arcsec^2."""
-    return brightness if component.intensity else _per_second(brightness, camera) * camera.pixel_scale**2 / total
-
-
-def _per_second(magnitude: Floats, camera: Camera) -> Floats:
-    """Electrons a second; Pogson's law."""
-    return np.asarray(10 ** (-0.4 * (magnitude - (camera.zero_point or 0))))
+    return brightness if component.intensity else per_second(brightness, camera) * camera.pixel_scale**2 / total
 
 
 def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
@@ -245,9 +274,9 @@ def weigh(truth: Truth, survey: Survey) -> None:
 
     Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
     halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
-    the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
-    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or
-    less where substructure outweighs the halo.
+    the share that substructure holds inside the circle (of another slope, the power slope - 1 of that radius does).
+    Where it conserves the total mass, the halo loses all substructure, wherever it lies, and its own Einstein radius
+    is that of the mass left. What is left is 0 or less where substructure outweighs the halo.
     """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
     unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
@@ -257,11 +286,16 @@ def weigh(truth: Truth, survey: Survey) -> None:
     if survey.halo.conserves == "ring":
         share = 1 - share_inside_ring(truth)
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] * share
-        scenes["halo_theta_e"] = scenes["theta_e"] * share
+        scenes["halo_theta_e"] = scenes["theta_e"] * (share if truth.extra is None else _shrunk(share, truth.extra))
     else:
         substructure = np.bincount(owners, subhaloes["mass_msun"], minlength=len(scenes))
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] - (scenes["string_mass_msun"] + substructure)
         scenes["halo_theta_e"] = unit * np.sqrt(np.maximum(scenes["halo_mass_msun"], 0))
+
+
+def _shrunk(share: Floats, more: NDArray[np.void]) -> Floats:
+    """Einstein radius of halos that lack all but this share of their mass, over the one before; 0 of none left."""
+    return np.asarray(np.maximum(share, 0) ** (1 / (more["slope"] - 1)))
 
 
 def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
@@ -277,13 +311,29 @@ def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
 def share_inside_ring(truth: Truth) -> Floats:
     """Share of the mass inside the ring of each scene that substructure holds, [n].
 
-    The ring is the circle around the optical axis in which the mean convergence of the smooth lens is 1.
+    The ring is the circle around the halo's centre in which the mean convergence of the smooth lens is 1.
     """
+    if truth.extra is not None:
+        truth = _about_halo(truth, truth.extra)
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
-    ring = mass.sie_ring(scenes["theta_e"], scenes["halo_q"])
+    ring = _ring(truth)
     inside = scenes["string_theta_e"] ** 2 * _string_share(scenes, ring)
     inside += np.bincount(owners, _inside(subhaloes, ring[owners]), minlength=len(scenes))
     return np.asarray(inside / ring**2)
+
+
+def _about_halo(truth: Truth, more: NDArray[np.void]) -> Truth:
+    """The truth with positions of substructure from the centres of the halos."""
+    scenes, subhaloes, owners = truth.scenes.copy(), truth.subhaloes.copy(), truth.owners()
+    for axis in "xy":
+        subhaloes[axis] -= more[f"halo_{axis}"][owners]
+        scenes[f"string_{axis}"] -= more[f"halo_{axis}"]
+    return Truth(scenes, subhaloes, more)
+
+
+def _ring(truth: Truth) -> Floats:
+    shape = truth.scenes["theta_e"], truth.scenes["halo_q"]
+    return mass.sie_ring(*shape) if truth.extra is None else power_law.power_law_ring(*shape, truth.extra["slope"])
 
 
 def _string_share(scenes: NDArray[np.void], radius: Floats) -> Floats:
@@ -336,7 +386,7 @@ def smoothed(truth: Truth) -> Truth:
         scenes[f"halo_{name}"] = scenes["lens_mass_msun" if name == "mass_msun" else name]
     for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
         scenes[name] = 0
-    return Truth(scenes, truth.subhaloes[:0])
+    return Truth(scenes, truth.subhaloes[:0], truth.extra)
 
 
 def of_format_2(scenes: NDArray[np.void], subhaloes: NDArray[np.void]) -> Truth:

@@ -9,11 +9,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass
+from sublens.lensing import light, mass, power_law, rays, stamps, tabulated
 from sublens.lensing.compiled import Reals
-from sublens.sim import camera
+from sublens.lensing.sersic import sersic
+from sublens.sim import camera, extra
+from sublens.sim.galaxies import (
+    Columns,
+    Glow,
+    add_galaxies,
+    add_rows,
+    add_stamps,
+    columns_of,
+    glows,
+    lights_of,
+    points_of_light,
+)
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
-from sublens.surveys.light import PixelatedSource
+from sublens.sim.stars import add_points
+from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
@@ -33,9 +46,6 @@ STEEP = 0.03
 FINE_PARTS = 3, 9
 """Points along one side of a part of a pixel in which light is steep; each is for errors above `STEEP` times the
 square of the one before."""
-
-Columns = dict[str, Tensor]
-"""A truth table by column, each [n, 1, 1] to meet planes of pixels."""
 
 
 def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,53 +124,92 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 
 
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
-    pixels = survey.camera
+    pixels, glow = survey.camera, glows(truth.scenes, truth.extra, survey)
     if device == "cpu" and dtype == torch.float32 and _is_compiled(survey):
-        return camera.in_pixels(_compiled_light(truth, survey), pixels)
-    x, y = _grid(survey, pixels.supersampling, device, dtype)
-    light = _light(truth, survey, x, y)
-    if pixels.supersampling > 1:
-        _refine(light, truth, survey, x, y)
-    return camera.in_pixels(light, pixels)
+        light = _compiled_light(truth, survey, glow)
+    else:
+        x, y = _grid(survey, pixels.supersampling, device, dtype)
+        light = _light(truth, survey, x, y, glow)
+        if pixels.supersampling > 1:
+            _refine(light, truth, survey, x, y, glow)
+    return _with_points(camera.in_pixels(light, pixels), truth, survey)
+
+
+def _with_points(images: Tensor, truth: Truth, survey: Survey) -> Tensor:
+    """Blurred images with nuclei and stars added."""
+    owners, points = points_of_light(truth.scenes, truth.extra, survey)
+    if not len(points):
+        return images
+    planes = images.cpu().numpy()
+    add_points(planes, owners, points, survey.camera)
+    return torch.from_numpy(planes).to(images)
 
 
 def _is_compiled(survey: Survey) -> bool:
     """Whether light of this survey is computed by compiled loops on a processor.
 
-    Not that of spheres at pixel centres: the images of common-test-1 stay as they were, to the last bit.
+    Not that of spheres at pixel centres, nor that of extended subhaloes in surveys without settings of real lenses:
+    their images stay as they were, to the last bit.
     """
     is_as_before = survey.halo.q.low == 1 and survey.camera.supersampling == 1
-    is_simple = survey.subhaloes.profile == "point" and not isinstance(survey.source, PixelatedSource)
-    return is_simple and not is_as_before
+    if isinstance(survey.source, PixelatedSource):
+        return False
+    return extra.is_kept(survey) or (survey.subhaloes.profile == "point" and not is_as_before)
 
 
-def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
+def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tensor:
     """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
     scenes, parts = truth.scenes, survey.camera.supersampling
     axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
-    points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
-    points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
-    for row, (scene, own_points) in enumerate(zip(light.rays(scenes), points_of_scenes, strict=True)):
-        rays = axis, scene, own_points, bool(survey.lens_light)
-        light.shine(*rays, planes[row])
+    lines, lights = rays.rays_of(scenes, truth.extra), map(lights_of, glow)
+    for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
+        traced = axis, *parameters
+        light.shine(*traced, planes[row])
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, rays)
+            _refine_compiled(planes[row], sky[row], survey, traced)
     return torch.from_numpy(planes)
 
 
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
+def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
+    """The masses of each scene for compiled loops, but for its string."""
+    subhaloes, none = truth.subhaloes, truth.subhaloes[:0]
+    points, large = (subhaloes, none) if survey.subhaloes.profile == "point" else (none, subhaloes)
+    strength = large["alpha_rs"] / ((1 - np.log(2)) * large["r_s"])
+    reach = tabulated.reach(large)
+    tables = (
+        np.stack([points[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32),
+        np.stack([large["x"], large["y"], large["theta_e"], large["r_s"] ** -2, strength, reach], axis=1).astype(
+            np.float32
+        ),
+        tabulated.masses_inside(large, survey.subhaloes),
+    )
+    ends = np.cumsum(truth.scenes["n_subhaloes"])
+    for row, end in enumerate(ends):
+        rows = slice(end - truth.scenes["n_subhaloes"][row], end)
+        own_points, own_large, inside = (np.ascontiguousarray(table[rows]) for table in tables)
+        yield own_points, _series(truth, survey, row), own_large, inside
+
+
+def _series(truth: Truth, survey: Survey, row: int) -> Reals:
+    """The series of a scene's halo, [0, 0] where it is an isothermal ellipsoid."""
+    if truth.extra is None or not survey.halo.is_general:
+        return np.zeros((0, 0), np.float32)
+    return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
+
+
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
     parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
     steep = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
-        axis, _, points, _ = rays
-        light.mark_points(points, axis, len(limits), steep)
+        axis, _, masses, _ = traced
+        light.mark_points(masses[0], axis, len(limits), steep)
     light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
     for level, n in enumerate(FINE_PARTS, start=1):
         within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
-        light.refine(np.flatnonzero(steep == level), within, *rays, plane)
+        light.refine(np.flatnonzero(steep == level), within, *traced, plane)
 
 
 def _limits() -> list[float]:
@@ -168,15 +217,19 @@ def _limits() -> list[float]:
     return [STEEP * n**2 for n in (1, *FINE_PARTS[:-1])]
 
 
-def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
+def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> Tensor:
     """Light at the positions x, y of each scene, [n, h, w], electrons a pixel, before any blur."""
-    scene = _columns(truth.scenes, x)
+    scene = _scene(truth, x)
     alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
-    image = _source(scene, survey, (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y)
-    return image + _lens_light(scene, x, y) if survey.lens_light else image
+    beta = (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y
+    image = _source(scene, survey, *beta)
+    if truth.extra is not None:
+        add_stamps(image, *beta, rays.stamps_of(truth.scenes, truth.extra), glow)
+    add_galaxies(image, x, y, survey, [own.galaxies for own in glow])
+    return image
 
 
-def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> None:
+def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor, glow: Sequence[Glow]) -> None:
     """Set the light in parts of pixels where it is steep to the mean over finer points.
 
     Scene by scene: no image may depend on its neighbours.
@@ -191,7 +244,9 @@ def _refine(light: Tensor, truth: Truth, survey: Survey, x: Tensor, y: Tensor) -
                 row, column = parts.unbind(1)
                 fine_x = x[0, 0, column, None] + within.repeat(n)
                 fine_y = y[0, row, 0, None] + within.repeat_interleave(n)
-                light[scene, row, column] = _light(alone, survey, fine_x[None], fine_y[None])[0].mean(dim=1)
+                light[scene, row, column] = _light(alone, survey, fine_x[None], fine_y[None], glow[scene : scene + 1])[
+                    0
+                ].mean(dim=1)
 
 
 def _errors(light: Tensor, truth: Truth, survey: Survey) -> Tensor:
@@ -226,7 +281,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
     x, y: image-plane positions that broadcast to [n, h, w]; their device and precision are used.
     """
-    return _deflection(truth, _columns(truth.scenes, x), survey, x, y)
+    return _deflection(truth, _scene(truth, x), survey, x, y)
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
@@ -241,6 +296,8 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
 
 
 def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    if survey.halo.is_general:
+        return _general_deflection(scene, survey, x, y)
     is_sphere = survey.halo.q.low == 1
     if is_sphere and _is_grid_here(x, y):
         return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
@@ -250,6 +307,35 @@ def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> 
     else:
         halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     return halo[0] + shear[0], halo[1] + shear[1]
+
+
+def _general_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    """Deflection of power law, multipoles and shear."""
+    dx, dy, shape = x - scene["halo_x"], y - scene["halo_y"], (scene["halo_theta_e"], *_shape(scene))
+    parts = [
+        mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"]),
+        power_law.power_law_deflection(dx, dy, *shape, power_law.n_terms(survey.halo.q.low)),
+        *(power_law.multipole_deflection(dx, dy, order, *_multipole(scene, order)) for order in (3, 4)),
+    ]
+    alpha_x, alpha_y = zip(*parts, strict=True)
+    return sum(alpha_x[1:], alpha_x[0]), sum(alpha_y[1:], alpha_y[0])
+
+
+def _general_convergence(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
+    dx, dy = x - scene["halo_x"], y - scene["halo_y"]
+    kappa = power_law.power_law_convergence(dx, dy, scene["halo_theta_e"], *_shape(scene))
+    for order in (3, 4):
+        kappa = kappa + power_law.multipole_convergence(dx, dy, order, *_multipole(scene, order))
+    return kappa
+
+
+def _shape(scene: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    return scene["halo_q"], scene["halo_angle"], scene["slope"]
+
+
+def _multipole(scene: Columns, order: int) -> tuple[Tensor, Tensor]:
+    """Amplitude, arcsec, and angle."""
+    return scene["theta_e"] * scene[f"m{order}"], scene[f"m{order}_angle"]
 
 
 def _is_grid_here(x: Tensor, y: Tensor) -> bool:
@@ -266,11 +352,7 @@ def _of(plane: Tensor, rows: Tensor) -> Tensor:
 def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
     """Add deflections to the total of those scenes."""
     for component, sums in zip(deflections, total, strict=True):
-        if component.device.type != "cpu":
-            sums.index_add_(0, rows, component)
-            continue
-        for row, plane in zip(rows.tolist(), component, strict=True):  # index_add_ takes five times as long here
-            sums[row].add_(plane)
+        add_rows(component, sums, rows)
 
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
@@ -303,11 +385,14 @@ def _has_kernel(device: str) -> bool:
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     x, y = _grid(survey, 1, device, dtype)
-    scene = _columns(truth.scenes, x)
-    kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    scene = _scene(truth, x)
+    if survey.halo.is_general:
+        kappa = _general_convergence(scene, x, y)
+    else:
+        kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
-        thin = Truth(truth.scenes.copy(), truth.subhaloes[:0])
+        thin = Truth(truth.scenes.copy(), truth.subhaloes[:0], truth.extra)
         thin.scenes["n_subhaloes"] = 0
         converge = mass.nfw_convergence if survey.subhaloes.profile == "nfw" else mass.tnfw_convergence
         for rows, subhalo in _subhaloes(truth, survey, x):
@@ -319,21 +404,16 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
 
 def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     shared = {name: scene[f"source_{name}"] for name in ("angle", "intensity")}
+    if isinstance(survey.source, StampSource):
+        return torch.zeros_like(x)
     if isinstance(survey.source, PixelatedSource):
-        return light.pixelated(x, y, light.picture(survey.source), scale=survey.source.scale, **shared)
-    return light.sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
+        return stamps.pixelated(x, y, stamps.picture(survey.source), scale=survey.source.scale, **shared)
+    return sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 
-def _lens_light(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
-    profile = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
-    return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **profile)
-
-
-def _columns(table: NDArray[np.void], like: Tensor) -> Columns:
-    """The real columns of a truth table, each [n, 1, 1]."""
-    names = [name for name in table.dtype.names or () if table.dtype[name].kind == "f"]
-    values = np.stack([table[name] for name in names])
-    return dict(zip(names, torch.from_numpy(values).to(like)[:, :, None, None].unbind(), strict=True))
+def _scene(truth: Truth, like: Tensor) -> Columns:
+    """The real columns of scenes, and those of their further table."""
+    return columns_of(truth.scenes, like) | ({} if truth.extra is None else columns_of(truth.extra, like))
 
 
 DEFLECTIONS: dict[str, Callable[..., mass.Field]] = {
@@ -357,7 +437,7 @@ def _subhaloes(truth: Truth, survey: Survey, like: Tensor) -> Iterator[tuple[Ten
     """
     counts, owners = truth.scenes["n_subhaloes"], truth.owners()
     ordinal = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-    columns = _columns(truth.subhaloes, like)
+    columns = columns_of(truth.subhaloes, like)
     for number in range(counts.max()):
         chosen = np.flatnonzero(ordinal == number)
         parameters = torch.stack([columns[name][chosen] for name in PARAMETERS[survey.subhaloes.profile]])

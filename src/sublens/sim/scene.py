@@ -127,7 +127,7 @@ def survey_of(scene: Scene) -> Survey:
             "camera": base.camera.model_copy(update={"psf": Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)}),
             "halo": base.halo.model_copy(update={"q": Prior(kind="fixed", values=(scene.halo_q,))}),
             "source": SersicSource(n=1, r_eff=1, angle=0, x=0, y=0, intensity=1),  # type: ignore[arg-type]
-            "lens_light": None,
+            **dict.fromkeys(("lens_light", "neighbours", "stars")),
         }
     )
 

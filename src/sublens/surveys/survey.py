@@ -17,8 +17,21 @@ from pydantic import (
 
 from sublens.config import Frozen
 from sublens.surveys.camera import Camera
-from sublens.surveys.light import LensLight, Light, PixelatedSource, SersicSource
+from sublens.surveys.light import (
+    Beside,
+    ClumpySource,
+    LensLight,
+    Light,
+    Neighbours,
+    PixelatedSource,
+    SersicSource,
+    StampSource,
+    Stars,
+)
 from sublens.surveys.mass import Cosmology, Halo, Shear, Subhaloes, Vortex
+from sublens.surveys.priors import later
+
+Source = SersicSource | PixelatedSource | StampSource | ClumpySource
 
 
 class Survey(Frozen):
@@ -36,10 +49,14 @@ class Survey(Frozen):
     """Mass of the lens galaxy."""
     shear: Shear
     """Shear from the mass around the lens."""
-    source: Annotated[SersicSource | PixelatedSource, Field(discriminator="profile")]
+    source: Annotated[Source, Field(discriminator="profile")]
     """Lensed galaxy."""
     lens_light: LensLight | None = None
     """Light of the lens galaxy; dark if left out."""
+    neighbours: Neighbours | None = later(None)
+    """Galaxies beside the lens; none if left out."""
+    stars: Stars | None = later(None)
+    """Stars in the field; none if left out."""
     subhaloes: Subhaloes
     """Substructure of the class `sphere`."""
     vortex: Vortex
@@ -50,13 +67,21 @@ class Survey(Frozen):
     def _sersic_by_default(cls, value: Any) -> Any:
         return {"profile": "sersic", **value} if isinstance(value, Mapping) else value
 
-    @field_validator("source", "lens_light")
+    @field_validator("source", "lens_light", "neighbours", "stars")
     @classmethod
-    def _has_zero_point(cls, light: Light | None, info: ValidationInfo) -> Light | None:
+    def _has_zero_point(cls, light: Light | Beside | None, info: ValidationInfo) -> Light | Beside | None:
         camera = info.data.get("camera")
-        if light and light.magnitude and camera and camera.zero_point is None:
+        has_intensity = light is None or (isinstance(light, Light) and light.intensity is not None)
+        if not has_intensity and camera and camera.zero_point is None:
             raise ValueError("magnitude needs camera.zero_point")
         return light
+
+    @property
+    def has_general_light(self) -> bool:
+        """Whether scenes have light beyond one source and a lens galaxy that shares the halo's shape."""
+        is_general = bool(self.lens_light and self.lens_light.is_general)
+        has_more = is_general or bool(self.neighbours or self.stars)
+        return has_more or isinstance(self.source, StampSource | ClumpySource)
 
     @property
     def field(self) -> float:

@@ -1,0 +1,36 @@
+"""Columns of truth that only surveys with the settings of real lenses have."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.surveys.survey import Survey
+
+MASS = ("slope", "halo_x", "halo_y", "m3", "m3_angle", "m4", "m4_angle")
+"""Density slope of the halo, its centre, arcsec, and amplitudes and angles of its multipoles, radians."""
+LIGHT = (
+    *("light_seed", "source_stamp", "source_mirror", "source_scale", "stamp_intensity", "n_knots"),
+    *("lens_q", "lens_angle", "lens_x", "lens_y", "lens_boxiness"),
+    *("disc_n", "disc_r_eff", "disc_q", "disc_angle", "disc_intensity", "nucleus_electrons"),
+)
+"""Columns of the source's and the lens galaxy's light.
+
+light_seed: seed of all that has no column: knots, neighbours, stars. source_stamp: index of the source's stamp, which
+source_mirror, -1 or 1, mirrors. source_scale: arcsec a pixel of it, or of the image of the source's knots.
+stamp_intensity: electrons a pixel where it is 1. n_knots: number of knots. scenes["lens_intensity"] is
+that of the lens galaxy's first component."""
+CAMERA: tuple[str, ...] = ()
+"""Columns of the observation."""
+EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA)])
+"""Columns of the table beside the scenes, one row an image."""
+
+
+def is_kept(survey: Survey) -> bool:
+    """Whether scenes of this survey have a row of dtype EXTRA."""
+    return any((survey.halo.is_general, survey.has_general_light))
+
+
+def blank(n: int) -> NDArray[np.void]:
+    """The rows of n scenes in which each setting is off: an isothermal halo at the origin without multipoles."""
+    rows = np.zeros(n, EXTRA)
+    rows["slope"] = 2
+    return rows
