@@ -161,7 +161,7 @@ class Camera(Extended):
     sky_residual: Prior = OFF
     """Sky that is left after subtraction, in standard deviations of the sky's noise in a pixel."""
     sky_gradient: Prior = OFF
-    """Change of the sky across the image in a random direction, in standard deviations of the sky's noise in a pixel."""
+    """Change of the sky across the image in a random direction, in the same unit."""
     noise_error: ClippedPositive = EXACT
     """Noise that the noise map states over the true one."""
 
@@ -209,4 +209,6 @@ def _check_width(psf: Gaussian | Moffat, n_pixels: int | None, scale: float, par
     if parts and low < MIN_FWHM * scale / parts:
         least = ceil(MIN_FWHM * scale / low)
         remedy = f"Set camera.supersampling = {least}" if least <= MAX_SUPERSAMPLING else "Choose smaller pixels"
-        raise ValueError(f"is {low:g} arcsec wide on points {scale / parts:g} apart; needs {MIN_FWHM} of them. {remedy}")
+        raise ValueError(
+            f"is {low:g} arcsec wide on points {scale / parts:g} apart; needs {MIN_FWHM} of them. {remedy}"
+        )
