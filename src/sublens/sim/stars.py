@@ -4,32 +4,43 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sublens.lensing.compiled import Reals, compiled
 from sublens.sim import camera
-from sublens.surveys.camera import Camera
+from sublens.sim.psf import kernels
+from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.priors import Floats
 
 
-def add_points(images: Reals, owners: NDArray[np.int64], points: Floats, pixels: Camera) -> None:
+def add_points(
+    images: Reals, owners: NDArray[np.int64], points: Floats, pixels: Camera, extra: NDArray[np.void]
+) -> None:
     """Add points of light to blurred images [n, h, w].
 
-    owners: the image of each, [k]. points: x and y, arcsec, and electrons, [k, 3]; those outside an image have their
+    owners: the image of each, [k]. extra: rows of the images, of dtype EXTRA, [n], which tell their point-spread
+    functions where these differ. points: x and y, arcsec, and electrons, [k, 3]; those outside an image have their
     wings in it, and unlike extended light they end at its edge. A position between the points of the point-spread
     function's grid is shared out over four of them along each axis, by the cubic through them, which keeps width and
     position; where that falls below 0, nothing is added.
     """
-    kernel, parts = _kernel(pixels), camera.psf_parts(pixels)
+    parts = camera.psf_parts(pixels)
     side = pixels.n_pixels * parts
     places = points[:, :2] / (pixels.pixel_scale / parts) + (side - 1) / 2
     for owner, (column, row), electrons in zip(owners, places, points[:, 2], strict=True):
+        kernel = _square(kernels(pixels, extra[[owner]])[0]) if is_drawn(pixels.psf) else _kernel(pixels)
         _add(images[owner], column, row, electrons * parts**2, kernel, parts)
 
 
 @lru_cache(maxsize=8)
 def _kernel(pixels: Camera) -> Floats:
     """The point-spread function in two dimensions; see `camera.psf_kernel`."""
-    kernel = camera.psf_kernel(pixels).numpy()
+    return _square(camera.psf_kernel(pixels))
+
+
+def _square(weights: Tensor) -> Floats:
+    """The same in two dimensions where a Gaussian comes as its weights along an axis."""
+    kernel = weights.numpy()
     return np.ascontiguousarray(np.multiply.outer(kernel, kernel) if kernel.ndim == 1 else kernel)
 
 

@@ -142,6 +142,24 @@ def bounded(low: float, high: float, words: str, *, strict: bool = False) -> Aft
     return AfterValidator(check)
 
 
+TAIL = 1e-4
+"""Share of the draws, at either end, that a `Clipped` prior sets to the value there: a normal one beyond 3.7 sigma."""
+
+
+def clipped_quantile(prior: Prior, u: Floats) -> Floats:
+    """Values below which shares `u` of the draws lie, with the tails cut; draws, for uniform u in [0, 1)."""
+    return prior.quantile(np.clip(u, TAIL, 1 - TAIL))
+
+
+def _clipped_above_zero(prior: Prior) -> Prior:
+    low, high = clipped_quantile(prior, np.array([0.0, 1.0]))
+    if low <= 0:
+        raise ValueError(f"reaches from {low:g} to {high:g}; needs to stay above 0")
+    return prior
+
+
+ClippedPositive = Annotated[Prior, AfterValidator(_clipped_above_zero)]
+"""Prior of a positive quantity, which may be normal: its draws are those of `clipped_quantile`."""
 Positive = Annotated[Prior, bounded(0, np.inf, "above 0", strict=True)]
 NonNegative = Annotated[Prior, bounded(0, np.inf, "at or above 0")]
 AxisRatio = Annotated[Prior, bounded(0.05, 1, "within 0.05 and 1")]
