@@ -4,9 +4,9 @@ Knows no torch, so that the command line can read settings before anything heavy
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from sublens.errors import ConfigError, nearest
@@ -25,6 +26,16 @@ from sublens.errors import ConfigError, nearest
 Share = Annotated[float, Field(ge=0, lt=1)]
 AUTO, NONE = "auto", "none"
 """A teacher that sublens chooses, or none."""
+Pixels = Literal["counts", "signal-to-noise"]
+"""Pixels of a data set: counts above each image's minimum, or codes of `images.signal_to_noise`."""
+Plane = Literal["image", "detail", "mask"]
+PLANES: tuple[Plane, ...] = ("image", "detail", "mask")
+"""Channels that a network may take of signal to noise."""
+
+
+def equals(default: object) -> Callable[[object], bool]:
+    """A test for a default: settings that have it are left out of files, which then stay as older versions wrote them."""
+    return lambda value: value == default
 
 
 class Frozen(BaseModel):
@@ -58,10 +69,35 @@ class InputConfig(Frozen):
     """Side after bilinear resampling, pixels; not resampled if unset."""
     channels: Literal[1, 3] = 1
     """1, or 3 for three copies of the image."""
-    transform: Literal["anscombe", "minmax"] = "anscombe"
-    """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel."""
+    transform: Literal["anscombe", "minmax", "signal-to-noise"] = "anscombe"
+    """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel; `signal-to-noise` takes images of that
+    kind alone."""
     highpass: PositiveFloat | None = None
-    """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset."""
+    """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset. The plane
+    `detail` always has it subtracted: 4 pixels if unset."""
+    planes: tuple[Plane, ...] = Field(PLANES, exclude_if=equals(PLANES))
+    """Channels of signal to noise: `image`, stretched; `detail`, the same less its blur; `mask`, the share of each
+    pixel that is masked."""
+    stretch: PositiveFloat = Field(3.0, exclude_if=equals(3.0))
+    """Signal to noise at which the stretch, asinh(S/N / stretch), turns from linear to logarithmic."""
+    subtract: Literal["none", "profile"] = Field("none", exclude_if=equals("none"))
+    """`profile`: the mean of rings around the centre, mostly light of the lens, is taken off before `detail`."""
+
+    @model_validator(mode="after")
+    def _fits_transform(self) -> Self:
+        if self.transform == "signal-to-noise":
+            if self.channels > 1:
+                raise ValueError("channels counts copies of one plane; needs planes alone for signal-to-noise")
+            if not self.planes or len(set(self.planes)) < len(self.planes):
+                raise ValueError("planes needs one or more of image, detail and mask, each once")
+        elif (self.planes, self.stretch, self.subtract) != (PLANES, 3.0, "none"):
+            raise ValueError("planes, stretch and subtract need transform = signal-to-noise")
+        return self
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the network's input."""
+        return len(self.planes) if self.transform == "signal-to-noise" else self.channels
 
 
 class ModelConfig(Frozen):
@@ -71,6 +107,10 @@ class ModelConfig(Frozen):
     """One of ours (`sublens networks` lists them) or any timm name."""
     pretrained: bool = False
     """Start from ImageNet weights."""
+
+
+MACRO_WEIGHT = 0.3
+"""Weight of the macro head's loss beside the labels'."""
 
 
 class TrainConfig(Frozen):
@@ -100,6 +140,11 @@ class TrainConfig(Frozen):
     """Whether images are mirrored in x and y at random, the true symmetries of the data."""
     truth_weight: NonNegativeFloat | None = None
     """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own value."""
+    macro_weight: NonNegativeFloat = Field(MACRO_WEIGHT, exclude_if=equals(MACRO_WEIGHT))
+    """Weight of the loss of the lens's Einstein radius, axis ratio and position angle, where the data set has truth and
+    its pixels are signal to noise."""
+    contaminant_weight: NonNegativeFloat = Field(1.0, exclude_if=equals(1.0))
+    """Weight of the loss that tells lenses from contaminants, where the data set has these."""
     teacher: Annotated[str | None, BeforeValidator(lambda name: None if name == NONE else name)] = AUTO
     """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists; `none` for
     no teacher. Unset, where there are labels alone: lensnet where it knows such images, else a high-pass."""

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sublens.config import Frozen, InputConfig, RunConfig
+from sublens.config import Frozen, InputConfig, RunConfig, equals
 from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
 from sublens.storage import object_store
@@ -136,6 +136,11 @@ class CardCalibration(Frozen):
     """Hash of `calibration.safetensors`."""
     ood_offsets: tuple[float, ...] = ()
     """Part of the score that belongs to each class; empty where none is taken off."""
+    macro_scales: tuple[float, float, float] | None = Field(None, exclude_if=equals(None))
+    """Factors of the standard deviations of Einstein radius, axis ratio and position angle; None without a macro
+    head."""
+    contaminant_score: tuple[float, float] | None = Field(None, exclude_if=equals(None))
+    """Offset and factor that make an OOD score of the contaminants' logit; None where none were trained on."""
 
 
 class CardGraph(Frozen):
@@ -208,6 +213,8 @@ class Card(Frozen):
     """Hash of `weights.safetensors`."""
     map: CardMap | None = None
     """Map that the truth head predicts; None where it was trained without one."""
+    has_macro: bool = Field(False, exclude_if=equals(False))
+    """Whether a macro head measures the lens."""
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""
     supervision: str | None = None
@@ -272,6 +279,8 @@ def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCali
         log_distances=tuple(layer.log_distance for layer in calibration.layers),
         sha256=sha256(folder / CALIBRATION),
         ood_offsets=calibration.ood_offsets,
+        macro_scales=calibration.macro_scales,
+        contaminant_score=calibration.contaminant_score,
     )
 
 
@@ -295,6 +304,8 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
         false_alarms=entry.false_alarms,
         n=entry.n,
         ood_offsets=entry.ood_offsets,
+        macro_scales=entry.macro_scales,
+        contaminant_score=entry.contaminant_score,
     )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import light, mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.models import macro
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
 from sublens.surveys.priors import Floats, Prior
@@ -77,6 +78,14 @@ class Truth:
         within = np.arange(chosen.sum()) - np.repeat(np.cumsum(chosen) - chosen, chosen)
         rows = np.repeat(starts[positions], chosen) + within
         return type(self)(self.scenes[positions], self.subhaloes[rows])
+
+    def macro_targets(self) -> Floats:
+        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
+        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
+    def macro_values(self) -> Floats:
+        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
+        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 SCENE_WIDTH = 32
