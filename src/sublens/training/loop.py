@@ -104,10 +104,10 @@ def fit(
 
     optimizer: `make_optimizer` of model, head and student. share_done: from the number of steps taken to
     the share of training done; the learning rate follows it, and training ends where it reaches 1.
-    on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. macro: measures
-    the lens. after: the epoch that `epochs` begins in, and the steps taken before. ranks: the processes that
-    train together, each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps from
-    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
+    on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. macro: measures the
+    lens. after: the epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train
+    together, each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps
+    from one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
     does a step after which `is_ending` is true.
     """
     device = next(model.parameters()).device.type
