@@ -86,6 +86,14 @@ class Truth:
         extra = None if self.extra is None else self.extra[positions]
         return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
 
+    def macro_targets(self) -> Floats:
+        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
+        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
+    def macro_values(self) -> Floats:
+        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
+        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
 
 def joined(truths: Sequence[Truth]) -> Truth | None:
     """The rows of all these truths, of one survey, in this order; None where there are none."""
@@ -94,14 +102,6 @@ def joined(truths: Sequence[Truth]) -> Truth | None:
     scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
     more = [truth.extra for truth in truths if truth.extra is not None]
     return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
-
-    def macro_targets(self) -> Floats:
-        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
-        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
-
-    def macro_values(self) -> Floats:
-        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
-        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 SCENE_WIDTH = 32
