@@ -21,6 +21,7 @@ from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
 from sublens.lensing.sersic import sersic_total
 from sublens.lensing.stamps import picture
+from sublens.models import macro
 from sublens.sim import defects, exposure, extra
 from sublens.sim.galaxies import draw_light, per_second
 from sublens.surveys.camera import Camera
@@ -91,6 +92,14 @@ class Truth:
         rows = np.repeat(starts[positions], chosen) + within
         extra = None if self.extra is None else self.extra[positions]
         return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
+
+    def macro_targets(self) -> Floats:
+        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
+        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
+    def macro_values(self) -> Floats:
+        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
+        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 def joined(truths: Sequence[Truth]) -> Truth | None:
