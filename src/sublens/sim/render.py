@@ -12,7 +12,9 @@ from torch import Tensor
 from sublens.lensing import light, mass, power_law, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.sim import camera, extra
-from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim.mass_map import mass_map
+from sublens.sim.population import Split, draw, noise_seeds
+from sublens.sim.truth import Truth
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.survey import Survey
 
