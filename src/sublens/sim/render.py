@@ -26,9 +26,11 @@ from sublens.sim.galaxies import (
     lights_of,
     points_of_light,
 )
-from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim.mass_map import mass_map
+from sublens.sim.population import Split, draw, noise_seeds
 from sublens.sim.psf import in_own_pixels
 from sublens.sim.stars import add_points
+from sublens.sim.truth import Truth
 from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey

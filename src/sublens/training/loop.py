@@ -22,7 +22,7 @@ from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.inputs import to_input
 from sublens.models.macro import CONTAMINANT
 from sublens.parallel.torchrun import ALONE, Ranks
-from sublens.sim.population import mass_map
+from sublens.sim.mass_map import mass_map
 from sublens.surveys.survey import Survey
 from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
