@@ -27,6 +27,13 @@ def _normal(u: Floats, mean: float, sigma: float) -> Floats:
     return np.asarray(mean + sigma * ndtri(np.maximum(u, 2**-54)))
 
 
+def _truncated_normal(u: Floats, mean: float, sigma: float, low: float, high: float) -> Floats:
+    from scipy.special import ndtr, ndtri
+
+    first, last = (ndtr((bound - mean) / sigma) for bound in (low, high))
+    return np.asarray(np.clip(mean + sigma * ndtri(first + u * (last - first)), low, high))
+
+
 def _power_law(u: Floats, slope: float, low: float, high: float) -> Floats:
     """Quantiles by way of logarithms, exact for slopes near -1 as well."""
     power, reach = slope + 1, np.log(high / low)
@@ -67,6 +74,12 @@ PRIORS = {
         "0 < low <= high",
     ),
     "normal": Shape(("mean", "sigma"), _normal, lambda mean, sigma: sigma >= 0, "sigma >= 0"),
+    "truncated_normal": Shape(
+        ("mean", "sigma", "low", "high"),
+        _truncated_normal,
+        lambda mean, sigma, low, high: sigma > 0 and low < high and abs(np.clip(mean, low, high) - mean) < 5 * sigma,
+        "sigma > 0, low < high, and a mean within 5 sigma of them",
+    ),
     "power_law": Shape(
         ("slope", "low", "high"),
         _power_law,
