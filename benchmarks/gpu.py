@@ -36,8 +36,9 @@ from sublens.models import bundle, networks
 from sublens.models.heads import Moments
 from sublens.parallel.torchrun import ALONE
 from sublens.sim import camera
-from sublens.sim.population import CLASSES, Truth, draw, noise_seeds
+from sublens.sim.population import CLASSES, draw, noise_seeds
 from sublens.sim.render import observe, render
+from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.survey import Survey
 from sublens.training import loop, run

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sublens.errors import ConfigError
 from sublens.lensing.sersic import sersic_total
 from sublens.sim import galaxies, render
-from sublens.sim.population import Truth, draw
+from sublens.sim.population import draw
+from sublens.sim.truth import Truth
 from sublens.surveys.survey import Survey
 
 OFF: dict[str, Any] = {"lens_light": None, "neighbours": None, "stars": None}

@@ -277,7 +277,7 @@ def _shine(x: Reals, y: Reals, scene: Any, masses: Any, glow: Any, light: Reals,
 
 @compiled
 def shine(axis: Reals, scene: Any, masses: Any, glow: Any, light: Reals) -> None:
-    """Set `light` [n, n] to that of a scene, of dtype `rays.RAYS`, on the square grid of positions along a side [n].
+    """Set `light` [n, n] to that of a scene of dtype `rays.RAYS` on the square grid of these positions along a side.
 
     masses, glow: of types `rays.Masses` and `rays.Lights`. All is of single precision, and no product is joined with a
     sum: the last bit depends neither on the processor's instructions nor on what the compiler has inlined.

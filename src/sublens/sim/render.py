@@ -24,8 +24,10 @@ from sublens.sim.galaxies import (
     lights_of,
     points_of_light,
 )
-from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim.mass_map import mass_map
+from sublens.sim.population import Split, draw, noise_seeds
 from sublens.sim.stars import add_points
+from sublens.sim.truth import Truth
 from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey
 

@@ -12,12 +12,13 @@ from pydantic import Field
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
 from sublens.lensing.cosmology import einstein_radius
-from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw, extend, weigh
+from sublens.sim.population import CLASSES, draw, weigh
 from sublens.sim.render import observe, render
+from sublens.sim.substructure import extend
+from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys import presets
 from sublens.surveys.camera import Gaussian
 from sublens.surveys.light import SersicSource
-from sublens.surveys.priors import Prior
 from sublens.surveys.survey import Survey
 
 MASSES_MSUN = 1e6, 1e11
@@ -125,7 +126,7 @@ def survey_of(scene: Scene) -> Survey:
     return base.model_copy(
         update={
             "camera": base.camera.model_copy(update={"psf": Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)}),
-            "halo": base.halo.model_copy(update={"q": Prior(kind="fixed", values=(scene.halo_q,))}),
+            "halo": base.halo.isothermal(scene.halo_q),
             "source": SersicSource(n=1, r_eff=1, angle=0, x=0, y=0, intensity=1),  # type: ignore[arg-type]
             **dict.fromkeys(("lens_light", "neighbours", "stars")),
         }
