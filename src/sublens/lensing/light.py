@@ -207,7 +207,7 @@ def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
 
 @compiled
 def _stamp(x: Reals, y: Reals, matrix: Reals, stamp: Reals, light: Reals) -> None:
-    """Add the light of a stamp at the positions x, y from its middle, as `stamps.smooth_stamp`."""
+    """Add the light of a stamp at the positions x, y from its middle, as `pictures.smooth_stamp`."""
     height, width = stamp.shape
     middle, centre = Single(width - 1) * HALF, Single(height - 1) * HALF
     right, top = Single(width) - ONE - HALF, Single(height) - ONE - HALF

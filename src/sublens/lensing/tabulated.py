@@ -68,7 +68,7 @@ def _squared_radii() -> torch.Tensor:
     n = 2**FRACTION_BITS
     entry = torch.arange((LAST_OCTAVE - FIRST_OCTAVE) * n + 2, dtype=torch.float64)
     octave = torch.floor(entry / n)
-    return 2 ** (octave + FIRST_OCTAVE) * (1 + entry / n - octave)
+    return torch.exp2(octave + FIRST_OCTAVE) * (1 + entry / n - octave)
 
 
 AS_POINT = 5e-6

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.lensing import rays
+from sublens.lensing.pictures import smooth_stamp
 from sublens.lensing.sersic import sersic, sersic_b, sersic_total
-from sublens.lensing.stamps import smooth_stamp
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import NOUGHT, Beside, ClumpySource, Knots, LensLight, Neighbours, StampSource
 from sublens.surveys.priors import Floats, Prior

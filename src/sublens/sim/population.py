@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import einstein_radius, isothermal_radius
+from sublens.lensing.pictures import picture
 from sublens.lensing.sersic import sersic_total
-from sublens.lensing.stamps import picture
 from sublens.sim import defects, exposure, extra, substructure
 from sublens.sim.galaxies import draw_light, per_second
 from sublens.sim.truth import SCENE, SUBHALO, Truth

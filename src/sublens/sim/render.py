@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from sublens.lensing import light, mass, power_law, rays, stamps, tabulated
+from sublens.lensing import light, mass, pictures, power_law, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.sim import camera, defects, exposure, extra
@@ -441,7 +441,7 @@ def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     if isinstance(survey.source, StampSource):
         return torch.zeros_like(x)
     if isinstance(survey.source, PixelatedSource):
-        return stamps.pixelated(x, y, stamps.picture(survey.source), scale=survey.source.scale, **shared)
+        return pictures.pixelated(x, y, pictures.picture(survey.source), scale=survey.source.scale, **shared)
     return sersic(x, y, **shared, **{name: scene[f"source_{name}"] for name in ("q", "n", "r_eff")})
 
 

@@ -31,6 +31,8 @@ DETECTING = 2.0
 """Standard deviation of the blur in which a galaxy ends at `FAINT`, pixels."""
 FAINT = 1.5
 """Brightness at which a galaxy ends, in standard deviations of the blurred border; from twice that on all is kept."""
+LEAST_PEAK = 3.5
+"""Least peak of a galaxy over the brightness at which it ends; what is fainter may be noise."""
 CLEAR = 4.0
 """Signal to noise at which finer light counts as much as the more blurred."""
 FAINTEST = 1e-4
@@ -51,7 +53,7 @@ class Stamp(NamedTuple):
 
 
 class StampFiles(Frozen):
-    """Stamps of galaxies: one file of many images, or a folder of files."""
+    """Stamps of galaxies: one file of many images, or a folder of files; without those in which none stands out."""
 
     file: Path | None = None
     """Path of a FITS file of many extensions, or of a stack in .npy, .npz or HDF5, relative to the survey's own file;
@@ -83,7 +85,7 @@ class StampFiles(Frozen):
         return self.file or self.folder or Path()
 
     def stamps(self) -> tuple[Stamp, ...]:
-        """The cleaned stamps, in the order of their files; see `clean`.
+        """The cleaned stamps in which a galaxy stands out, in the order of their files; see `clean`.
 
         Raises `ConfigError` where the files are not those that the survey was read with.
         """
@@ -143,9 +145,10 @@ def _read(path: Path, scale: float | None, digest: str) -> tuple[Stamp, ...]:
             what, need = f"holds more than {MAX_STAMPS:,} stamps", f"at most {MAX_STAMPS:,}"
             raise ConfigError(what, need=need, next="Choose some of them.", path=path)
         with name_errors(name):
-            stamps.append(_stamp(image, scale))
+            stamps.extend(_stamp(image, scale))
     if not stamps:
-        raise ConfigError("holds no stamps", need="images of galaxies", next="Correct source.file.", path=path)
+        what, need = "no galaxy stands out in any of its images", "galaxies brighter than the noise of the border"
+        raise ConfigError(what, need=need, next="Choose other stamps.", path=path)
     return tuple(stamps)
 
 
@@ -172,8 +175,8 @@ def _extensions(path: Path) -> Iterator[Image]:
                     yield fill_missing(RawImage(pixels, wcs=where), formats.image_name(path, number))
 
 
-def _stamp(image: Image, scale: float | None) -> Stamp:
-    """The cleaned stamp of an image; raises `ImageError` where it is none."""
+def _stamp(image: Image, scale: float | None) -> list[Stamp]:
+    """The cleaned stamp of an image, none where no galaxy stands out; raises `ImageError` where it cannot be one."""
     sides = image.pixels.shape
     if min(sides) < MIN_STAMP or max(sides) > MAX_STAMP:
         what, need = f"has {sides[0]} x {sides[1]} pixels", f"a stamp of {MIN_STAMP} to {MAX_STAMP} a side"
@@ -184,7 +187,7 @@ def _stamp(image: Image, scale: float | None) -> Stamp:
         raise ImageError("its header has no pixel scale", need=need, next="Set source.scale.")
     pixels = clean(image.pixels)
     flux = float(pixels.sum())
-    return Stamp((pixels / flux).astype(np.float32), own, flux)
+    return [Stamp((pixels / flux).astype(np.float32), own, flux)] if flux else []
 
 
 def clean(pixels: Floats) -> Floats:
@@ -192,8 +195,8 @@ def clean(pixels: Floats) -> Floats:
 
     The median of the border is subtracted as the sky. Where the blurred galaxy is fainter than twice `FAINT`, light
     fades out smoothly and is gone at `FAINT`, and what is not connected to it is gone as well; inside, faint light is
-    blurred, see `_smoothed`. The stamp's own point-spread function stays in. Raises `ImageError` where no galaxy
-    stands out.
+    blurred, see `_smoothed`. The stamp's own point-spread function stays in. An image of zeros where no galaxy stands
+    out.
     """
     from scipy import ndimage  # slow to import
 
@@ -201,9 +204,8 @@ def clean(pixels: Floats) -> Floats:
     smooth = ndimage.gaussian_filter(light, DETECTING)
     least = FAINT * max(_spread(_border(smooth)), FAINTEST * float(smooth.max()))
     galaxy = _brightest_part(smooth, smooth > least)
-    if np.count_nonzero(galaxy) < MIN_GALAXY:
-        need, advice = "a galaxy brighter than the noise of its border", "Leave this stamp out."
-        raise ImageError("no galaxy stands out in it", need=need, next=advice)
+    if np.count_nonzero(galaxy) < MIN_GALAXY or smooth[galaxy].max() < LEAST_PEAK * least:
+        return np.zeros_like(light)
     rise = np.clip(smooth / least - 1, 0, 1)
     return _centred((_smoothed(light) * rise**2 * (3 - 2 * rise) * galaxy).clip(0))
 
