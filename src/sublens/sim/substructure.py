@@ -41,9 +41,8 @@ def _mean_numbers(scenes: NDArray[np.void], more: NDArray[np.void] | None, surve
     """Mean number of subhaloes that hold the drawn fraction of the mass inside each ring, [n]."""
     dark = survey.subhaloes
     assert dark.fraction, "a survey has a number or a fraction"
-    ring = power_law.power_law_ring(
-        theta_e, scenes["halo_q"], np.full(len(scenes), 2.0) if more is None else more["slope"]
-    )
+    slope = np.full(len(scenes), 2.0) if more is None else more["slope"]
+    ring = power_law.power_law_ring(scenes["theta_e"], scenes["halo_q"], slope)
     inside = np.searchsorted(_distances(dark, _middles(SAMPLES)), ring) / SAMPLES
     if not inside.all():
         raise ConfigError(
