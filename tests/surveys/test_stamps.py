@@ -8,6 +8,7 @@ from astropy.io import fits
 
 from sublens.errors import ConfigError
 from sublens.surveys import stamps
+from sublens.surveys.presets import files, source
 from sublens.surveys.stamps import StampFiles, clean
 
 
@@ -132,3 +133,14 @@ def test_galaxies_of_hubble_are_read_as_stamps(real_data: Path) -> None:
     read_stamps = read(real_data / "sources" / "btk_real_galaxy_images_extension.fits", scale=0.03).stamps()
     assert len(read_stamps) == 98  # one fills its stamp, one is as faint as the noise
     assert all(stamp.pixels.sum() == pytest.approx(1, abs=1e-5) for stamp in read_stamps)
+
+
+def test_a_folder_of_stamps_is_among_the_files_of_its_survey(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    np.save(tmp_path / "many" / "0.npy", galaxy())
+    text = source("hst").read_text().split("[source]")
+    stamps_of = (
+        '[source]\nprofile = "stamps"\nfolder = "many"\nscale = 0.03\nmagnitude = 22\nx = 0\ny = 0\n[lens_light]'
+    )
+    (tmp_path / "own.toml").write_text(text[0] + stamps_of + text[1].split("[lens_light]")[1])
+    assert files(str(tmp_path / "own.toml")) == [tmp_path / "own.toml", tmp_path / "many"]

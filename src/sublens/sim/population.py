@@ -157,8 +157,8 @@ def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn, n_exposu
     if isinstance(source, PixelatedSource | StampSource):
         for _ in ("q", "n", "r_eff"):  # their random numbers stay unused
             drawn(NOTHING)
-        is_picture = isinstance(source, PixelatedSource)
-        total = np.full(len(scenes), float(picture(source).sum()) * source.scale**2 if is_picture else 1.0)
+        area = 1.0 if isinstance(source, StampSource) else float(picture(source).sum()) * source.scale**2
+        total = np.full(len(scenes), area)
     else:
         for name in ("q", "n", "r_eff"):
             scenes[f"source_{name}"] = drawn(getattr(source, name))

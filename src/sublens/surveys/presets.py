@@ -24,9 +24,10 @@ def preset(name: str) -> Survey:
 
 
 def files(name: str) -> list[Path]:
-    """The files that a preset is read from: its TOML, and the image of its point-spread function if it has one."""
-    images = getattr(preset(name).camera.psf, "file", None)
-    return [source(name), *([images] if images else [])]
+    """What a preset is read from: its TOML, and files or folders of its point-spread function and its source."""
+    survey = preset(name)
+    images = (getattr(part, kind, None) for part in (survey.camera.psf, survey.source) for kind in ("file", "folder"))
+    return [source(name), *filter(None, images)]
 
 
 def source(name: str) -> Path:

@@ -139,7 +139,7 @@ def _digest(path: Path) -> str:
 @lru_cache(maxsize=4)
 def _read(path: Path, scale: float | None, digest: str) -> tuple[Stamp, ...]:
     """The cleaned stamps of a file or folder with that hash; raises `SublensError` that names the faulty one."""
-    stamps = []
+    stamps: list[Stamp] = []
     for name, image in _images(_files(path)):
         if len(stamps) == MAX_STAMPS:
             what, need = f"holds more than {MAX_STAMPS:,} stamps", f"at most {MAX_STAMPS:,}"
