@@ -78,17 +78,17 @@ AS_POINT = 5e-6
 def reach(subhaloes: NDArray[np.void]) -> Floats:
     """Radius from which on each extended subhalo is a point, arcsec, [k]; infinite without truncation.
 
-    Far outside the truncation radius r_t the density falls as r^-5, so that a share of r_t^2 / (3 r^2) of the mass
-    of `mass.tnfw_deflection` still lies outside; the deflection lacks it times alpha_rs r_s / ((1 - log 2) r).
+    The density is below what it tends to far out, rho_s r_s^3 r_t^2 / r^5. So the mass outside a radius r deflects
+    by less than alpha_rs r_s r_t^2 / (3 (1 - log 2) r^3).
     """
     per_r3 = subhaloes["alpha_rs"] * subhaloes["r_s"] * subhaloes["r_t"] ** 2 / (3 * (1 - np.log(2)) * AS_POINT)
-    return np.where(subhaloes["r_t"] > 0, np.maximum(np.cbrt(per_r3), 3 * subhaloes["r_t"]), np.inf)
+    return np.where(subhaloes["r_t"] > 0, np.cbrt(per_r3), np.inf)
 
 
 @cache
 def _nfw_masses() -> NDArray[np.float32]:
-    t = torch.sqrt(_squared_radii())
-    alpha = mass.nfw_deflection(t, *torch.zeros(3, 1), *torch.ones(2))[0]
+    t, nought, unit = torch.sqrt(_squared_radii()), torch.zeros(()), torch.ones(())
+    alpha = mass.nfw_deflection(t, nought, nought, nought, unit, unit)[0]
     return np.asarray((alpha * t * (1 - np.log(2))).float().numpy())
 
 
@@ -97,5 +97,6 @@ def _tnfw_masses(low: float, high: float) -> tuple[Floats, NDArray[np.float32]]:
     """Logarithms of truncation radii over scale radii from low to high [m], and the masses of these haloes."""
     known = np.linspace(np.log(low), np.log(high), 2 + int(np.log(high / low) / TAU_STEP))
     t, tau = torch.sqrt(_squared_radii()), torch.from_numpy(np.exp(known))[:, None]
-    alpha = mass.tnfw_deflection(t, *torch.zeros(3, 1), *torch.ones(2), tau)[0]
+    nought, unit = torch.zeros(()), torch.ones(())
+    alpha = mass.tnfw_deflection(t, nought, nought, nought, unit, unit, tau)[0]
     return known, np.asarray((alpha * t * (1 - np.log(2))).float().numpy())
