@@ -48,6 +48,12 @@ def test_a_network_of_signal_to_noise_has_a_macro_head(trained: Path) -> None:
     assert card.calibration.contaminant_score is None
 
 
+def test_a_network_without_the_profile_of_the_lens_has_a_graph(planes: Dataset, tmp_path: Path) -> None:
+    network_input = {"transform": "signal-to-noise", "binning": 2, "subtract": "profile", "planes": ["detail"]}
+    run.train_run(planes, checked({**QUICK, "input": network_input}, RunConfig), tmp_path / "run")
+    assert bundle.read_card(tmp_path / "run").graph
+
+
 def test_the_log_has_the_loss_of_the_macro_head(trained: Path) -> None:
     steps = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(step["macro_loss"]) for step in steps if step["kind"] == "step")

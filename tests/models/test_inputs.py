@@ -26,7 +26,7 @@ def noise(n: int = 1, seed: int = 0) -> np.ndarray:
 
 def galaxy() -> np.ndarray:
     x = np.arange(SIDE) - (SIDE - 1) / 2
-    return 200 * np.exp(-np.hypot(x, x[:, None]) / 4)[None]
+    return np.asarray(200 * np.exp(-np.hypot(x, x[:, None]) / 4)[None])
 
 
 @pytest.mark.parametrize("binning", [1, 2, 4])

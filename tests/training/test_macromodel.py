@@ -12,12 +12,12 @@ from sublens.models.networks import build
 from sublens.training import loop, macromodel
 from sublens.training.loop import Batch
 
-N = 6
+N, SIDE = 6, 32
 
 
-def ring(theta_e: Tensor, q: Tensor, angle: Tensor, side: int = 32) -> Tensor:
-    """Elliptical rings of radius theta_e pixels at the middle of images [b, 1, side, side]."""
-    x = torch.arange(side) - (side - 1) / 2
+def ring(theta_e: Tensor, q: Tensor, angle: Tensor) -> Tensor:
+    """Elliptical rings of radius theta_e pixels at the middle of images [b, 1, SIDE, SIDE]."""
+    x = torch.arange(SIDE) - (SIDE - 1) / 2
     cos, sin = (function(angle).view(-1, 1, 1) for function in (torch.cos, torch.sin))
     along, across = cos * x + sin * x[:, None], cos * x[:, None] - sin * x
     q = q.view(-1, 1, 1)
@@ -39,11 +39,11 @@ def trained() -> tuple[torch.nn.Module, MacroHead]:
     model = build("lensnet", 2)
     head = MacroHead(model, 1.0)
     config = TrainConfig(lr=0.02, adamw_lr=3e-3, macro_weight=1.0)
-    pairs = [lenses(32, seed) for seed in range(150)]
-    batches = [Batch(images, torch.arange(32) % 2, macro=lens) for images, lens in pairs]
-    optimizer, ends = loop.make_optimizer([model, head], config), []
+    pairs = [lenses(16, seed) for seed in range(250)]
+    batches = [Batch(images, torch.arange(16) % 2, macro=lens) for images, lens in pairs]
+    optimizer = loop.make_optimizer([model, head], config)
     loop.fit(model, None, optimizer, [batches], config=config, share_done=lambda n: n / len(batches),
-             on_step=lambda step: None, on_epoch=ends.append, macro=head)  # fmt: skip
+             on_step=lambda step: None, on_epoch=lambda epoch: None, macro=head)  # fmt: skip
     return model.eval(), head.eval()
 
 
@@ -53,7 +53,7 @@ def test_a_macro_head_measures_rings_to_two_per_cent(trained: tuple[torch.nn.Mod
         trained[0](images)
         off = (trained[1]()[:, :3] - true).abs().median(0).values
     assert off[0] < 0.02
-    assert off[1:].max() < 0.03
+    assert off[1:].max() < 0.02
 
 
 def test_mirrored_targets_are_those_of_the_mirrored_image(trained: tuple[torch.nn.Module, MacroHead]) -> None:
@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_a_gaussian() -> None:
     outputs = torch.zeros(1, 7)
     outputs[:, 3:6] = math.log(2)
     loss = macromodel.macro_loss(outputs, torch.tensor([[2.0, 0, 4.0]]), torch.tensor([True]))
-    gaussian = torch.distributions.Normal(0.0, 2.0).log_prob(torch.tensor([2.0, 0, 4.0]))
+    gaussian = torch.distributions.Normal(0.0, 2.0).log_prob(torch.tensor([2.0, 0, 4.0]))  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(-gaussian.mean().item() - 0.5 * math.log(2 * math.pi))
 
 
