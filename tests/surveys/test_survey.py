@@ -10,7 +10,7 @@ from scipy import stats
 
 from sublens.config import Frozen, checked
 from sublens.errors import ConfigError
-from sublens.surveys import camera, light, mass, presets, survey
+from sublens.surveys import camera, defects, light, mass, presets, psf_set, survey
 from sublens.surveys.presets import preset
 from sublens.surveys.priors import ALMOST_ONE, Prior
 from sublens.surveys.survey import Survey
@@ -201,7 +201,7 @@ def test_a_manifest_is_read_where_the_file_is_not(tmp_path: Path) -> None:
 
 
 def test_every_setting_of_a_survey_is_documented() -> None:
-    settings = [value for module in (camera, light, mass, survey) for value in vars(module).values()]
+    settings = [value for module in (camera, defects, light, mass, psf_set, survey) for value in vars(module).values()]
     kinds = {kind for kind in settings if isinstance(kind, type) and issubclass(kind, Frozen)}
     assert len(kinds) > 16
     for kind in kinds:
