@@ -20,8 +20,9 @@ from sublens.evaluation import saliency
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats
-from sublens.sim.population import CLASSES, Truth
+from sublens.sim.population import CLASSES
 from sublens.sim.render import simulate
+from sublens.sim.truth import Truth
 from sublens.surveys.presets import preset
 
 SEED = 61

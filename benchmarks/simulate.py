@@ -21,8 +21,9 @@ import torch
 
 from sublens.lensing import light
 from sublens.sim import camera
-from sublens.sim.population import CLASSES, Truth, draw
+from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
+from sublens.sim.truth import Truth
 from sublens.surveys.presets import names, preset
 from sublens.surveys.survey import Survey
 from sublens.training.recorder import processor

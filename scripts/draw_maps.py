@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.inference.predictor import Predictor
-from sublens.sim.population import mass_map
+from sublens.sim.mass_map import mass_map
 from sublens.sim.render import simulate
 from sublens.surveys.presets import preset
 

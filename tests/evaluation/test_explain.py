@@ -19,8 +19,9 @@ from sublens.inference.engines import Outputs
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
-from sublens.sim.population import Truth, draw
+from sublens.sim.population import draw
 from sublens.sim.render import simulate
+from sublens.sim.truth import Truth
 from sublens.surveys.presets import preset
 
 METHODS: tuple[Method, ...] = ("hires-cam", "grad-cam", "occlusion")

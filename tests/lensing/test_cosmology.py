@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from sublens.lensing.cosmology import ARCSEC_PER_RADIAN, FOUR_G_OVER_C2_MPC_PER_MSUN, einstein_radius
+from sublens.lensing.cosmology import (
+    ARCSEC_PER_RADIAN,
+    FOUR_G_OVER_C2_MPC_PER_MSUN,
+    einstein_radius,
+    isothermal_radius,
+    mean_concentration,
+)
 from sublens.surveys.mass import Cosmology
 
 
@@ -47,3 +53,28 @@ def test_the_angular_diameter_convention_agrees_with_astropy() -> None:
 
 def test_no_mass_bends_nothing() -> None:
     assert radius("deeplense", mass=0) == 0
+
+
+def test_the_radius_of_a_velocity_dispersion_is_lenstronomys() -> None:
+    from astropy.cosmology import FlatLambdaCDM
+    from lenstronomy.Cosmo.lens_cosmo import LensCosmo
+
+    settings = cosmology("angular-diameter")
+    expected = LensCosmo(0.2, 0.6, FlatLambdaCDM(70, 0.3)).sis_sigma_v2theta_E(250.0)
+    ours = isothermal_radius(np.array([250.0]), np.array([0.2]), np.array([0.6]), settings)
+    assert ours[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("relation", "mass_msun", "z", "expected"),
+    [
+        ("duffy2008", 2e12 / 0.7, 0.0, 5.71),
+        ("duffy2008", 2e13 / 0.7, 1.0, 5.71 * 10**-0.084 * 2**-0.47),
+        ("dutton2014", 1e12 / 0.7, 0.0, 10**0.905),
+        ("dutton2014", 1e12 / 0.7, 0.5, 10**0.814),
+        ("dutton2014", 1e10 / 0.7, 0.5, 10 ** (0.814 + 2 * 0.088)),
+    ],
+)
+def test_mean_concentrations_are_the_published_ones(relation: str, mass_msun: float, z: float, expected: float) -> None:
+    ours = mean_concentration(relation, np.array(mass_msun), np.array(z), 70)
+    assert ours == pytest.approx(expected, rel=5e-3)

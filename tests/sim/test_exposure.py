@@ -9,7 +9,8 @@ from sublens.sim import exposure, render
 from sublens.sim.defects import Marks, marks
 from sublens.sim.exposure import Conditions
 from sublens.sim.extra import blank
-from sublens.sim.population import SCENE, draw, noise_seeds
+from sublens.sim.population import draw, noise_seeds
+from sublens.sim.truth import SCENE
 from sublens.surveys.survey import Survey
 
 NONE = Marks(*(np.zeros(0, kind) for kind in (np.int64, float, np.int64, float, np.int64)))
@@ -112,8 +113,8 @@ def test_planes_drawn_together_have_the_statistics_of_those_drawn_alone() -> Non
     survey = survey_of(noise_correlation=0.8)
     truth = draw(survey, 1, "train", range(60))
     images, struck = render.render(truth, survey), marks(survey, truth.extra_or_blank())
-    alone = render.observe(truth, images, survey, noise_seeds(1, "train", range(60)))
-    together = render.observe_together(truth, images, survey, struck, torch.Generator().manual_seed(1)).numpy()
+    alone = exposure.observe(truth, images, survey, struck, noise_seeds(1, "train", range(60)))
+    together = exposure.observe_together(truth, images, survey, struck, torch.Generator().manual_seed(1)).numpy()
     assert together.dtype == np.float32
     assert (together == together.round()).all()
     np.testing.assert_allclose(together.mean((1, 2)), alone.mean((1, 2)), rtol=0.01)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from sublens.errors import ConfigError
 from sublens.lensing import mass
 from sublens.lensing.cosmology import einstein_radius
-from sublens.sim.population import CLASSES, Truth, draw, mass_map, noise_seeds, of_format_2, share_inside_ring, smoothed
+from sublens.sim.mass_map import mass_map
+from sublens.sim.population import CLASSES, draw, noise_seeds, share_inside_ring
 from sublens.sim.render import convergence, deflection, render, simulate
+from sublens.sim.truth import Truth, of_format_2, smoothed
 from sublens.surveys.presets import names, preset
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey

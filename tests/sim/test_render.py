@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sublens.lensing import light
 from sublens.parallel.mapper import HERE, open_processes
 from sublens.sim import camera, render
-from sublens.sim.population import CLASSES, Truth, draw
+from sublens.sim.population import CLASSES, draw
 from sublens.sim.slices import slices
+from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.camera import FWHM_PER_SIGMA, Gaussian, Moffat, Psf
 from sublens.surveys.light import PixelatedSource

@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from sublens.errors import ConfigError
 from sublens.sim import scene
-from sublens.sim.population import CLASSES, draw, smoothed
+from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render
 from sublens.sim.scene import Scene, String, Subhalo
+from sublens.sim.truth import smoothed
 from sublens.surveys import presets
 
 

@@ -15,7 +15,7 @@ from sublens.data.dataset import Dataset
 from sublens.models.heads import TruthHead
 from sublens.models.inputs import counts_to_input
 from sublens.models.networks import LensNet, build
-from sublens.sim.population import mass_map
+from sublens.sim.mass_map import mass_map
 from sublens.training import loop
 from sublens.training.loop import Batch, BatchSource, Step
 

@@ -33,7 +33,7 @@ from pydantic import Field
 
 from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.sim.population import Truth, of_format_2
+from sublens.sim.truth import Truth, of_format_2
 from sublens.storage.files import NPY_ERRORS, PLAN, Kind, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 from sublens.storage.seal import unsealed, write_sealed

@@ -32,7 +32,7 @@ from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.threads import n_threads
 from sublens.progress import Bar, Count, silent
-from sublens.sim.population import mass_map
+from sublens.sim.mass_map import mass_map
 from sublens.storage import files, object_store
 from sublens.storage.seal import unsealed, write_sealed
 from sublens.surveys.survey import Survey

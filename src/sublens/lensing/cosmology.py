@@ -39,6 +39,22 @@ def einstein_radius(mass_msun: Floats, z_lens: Floats, z_source: Floats, cosmolo
     return np.asarray(np.sqrt(mass_msun * factor) * ARCSEC_PER_RADIAN)
 
 
+LIGHT_KM_S = 299792.458
+"""Speed of light, km/s."""
+
+
+def isothermal_radius(sigma_v: Floats, z_lens: Floats, z_source: Floats, cosmology: Cosmology) -> Floats:
+    """Einstein radius of a singular isothermal sphere, arcsec: 4 pi (sigma_v / c)^2 D_ls / D_s.
+
+    sigma_v: velocity dispersion, km/s. Source: Schneider, Kochanek & Wambsganss 2006, eq. 43 of part 2.
+    """
+    universe = _universe(cosmology.h0, cosmology.om0)
+    is_plain = cosmology.convention == "deeplense"
+    distance = universe.luminosity_distance if is_plain else universe.angular_diameter_distance
+    ratio = inverse_distance(z_lens, z_source, cosmology) * distance(z_lens).value
+    return np.asarray(4 * np.pi * (sigma_v / LIGHT_KM_S) ** 2 * ratio * ARCSEC_PER_RADIAN)
+
+
 def inverse_distance(z_lens: Floats, z_source: Floats, cosmology: Cosmology) -> Floats:
     """D_ls / (D_l D_s) in 1/Mpc under the convention."""
     universe = _universe(cosmology.h0, cosmology.om0)
@@ -66,3 +82,17 @@ def nfw_angles(
     r_s = r_s_mpc / universe.angular_diameter_distance(z_lens).value * ARCSEC_PER_RADIAN
     inside = mass_msun * (1 + np.log(0.5)) / (np.log1p(concentration) - concentration / (1 + concentration))
     return r_s, einstein_radius(inside, z_lens, z_source, cosmology) ** 2 / r_s
+
+
+def mean_concentration(relation: str, mass_msun: Floats, z: Floats, h0: float) -> Floats:
+    """Mean concentration r_200 / r_s of haloes of M200 `mass_msun` at redshift z.
+
+    `duffy2008`: 5.71 (M / 2e12 h^-1 Msun)^-0.084 (1 + z)^-0.47, all haloes of Duffy et al. 2008, arXiv:0804.2486,
+    Table 1. `dutton2014`: eqs. 7, 10 and 11 of Dutton & Maccio 2014, arXiv:1402.7073. Both were fitted above some
+    1e10 h^-1 Msun, and go on below as the same power law.
+    """
+    mass = mass_msun * h0 / 100
+    if relation == "duffy2008":
+        return np.asarray(5.71 * (mass / 2e12) ** -0.084 * (1 + z) ** -0.47)
+    a, b = 0.520 + (0.905 - 0.520) * np.exp(-0.617 * z**1.21), -0.101 + 0.026 * z
+    return np.asarray(10 ** (a + b * np.log10(mass / 1e12)))

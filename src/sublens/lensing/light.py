@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.lensing.compiled import Reals, Single, compiled, contracted
-from sublens.lensing.mass import ROUNDEST, TINY
+from sublens.lensing.mass import TINY
+from sublens.lensing.tabulated import FIRST_OCTAVE, FRACTION_BITS, LAST_OCTAVE
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.priors import Floats
 
@@ -162,18 +163,14 @@ def _atan2(y: Any, x: Any) -> Any:
     return -angle if y < 0 else angle
 
 
-RAYS = np.dtype(
-    [
-        *((f"halo_{name}", Single) for name in ("cos", "sin", "q", "f", "scale")),
-        *((f"string_{name}", Single) for name in ("x", "y", "cos", "sin", "half", "scale")),
-        *((name, Single) for name in ("gamma_1", "gamma_2", "source_x", "source_y")),
-        *((name, Single, 7) for name in ("source", "lens")),
-    ]
-)
-"""What the light of one scene is computed from. halo_f: root of 1 - q^2; halo_scale: theta_e times the root of q.
-string_scale: theta_e^2 / (2 half). gamma: the shear's components. source, lens: Sersic profiles, see `_profile`."""
-Rays = tuple[Reals, np.void, Reals, bool]
-"""Positions along a side of the grid, a scene of dtype RAYS, its point masses, and whether the lens galaxy shines."""
+THREE, FOUR = Single(3), Single(4)
+NEXT = np.uint32(1)
+"""Step to the next entry of a table; unsigned, as an index that may be negative takes more instructions."""
+LEAST_T2, MOST_T2 = Single(2**FIRST_OCTAVE), Single(2**LAST_OCTAVE)
+"""Squared radii over the scale radius between which an extended subhalo's table is looked up."""
+LEAST_BITS, SHARE_BITS = LEAST_T2.view(np.int32), np.uint32(23 - FRACTION_BITS)
+SHARE_MASK, PER_SHARE = np.int32(2 ** (23 - FRACTION_BITS) - 1), Single(2.0 ** (FRACTION_BITS - 23))
+"""Bits of the mantissa that say how far a radius is from an entry to the next, and the unit of this number."""
 ROUND = Single(0.3)
 """Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
 
@@ -195,6 +192,69 @@ def _halo(x: Reals, y: Reals, scene: Any, alpha_x: Reals, alpha_y: Reals) -> Non
             along, across = _atan2(f * u, psi) / f, HALF * _log((psi + f * v) / (psi - f * v)) / f
         alpha_x[i] = scale * (cos * along - sin * across) + scene.gamma_1 * x[i] + scene.gamma_2 * y[i]
         alpha_y[i] = scale * (sin * along + cos * across) + scene.gamma_2 * x[i] - scene.gamma_1 * y[i]
+
+
+@compiled
+def _general_halo(x: Reals, y: Reals, scene: Any, series: Reals, alpha_x: Reals, alpha_y: Reals, room: Reals) -> None:
+    """Set alpha_x, alpha_y to the deflection of an elliptical power law, of multipoles and of shear.
+
+    series: [1, k], see `tabulated.power_law_series`. Its sum over powers of z = exp(2i phi) is Clenshaw's.
+    """
+    cos, sin, q, power, scale = scene.halo_cos, scene.halo_sin, scene.halo_q, scene.halo_power, scene.power_scale
+    x_0, y_0, gamma_1, gamma_2 = scene.halo_x, scene.halo_y, scene.gamma_1, scene.gamma_2
+    cos_3, sin_3, cos_4, sin_4 = scene.cos_3, scene.sin_3, scene.cos_4, scene.sin_4
+    double, last, before = room[0], room[1], room[2]
+    for i in range(x.size):
+        dx, dy = x[i] - x_0, y[i] - y_0
+        u, v = q * (cos * dx + sin * dy), cos * dy - sin * dx
+        double[i] = TWO - FOUR * (v * v / (u * u + v * v + TINY))
+        last[i] = before[i] = NOUGHT
+    for k in range(series.shape[1] - 4, -1, -4):
+        c_0, c_1, c_2, c_3 = series[0, k], series[0, k + 1], series[0, k + 2], series[0, k + 3]
+        for i in range(x.size):
+            twice = double[i]
+            third = c_3 + twice * last[i] - before[i]
+            second = c_2 + twice * third - last[i]
+            before[i] = c_1 + twice * second - third
+            last[i] = c_0 + twice * before[i] - second
+    for i in range(x.size):
+        dx, dy = x[i] - x_0, y[i] - y_0
+        along, v = cos * dx + sin * dy, cos * dy - sin * dx
+        u = q * along
+        r2 = u * u + v * v + TINY
+        weight, shrink = scale * _exp(power * _log(r2)), ONE / np.sqrt(r2)
+        u, c = u * shrink, v * shrink
+        real, imaginary = ONE + double[i] * HALF * last[i] - before[i], TWO * u * c * last[i]
+        alpha_u, alpha_v = weight * (u * real - c * imaginary), weight * (u * imaginary + c * real)
+        shrink = ONE / np.sqrt(along * along + v * v + TINY)
+        a, b = along * shrink, v * shrink
+        a_2, b_2 = a * a - b * b, TWO * a * b
+        a_3, b_3, a_4, b_4 = a * a_2 - b * b_2, a * b_2 + b * a_2, a_2 * a_2 - b_2 * b_2, TWO * a_2 * b_2
+        radial = cos_3 * a_3 + sin_3 * b_3 + (cos_4 * a_4 + sin_4 * b_4)
+        around = THREE * (sin_3 * a_3 - cos_3 * b_3) + FOUR * (sin_4 * a_4 - cos_4 * b_4)
+        alpha_u += a * radial - b * around
+        alpha_v += b * radial + a * around
+        alpha_x[i] = cos * alpha_u - sin * alpha_v + gamma_1 * x[i] + gamma_2 * y[i]
+        alpha_y[i] = sin * alpha_u + cos * alpha_v + gamma_2 * x[i] - gamma_1 * y[i]
+
+
+@compiled
+def _extended(x: Reals, y: Reals, subhalo: Reals, table: Reals, alpha_x: Reals, alpha_y: Reals, room: Reals) -> None:
+    """Add the deflection of an extended subhalo, as `mass.tnfw_deflection`, by its table of masses."""
+    x_0, y_0, per_r_s2, strength = subhalo[0], subhalo[1], subhalo[3], subhalo[4]
+    t2, inside, bits = room[0], room[1], room[2].view(np.int32)
+    for i in range(x.size):
+        dx, dy = x[i] - x_0, y[i] - y_0
+        t2[i] = max((dx * dx + dy * dy) * per_r_s2, LEAST_T2)
+        bits[i] = Single(min(t2[i], MOST_T2)).view(np.int32) - LEAST_BITS
+    for i in range(x.size):  # alone, since looking up keeps a loop from being vectorised
+        entry = np.uint32(bits[i]) >> SHARE_BITS
+        share = Single(bits[i] & SHARE_MASK) * PER_SHARE
+        inside[i] = table[entry] + share * (table[entry + NEXT] - table[entry])
+    for i in range(x.size):
+        weight = strength * inside[i] / t2[i]
+        alpha_x[i] += weight * (x[i] - x_0)
+        alpha_y[i] += weight * (y[i] - y_0)
 
 
 @compiled
@@ -234,13 +294,22 @@ def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
 
 
 @compiled
-def _shine(
-    x: Reals, y: Reals, scene: Any, points: Reals, has_lens_light: bool, beta_x: Reals, beta_y: Reals, light: Reals
-) -> None:
-    """Set `light` to that at the positions x, y; beta_x, beta_y are room for the same number of positions."""
-    _halo(x, y, scene, beta_x, beta_y)
+def _shine(x: Reals, y: Reals, scene: Any, masses: Any, has_lens_light: bool, light: Reals, room: Reals) -> None:
+    """Set `light` to that at the positions x [n], y [n]; room: [5, n or more] of any content."""
+    beta_x, beta_y, room = room[0, : x.size], room[1, : x.size], room[2:]
+    points, series, extended, tables = masses
+    if len(series):
+        _general_halo(x, y, scene, series, beta_x, beta_y, room)
+    else:
+        _halo(x, y, scene, beta_x, beta_y)
     for point in points:
         _point(x, y, point, beta_x, beta_y)
+    for i in range(len(extended)):
+        away = max(y[0] - extended[i, 1], extended[i, 1] - y[-1])  # all rows lie between the first and the last
+        if away > extended[i, 5]:
+            _point(x, y, extended[i], beta_x, beta_y)
+        else:
+            _extended(x, y, extended[i], tables[i], beta_x, beta_y, room)
     if scene.string_scale > 0:
         _string(x, y, scene, beta_x, beta_y)
     for i in range(x.size):
@@ -253,16 +322,16 @@ def _shine(
 
 
 @compiled
-def shine(axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals) -> None:
-    """Set `light` [n, n] to that of a scene, of dtype RAYS, on the square grid of these positions along a side [n].
+def shine(axis: Reals, scene: Any, masses: Any, has_lens_light: bool, light: Reals) -> None:
+    """Set `light` [n, n] to that of a scene of dtype `rays.RAYS` on the square grid of these positions along a side.
 
-    points: x, y and Einstein radius of each point mass, [k, 3]. All is of single precision, and no product is joined
-    with a sum: the last bit depends neither on the processor's instructions nor on what the compiler has inlined.
+    masses: of type `rays.Masses`. All is of single precision, and no product is joined with a sum: the last bit depends
+    neither on the processor's instructions nor on what the compiler has inlined.
     """
-    y, beta_x, beta_y = np.empty_like(axis), np.empty_like(axis), np.empty_like(axis)
+    y, room = np.empty_like(axis), np.empty((5, len(axis)), Single)
     for row in range(len(axis)):
         y[:] = axis[row]
-        _shine(axis, y, scene, points, has_lens_light, beta_x, beta_y, light[row])
+        _shine(axis, y, scene, masses, has_lens_light, light[row], room)
 
 
 CHUNK = 972
@@ -271,7 +340,7 @@ CHUNK = 972
 
 @compiled
 def refine(
-    parts: NDArray[np.int64], within: Reals, axis: Reals, scene: Any, points: Reals, has_lens_light: bool, light: Reals
+    parts: NDArray[np.int64], within: Reals, axis: Reals, scene: Any, masses: Any, has_lens_light: bool, light: Reals
 ) -> None:
     """Set the light [n, n] in some parts of pixels to the mean over finer points; see `shine`.
 
@@ -279,8 +348,8 @@ def refine(
     """
     n, fine = len(axis), len(within) ** 2
     most = CHUNK // fine
-    room = np.empty((5, most * fine), Single)
-    x, y, beta_x, beta_y, bright = room[0], room[1], room[2], room[3], room[4]  # unpacked they would not be vectorised
+    room = np.empty((8, most * fine), Single)
+    x, y, bright = room[5], room[6], room[7]  # unpacked they would not be vectorised
     across, down = np.empty(fine, Single), np.empty(fine, Single)
     for i in range(fine):
         across[i], down[i] = within[i % len(within)], within[i // len(within)]
@@ -290,7 +359,7 @@ def refine(
             x[k * fine : (k + 1) * fine] = axis[chosen[k] % n] + across
             y[k * fine : (k + 1) * fine] = axis[chosen[k] // n] + down
         end = len(chosen) * fine
-        _shine(x[:end], y[:end], scene, points, has_lens_light, beta_x[:end], beta_y[:end], bright[:end])
+        _shine(x[:end], y[:end], scene, masses, has_lens_light, bright[:end], room)
         for k in range(len(chosen)):
             light[chosen[k] // n, chosen[k] % n] = bright[k * fine : (k + 1) * fine].mean()
 
@@ -337,39 +406,6 @@ def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]
         row, column = _place(points[i, 1], axis), _place(points[i, 0], axis)
         if 0 <= row < len(axis) and 0 <= column < len(axis):
             _mark(steep, row, column, level)
-
-
-def rays(scenes: NDArray[np.void]) -> NDArray[np.void]:
-    """What compiled loops compute the light of these scenes from, [n] of dtype RAYS."""
-    rays = np.zeros(len(scenes), RAYS)
-    q = np.minimum(scenes["halo_q"], ROUNDEST)
-    rays["halo_q"], rays["halo_f"] = q, np.sqrt((1 - q) * (1 + q))
-    rays["halo_scale"] = scenes["halo_theta_e"] * np.sqrt(q)
-    for name in ("halo", "string"):
-        rays[f"{name}_cos"], rays[f"{name}_sin"] = np.cos(scenes[f"{name}_angle"]), np.sin(scenes[f"{name}_angle"])
-    for name in ("string_x", "string_y", "source_x", "source_y"):
-        rays[name] = scenes[name]
-    half, theta_e2 = scenes["string_half_length"], scenes["string_theta_e"] ** 2
-    rays["string_half"] = half
-    rays["string_scale"] = np.divide(theta_e2, 2 * half, out=np.zeros_like(half), where=half > 0)
-    double = 2 * scenes["shear_angle"]
-    rays["gamma_1"], rays["gamma_2"] = scenes["gamma"] * np.cos(double), scenes["gamma"] * np.sin(double)
-    rays["source"] = _profile(scenes, "source", scenes["source_q"], scenes["source_angle"])
-    rays["lens"] = _profile(scenes, "lens", scenes["halo_q"], scenes["halo_angle"])
-    return rays
-
-
-def _profile(scenes: NDArray[np.void], what: str, q: Floats, angle: Floats) -> Floats:
-    """Sersic profiles, [n, 7].
-
-    The matrix ux, uy, vx, vy that makes of the ellipse that holds half of the light a circle of radius 1; 1 / (2 n);
-    b_n; and the logarithm of the intensity in the middle, -690 where there is no light.
-    """
-    is_bright = scenes[f"{what}_intensity"] > 0
-    n, r_eff = (np.where(is_bright, scenes[f"{what}_{name}"], 1) for name in ("n", "r_eff"))
-    cos, sin, stretch, b = np.cos(angle) / r_eff, np.sin(angle) / r_eff, np.sqrt(q), sersic_b(n)
-    log = np.log(np.where(is_bright, scenes[f"{what}_intensity"], 1e-300)) + b
-    return np.stack([stretch * cos, stretch * sin, -sin / stretch, cos / stretch, 0.5 / n, b, log], axis=1)
 
 
 @contracted

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from sublens.sim.population import CLASSES, Truth, smoothed
+from sublens.sim.population import CLASSES
 from sublens.sim.render import render, simulate
+from sublens.sim.truth import Truth, smoothed
 from sublens.storage.files import whole_file
 from sublens.surveys.survey import Survey
 

@@ -7,9 +7,8 @@ and each quantity has a position of its own in that stretch, so that changing on
 else as it was, and more subhaloes are added to the same ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from sublens.errors import ConfigError
-from sublens.lensing import light, mass
-from sublens.lensing.cosmology import einstein_radius, nfw_angles
-from sublens.sim import defects, exposure, extra
+from sublens.lensing import light, mass, power_law
+from sublens.lensing.cosmology import einstein_radius, isothermal_radius
+from sublens.sim import defects, exposure, extra, substructure
+from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
 from sublens.surveys.priors import Floats, Prior
@@ -32,72 +32,6 @@ Split = Literal["train", "test"]
 Purpose = Literal["scene", "number", "subhaloes", "noise", "mass", "light", "camera", "defects", "contaminants"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 """Purposes of random sequences; a new one stands at the end, so that the others keep their numbers."""
-
-_REALS = (
-    *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
-    *("lens_mass_msun", "theta_e", "halo_mass_msun", "halo_theta_e", "halo_q", "halo_angle", "gamma", "shear_angle"),
-    *("source_x", "source_y", "source_q", "source_angle", "source_n", "source_r_eff", "source_intensity"),
-    *("lens_n", "lens_r_eff", "lens_intensity"),
-    *("string_x", "string_y", "string_angle", "string_half_length", "string_mass_msun", "string_theta_e"),
-)
-SCENE = np.dtype([("index", "<i8"), ("label", "<i8"), *((name, "<f8") for name in _REALS), ("n_subhaloes", "<i8")])
-"""Columns of the truth table, one row an image. Lengths are arcsec, angles radians, light electrons a pixel in
-the whole exposure; lens light and string have intensity or mass 0 where a scene has none.
-
-lens_mass_msun and theta_e describe the smooth lens that `smoothed` puts in the scene's place: the mass inside its
-Einstein radius, and that radius. halo_mass_msun and halo_theta_e are left for the halo once substructure has its
-share, see `weigh`. string_theta_e is the Einstein radius of a point of the string's mass."""
-
-_SUBHALO_REALS = ("x", "y", "mass_msun", "m200_msun", "theta_e", "r_s", "alpha_rs", "r_t")
-SUBHALO = np.dtype([(name, "<f8") for name in _SUBHALO_REALS])
-"""Columns of the table of subhaloes, one row each, in the order of the images that hold them.
-
-mass_msun is the whole mass, which for a truncated halo is what truncation leaves of m200_msun; that of an NFW halo
-without truncation has no bound, and its mass_msun is m200_msun. theta_e is that of a point of mass_msun. m200_msun, r_s
-and alpha_rs are 0 for a point, r_t where it is not truncated."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO.
-
-    `extra` [n] of dtype EXTRA is there where the survey has one of the settings that it records, else None.
-    """
-
-    scenes: NDArray[np.void]
-    subhaloes: NDArray[np.void]
-    extra: NDArray[np.void] | None = None
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def extra_or_blank(self) -> NDArray[np.void]:
-        """The rows of `extra`, or those with every setting off."""
-        return extra.blank(len(self)) if self.extra is None else self.extra
-
-    def owners(self) -> NDArray[np.int64]:
-        """Position in `scenes` of each subhalo's image, [any]."""
-        return np.repeat(np.arange(len(self)), self.scenes["n_subhaloes"])
-
-    def take(self, positions: NDArray[np.int64]) -> Self:
-        """The rows at these positions, in this order, with their subhaloes."""
-        counts = self.scenes["n_subhaloes"]
-        starts = np.cumsum(counts) - counts
-        chosen = counts[positions]
-        within = np.arange(chosen.sum()) - np.repeat(np.cumsum(chosen) - chosen, chosen)
-        rows = np.repeat(starts[positions], chosen) + within
-        extra = None if self.extra is None else self.extra[positions]
-        return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
-
-
-def joined(truths: Sequence[Truth]) -> Truth | None:
-    """The rows of all these truths, of one survey, in this order; None where there are none."""
-    if not truths:
-        return None
-    scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
-    more = [truth.extra for truth in truths if truth.extra is not None]
-    return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
-
 
 SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
@@ -155,7 +89,8 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     _draw_light(scenes, survey, drawn, survey.camera.n_exposures if more is None else more["n_exposures"])
     if more is not None:
         _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
-    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices), more)
+    smooth = Truth(scenes, np.zeros(0, SUBHALO), more)
+    truth = Truth(scenes, _draw_subhaloes(smooth, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
     return truth
@@ -172,11 +107,23 @@ Drawn = Callable[[Prior], Floats]
 def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     scenes["z_lens"] = drawn(survey.cosmology.z_lens)
     scenes["z_source"] = drawn(survey.cosmology.z_source)
-    scenes["lens_mass_msun"] = drawn(survey.halo.mass_msun)
+    size = drawn(survey.halo.size)
+    scenes["lens_mass_msun"] = size if survey.halo.mass_msun else _mass_msun(size, scenes, survey)
+    if survey.subhaloes.fraction or survey.subhaloes.placement == "ring":  # else `weigh` is early enough
+        scenes["theta_e"] = einstein_radius(
+            scenes["lens_mass_msun"], scenes["z_lens"], scenes["z_source"], survey.cosmology
+        )
     scenes["halo_q"] = drawn(survey.halo.q)
     scenes["halo_angle"] = drawn(survey.halo.angle)
     scenes["gamma"] = drawn(survey.shear.gamma)
     scenes["shear_angle"] = drawn(survey.shear.angle)
+
+
+def _mass_msun(size: Floats, scenes: NDArray[np.void], survey: Survey) -> Floats:
+    """Mass inside the Einstein radius `size`, arcsec, or inside that of the velocity dispersion `size`, km/s."""
+    redshifts = scenes["z_lens"], scenes["z_source"], survey.cosmology
+    theta_e = size if survey.halo.theta_e else isothermal_radius(size, *redshifts)
+    return np.asarray((theta_e / einstein_radius(np.ones(len(size)), *redshifts)) ** 2)
 
 
 def _draw_mass(more: NDArray[np.void], survey: Survey, uniform: Floats) -> None:
@@ -236,45 +183,23 @@ def _draw_string(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None
     scenes["string_mass_msun"] = np.where(is_strung, drawn(survey.vortex.mass_fraction) * scenes["lens_mass_msun"], 0)
 
 
-def _draw_subhaloes(
-    scenes: NDArray[np.void], survey: Survey, seed: int, split: Split, indices: range
-) -> NDArray[np.void]:
+def _draw_subhaloes(truth: Truth, survey: Survey, seed: int, split: Split, indices: range) -> NDArray[np.void]:
     """The subhaloes of the rows of class `sphere`; `n_subhaloes` is filled in."""
-    dark = survey.subhaloes
-    numbers = dark.number.quantile(_uniform(seed, split, "number", indices, 4)[:, 0])
-    scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), np.rint(numbers), 0)
+    scenes, more = truth.scenes, truth.extra
+    numbers = substructure.numbers(scenes, more, survey, _uniform(seed, split, "number", indices, 4))
+    scenes["n_subhaloes"] = np.where(scenes["label"] == CLASSES.index("sphere"), numbers, 0)
     holders = scenes[scenes["n_subhaloes"] > 0]
     each = [
         _stream(seed, split, "subhaloes", int(row["index"]), MOST_NUMBERS).random((row["n_subhaloes"], SUBHALO_WIDTH))
         for row in holders
     ]
     columns = iter(np.concatenate([np.zeros((0, SUBHALO_WIDTH)), *each]).T)
-    subhaloes = np.zeros(int(scenes["n_subhaloes"].sum()), SUBHALO)
-    radius, direction = dark.radius.quantile(next(columns)), 2 * np.pi * next(columns)
-    subhaloes["x"], subhaloes["y"] = radius * np.cos(direction), radius * np.sin(direction)
-    subhaloes["mass_msun"] = dark.mass_msun.quantile(next(columns))
-    owner = np.repeat(np.arange(len(scenes)), scenes["n_subhaloes"])
-    extend(subhaloes, columns, scenes[owner], survey)
+    subhaloes, owners = np.zeros(int(scenes["n_subhaloes"].sum()), SUBHALO), truth.owners()
+    own = scenes[owners], None if more is None else more[owners]
+    subhaloes["x"], subhaloes["y"] = substructure.positions(*own, survey.subhaloes, columns)
+    subhaloes["mass_msun"] = survey.subhaloes.mass_msun.quantile(next(columns))
+    substructure.extend(subhaloes, columns, scenes[owners], survey)
     return subhaloes
-
-
-def extend(subhaloes: NDArray[np.void], columns: Iterator[Floats], scenes: NDArray[np.void], survey: Survey) -> None:
-    """Give subhaloes of M200 `mass_msun` the size and the whole mass of the survey's profile; points stay as they are.
-
-    columns: shares below which their concentrations lie, then their truncations. scenes: of each subhalo.
-    """
-    dark = survey.subhaloes
-    if not dark.concentration:
-        return
-    m200_msun = subhaloes["mass_msun"].copy()
-    subhaloes["m200_msun"] = m200_msun
-    concentration = dark.concentration.quantile(next(columns))
-    redshifts = scenes["z_lens"], scenes["z_source"]
-    subhaloes["r_s"], subhaloes["alpha_rs"] = nfw_angles(m200_msun, concentration, *redshifts, survey.cosmology)
-    if dark.truncation:
-        tau = dark.truncation.quantile(next(columns))
-        subhaloes["r_t"] = tau * subhaloes["r_s"]
-        subhaloes["mass_msun"] = m200_msun * mass.tnfw_share(tau, concentration)
 
 
 def weigh(truth: Truth, survey: Survey) -> None:
@@ -282,9 +207,9 @@ def weigh(truth: Truth, survey: Survey) -> None:
 
     Where the survey conserves the ring, the mean convergence inside its circle stays 1: the mass of an isothermal
     halo inside a radius grows with that radius, so both its mass inside theta_e and its own Einstein radius lose
-    the share that substructure holds inside the circle. Where it conserves the total mass, the halo loses all
-    substructure, wherever it lies, and its own Einstein radius is that of the mass left. What is left is 0 or
-    less where substructure outweighs the halo.
+    the share that substructure holds inside the circle (of another slope, the power slope - 1 of that radius does).
+    Where it conserves the total mass, the halo loses all substructure, wherever it lies, and its own Einstein radius
+    is that of the mass left. What is left is 0 or less where substructure outweighs the halo.
     """
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
     unit = einstein_radius(np.ones(len(scenes)), scenes["z_lens"], scenes["z_source"], survey.cosmology)
@@ -294,11 +219,16 @@ def weigh(truth: Truth, survey: Survey) -> None:
     if survey.halo.conserves == "ring":
         share = 1 - share_inside_ring(truth)
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] * share
-        scenes["halo_theta_e"] = scenes["theta_e"] * share
+        scenes["halo_theta_e"] = scenes["theta_e"] * (share if truth.extra is None else _shrunk(share, truth.extra))
     else:
         substructure = np.bincount(owners, subhaloes["mass_msun"], minlength=len(scenes))
         scenes["halo_mass_msun"] = scenes["lens_mass_msun"] - (scenes["string_mass_msun"] + substructure)
         scenes["halo_theta_e"] = unit * np.sqrt(np.maximum(scenes["halo_mass_msun"], 0))
+
+
+def _shrunk(share: Floats, more: NDArray[np.void]) -> Floats:
+    """Einstein radius of halos that lack all but this share of their mass, over the one before; 0 of none left."""
+    return np.asarray(np.maximum(share, 0) ** (1 / (more["slope"] - 1)))
 
 
 def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
@@ -314,13 +244,29 @@ def _refuse_outweighed(scenes: NDArray[np.void], survey: Survey) -> None:
 def share_inside_ring(truth: Truth) -> Floats:
     """Share of the mass inside the ring of each scene that substructure holds, [n].
 
-    The ring is the circle around the optical axis in which the mean convergence of the smooth lens is 1.
+    The ring is the circle around the halo's centre in which the mean convergence of the smooth lens is 1.
     """
+    if truth.extra is not None:
+        truth = _about_halo(truth, truth.extra)
     scenes, subhaloes, owners = truth.scenes, truth.subhaloes, truth.owners()
-    ring = mass.sie_ring(scenes["theta_e"], scenes["halo_q"])
+    ring = _ring(truth)
     inside = scenes["string_theta_e"] ** 2 * _string_share(scenes, ring)
     inside += np.bincount(owners, _inside(subhaloes, ring[owners]), minlength=len(scenes))
     return np.asarray(inside / ring**2)
+
+
+def _about_halo(truth: Truth, more: NDArray[np.void]) -> Truth:
+    """The truth with positions of substructure from the centres of the halos."""
+    scenes, subhaloes, owners = truth.scenes.copy(), truth.subhaloes.copy(), truth.owners()
+    for axis in "xy":
+        subhaloes[axis] -= more[f"halo_{axis}"][owners]
+        scenes[f"string_{axis}"] -= more[f"halo_{axis}"]
+    return Truth(scenes, subhaloes, more)
+
+
+def _ring(truth: Truth) -> Floats:
+    shape = truth.scenes["theta_e"], truth.scenes["halo_q"]
+    return mass.sie_ring(*shape) if truth.extra is None else power_law.power_law_ring(*shape, truth.extra["slope"])
 
 
 def _string_share(scenes: NDArray[np.void], radius: Floats) -> Floats:
@@ -338,7 +284,7 @@ def _inside(subhaloes: NDArray[np.void], radius: Floats) -> Floats:
     inside = np.where(distance < radius, subhaloes["theta_e"] ** 2, 0)
     if (large := np.flatnonzero(subhaloes["r_s"])).size:
         far, edge = distance[large, None], radius[large, None]
-        r, theta_e2 = _annuli(subhaloes[large], (distance + radius)[large])
+        r, theta_e2 = annuli(subhaloes[large], (distance + radius)[large])
         cosine = (r**2 + far**2 - edge**2) / np.maximum(2 * r * far, 1e-30)  # of half the arc inside
         inside[large] = (theta_e2 * np.arccos(cosine.clip(-1, 1)) / np.pi).sum(axis=1)
     return inside
@@ -348,7 +294,7 @@ ANNULI, ANGLES = 48, 16
 """Annuli that an extended subhalo is cut into, and pieces of each of them."""
 
 
-def _annuli(subhaloes: NDArray[np.void], reach: Floats) -> tuple[Floats, Floats]:
+def annuli(subhaloes: NDArray[np.void], reach: Floats) -> tuple[Floats, Floats]:
     """Radius of each annulus of extended subhaloes, and its mass as theta_e squared, [n, ANNULI], out to `reach`."""
     edges = reach[:, None] * np.geomspace(0.01, 1, ANNULI + 1)
     inside = edges * _halo_deflection(subhaloes, edges)
@@ -364,83 +310,3 @@ def _halo_deflection(subhaloes: NDArray[np.void], radii: Floats) -> Floats:
     if r_t.any():
         return mass.tnfw_deflection(*place, nought, nought, alpha_rs, r_s, r_t)[0].numpy()
     return mass.nfw_deflection(*place, nought, nought, alpha_rs, r_s)[0].numpy()
-
-
-def smoothed(truth: Truth) -> Truth:
-    """The smooth lenses with the same rings, or with the same total masses where the survey conserves those."""
-    scenes = truth.scenes.copy()
-    for name in ("mass_msun", "theta_e"):
-        scenes[f"halo_{name}"] = scenes["lens_mass_msun" if name == "mass_msun" else name]
-    for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
-        scenes[name] = 0
-    return Truth(scenes, truth.subhaloes[:0], truth.extra)
-
-
-def of_format_2(scenes: NDArray[np.void], subhaloes: NDArray[np.void]) -> Truth:
-    """The truth in tables of stores of format 2: of point masses, theta_e the halo's own, and total mass conserved."""
-    truth = Truth(np.zeros(len(scenes), SCENE), np.zeros(len(subhaloes), SUBHALO))
-    for table, old in ((truth.scenes, scenes), (truth.subhaloes, subhaloes)):
-        for name in old.dtype.names or ():
-            table[name] = old[name]
-    whole = truth.scenes
-    substructure = np.bincount(truth.owners(), subhaloes["mass_msun"], minlength=len(scenes))
-    whole["lens_mass_msun"] = scenes["halo_mass_msun"] + (scenes["string_mass_msun"] + substructure)
-    whole["halo_theta_e"] = scenes["theta_e"]
-    whole["theta_e"] = scenes["theta_e"] * np.sqrt(whole["lens_mass_msun"] / whole["halo_mass_msun"])
-    return truth
-
-
-STRING_SAMPLES = 64
-"""Pieces of a string whose mass is shared out over cells."""
-
-
-def mass_map(truth: Truth, n_cells: int, field: float, samples: int = STRING_SAMPLES) -> Floats:
-    """Substructure mass in each cell, Msun, [n, n_cells, n_cells] with rows along y.
-
-    field: side of the square around the optical axis that the cells divide, arcsec. Mass outside
-    is left out. Strings and extended subhaloes are cut into pieces, each added to the cell of its middle;
-    samples: pieces of a string.
-    """
-    parts = (_points(truth), _halo_pieces(truth, field), _string_pieces(truth, samples))
-    x, y, msun, owner = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    column, row = (np.floor((p / field + 0.5) * n_cells).astype(np.int64) for p in (x, y))
-    inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
-    flat = (owner * n_cells + row) * n_cells + column
-    total = np.bincount(flat[inside], msun[inside], minlength=len(truth) * n_cells**2)
-    return np.asarray(total.reshape(len(truth), n_cells, n_cells), dtype=np.float64)
-
-
-Pieces = tuple[Floats, Floats, Floats, NDArray[np.int64]]
-"""Positions x and y of pieces of mass, arcsec, their masses, Msun, and the positions of their scenes, each [k]."""
-
-
-def _points(truth: Truth) -> Pieces:
-    is_point = truth.subhaloes["r_s"] == 0
-    points = truth.subhaloes[is_point]
-    return points["x"], points["y"], points["mass_msun"], truth.owners()[is_point]
-
-
-def _halo_pieces(truth: Truth, field: float) -> Pieces:
-    """Extended subhaloes as far as the field's corners: `ANGLES` pieces of each of their annuli."""
-    is_halo = truth.subhaloes["r_s"] > 0
-    halos = truth.subhaloes[is_halo]
-    r, theta_e2 = _annuli(halos, np.hypot(halos["x"], halos["y"]) + field / np.sqrt(2))
-    msun = theta_e2 * (halos["mass_msun"] / halos["theta_e"] ** 2)[:, None] / ANGLES
-    angle = GOLDEN * np.arange(ANNULI)[:, None] + 2 * np.pi / ANGLES * np.arange(ANGLES)
-    x = halos["x"][:, None, None] + r[:, :, None] * np.cos(angle)
-    y = halos["y"][:, None, None] + r[:, :, None] * np.sin(angle)
-    owner = np.repeat(truth.owners()[is_halo], ANNULI * ANGLES)
-    return x.ravel(), y.ravel(), np.repeat(msun, ANGLES), owner
-
-
-GOLDEN = np.pi * (3 - np.sqrt(5))
-"""Golden angle, by which the pieces of an annulus are turned against those of the one inside it."""
-
-
-def _string_pieces(truth: Truth, samples: int) -> Pieces:
-    strung = np.flatnonzero(truth.scenes["string_mass_msun"] > 0)
-    scenes = truth.scenes[strung]
-    offset = scenes["string_half_length"][:, None] * ((np.arange(samples) + 0.5) / samples * 2 - 1)
-    x = scenes["string_x"][:, None] + offset * np.cos(scenes["string_angle"])[:, None]
-    y = scenes["string_y"][:, None] + offset * np.sin(scenes["string_angle"])[:, None]
-    return x.ravel(), y.ravel(), np.repeat(scenes["string_mass_msun"] / samples, samples), np.repeat(strung, samples)

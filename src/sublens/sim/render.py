@@ -1,21 +1,21 @@
 """Truth table -> images, in batches, on any device."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
-from sublens.lensing import light, mass
+from sublens.lensing import light, mass, power_law, rays, tabulated
 from sublens.lensing.compiled import Reals
-from sublens.sim import camera, defects, exposure
-from sublens.sim.defects import Marks
-from sublens.sim.exposure import Conditions
-from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim import camera, defects, exposure, extra
+from sublens.sim.mass_map import mass_map
+from sublens.sim.population import Split, draw, noise_seeds
 from sublens.sim.psf import in_own_pixels
+from sublens.sim.truth import Truth
 from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.survey import Survey
@@ -66,36 +66,8 @@ def simulate(
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
         block, place = truth.take(rows), slice(rows[0], rows[-1] + 1)
         here = struck.within(place.start * side**2, place.stop * side**2)
-        counts[place] = _observed(block, render(block, survey, device), survey, seeds[place], here)
+        counts[place] = exposure.observe(block, render(block, survey, device), survey, here, seeds[place])
     return truth, counts
-
-
-def observe(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
-    """Noisy images of noiseless ones, [n, h, w]: counts above the minimum, or planes of signal to noise."""
-    return _observed(truth, images, survey, seeds, defects.marks(survey, truth.extra_or_blank()))
-
-
-def _observed(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int], struck: Marks) -> NDArray[np.uint16]:
-    scenes, extra = truth.scenes, truth.extra_or_blank()
-    if survey.camera.pixels == "signal-to-noise":
-        return exposure.planes(images, Conditions.of(scenes, extra, images), struck, seeds)
-    gain = survey.camera.gain
-    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], gain, seeds)
-    if survey.defects:
-        exposure.strike_counts(torch.from_numpy(counts), struck, Conditions.of(scenes, extra, images), gain)
-    return camera.above_minimum(counts)
-
-
-def observe_together(truth: Truth, images: Tensor, survey: Survey, struck: Marks, generator: Generator) -> Tensor:
-    """Noisy images as those of `observe`, float32, drawn on the images' device; see `camera.expose_together`."""
-    scenes, gain = truth.scenes, survey.camera.gain
-    conditions = Conditions.of(scenes, truth.extra_or_blank(), images)
-    if survey.camera.pixels == "signal-to-noise":
-        return exposure.planes_together(images, conditions, struck, generator)
-    counts = camera.expose_together(images, scenes["background"], scenes["noise_rms"], gain, generator)
-    if survey.defects:
-        exposure.strike_counts(counts, struck, conditions, gain)
-    return counts - counts.amin((1, 2), keepdim=True)
 
 
 Maps = dict[str, NDArray[np.float32]]
@@ -159,11 +131,13 @@ def _in_pixels(light: Tensor, truth: Truth, pixels: Camera) -> Tensor:
 def _is_compiled(survey: Survey) -> bool:
     """Whether light of this survey is computed by compiled loops on a processor.
 
-    Not that of spheres at pixel centres: the images of common-test-1 stay as they were, to the last bit.
+    Not that of spheres at pixel centres, nor that of extended subhaloes in surveys without settings of real lenses:
+    their images stay as they were, to the last bit.
     """
     is_as_before = survey.halo.q.low == 1 and survey.camera.supersampling == 1
-    is_simple = survey.subhaloes.profile == "point" and not isinstance(survey.source, PixelatedSource)
-    return is_simple and not is_as_before
+    if isinstance(survey.source, PixelatedSource):
+        return False
+    return extra.is_kept(survey) or (survey.subhaloes.profile == "point" and not is_as_before)
 
 
 def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
@@ -172,27 +146,52 @@ def _compiled_light(truth: Truth, survey: Survey) -> Tensor:
     axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
-    points = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32)
-    points_of_scenes = np.split(points, np.cumsum(scenes["n_subhaloes"])[:-1])
-    for row, (scene, own_points) in enumerate(zip(light.rays(scenes), points_of_scenes, strict=True)):
-        rays = axis, scene, own_points, bool(survey.lens_light)
-        light.shine(*rays, planes[row])
+    for row, (scene, masses) in enumerate(zip(rays.rays_of(scenes, truth.extra), _masses(truth, survey), strict=True)):
+        traced = axis, scene, masses, bool(survey.lens_light)
+        light.shine(*traced, planes[row])
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, rays)
+            _refine_compiled(planes[row], sky[row], survey, traced)
     return torch.from_numpy(planes)
 
 
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, rays: light.Rays) -> None:
+def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
+    """The masses of each scene for compiled loops, but for its string."""
+    subhaloes, none = truth.subhaloes, truth.subhaloes[:0]
+    points, large = (subhaloes, none) if survey.subhaloes.profile == "point" else (none, subhaloes)
+    strength = large["alpha_rs"] / ((1 - np.log(2)) * large["r_s"])
+    reach = tabulated.reach(large)
+    tables = (
+        np.stack([points[name] for name in PARAMETERS["point"]], axis=1).astype(np.float32),
+        np.stack([large["x"], large["y"], large["theta_e"], large["r_s"] ** -2, strength, reach], axis=1).astype(
+            np.float32
+        ),
+        tabulated.masses_inside(large, survey.subhaloes),
+    )
+    ends = np.cumsum(truth.scenes["n_subhaloes"])
+    for row, end in enumerate(ends):
+        rows = slice(end - truth.scenes["n_subhaloes"][row], end)
+        own_points, own_large, inside = (np.ascontiguousarray(table[rows]) for table in tables)
+        yield own_points, _series(truth, survey, row), own_large, inside
+
+
+def _series(truth: Truth, survey: Survey, row: int) -> Reals:
+    """The series of a scene's halo, [0, 0] where it is an isothermal ellipsoid."""
+    if truth.extra is None or not survey.halo.is_general:
+        return np.zeros((0, 0), np.float32)
+    return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
+
+
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
     parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
     steep = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
-        axis, _, points, _ = rays
-        light.mark_points(points, axis, len(limits), steep)
+        axis, _, masses, _ = traced
+        light.mark_points(masses[0], axis, len(limits), steep)
     light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
     for level, n in enumerate(FINE_PARTS, start=1):
         within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
-        light.refine(np.flatnonzero(steep == level), within, *rays, plane)
+        light.refine(np.flatnonzero(steep == level), within, *traced, plane)
 
 
 def _limits() -> list[float]:
@@ -202,7 +201,7 @@ def _limits() -> list[float]:
 
 def _light(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
     """Light at the positions x, y of each scene, [n, h, w], electrons a pixel, before any blur."""
-    scene = _columns(truth.scenes, x)
+    scene = _scene(truth, x)
     alpha_x, alpha_y = _deflection(truth, scene, survey, x, y)
     image = _source(scene, survey, (x - scene["source_x"]) - alpha_x, (y - scene["source_y"]) - alpha_y)
     return image + _lens_light(scene, x, y) if survey.lens_light else image
@@ -258,7 +257,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
     x, y: image-plane positions that broadcast to [n, h, w]; their device and precision are used.
     """
-    return _deflection(truth, _columns(truth.scenes, x), survey, x, y)
+    return _deflection(truth, _scene(truth, x), survey, x, y)
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
@@ -273,6 +272,8 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
 
 
 def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    if survey.halo.is_general:
+        return _general_deflection(scene, survey, x, y)
     is_sphere = survey.halo.q.low == 1
     if is_sphere and _is_grid_here(x, y):
         return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
@@ -282,6 +283,35 @@ def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> 
     else:
         halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     return halo[0] + shear[0], halo[1] + shear[1]
+
+
+def _general_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
+    """Deflection of power law, multipoles and shear."""
+    dx, dy, shape = x - scene["halo_x"], y - scene["halo_y"], (scene["halo_theta_e"], *_shape(scene))
+    parts = [
+        mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"]),
+        power_law.power_law_deflection(dx, dy, *shape, power_law.n_terms(survey.halo.q.low)),
+        *(power_law.multipole_deflection(dx, dy, order, *_multipole(scene, order)) for order in (3, 4)),
+    ]
+    alpha_x, alpha_y = zip(*parts, strict=True)
+    return sum(alpha_x[1:], alpha_x[0]), sum(alpha_y[1:], alpha_y[0])
+
+
+def _general_convergence(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
+    dx, dy = x - scene["halo_x"], y - scene["halo_y"]
+    kappa = power_law.power_law_convergence(dx, dy, scene["halo_theta_e"], *_shape(scene))
+    for order in (3, 4):
+        kappa = kappa + power_law.multipole_convergence(dx, dy, order, *_multipole(scene, order))
+    return kappa
+
+
+def _shape(scene: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    return scene["halo_q"], scene["halo_angle"], scene["slope"]
+
+
+def _multipole(scene: Columns, order: int) -> tuple[Tensor, Tensor]:
+    """Amplitude, arcsec, and angle."""
+    return scene["theta_e"] * scene[f"m{order}"], scene[f"m{order}_angle"]
 
 
 def _is_grid_here(x: Tensor, y: Tensor) -> bool:
@@ -335,8 +365,11 @@ def _has_kernel(device: str) -> bool:
 
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     x, y = _grid(survey, 1, device, dtype)
-    scene = _columns(truth.scenes, x)
-    kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    scene = _scene(truth, x)
+    if survey.halo.is_general:
+        kappa = _general_convergence(scene, x, y)
+    else:
+        kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
         thin = Truth(truth.scenes.copy(), truth.subhaloes[:0], truth.extra)
@@ -359,6 +392,11 @@ def _source(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> Tensor:
 def _lens_light(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
     profile = {name: scene[f"lens_{name}"] for name in ("n", "r_eff", "intensity")}
     return light.sersic(x, y, q=scene["halo_q"], angle=scene["halo_angle"], **profile)
+
+
+def _scene(truth: Truth, like: Tensor) -> Columns:
+    """The real columns of scenes, and those of their further table."""
+    return _columns(truth.scenes, like) | ({} if truth.extra is None else _columns(truth.extra, like))
 
 
 def _columns(table: NDArray[np.void], like: Tensor) -> Columns:

@@ -12,12 +12,15 @@ from pydantic import Field
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
 from sublens.lensing.cosmology import einstein_radius
-from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw, extend, weigh
-from sublens.sim.render import observe, render
+from sublens.sim.defects import marks
+from sublens.sim.exposure import observe
+from sublens.sim.population import CLASSES, draw, weigh
+from sublens.sim.render import render
+from sublens.sim.substructure import extend
+from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys import presets
 from sublens.surveys.camera import Gaussian, typical_fwhm
 from sublens.surveys.light import SersicSource
-from sublens.surveys.priors import Prior
 from sublens.surveys.survey import Survey
 
 MASSES_MSUN = 1e6, 1e11
@@ -125,7 +128,7 @@ def survey_of(scene: Scene) -> Survey:
     return base.model_copy(
         update={
             "camera": base.camera.model_copy(update={"psf": Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)}),
-            "halo": base.halo.model_copy(update={"q": Prior(kind="fixed", values=(scene.halo_q,))}),
+            "halo": base.halo.isothermal(scene.halo_q),
             "source": SersicSource(n=1, r_eff=1, angle=0, x=0, y=0, intensity=1),  # type: ignore[arg-type]
             "lens_light": None,
         }
@@ -215,7 +218,8 @@ def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
     survey, single = survey_of(scene), truth(scene)
     image = render(single, survey).expand(n_noise, -1, -1).contiguous()
     rows = single.take(np.zeros(n_noise, np.int64))
-    return observe(rows, image, survey, range(scene.seed, scene.seed + n_noise))
+    struck = marks(survey, rows.extra_or_blank())
+    return observe(rows, image, survey, struck, range(scene.seed, scene.seed + n_noise))
 
 
 def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Scene:

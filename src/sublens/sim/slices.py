@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from sublens.parallel.mapper import Mapper
-from sublens.sim.population import Split, Truth
+from sublens.sim.population import Split
 from sublens.sim.render import Maps, maps, simulate
+from sublens.sim.truth import Truth
 from sublens.surveys.survey import Survey
 
 SLICE_PIXELS = 500 * 150 * 150

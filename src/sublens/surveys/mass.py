@@ -1,11 +1,15 @@
 """Settings of the mass: redshifts, halo, shear and substructure."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import (
+    Discriminator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -89,6 +93,18 @@ class Halo(Frozen):
             raise ValueError("needs exactly one of mass_msun, theta_e and sigma_v")
         return self
 
+    def isothermal(self, q: float) -> Self:
+        """The same halo as an isothermal ellipsoid of this axis ratio at the origin."""
+        plain = {"slope": ISOTHERMAL} | dict.fromkeys(("x", "y", "m3", "m4"), NOUGHT)
+        return self.model_copy(update=plain | {"q": Prior(kind="fixed", values=(q,))})
+
+    @property
+    def size(self) -> Prior:
+        """The one of `mass_msun`, `theta_e` and `sigma_v` that is set."""
+        size = self.mass_msun or self.theta_e or self.sigma_v
+        assert size, "a halo has a size"
+        return size
+
     @property
     def is_general(self) -> bool:
         """Whether the halo may be other than an isothermal ellipsoid at the origin."""
@@ -104,19 +120,44 @@ class Shear(Frozen):
     """Position angle: images are drawn out along it."""
 
 
+class MassConcentration(Frozen):
+    """Concentrations that follow from the mass, with a log-normal scatter."""
+
+    relation: Literal["duffy2008", "dutton2014"]
+    """Relation of mass and mean concentration at the lens redshift; see `sublens.lensing.cosmology`."""
+    scatter_dex: NonNegativeFloat = 0.16
+    """Standard deviation of the decimal logarithm."""
+
+
+Concentration = Annotated[
+    Annotated[Positive, Tag("prior")] | Annotated[MassConcentration, Tag("relation")],
+    Discriminator(lambda value: "relation" if _is_relation(value) else "prior"),
+]
+
+
+def _is_relation(value: object) -> bool:
+    return isinstance(value, MassConcentration) or (isinstance(value, Mapping) and "relation" in value)
+
+
 class Subhaloes(Frozen):
     """The dark substructure of a `sphere` image."""
 
     profile: Literal["point", "nfw", "tnfw"] = "point"
     """Point masses, NFW haloes, or NFW haloes truncated as (1 + r^2 / r_t^2)^-1."""
-    number: Annotated[Prior, bounded(0, 1500, "within 0 and 1500")]
+    number: Annotated[Prior, bounded(0, 1500, "within 0 and 1500")] | None = None
     """Number of subhaloes; rounded to a whole number."""
+    fraction: Annotated[Prior, bounded(0, 0.5, "within 0 and 0.5")] | None = later(None)
+    """Mean share of the mass inside the Einstein radius that subhaloes hold, alternative to `number`, which is then
+    Poisson-distributed; truncated haloes count by their whole mass and each lies at its centre."""
     mass_msun: Positive
     """Mass of one, solar masses; M200 at the lens redshift, before truncation, for the NFW kinds."""
     radius: NonNegative
-    """Distance from the origin, in a uniform direction, arcsec."""
-    concentration: Positive | None = None
-    """r_200 over the scale radius; NFW kinds only."""
+    """Distance from the halo's centre, in a uniform direction, arcsec; see `placement`."""
+    placement: Literal["radius", "area", "ring"] = later("radius")
+    """`radius`: distances are drawn as they are. `area`: uniform in area between the bounds of a uniform `radius`.
+    `ring`: distances count in those of the critical curve, an ellipse of the halo's Einstein radius and axis ratio."""
+    concentration: Concentration | None = None
+    """r_200 over the scale radius, or its relation with mass; NFW kinds only."""
     truncation: Positive | None = None
     """Truncation radius over the scale radius; `tnfw` only."""
 
@@ -126,6 +167,12 @@ class Subhaloes(Frozen):
             raise ValueError("concentration goes with the profiles nfw and tnfw, and they with it")
         if (self.profile == "tnfw") != (self.truncation is not None):
             raise ValueError("truncation goes with the profile tnfw, and it with truncation")
+        if (self.number is None) == (self.fraction is None):
+            raise ValueError("needs either number or fraction")
+        if self.placement == "area" and self.radius.kind != "uniform":
+            raise ValueError("placement area needs a radius of the form { uniform = [low, high] }")
+        if self.placement == "ring" and self.fraction is not None:
+            raise ValueError("placement ring needs a number, as a fraction is of the mass inside the ring")
         return self
 
 

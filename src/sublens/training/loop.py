@@ -21,7 +21,7 @@ from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import TruthHead
 from sublens.models.inputs import to_input
 from sublens.parallel.torchrun import ALONE, Ranks
-from sublens.sim.population import mass_map
+from sublens.sim.mass_map import mass_map
 from sublens.surveys.survey import Survey
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
 
