@@ -170,8 +170,7 @@ def _discs(shapes: _Shapes) -> _Pixels:
     )
     x, y = squares.column + 0.5 - shapes.x[squares.owner], squares.row + 0.5 - shapes.y[squares.owner]
     inside = x**2 + y**2 < (shapes.size / 2)[squares.owner] ** 2
-    owner, column, row, weight = (values[inside] for values in squares)
-    return _Pixels(owner, column, row, weight)
+    return _Pixels(squares.owner[inside], squares.column[inside], squares.row[inside], squares.weight[inside])
 
 
 SHAPES: dict[Kind, Callable[[_Shapes], _Pixels]] = {
