@@ -4,10 +4,12 @@ import torch
 from conftest import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest, uniform
 
 from sublens.errors import ConfigError
 from sublens.lensing import mass
-from sublens.lensing.cosmology import einstein_radius
+from sublens.lensing.cosmology import einstein_radius, isothermal_radius
+from sublens.lensing.power_law import power_law_ring
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import CLASSES, draw, noise_seeds, share_inside_ring
 from sublens.sim.render import convergence, deflection, render, simulate
@@ -258,11 +260,14 @@ CONSERVE_RINGS = [name for name in names() if name != "common-test-1"]
 """All but the benchmark, whose authors conserved the total mass."""
 
 
-def radial_deflection(truth: Truth, survey: Survey, radii: Floats, n_angles: int = 120) -> Floats:
-    """Mean over a circle of this radius about the optical axis, [n]."""
+def radial_deflection(
+    truth: Truth, survey: Survey, radii: Floats, n_angles: int = 120, centre: tuple[Floats, ...] = (np.zeros(1),) * 2
+) -> Floats:
+    """Mean over a circle of this radius about the optical axis, or about another centre, [n]."""
     angle = (torch.arange(n_angles, dtype=torch.float64) + 0.5) * 2 * torch.pi / n_angles
     cos, sin, r = torch.cos(angle), torch.sin(angle), torch.from_numpy(radii)[:, None, None]
-    alpha_x, alpha_y = deflection(truth, survey, r * cos, r * sin)
+    x_0, y_0 = (torch.from_numpy(place)[:, None, None] for place in centre)
+    alpha_x, alpha_y = deflection(truth, survey, x_0 + r * cos, y_0 + r * sin)
     return np.asarray((alpha_x * cos + alpha_y * sin).mean(dim=(1, 2)))
 
 
@@ -340,6 +345,49 @@ def test_extended_subhaloes_near_the_ring_keep_its_size() -> None:
     survey = changed("hst", subhaloes={"radius": {"uniform": [0.5, 2.5]}, **TNFW})
     rings, smooth = ring_radii(draw(survey, 1, "train", range(1, 300, 3)), survey)
     assert (rings / smooth).mean() == pytest.approx(1, abs=5e-4)
+
+
+@pytest.mark.parametrize("profile", [{}, TNFW])
+def test_a_halo_of_any_slope_keeps_its_ring_with_substructure(profile: dict[str, object]) -> None:
+    """By Gauss's theorem about its own centre; the subhaloes keep away from the circle, as points cost accuracy."""
+    offset = {axis: {"uniform": (-0.1, 0.1)} for axis in "xy"}
+    halo = {"slope": {"uniform": (1.7, 2.3)}, "m3": 0.02, "m4": 0.02, "mass_msun": 8e11, **offset}
+    survey = changed("hst", subhaloes={"radius": {"uniform": [0.2, 0.7]}, **profile}, halo=halo)
+    truth = draw(survey, 1, "train", range(30))
+    assert truth.extra is not None
+    ring = power_law_ring(truth.scenes["theta_e"], truth.scenes["halo_q"], truth.extra["slope"])
+    centre = truth.extra["halo_x"], truth.extra["halo_y"]
+    np.testing.assert_allclose(radial_deflection(truth, survey, ring, 4096, centre), ring, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", ["theta_e", "sigma_v"])
+def test_a_halo_may_be_as_large_as_its_radius_or_its_velocities_ask_for(size: str) -> None:
+    values = {"theta_e": (0.7, 1.6), "sigma_v": (180, 320)}[size]
+    survey = changed("hst", halo={"mass_msun": None, size: {"uniform": values}})
+    scenes = draw(survey, 1, "train", range(900)).scenes
+    radii = scenes["theta_e"]
+    if size == "sigma_v":
+        unit = isothermal_radius(np.ones(900), scenes["z_lens"], scenes["z_source"], survey.cosmology)
+        radii = np.sqrt(radii / unit)
+    assert kstest(radii, uniform(values[0], values[1] - values[0]).cdf).pvalue > 1e-3
+
+
+def test_the_columns_of_a_general_halo_follow_their_priors() -> None:
+    halo = {"slope": {"uniform": (1.9, 2.1)}, "x": {"uniform": (-0.1, 0)}, "m4": {"uniform": (0, 0.02)}}
+    more = draw(changed("hst", halo=halo), 1, "train", range(900)).extra
+    assert more is not None
+    turn = (0, 2 * np.pi)
+    bounds = {"slope": (1.9, 2.1), "halo_x": (-0.1, 0), "m4": (0, 0.02), "m3_angle": turn, "m4_angle": turn}
+    for name, (low, high) in bounds.items():
+        assert kstest(more[name], uniform(low, high - low).cdf).pvalue > 1e-3
+    assert not more["halo_y"].any()
+    assert not more["m3"].any()
+
+
+def test_a_general_halo_leaves_the_other_columns_as_they_were(truth: Truth) -> None:
+    general = draw(changed("common-test-1", halo={"slope": 2.1, "m3": 0.01}), 3, "train", range(30))
+    assert np.array_equal(general.scenes["source_x"], truth.scenes["source_x"][:30])
+    assert np.array_equal(general.subhaloes["x"], truth.take(np.arange(30)).subhaloes["x"])
 
 
 def test_the_mass_of_a_truncated_halo_is_what_it_holds_far_out() -> None:

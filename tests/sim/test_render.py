@@ -333,6 +333,65 @@ def test_compiled_light_is_that_of_torch_for_ellipsoids_of_any_shape(q: float, m
     assert (np.abs(compiled - expected) < 2e-5 * expected.max(axis=(1, 2), keepdims=True)).all()
 
 
+REAL_HALO = {
+    "slope": {"uniform": (1.7, 2.3)},
+    "q": {"uniform": (0.3, 1)},
+    **{axis: {"uniform": (-0.1, 0.1)} for axis in "xy"},
+    **{order: {"uniform": (0, 0.05)} for order in ("m3", "m4")},
+}
+PROFILES = {
+    "point": {},
+    "nfw": {"profile": "nfw", "concentration": {"uniform": (8, 20)}},
+    "tnfw": {"profile": "tnfw", "concentration": {"uniform": (8, 20)}, "truncation": {"uniform": (2, 20)}},
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_compiled_light_is_that_of_torch_for_real_lenses(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finer points and all, to a hundredth of a pixel's noise."""
+    survey = changed("hst", halo=REAL_HALO, subhaloes=PROFILES[profile], camera={"supersampling": 2})
+    truth = draw(survey, 3, "train", range(6))
+    compiled = render.render(truth, survey).numpy()
+    monkeypatch.setattr(render, "_is_compiled", lambda survey: False)
+    expected = render.render(truth, survey, dtype=torch.float64).numpy()
+    sky = truth.scenes["background"] + truth.scenes["noise_rms"] ** 2
+    assert (np.abs(compiled - expected) < np.sqrt(expected + sky[:, None, None]) / 100).all()
+
+
+def test_the_deflection_of_a_real_lens_is_lenstronomys() -> None:
+    from lenstronomy.LensModel.lens_model import LensModel
+
+    survey = changed("hst", halo=REAL_HALO)
+    truth = draw(survey, 3, "train", range(1))
+    assert truth.extra is not None
+    scene, more = truth.scenes[0], truth.extra[0]
+    gamma, centre = scene["gamma"], {"center_x": more["halo_x"], "center_y": more["halo_y"]}
+    e, turns = (1 - scene["halo_q"]) / (1 + scene["halo_q"]), ((1, np.cos), (2, np.sin))
+    shape = {f"e{i}": e * turn(2 * scene["halo_angle"]) for i, turn in turns}
+    masses = [
+        {"theta_E": scene["halo_theta_e"], "gamma": more["slope"], **shape, **centre},
+        {f"gamma{i}": gamma * turn(2 * scene["shear_angle"]) for i, turn in turns},
+        *({"m": m, "a_m": more[f"m{m}"] * scene["theta_e"], "phi_m": more[f"m{m}_angle"], **centre} for m in (3, 4)),
+    ]
+    x, y = np.meshgrid(np.linspace(-3, 3, 30), np.linspace(-3, 3, 30))
+    expected = LensModel(["EPL", "SHEAR", "MULTIPOLE", "MULTIPOLE"]).alpha(x, y, masses)
+    ours = render.deflection(truth, survey, torch.from_numpy(x)[None], torch.from_numpy(y)[None])
+    np.testing.assert_allclose(torch.cat(ours), np.stack(expected), atol=1e-8)
+
+
+def test_the_convergence_of_a_real_lens_is_half_the_divergence_of_its_deflection() -> None:
+    survey = changed("hst", halo=REAL_HALO, subhaloes=PROFILES["tnfw"])
+    truth = draw(survey, 3, "train", range(1, 2))
+    assert truth.extra is not None
+    axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale).requires_grad_()
+    x, y = (plane[None].detach().requires_grad_() for plane in torch.meshgrid(axis, axis, indexing="xy"))
+    alpha_x, alpha_y = render.deflection(truth, survey, x, y)
+    by_x, by_y = torch.autograd.grad(alpha_x.sum(), x, retain_graph=True)[0], torch.autograd.grad(alpha_y.sum(), y)[0]
+    kappa = render.convergence(truth, survey, dtype=torch.float64)
+    far = torch.hypot(x - truth.extra["halo_x"][0], y - truth.extra["halo_y"][0]) > 0.2
+    torch.testing.assert_close(kappa[far], ((by_x + by_y) / 2)[far].detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_extra_points_are_those_of_a_finer_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     sharp = {"n_pixels": 20, "supersampling": 1, "psf": {"profile": "gaussian", "fwhm": 1e-6}}
     survey = changed("model-3", camera=sharp | {"supersampling": 2})

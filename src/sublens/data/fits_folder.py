@@ -50,8 +50,8 @@ def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
     header["CLASS"] = (label, "what the lens holds")
     header["SURVEY"] = (survey.name, "preset it was simulated with")
     header["GAIN"] = (survey.camera.gain, "electrons a count")
-    for table in (truth.scenes, truth.extra):
-        for column in () if table is None else table.dtype.names or ():
+    for table in (truth.scenes, *(() if truth.extra is None else (truth.extra,))):
+        for column in table.dtype.names or ():
             header[f"HIERARCH SUBLENS {column}"] = table[column][0].item()
     planes = [fits.ImageHDU(plane[row], _pixels(survey), EXTENSIONS[name]) for name, plane in chunk.maps.items()]
     subhaloes = fits.BinTableHDU(truth.subhaloes, name="SUBHALO")

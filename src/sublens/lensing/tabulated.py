@@ -65,10 +65,10 @@ def masses_inside(subhaloes: NDArray[np.void], settings: Subhaloes) -> NDArray[n
 
 def _squared_radii() -> torch.Tensor:
     """Squared radii over the scale radius at the entries of a table, in double precision."""
-    n = 2**FRACTION_BITS
+    n = 1 << FRACTION_BITS
     entry = torch.arange((LAST_OCTAVE - FIRST_OCTAVE) * n + 2, dtype=torch.float64)
     octave = torch.floor(entry / n)
-    return 2 ** (octave + FIRST_OCTAVE) * (1 + entry / n - octave)
+    return torch.exp2(octave + FIRST_OCTAVE) * (1 + entry / n - octave)
 
 
 AS_POINT = 5e-6
@@ -88,8 +88,7 @@ def reach(subhaloes: NDArray[np.void]) -> Floats:
 @cache
 def _nfw_masses() -> NDArray[np.float32]:
     t = torch.sqrt(_squared_radii())
-    nought, one = torch.zeros(()), torch.ones(())
-    alpha = mass.nfw_deflection(t, torch.zeros_like(t), nought, nought, one, one)[0]
+    alpha = mass.nfw_deflection(t, *torch.zeros(3, 1), *torch.ones(2))[0]
     return np.asarray((alpha * t * (1 - np.log(2))).float().numpy())
 
 
@@ -97,7 +96,6 @@ def _nfw_masses() -> NDArray[np.float32]:
 def _tnfw_masses(low: float, high: float) -> tuple[Floats, NDArray[np.float32]]:
     """Logarithms of truncation radii over scale radii from low to high [m], and the masses of these haloes."""
     known = np.linspace(np.log(low), np.log(high), 2 + int(np.log(high / low) / TAU_STEP))
-    t, nought, one = torch.sqrt(_squared_radii()), torch.zeros(()), torch.ones(())
-    place = (t, torch.zeros_like(t), nought, nought, one, one)
-    alpha = torch.stack([mass.tnfw_deflection(*place, torch.tensor(tau))[0] for tau in np.exp(known)])
+    t, tau = torch.sqrt(_squared_radii()), torch.from_numpy(np.exp(known))[:, None]
+    alpha = mass.tnfw_deflection(t, *torch.zeros(3, 1), *torch.ones(2), tau)[0]
     return known, np.asarray((alpha * t * (1 - np.log(2))).float().numpy())

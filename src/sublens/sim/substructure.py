@@ -39,9 +39,10 @@ def numbers(scenes: NDArray[np.void], more: NDArray[np.void] | None, survey: Sur
 
 def _mean_numbers(scenes: NDArray[np.void], more: NDArray[np.void] | None, survey: Survey, shares: Floats) -> Floats:
     """Mean number of subhaloes that hold the drawn fraction of the mass inside each ring, [n]."""
-    dark, theta_e = survey.subhaloes, scenes["theta_e"]
+    dark = survey.subhaloes
     assert dark.fraction, "a survey has a number or a fraction"
-    ring = power_law.power_law_ring(theta_e, scenes["halo_q"], np.float64(2) if more is None else more["slope"])
+    slope = np.full(len(scenes), 2.0) if more is None else more["slope"]
+    ring = power_law.power_law_ring(scenes["theta_e"], scenes["halo_q"], slope)
     inside = np.searchsorted(_distances(dark, _middles(SAMPLES)), ring) / SAMPLES
     if not inside.all():
         raise ConfigError(
