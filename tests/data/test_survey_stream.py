@@ -9,7 +9,7 @@ import torch
 from conftest import changed
 
 from sublens.config import SplitConfig
-from sublens.data import generate, survey_stream
+from sublens.data import generate, store, survey_stream
 from sublens.data.dataset import open_dataset
 from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.errors import ConfigError
@@ -96,13 +96,11 @@ def test_a_store_keeps_signal_to_noise_and_the_truth_of_the_observation(
     telescope_survey: Survey, tmp_path: Path
 ) -> None:
     generate.simulate(telescope_survey, {"train": 8}, tmp_path / "s", seed=3)
-    part = open_dataset(tmp_path / "s", SplitConfig(selection=0, test=0)).train
+    (chunk,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
     truth, planes = simulate(telescope_survey, 3, "train", range(8))
-    assert part.truth is not None
-    assert part.truth.extra is not None
-    order = np.argsort(part.truth.scenes["index"])
-    np.testing.assert_array_equal(part.truth.extra[order], truth.extra)
-    np.testing.assert_array_equal(part.shards[0], planes)
+    assert chunk.truth is not None
+    np.testing.assert_array_equal(chunk.truth.extra, truth.extra)
+    np.testing.assert_array_equal(chunk.counts, planes)
 
 
 def test_every_image_rendered_for_a_gpu_is_new(small_survey: Survey) -> None:
