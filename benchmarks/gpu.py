@@ -36,8 +36,10 @@ from sublens.models import bundle, networks
 from sublens.models.heads import Moments
 from sublens.parallel.torchrun import ALONE
 from sublens.sim import camera
+from sublens.sim.defects import marks
+from sublens.sim.exposure import observe
 from sublens.sim.population import CLASSES, draw, noise_seeds
-from sublens.sim.render import observe, render
+from sublens.sim.render import render
 from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.survey import Survey
@@ -198,7 +200,8 @@ def predicted_alike(name: str, survey: Survey) -> dict[str, float]:
     """Greatest difference of a shipped network's probabilities from those of its graph on the processor."""
     folder = bundle.locate(name)
     truth = draw(survey, 2, "test", range(48))
-    counts = observe(truth, render(truth, survey), survey, noise_seeds(2, "test", range(48)))
+    struck = marks(survey, truth.extra_or_blank())
+    counts = observe(truth, render(truth, survey), survey, struck, noise_seeds(2, "test", range(48)))
     reference = Predictor.load(folder).probs(counts)
     engines = {"float32": Predictor.load(folder, "torch", DEVICE).probs(counts)}
     with torch.autocast(DEVICE, torch.bfloat16):

@@ -9,10 +9,11 @@ import torch
 from conftest import changed
 
 from sublens.config import SplitConfig
-from sublens.data import survey_stream
+from sublens.data import generate, store, survey_stream
 from sublens.data.dataset import open_dataset
 from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.errors import ConfigError
+from sublens.images.signal_to_noise import LEAST, STEP
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
@@ -71,6 +72,35 @@ def test_labels_and_masses_are_those_of_the_images(small_survey: Survey, kind: s
         assert sample.msun is not None
         assert torch.equal(sample.msun.sum((1, 2)) == 0, sample.labels == CLASSES.index("no"))
         assert (sample.counts.amin((1, 2)) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def telescope_survey() -> Survey:
+    """Drawn point-spread functions, drizzled noise and defects, as signal to noise."""
+    psf = {"profile": "gaussian", "fwhm": {"normal": [0.4, 0.02]}}
+    camera = {"n_pixels": 48, "pixel_scale": 0.15, "psf": psf, "pixels": "signal-to-noise", "noise_correlation": 0.7}
+    return changed("common-test-1", camera=camera, defects={"cosmic_rays": {"number": 9, "masked": 1}})
+
+
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_signal_to_noise_is_streamed_with_its_masks(telescope_survey: Survey, kind: str) -> None:
+    stream = SurveyStream(telescope_survey, 24, 1, CELLS, cache=60)
+    for sample, again in zip(*(batches(stream, kind, 0, 2) for _ in range(2)), strict=True):
+        assert same(sample, again)
+        assert ((sample.counts == 0).sum((1, 2)) > 9).all()
+        sky = sample.counts[:, :8, :8][sample.counts[:, :8, :8] > 0] * STEP + LEAST
+        assert sky.std().item() == pytest.approx(1 - 0.7 / 3, rel=0.15)
+
+
+def test_a_store_keeps_signal_to_noise_and_the_truth_of_the_observation(
+    telescope_survey: Survey, tmp_path: Path
+) -> None:
+    generate.simulate(telescope_survey, {"train": 8}, tmp_path / "s", seed=3)
+    (chunk,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
+    truth, planes = simulate(telescope_survey, 3, "train", range(8))
+    assert chunk.truth is not None
+    np.testing.assert_array_equal(chunk.truth.extra, truth.extra)
+    np.testing.assert_array_equal(chunk.counts, planes)
 
 
 def test_every_image_rendered_for_a_gpu_is_new(small_survey: Survey) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from sublens.config import Frozen, checked
 from sublens.errors import ConfigError
-from sublens.surveys import camera, light, mass, presets, survey
+from sublens.surveys import camera, defects, light, mass, presets, psf_set, survey
 from sublens.surveys.presets import preset
 from sublens.surveys.priors import ALMOST_ONE, Prior
 from sublens.surveys.survey import Survey
@@ -201,9 +201,33 @@ def test_a_manifest_is_read_where_the_file_is_not(tmp_path: Path) -> None:
 
 
 def test_every_setting_of_a_survey_is_documented() -> None:
-    settings = [value for module in (camera, light, mass, survey) for value in vars(module).values()]
+    settings = [value for module in (camera, defects, light, mass, psf_set, survey) for value in vars(module).values()]
     kinds = {kind for kind in settings if isinstance(kind, type) and issubclass(kind, Frozen)}
     assert len(kinds) > 16
     for kind in kinds:
         undocumented = {name for name, field in kind.model_fields.items() if not field.description}
         assert undocumented <= {"profile", "kind", "values"}
+
+
+def test_settings_of_telescopes_survive_a_round_trip_and_are_left_out_where_off() -> None:
+    tree = preset("common-test-1").model_dump()
+    assert not {"pixels", "noise_correlation", "noise_error"} & tree["camera"].keys() | {"defects"} & tree.keys()
+    tree["camera"] |= {"pixels": "signal-to-noise", "n_exposures": [1, 4], "sky_residual": {"normal": [0, 1]}}
+    tree["camera"]["psf"] = {"profile": "moffat", "fwhm": {"uniform": [0.2, 0.3]}, "beta": 3}
+    tree["defects"] = {"gaps": {"number": {"poisson": 0.1}}, "cosmic_rays": {"number": 3, "masked": 0.5}}
+    text = Survey.model_validate(tree).model_dump_json()
+    assert Survey.model_validate(json.loads(text)).model_dump_json() == text
+
+
+@pytest.mark.parametrize(
+    ("fwhm", "complaint"),
+    [
+        ("{ normal = [0.1, 0.05] }", "camera.psf.fwhm: reaches from -0.0.*; needs to stay above 0"),
+        ("{ uniform = [0.2, 2.2] }", "camera.psf: is 2.1.* arcsec wide; needs to fit"),
+        ("{ uniform = [0.05, 0.2] }", "camera.psf: is 0.05.* arcsec wide on points 0.05 apart; .* = 2"),
+        ("-1", "camera.psf.fwhm: .*greater than 0"),
+    ],
+)
+def test_drawn_widths_must_fit_the_pixels(tmp_path: Path, fwhm: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        reading(tmp_path, TEXT.replace("0.20522256694", fwhm))

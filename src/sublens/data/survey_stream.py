@@ -26,9 +26,10 @@ from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
 from sublens.sim.defects import Marks, marks
+from sublens.sim.exposure import observe_together
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import Split, draw
-from sublens.sim.render import observe_together, render
+from sublens.sim.render import render
 from sublens.sim.slices import Task, simulated, slice_length, slices
 from sublens.sim.truth import Truth
 from sublens.surveys import presets

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from sublens.errors import ConfigError
 from sublens.lensing import compiled
-from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera, Moffat, PixelatedPsf, typical_fwhm
-from sublens.surveys.psf_set import PsfSet
+from sublens.surveys.camera import FWHM_PER_SIGMA, Camera, Moffat, PixelatedPsf, typical_fwhm
+from sublens.surveys.psf_set import MAX_REACH, PsfSet
 
 LIGHT_LOST = 1e-4
 """Most of the light that the cut wings of a point-spread function may hold, where the image is large enough."""
@@ -51,8 +51,9 @@ def psf_parts(camera: Camera) -> int:
 
     One for a picture on the camera's own pixels: what a detector has recorded holds the pixel's response.
     """
-    is_picture = isinstance(camera.psf, PixelatedPsf | PsfSet)
-    return 1 if is_picture and not camera.psf.is_finer(camera.pixel_scale) else camera.supersampling
+    psf = camera.psf
+    is_coarse = isinstance(psf, PixelatedPsf | PsfSet) and not psf.is_finer(camera.pixel_scale)
+    return 1 if is_coarse else camera.supersampling
 
 
 @lru_cache(maxsize=64)  # users of the service set any width
@@ -125,7 +126,9 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
         return pixels
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
     if kernel.ndim == 2:
-        one_by_one = [convolved(plane, kernel[None].to(image)) for plane in padded.split(1)]  # none affects another
+        one_by_one = [
+            convolved(plane, kernel[None].to(image)) for plane in torch.split(padded, 1)
+        ]  # none affects another
         return torch.cat(one_by_one)[:, ::parts, ::parts]
     height, width = (side // parts * parts for side in image.shape[1:])
     weights: list[float] = kernel.tolist()
@@ -142,7 +145,7 @@ def convolved(padded: Tensor, kernels: Tensor) -> Tensor:
     """Images [b, h + k - 1, w + k - 1], each convolved with its kernel [b, k, k], by Fourier transform, [b, h, w]."""
     edge = kernels.shape[-1] - 1
     size = [next_fast_len(side, real=True) for side in padded.shape[1:]]
-    full = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size), s=size)
+    full: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size), s=size)
     return full[:, edge : padded.shape[1], edge : padded.shape[2]].clamp_min(0)  # rounding goes below
 
 

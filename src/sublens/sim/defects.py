@@ -128,13 +128,15 @@ def _shapes(defect: Defect, u: Floats, side: int) -> _Shapes:
 
 
 def _tracks(shapes: _Shapes) -> _Pixels:
-    """Straight tracks, two pixels wide."""
+    """Straight tracks, two pixels wide, without holes."""
     owner, number = _counted(np.rint(shapes.size).clip(1))
     step, beside = np.divmod(number, 2)
-    along_x, along_y = np.cos(shapes.angle)[owner], np.sin(shapes.angle)[owner]
-    column = shapes.x[owner] + step * along_x - beside * along_y
-    row = shapes.y[owner] + step * along_y + beside * along_x
-    return _Pixels(owner, _whole(column), _whole(row), np.ones(len(owner)))
+    x, y = np.cos(shapes.angle), np.sin(shapes.angle)
+    is_flat, length = np.abs(x) > np.abs(y), np.maximum(np.abs(x), np.abs(y))
+    column = shapes.x[owner] + step * (x / length)[owner]
+    row = shapes.y[owner] + step * (y / length)[owner]
+    across, up = np.where(is_flat[owner], 0, beside), np.where(is_flat[owner], beside, 0)
+    return _Pixels(owner, _whole(column) + across, _whole(row) + up, np.ones(len(owner)))
 
 
 def _squares(shapes: _Shapes) -> _Pixels:
@@ -168,7 +170,7 @@ def _discs(shapes: _Shapes) -> _Pixels:
     )
     x, y = squares.column + 0.5 - shapes.x[squares.owner], squares.row + 0.5 - shapes.y[squares.owner]
     inside = x**2 + y**2 < (shapes.size / 2)[squares.owner] ** 2
-    return _Pixels(*(column[inside] for column in squares))
+    return _Pixels(squares.owner[inside], squares.column[inside], squares.row[inside], squares.weight[inside])
 
 
 SHAPES: dict[Kind, Callable[[_Shapes], _Pixels]] = {
@@ -202,7 +204,7 @@ def _offsets(shapes: _Shapes) -> tuple[Floats, Floats]:
 
 def _summed(at: Indices, level: Floats) -> tuple[Indices, Floats]:
     unique, inverse = np.unique(at, return_inverse=True)
-    return unique, np.bincount(inverse, level, minlength=len(unique))
+    return unique, np.bincount(inverse, level, minlength=len(unique)).astype(np.float64)
 
 
 def _first(at: Indices, level: Floats) -> tuple[Indices, Floats]:

@@ -1,4 +1,4 @@
-"""Observation of scenes as signal to noise: noise, sky that is left over, defects and masks."""
+"""Observation of scenes as counts or signal to noise: noise, sky that is left over, defects and masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,32 @@ from torch import Generator, Tensor
 
 from sublens.images.signal_to_noise import LEAST, MASKED, MOST, STEP
 from sublens.lensing import compiled
-from sublens.sim.camera import MOST_ELECTRONS, rates_of
+from sublens.sim import camera
 from sublens.sim.defects import Marks, strike
 from sublens.sim.psf import TURNS
-from sublens.surveys.camera import Camera
+from sublens.sim.truth import Truth
+from sublens.surveys.camera import Camera, Psf
 from sublens.surveys.priors import Floats, Prior, clipped_quantile
 from sublens.surveys.psf_set import PsfSet
+from sublens.surveys.survey import Survey
 
 
-def draw_columns(extra: NDArray[np.void], camera: Camera, uniform: Floats) -> None:
+def draw_columns(extra: NDArray[np.void], settings: Camera, uniform: Floats) -> None:
     """Fill in what each scene's observation has of its own.
 
     extra: rows of dtype EXTRA [n]. uniform: numbers in [0, 1), [n, 16], one column a quantity.
     """
     columns = iter(uniform.T)
-    choices = camera.n_exposures if isinstance(camera.n_exposures, tuple) else (camera.n_exposures,)
+    choices = settings.n_exposures if isinstance(settings.n_exposures, tuple) else (settings.n_exposures,)
     extra["n_exposures"] = _chosen(np.array(choices), next(columns))
-    _draw_psf(extra, camera, next(columns), next(columns), next(columns))
+    _draw_psf(extra, settings.psf, next(columns), next(columns), next(columns))
     for name in ("noise_correlation", "sky_residual", "sky_gradient"):
-        extra[name] = getattr(camera, name).quantile(next(columns))
+        extra[name] = getattr(settings, name).quantile(next(columns))
     extra["sky_gradient_angle"] = 2 * np.pi * next(columns)
-    extra["noise_error"] = clipped_quantile(camera.noise_error, next(columns))
+    extra["noise_error"] = clipped_quantile(settings.noise_error, next(columns))
 
 
-def _draw_psf(extra: NDArray[np.void], camera: Camera, size: Floats, index: Floats, turn: Floats) -> None:
-    psf = camera.psf
+def _draw_psf(extra: NDArray[np.void], psf: Psf, size: Floats, index: Floats, turn: Floats) -> None:
     if isinstance(psf, PsfSet):
         extra["psf_broadening"] = psf.broadening.quantile(size)
         extra["psf_index"] = _chosen(np.arange(psf.n_images), index)
@@ -77,13 +78,40 @@ class Conditions:
         return self.background + self.noise_rms**2
 
 
+def observe(truth: Truth, images: Tensor, survey: Survey, struck: Marks, seeds: Sequence[int]) -> NDArray[np.uint16]:
+    """Noisy images of noiseless ones, [n, h, w]: counts above the minimum, or planes of signal to noise.
+
+    struck: pixels with defects, see `defects.marks`. seeds: of the noise, one an image.
+    """
+    scenes, gain = truth.scenes, survey.camera.gain
+    conditions = Conditions.of(scenes, truth.extra_or_blank(), images)
+    if survey.camera.pixels == "signal-to-noise":
+        return planes(images, conditions, struck, seeds)
+    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], gain, seeds)
+    if survey.defects:
+        strike_counts(torch.from_numpy(counts), struck, conditions, gain)
+    return camera.above_minimum(counts)
+
+
+def observe_together(truth: Truth, images: Tensor, survey: Survey, struck: Marks, generator: Generator) -> Tensor:
+    """Noisy images as those of `observe`, float32, drawn on the images' device; see `camera.expose_together`."""
+    scenes, gain = truth.scenes, survey.camera.gain
+    conditions = Conditions.of(scenes, truth.extra_or_blank(), images)
+    if survey.camera.pixels == "signal-to-noise":
+        return planes_together(images, conditions, struck, generator)
+    counts = camera.expose_together(images, scenes["background"], scenes["noise_rms"], gain, generator)
+    if survey.defects:
+        strike_counts(counts, struck, conditions, gain)
+    return counts - counts.amin((1, 2), keepdim=True)
+
+
 def planes(images: Tensor, conditions: Conditions, struck: Marks, seeds: Sequence[int]) -> NDArray[np.uint16]:
     """Observed images as planes of `sublens.images.signal_to_noise`, [b, h, w].
 
     images: noiseless electrons [b, h, w]. seeds: one an image, so that an image's noise does not depend on its
     neighbours. Raises `ConfigError` where a pixel has too many electrons.
     """
-    rates = rates_of(images, conditions.background)
+    rates = camera.rates_of(images, conditions.background)
     draw = _noise if images.device.type == "cpu" else _noise_on_device
     codes = encoded(images, draw(rates, conditions.noise_rms, seeds), conditions, struck)
     return codes.cpu().numpy().astype(np.uint16)
@@ -169,4 +197,4 @@ def strike_counts(counts: Tensor, struck: Marks, conditions: Conditions, gain: f
     at = torch.from_numpy(np.union1d(struck.added_at, struck.stuck_at)).to(counts.device)
     values = counts.double()
     strike(values, struck, unit.ravel().double(), zero.ravel().double())
-    counts.view(-1)[at] = values.view(-1)[at].round().clamp(0, MOST_ELECTRONS).to(counts.dtype)
+    counts.view(-1)[at] = values.view(-1)[at].round().clamp(0, camera.MOST_ELECTRONS).to(counts.dtype)

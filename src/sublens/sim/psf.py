@@ -1,21 +1,22 @@
 """Point-spread functions that differ between scenes."""
 
 from functools import lru_cache
-from math import ceil, pi
+from math import ceil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.special import ive
 from torch import Tensor
 
 from sublens.sim.camera import binned, blurred, convolved, finished, profiles, psf_parts
-from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera
-from sublens.surveys.psf_set import PsfSet
+from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
+from sublens.surveys.psf_set import MAX_REACH, PsfSet
 
 TURNS = 8
 """Ways to lay a square on itself: turned by 90 degrees up to three times, mirrored or not."""
-BROADENED = 4.0
+BROADENED = 5.0
 """Reach of the Gaussian that broadens an image of a point-spread function, standard deviations."""
 
 
@@ -27,9 +28,14 @@ def in_own_pixels(image: Tensor, camera: Camera, extra: NDArray[np.void]) -> Ten
     parts = psf_parts(camera)
     image = binned(image, camera.supersampling // parts)
     if image.device.type == "cpu":
-        scenes = zip(image.split(1), np.split(extra, len(extra)), strict=True)
+        scenes = zip(torch.split(image, 1), np.split(extra, len(extra)), strict=True)
         return torch.cat([blurred(plane, kernels(camera, row)[0], parts) for plane, row in scenes])
-    weights = kernels(camera, extra).to(image)
+    return blurred_together(image, kernels(camera, extra), parts)
+
+
+def blurred_together(image: Tensor, weights: Tensor, parts: int) -> Tensor:
+    """Images [b, h * parts, w * parts] in pixels [b, h, w], each with its kernel of `kernels`, on any device."""
+    weights = weights.to(image)
     square = weights if weights.ndim == 3 else weights[:, :, None] * weights[:, None, :]
     reach = (square.shape[-1] - parts) // 2
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
@@ -61,11 +67,13 @@ def _turned(image: Tensor, turn: int) -> Tensor:
 
 
 def _broadened(images: Tensor, sigma: NDArray[np.float64]) -> Tensor:
-    """Images [b, k, k], blurred by round Gaussians of these standard deviations, pixels, on a larger square."""
-    edge = ceil(BROADENED * sigma.max())
+    """Images [b, k, k], blurred by round Gaussians of these standard deviations, pixels, on a larger square.
+
+    Weights of pixels n apart are e^-t I_n(t) with t = sigma^2: Lindeberg's discrete Gaussian, whose variance is exact
+    for any width, unlike that of samples of a narrow one.
+    """
+    edge = ceil(BROADENED * sigma.max()) + 1
     side = images.shape[-1] + 2 * edge
-    frequency = torch.fft.rfftfreq(side, dtype=torch.float64)
-    transfer = torch.exp(-2 * pi**2 * torch.from_numpy(sigma**2)[:, None] * frequency**2)
-    offsets = torch.arange(side)[:, None] - torch.arange(edge, side - edge)
-    along = torch.fft.irfft(transfer, n=side)[:, offsets % side]  # exact for any width, unlike samples of a narrow one
-    return (along @ images @ along.mT).clamp_min(0)
+    weights = torch.from_numpy(ive(np.arange(side), sigma[:, None] ** 2))
+    along = weights[:, (torch.arange(side)[:, None] - torch.arange(edge, side - edge)).abs()]
+    return along @ images @ along.mT

@@ -1,20 +1,18 @@
 """Truth table -> images, in batches, on any device."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sublens.lensing import light, mass, pictures, power_law, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.sim import camera, defects, exposure, extra
-from sublens.sim.defects import Marks
-from sublens.sim.exposure import Conditions
 from sublens.sim.galaxies import (
     Columns,
     Glow,
@@ -78,36 +76,8 @@ def simulate(
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
         block, place = truth.take(rows), slice(rows[0], rows[-1] + 1)
         here = struck.within(place.start * side**2, place.stop * side**2)
-        counts[place] = _observed(block, render(block, survey, device), survey, seeds[place], here)
+        counts[place] = exposure.observe(block, render(block, survey, device), survey, here, seeds[place])
     return truth, counts
-
-
-def observe(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
-    """Noisy images of noiseless ones, [n, h, w]: counts above the minimum, or planes of signal to noise."""
-    return _observed(truth, images, survey, seeds, defects.marks(survey, truth.extra_or_blank()))
-
-
-def _observed(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int], struck: Marks) -> NDArray[np.uint16]:
-    scenes, extra = truth.scenes, truth.extra_or_blank()
-    if survey.camera.pixels == "signal-to-noise":
-        return exposure.planes(images, Conditions.of(scenes, extra, images), struck, seeds)
-    gain = survey.camera.gain
-    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], gain, seeds)
-    if survey.defects:
-        exposure.strike_counts(torch.from_numpy(counts), struck, Conditions.of(scenes, extra, images), gain)
-    return camera.above_minimum(counts)
-
-
-def observe_together(truth: Truth, images: Tensor, survey: Survey, struck: Marks, generator: Generator) -> Tensor:
-    """Noisy images as those of `observe`, float32, drawn on the images' device; see `camera.expose_together`."""
-    scenes, gain = truth.scenes, survey.camera.gain
-    conditions = Conditions.of(scenes, truth.extra_or_blank(), images)
-    if survey.camera.pixels == "signal-to-noise":
-        return exposure.planes_together(images, conditions, struck, generator)
-    counts = camera.expose_together(images, scenes["background"], scenes["noise_rms"], gain, generator)
-    if survey.defects:
-        exposure.strike_counts(counts, struck, conditions, gain)
-    return counts - counts.amin((1, 2), keepdim=True)
 
 
 Maps = dict[str, NDArray[np.float32]]

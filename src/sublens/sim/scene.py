@@ -12,8 +12,10 @@ from pydantic import Field
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
 from sublens.lensing.cosmology import einstein_radius
+from sublens.sim.defects import marks
+from sublens.sim.exposure import observe
 from sublens.sim.population import CLASSES, draw, weigh
-from sublens.sim.render import observe, render
+from sublens.sim.render import render
 from sublens.sim.substructure import extend
 from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys import presets
@@ -216,7 +218,8 @@ def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
     survey, single = survey_of(scene), truth(scene)
     image = render(single, survey).expand(n_noise, -1, -1).contiguous()
     rows = single.take(np.zeros(n_noise, np.int64))
-    return observe(rows, image, survey, range(scene.seed, scene.seed + n_noise))
+    struck = marks(survey, rows.extra_or_blank())
+    return observe(rows, image, survey, struck, range(scene.seed, scene.seed + n_noise))
 
 
 def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Scene:

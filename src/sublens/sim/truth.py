@@ -7,9 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.models import macro
 from sublens.sim.extra import blank
-from sublens.surveys.priors import Floats
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
@@ -52,14 +50,6 @@ class Truth:
     def extra_or_blank(self) -> NDArray[np.void]:
         """The rows of `extra`, or those with every setting off."""
         return blank(len(self)) if self.extra is None else self.extra
-
-    def macro_targets(self) -> Floats:
-        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
-        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
-
-    def macro_values(self) -> Floats:
-        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
-        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
     def owners(self) -> NDArray[np.int64]:
         """Position in `scenes` of each subhalo's image, [any]."""

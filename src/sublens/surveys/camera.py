@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
-    PlainValidator,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from sublens.config import Extended, Frozen
+from sublens.config import Frozen
 from sublens.images.resample import SAME_SCALE
 from sublens.surveys.image_file import ImageFile
 from sublens.surveys.priors import (
@@ -27,6 +27,7 @@ from sublens.surveys.priors import (
     Positive,
     Prior,
     clipped_quantile,
+    later,
 )
 from sublens.surveys.psf_set import MAX_REACH, PsfSet, check_image, resampled
 
@@ -46,7 +47,7 @@ def _number_or_prior(value: object) -> object:
     return TypeAdapter(ClippedPositive).validate_python(value)
 
 
-Width = Annotated[float | Prior, PlainValidator(_number_or_prior)]
+Width = Annotated[float | Prior, BeforeValidator(_number_or_prior)]
 """Full width at half maximum: a number, or a prior that each scene draws from, its tails cut."""
 
 
@@ -118,13 +119,9 @@ def typical_fwhm(psf: Psf, otherwise: float) -> float:
     return float(fwhm.quantile(np.array([0.5]))[0]) if isinstance(fwhm, Prior) else float(fwhm)
 
 
-class Camera(Extended):
+class Camera(Frozen):
     """Pixels, point-spread function and noise. Light is measured in electrons, and saved in counts or as signal to
     noise."""
-
-    ADDED = frozenset(
-        ("pixels", "noise_correlation", "sky_residual", "sky_gradient", "noise_error"),
-    )
 
     n_pixels: Annotated[int, Field(ge=8, le=1024)]
     """Pixels along one side of the image."""
@@ -152,17 +149,17 @@ class Camera(Extended):
     """Gaussian noise of one read-out, electrons a pixel."""
     gain: PositiveFloat = 1
     """Electrons a count."""
-    pixels: Literal["counts", "signal-to-noise"] = "counts"
+    pixels: Literal["counts", "signal-to-noise"] = later("counts")
     """Values that are saved: counts above the image's minimum; or electrons above the sky over their noise, as
     `sublens.images.signal_to_noise` encodes them. The settings below need the latter."""
-    noise_correlation: Fraction = OFF
+    noise_correlation: Fraction = later(OFF)
     """Side of the drops that a drizzled image is made of, over that of its pixels: 0 for none, 1 for pixels that are
     drizzled with pixfrac 1 onto their own scale."""
-    sky_residual: Prior = OFF
+    sky_residual: Prior = later(OFF)
     """Sky that is left after subtraction, in standard deviations of the sky's noise in a pixel."""
-    sky_gradient: Prior = OFF
+    sky_gradient: Prior = later(OFF)
     """Change of the sky across the image in a random direction, in the same unit."""
-    noise_error: ClippedPositive = EXACT
+    noise_error: ClippedPositive = later(EXACT)
     """Noise that the noise map states over the true one."""
 
     @field_validator("psf")
@@ -195,7 +192,7 @@ class Camera(Extended):
     @property
     def is_drawn(self) -> bool:
         """Whether the observation differs between scenes in more than exposure and sky."""
-        return is_drawn(self.psf) or isinstance(self.n_exposures, tuple) or self.has_additions()
+        return is_drawn(self.psf) or isinstance(self.n_exposures, tuple) or self.pixels != "counts"
 
 
 def _check_width(psf: Gaussian | Moffat, n_pixels: int | None, scale: float, parts: int | None) -> None:

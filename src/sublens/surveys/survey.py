@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from sublens.config import Extended
+from sublens.config import Frozen
 from sublens.surveys.camera import Camera
 from sublens.surveys.defects import Defects
 from sublens.surveys.light import (
@@ -35,10 +35,8 @@ from sublens.surveys.priors import later
 Source = SersicSource | PixelatedSource | StampSource | ClumpySource
 
 
-class Survey(Extended):
+class Survey(Frozen):
     """A survey: the distributions of its lenses and sources, and its camera."""
-
-    ADDED = frozenset(("defects",))
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name of the survey and of its data sets: letters, digits, dots, dashes and underscores."""
@@ -64,7 +62,7 @@ class Survey(Extended):
     """Substructure of the class `sphere`."""
     vortex: Vortex
     """Substructure of the class `vort`."""
-    defects: Defects | None = None
+    defects: Defects | None = later(None)
     """Defects of the images."""
 
     @field_validator("source", mode="before")
