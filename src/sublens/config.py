@@ -42,6 +42,11 @@ class Frozen(BaseModel):
 Settings = TypeVar("Settings", bound=Frozen)
 
 
+def later(default: Any) -> Any:
+    """Default of a setting that earlier versions lacked: left out where settings are saved, so that old ones stay."""
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class SplitConfig(Frozen):
     """Division of images into parts; a function of each image's id and the seed alone."""
 
@@ -53,10 +58,8 @@ class SplitConfig(Frozen):
     """Share set aside as the test part where the data set has none of its own."""
 
 
-class InputConfig(Extended):
+class InputConfig(Frozen):
     """Steps from an image to the network's input."""
-
-    ADDED = frozenset(("planes", "stretch", "subtract"))
 
     crop: PositiveInt | None = None
     """Side of the central square that is kept, pixels; the whole image if unset."""
@@ -72,12 +75,12 @@ class InputConfig(Extended):
     highpass: PositiveFloat | None = None
     """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset. The plane
     `detail` always has it subtracted: 4 pixels if unset."""
-    planes: tuple[Plane, ...] = PLANES
+    planes: tuple[Plane, ...] = later(PLANES)
     """Channels of signal to noise: `image`, stretched; `detail`, the same less its blur; `mask`, the share of each
     pixel that is masked."""
-    stretch: PositiveFloat = 3.0
+    stretch: PositiveFloat = later(3.0)
     """Signal to noise at which the stretch, asinh(S/N / stretch), turns from linear to logarithmic."""
-    subtract: Literal["none", "profile"] = "none"
+    subtract: Literal["none", "profile"] = later("none")
     """`profile`: the mean of rings around the centre, mostly light of the lens, is taken off before `detail`."""
 
     @model_validator(mode="after")
@@ -87,7 +90,9 @@ class InputConfig(Extended):
                 raise ValueError("channels counts copies of one plane; needs planes alone for signal-to-noise")
             if not self.planes or len(set(self.planes)) < len(self.planes):
                 raise ValueError("planes needs one or more of image, detail and mask, each once")
-        elif self.has_additions():
+        elif any(
+            getattr(self, name) != type(self).model_fields[name].default for name in ("planes", "stretch", "subtract")
+        ):
             raise ValueError("planes, stretch and subtract need transform = signal-to-noise")
         return self
 
@@ -110,10 +115,8 @@ MACRO_WEIGHT = 0.3
 """Weight of the macro head's loss beside the labels'."""
 
 
-class TrainConfig(Extended):
+class TrainConfig(Frozen):
     """Settings of one training."""
-
-    ADDED = frozenset(("macro_weight", "contaminant_weight"))
 
     epochs: PositiveInt = 20
     """Number of epochs; the selection part is measured after each."""
@@ -139,10 +142,10 @@ class TrainConfig(Extended):
     """Whether images are mirrored in x and y at random, the true symmetries of the data."""
     truth_weight: NonNegativeFloat | None = None
     """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own value."""
-    macro_weight: NonNegativeFloat = MACRO_WEIGHT
+    macro_weight: NonNegativeFloat = later(MACRO_WEIGHT)
     """Weight of the loss of the lens's Einstein radius, axis ratio and position angle, where the data set has truth and
     its pixels are signal to noise."""
-    contaminant_weight: NonNegativeFloat = 1.0
+    contaminant_weight: NonNegativeFloat = later(1.0)
     """Weight of the loss that tells lenses from contaminants, where the data set has these."""
     teacher: Annotated[str | None, BeforeValidator(lambda name: None if name == NONE else name)] = AUTO
     """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists; `none` for

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sublens.config import Extended, Frozen, InputConfig, RunConfig
+from sublens.config import Frozen, InputConfig, RunConfig, later
 from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
 from sublens.storage import object_store
@@ -109,10 +109,9 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, float) else value
 
 
-class CardCalibration(Extended):
+class CardCalibration(Frozen):
     """Calibration parameters; see `sublens.models.calibration.Calibration`."""
 
-    ADDED = frozenset(("macro_scales", "contaminant_score"))
     model_config = ConfigDict(serialize_by_alias=True)
 
     temperature: float
@@ -137,10 +136,10 @@ class CardCalibration(Extended):
     """Hash of `calibration.safetensors`."""
     ood_offsets: tuple[float, ...] = ()
     """Part of the score that belongs to each class; empty where none is taken off."""
-    macro_scales: tuple[float, float, float] | None = None
+    macro_scales: tuple[float, float, float] | None = later(None)
     """Factors of the standard deviations of Einstein radius, axis ratio and position angle; None without a macro
     head."""
-    contaminant_score: tuple[float, float] | None = None
+    contaminant_score: tuple[float, float] | None = later(None)
     """Offset and factor that make an OOD score of the contaminants' logit; None where none were trained on."""
 
 
@@ -192,10 +191,8 @@ class CardLog(Frozen):
         return hashlib.sha256(log[: self.n_bytes]).hexdigest() == self.sha256
 
 
-class Card(Extended):
+class Card(Frozen):
     """Content of `card.json`: all that is known of a trained model."""
-
-    ADDED = frozenset(("has_macro",))
 
     format: Literal[1, 2] = FORMAT
     network: str
@@ -216,7 +213,7 @@ class Card(Extended):
     """Hash of `weights.safetensors`."""
     map: CardMap | None = None
     """Map that the truth head predicts; None where it was trained without one."""
-    has_macro: bool = False
+    has_macro: bool = later(False)
     """Whether a macro head measures the lens."""
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""

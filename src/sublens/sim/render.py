@@ -1,6 +1,6 @@
 """Truth table -> images, in batches, on any device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 
 import numpy as np

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from sublens.config import Frozen
+from sublens.config import Frozen, later
 from sublens.images.resample import SAME_SCALE
 from sublens.surveys.image_file import ImageFile
 from sublens.surveys.priors import (
@@ -27,7 +27,6 @@ from sublens.surveys.priors import (
     Positive,
     Prior,
     clipped_quantile,
-    later,
 )
 from sublens.surveys.psf_set import MAX_REACH, PsfSet, check_image, resampled
 

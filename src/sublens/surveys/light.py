@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, PositiveFloat, model_validator
 
-from sublens.config import Frozen
+from sublens.config import Frozen, later
 from sublens.surveys.image_file import ImageFile
-from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded, later
+from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded
 from sublens.surveys.stamps import StampFiles
 
 NOUGHT, ONE = Prior(kind="fixed", values=(0.0,)), Prior(kind="fixed", values=(1.0,))

@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from sublens.config import Frozen
-from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded, later
+from sublens.config import Frozen, later
+from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded
 
 
 class Cosmology(Frozen):

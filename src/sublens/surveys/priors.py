@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
-    Field,
     model_serializer,
     model_validator,
 )
@@ -177,8 +176,3 @@ Positive = Annotated[Prior, bounded(0, np.inf, "above 0", strict=True)]
 NonNegative = Annotated[Prior, bounded(0, np.inf, "at or above 0")]
 AxisRatio = Annotated[Prior, bounded(0.05, 1, "within 0.05 and 1")]
 Fraction = Annotated[Prior, bounded(0, 1, "within 0 and 1")]
-
-
-def later(default: Any) -> Any:
-    """Default of a setting that earlier versions lacked: left out where settings are saved, so that old ones stay."""
-    return Field(default, exclude_if=lambda value: value == default)

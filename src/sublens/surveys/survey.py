@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from sublens.config import Frozen
+from sublens.config import Frozen, later
 from sublens.surveys.camera import Camera
 from sublens.surveys.defects import Defects
 from sublens.surveys.light import (
@@ -30,7 +30,6 @@ from sublens.surveys.light import (
     Stars,
 )
 from sublens.surveys.mass import Cosmology, Halo, Shear, Subhaloes, Vortex
-from sublens.surveys.priors import later
 
 Source = SersicSource | PixelatedSource | StampSource | ClumpySource
 
