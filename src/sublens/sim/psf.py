@@ -44,12 +44,13 @@ def blurred_together(image: Tensor, weights: Tensor, parts: int) -> Tensor:
 
 def kernels(camera: Camera, extra: NDArray[np.void]) -> Tensor:
     """Point-spread functions of the scenes as `psf_kernel` has them: [b, k] for Gaussians, else [b, k, k]."""
+    parts = psf_parts(camera)
     if not isinstance(camera.psf, PsfSet):
-        return finished(profiles(camera, torch.from_numpy(extra["psf_fwhm"].copy())), psf_parts(camera))
+        return finished(profiles(camera, torch.from_numpy(extra["psf_fwhm"].copy())), parts)
     images = _stack(camera)[extra["psf_index"].astype(np.int64)]
     turned = torch.stack([_turned(image, int(turn)) for image, turn in zip(images, extra["psf_turn"], strict=True)])
-    sigma = extra["psf_broadening"] / FWHM_PER_SIGMA / camera.pixel_scale * psf_parts(camera)
-    return finished(_broadened(turned, sigma) if sigma.any() else turned, psf_parts(camera))
+    sigma = extra["psf_broadening"] / FWHM_PER_SIGMA / camera.pixel_scale * parts
+    return finished(_broadened(turned, sigma) if sigma.any() else turned, parts)
 
 
 @lru_cache(maxsize=4)
