@@ -58,6 +58,10 @@ class SplitConfig(Frozen):
     """Share set aside as the test part where the data set has none of its own."""
 
 
+STRETCH = 3.0
+"""Signal to noise at which the stretch turns from linear to logarithmic, unless set otherwise."""
+
+
 class InputConfig(Frozen):
     """Steps from an image to the network's input."""
 
@@ -78,7 +82,7 @@ class InputConfig(Frozen):
     planes: tuple[Plane, ...] = later(PLANES)
     """Channels of signal to noise: `image`, stretched; `detail`, the same less its blur; `mask`, the share of each
     pixel that is masked."""
-    stretch: PositiveFloat = later(3.0)
+    stretch: PositiveFloat = later(STRETCH)
     """Signal to noise at which the stretch, asinh(S/N / stretch), turns from linear to logarithmic."""
     subtract: Literal["none", "profile"] = later("none")
     """`profile`: the mean of rings around the centre, mostly light of the lens, is taken off before `detail`."""
