@@ -322,7 +322,7 @@ class BatchSource:
             yield self.epoch(epoch, n_done)
             yield from map(self.epoch, itertools.count(epoch + 1))
             return
-        with closing(self._fresh(self.endless, epoch * len(self) + n_done)) as batches:
+        with closing(self._fresh(self._stream(self.endless), epoch * len(self) + n_done)) as batches:
             yield itertools.islice(batches, len(self) - n_done)
             while True:
                 yield itertools.islice(batches, len(self))
@@ -342,9 +342,9 @@ class BatchSource:
         """Number of different training images by then."""
         return self._stream(self.endless).n_images(self.device, steps) if self.endless else len(self.part)
 
-    def _fresh(self, survey: Survey, start: int) -> Generator[Batch, None, None]:
+    def _fresh(self, stream: SurveyStream, start: int) -> Generator[Batch, None, None]:
         """Batches of fresh images from that of step `start` on."""
-        with closing(self._stream(survey).samples(self.device, start)) as samples:
+        with closing(stream.samples(self.device, start)) as samples:
             for number, sample in enumerate(samples, start):
                 yield self._batch(sample.take(self.ranks.share), self._flips(number))
 

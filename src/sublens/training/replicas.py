@@ -157,7 +157,11 @@ def _open_replicas(module: nn.Module, n: int) -> Iterator[_Replicas]:
 
 def ahead(batches: Iterable[A]) -> Generator[A, None, None]:
     """The batches, made ahead by a thread where torch has several on a processor."""
-    if torch.get_num_threads() == 1 or torch.cuda.is_available():
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or torch.cuda.is_available():
         yield from batches
-    else:
+        return
+    try:
         yield from mapper.ahead(batches, BATCHES_AHEAD, lambda: torch.set_num_threads(1))
+    finally:
+        torch.set_num_threads(n_threads)  # for threads that start later
