@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ A = TypeVar("A")
 
 class Batch(Protocol):
     """Images with their targets, a dataclass of tensors [b, ...], lists of them and None."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def images(self) -> Tensor:
@@ -61,7 +63,7 @@ def replica(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, weights)
 
 
-class Gradients(ExitStack):
+class Gradients(ExitStack, Generic[B]):
     """Gradients of a module on one batch after the other, in as many replicas as the first batch allows.
 
     To be used in a `with` block, which ends the threads.

@@ -81,7 +81,7 @@ def orthogonal_by_gram(matrix: Tensor, group: dict[str, Any]) -> Tensor:
         polynomial.diagonal().add_(a)
         product = polynomial if product is None else polynomial @ product
         gram = polynomial @ gram @ polynomial
-    update = wide if product is None else product @ wide
+    update: Tensor = wide if product is None else product @ wide
     return update if update.shape == matrix.shape else update.T
 
 
