@@ -25,6 +25,7 @@ lint: $(INSTALLED) $(PAGE_TOOLS)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/simulate.py
+	$(BIN)/python benchmarks/train.py lensnet
 	$(BIN)/python benchmarks/predict.py lensnet mobilenetv3-small resnet18 efficientnet-b5
 	$(BIN)/sublens fidelity common-test-1 $(REAL)
 

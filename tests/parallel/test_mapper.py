@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sublens.errors import DataError
-from sublens.parallel.mapper import HERE, in_order, open_processes
+from sublens.parallel.mapper import HERE, ahead, in_order, open_processes
 
 UNGUARDED = """
 from sublens.errors import DataError
@@ -100,3 +103,25 @@ def test_a_script_without_a_main_guard_is_told_to_have_one(tmp_path: Path) -> No
     assert 'Put what it runs under `if __name__ == "__main__":`' in ended.stdout.splitlines()[-1]
     assert "memory" not in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_items_made_ahead_come_in_order_and_their_error_in_its_place() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("the sixth")
+
+    made: list[int] = []
+    with pytest.raises(ValueError, match="the sixth"):
+        made.extend(ahead(items(), 2, lambda: None))
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_no_more_items_are_made_ahead_than_allowed_and_none_after_the_end() -> None:
+    made, n_running = list[int](), threading.active_count()
+    with closing(ahead(map(made.append, range(100)), 2, lambda: None)) as items:
+        for number in range(4):
+            next(items)
+            time.sleep(0.05)
+            assert made == list(range(number + 3))
+    assert len(made) == 6
+    assert threading.active_count() == n_running

@@ -372,6 +372,27 @@ def test_a_network_with_random_layers_resumes_to_the_same_weights(
     assert hashes[0] == hashes[1]
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads of torch instead of one."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_a_run_on_two_threads_resumes_to_the_same_weights(
+    two_threads: None, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(train=TrainConfig(epochs=2, batch_size=32))
+    run.train_run(small_dataset, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2)
+        assert not run.train_run(small_dataset, config, tmp_path / "halves")
+    run.train_run(small_dataset, config, tmp_path / "halves", resume=True)
+    hashes = [bundle.read_card(tmp_path / name).weights_sha256 for name in ("whole", "halves")]
+    assert hashes[0] == hashes[1]
+
+
 class Noisy(networks.LensNet):
     """A lensnet that forgets at random while it learns."""
 

@@ -9,7 +9,7 @@ from torch import nn
 from sublens.config import TrainConfig
 from sublens.models.networks import build
 from sublens.training import loop
-from sublens.training.stacked_muon import StackedMuon, orthogonal
+from sublens.training.stacked_muon import GramMuon, StackedMuon, orthogonal, orthogonal_by_gram
 
 Muon: Any = StackedMuon.__base__
 
@@ -27,9 +27,10 @@ def stepped(kind: Any, steps: int) -> tuple[nn.Module, Any]:
 
 
 def test_a_step_is_that_of_timms_muon() -> None:
-    models = [stepped(kind, 1)[0] for kind in (Muon, StackedMuon)]
-    for theirs, ours in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # bfloat16 products in another order
+    models = [stepped(kind, 1)[0] for kind in (Muon, StackedMuon, GramMuon)]
+    for theirs, *ours in zip(*(model.parameters() for model in models), strict=True):
+        for weight in ours:
+            torch.testing.assert_close(weight, theirs, rtol=0, atol=3e-4)  # bfloat16 products in another order
 
 
 def test_a_checkpoint_of_either_muon_goes_on_with_the_other() -> None:
@@ -52,5 +53,26 @@ def test_stacked_matrices_of_any_shape_become_orthogonal(shapes: list[tuple[int,
         assert values.max() < 1.5
 
 
-def test_a_processor_keeps_timms_own_muon() -> None:
-    assert type(loop.make_optimizer([build("lensnet", 3)], TrainConfig(lr=0.1, adamw_lr=0.1))) is Muon
+@pytest.mark.parametrize("shape", [(32, 25), (8, 40), (40, 8), (16, 16), (128, 1152)])
+def test_gram_matrices_give_the_iteration_of_newton_and_schulz(shape: tuple[int, int]) -> None:
+    from timm.optim.muon import _COEFFICIENTS, resolve_ns_coefficients, zeropower_via_newtonschulz
+
+    torch.manual_seed(0)
+    group = {"ns_coefficients": "quintic", "ns_steps": 5, "eps": 1e-7}
+    matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -6, shape[1]))
+    coefficients = resolve_ns_coefficients("quintic", _COEFFICIENTS)
+    exact = zeropower_via_newtonschulz(matrix.double(), 5, coefficients, eps=1e-7, dtype=torch.float64)
+    ours = orthogonal_by_gram(matrix, group)
+    assert (ours - exact).norm() < 1e-3 * exact.norm()  # in bfloat16 6e-3
+
+
+def test_gram_matrices_leave_zero_and_rank_one_finite() -> None:
+    group = {"ns_coefficients": "quintic", "ns_steps": 5, "eps": 1e-7}
+    assert orthogonal_by_gram(torch.zeros(4, 9), group).abs().max() == 0
+    values = torch.linalg.svdvals(orthogonal_by_gram(torch.ones(4, 9), group))
+    assert values[0] == pytest.approx(1, abs=0.3)
+    assert values[1:].max() < 1e-3
+
+
+def test_a_processor_has_muon_by_gram_matrices() -> None:
+    assert type(loop.make_optimizer([build("lensnet", 3)], TrainConfig(lr=0.1, adamw_lr=0.1))) is GramMuon

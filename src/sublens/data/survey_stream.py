@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +125,8 @@ class SurveyStream:
     cells: Cells | None = None
     cache: int = POOL
     """Images in the pool at most."""
+    n_workers: int = field(default_factory=n_workers)
+    """Processes that render for the pool, two at least; torch's threads where the stream was made."""
 
     def samples(self, device: str, start: int = 0) -> Samples:
         """Batches on that device, from the one of step `start` on.
@@ -152,7 +154,7 @@ class SurveyStream:
         blocks: deque[_Block] = deque()
         first = end = self.window(start).start
         tasks = (_BlockTask(self._task(number, length), self.cells) for number in itertools.count(first))
-        with open_processes(max(2, n_workers()), FEWER_THREADS) as mapper:
+        with open_processes(max(2, self.n_workers), FEWER_THREADS) as mapper:
             rendered = mapper(_rendered, tasks)
             for step in itertools.count(start):
                 window = self.window(step)

@@ -34,6 +34,10 @@ class FeatureMaps:
             for number, tap in enumerate(taps)
         ]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State of a copy, which has seen no batch."""
+        return {**self.__dict__, "_outputs": {}}
+
     def _keep(self, number: int, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._outputs[number] = output
 

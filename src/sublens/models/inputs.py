@@ -42,11 +42,12 @@ def to_input(images: Tensor, config: InputConfig) -> Tensor:
     if config.transform == "signal-to-noise":
         return _resized(_planes(images, config), config)
     peak = images.amax((1, 2), keepdim=True)
+    images = _crop(images, field_of_view(config, (images.shape[1], images.shape[2])))
     if config.transform == "minmax":
         images = images / peak
     else:
-        images = torch.where(peak == QUANTISED_PEAK, images * (NOMINAL_PEAK / QUANTISED_PEAK), images)
-    images = _bin(_crop(images, field_of_view(config, (images.shape[1], images.shape[2]))), config.binning)
+        images = images * torch.where(peak == QUANTISED_PEAK, NOMINAL_PEAK / QUANTISED_PEAK, 1.0)
+    images = _bin(images, config.binning)
     if config.transform == "anscombe":
         area = config.binning**2
         images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * config.binning)

@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import count
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
@@ -133,6 +134,22 @@ def in_order(futures: Iterable[Pending[R]], n_ahead: Callable[[], int]) -> Itera
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def ahead(items: Iterable[A], n: int, begin: Callable[[], object]) -> Generator[A, None, None]:
+    """The items in order, up to n of them made by a thread while the last is used.
+
+    begin: called in that thread first. Errors of making an item are raised in its place.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "ahead", begin) as thread:
+        try:
+            for item in in_order((thread.submit(next, iterator, end) for _ in count()), lambda: n + 1):
+                if item is end:
+                    return
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def _follow_parent() -> None:

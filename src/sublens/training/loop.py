@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sublens.sim.mass_map import mass_map
 from sublens.surveys.survey import Survey
 from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
+from sublens.training.replicas import Gradients, ahead
 
 
 @dataclass(frozen=True)
@@ -110,36 +111,45 @@ def fit(
     from one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
     does a step after which `is_ending` is true.
     """
-    device = next(model.parameters()).device.type
     whole = ranks.together(_WithHeads(model, head, student, macro))
     first_epoch, number = after
-    for epoch, batches in enumerate(epochs, start=first_epoch):
-        model.train()
-        sums, done = _Sums(), 0.0
-        for batch in batches:
-            done = share_done(number)
-            if done >= 1:
-                break
-            set_rate(optimizer, rate_at(done, config.warmup))
-            ranks.begin_step(config.seed, number)
-            with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
-                outputs = whole(batch.images)
-            loss, *others = losses = _losses(outputs, batch)
-            weighted = zip(_weights(config), others, strict=True)
-            total = sum((weight * term for weight, term in weighted if term is not None), loss)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            number += 1
-            sums.add(losses, ranks.n * len(batch.labels))
-            if sums.n_steps == log_every or is_ending():
+    with Gradients(whole, partial(_backward, config, has_bf16), is_alone=ranks.n == 1) as gradients:
+        for epoch, batches in enumerate(epochs, start=first_epoch):
+            model.train()
+            sums, done = _Sums(), 0.0
+            with closing(ahead(batches)) as batches_ahead:
+                for batch in batches_ahead:
+                    done = share_done(number)
+                    if done >= 1:
+                        break
+                    set_rate(optimizer, rate_at(done, config.warmup))
+                    ranks.begin_step(config.seed, number)
+                    optimizer.zero_grad(set_to_none=True)
+                    losses = gradients.add(batch)
+                    optimizer.step()
+                    number += 1
+                    sums.add(losses, ranks.n * len(batch.labels))
+                    if sums.n_steps == log_every or is_ending():
+                        on_step(_step(number, epoch, sums, ranks, done))
+                        sums = _Sums()
+            if sums.n_steps:
                 on_step(_step(number, epoch, sums, ranks, done))
-                sums = _Sums()
-        if sums.n_steps:
-            on_step(_step(number, epoch, sums, ranks, done))
-        on_epoch(epoch)
-        if share_done(number) >= 1:
-            return
+            on_epoch(epoch)
+            if share_done(number) >= 1:
+                return
+
+
+def _backward(
+    config: TrainConfig, has_bf16: bool, module: nn.Module, batch: Batch, share: float
+) -> list[Tensor | None]:
+    """Losses of a part of a batch times its share of the whole, whose gradients are added to those of the weights."""
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=has_bf16):
+        outputs = module(batch.images)
+    loss, *others = losses = _losses(outputs, batch)
+    weighted = zip(_weights(config), others, strict=True)
+    total = sum((weight * term for weight, term in weighted if term is not None), loss)
+    (share * total).backward()  # type: ignore[no-untyped-call]
+    return [None if term is None else share * term.detach() for term in losses]
 
 
 def _step(number: int, epoch: int, sums: _Sums, ranks: Ranks, done: float) -> Step:
@@ -197,7 +207,7 @@ def rate_at(done: float, warmup: float) -> float:
 def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, or Muon on convolutions with AdamW on the rest; the settings must be resolved.
 
-    Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm. It makes
+    Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon, as implemented in timm; see `stacked_muon`. It makes
     the rows of a matrix orthogonal, so depthwise convolutions, whose filters do not share an
     input, are left to AdamW, as are the classifier, the truth head, and the largest filters,
     which would take longer to orthogonalise than to differentiate.
@@ -209,19 +219,14 @@ def make_optimizer(modules: Sequence[nn.Module], config: TrainConfig) -> torch.o
         groups = [{"params": parameters, "lr": config.adamw_lr}]
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     else:
-        from sublens.models.timm_import import import_timm
-
-        import_timm()
-        from timm.optim.muon import Muon
-
-        from sublens.training.stacked_muon import StackedMuon
+        from sublens.training.stacked_muon import GramMuon, StackedMuon
 
         layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
         filters = [layer.weight for layer in layers if layer.groups == 1 and 1 < _rank(layer.weight) < MUON_RANK]
         taken = set(map(id, filters))
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
         is_on_gpu = any(weight.is_cuda for weight in filters)
-        optimizer = (StackedMuon if is_on_gpu else Muon)(
+        optimizer = (StackedMuon if is_on_gpu else GramMuon)(
             [{"params": filters, "lr": config.lr}, {"params": rest, "lr": config.adamw_lr, "use_fallback": True}],
             weight_decay=config.weight_decay,
             adjust_lr_fn="original",
@@ -336,7 +341,7 @@ class BatchSource:
             yield self.epoch(epoch, n_done)
             yield from map(self.epoch, itertools.count(epoch + 1))
             return
-        with closing(self._fresh(self.endless, epoch * len(self) + n_done)) as batches:
+        with closing(self._fresh(self._stream(self.endless), epoch * len(self) + n_done)) as batches:
             yield itertools.islice(batches, len(self) - n_done)
             while True:
                 yield itertools.islice(batches, len(self))
@@ -356,9 +361,9 @@ class BatchSource:
         """Number of different training images by then."""
         return self._stream(self.endless).n_images(self.device, steps) if self.endless else len(self.part)
 
-    def _fresh(self, survey: Survey, start: int) -> Generator[Batch, None, None]:
+    def _fresh(self, stream: SurveyStream, start: int) -> Generator[Batch, None, None]:
         """Batches of fresh images from that of step `start` on."""
-        with closing(self._stream(survey).samples(self.device, start)) as samples:
+        with closing(stream.samples(self.device, start)) as samples:
             for number, sample in enumerate(samples, start):
                 yield self._batch(sample.take(self.ranks.share), self._flips(number))
 

@@ -1,4 +1,4 @@
-"""timm's Muon with few large matrix products instead of many small ones, for GPUs."""
+"""timm's Muon with matrix products that suit the device: few and large for GPUs, of small matrices for processors."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -42,11 +42,14 @@ class StackedMuon(Muon):
         momenta = [self._momentum(weight) for weight in filters]
         torch._foreach_lerp_(momenta, [weight.grad for weight in filters], 1 - group["momentum"])
         torch._foreach_mul_(filters, 1 - group["lr"] * group["weight_decay"])
-        updates = orthogonal([momentum.flatten(1) for momentum in momenta], group)
+        updates = self._orthogonal([momentum.flatten(1) for momentum in momenta], group)
         for weight, update in zip(filters, updates, strict=True):
             rate = group["lr"] * get_lr_scale(update.shape, group["adjust_lr_fn"])
             weight.add_(update.reshape(weight.shape), alpha=-rate)
             weight.grad = None
+
+    def _orthogonal(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        return orthogonal(matrices, group)
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -54,6 +57,32 @@ class StackedMuon(Muon):
             state["use_muon"], state["momentum_buffer"] = True, torch.zeros_like(weight)
         momentum: Tensor = state["momentum_buffer"]
         return momentum
+
+
+class GramMuon(StackedMuon):
+    """Muon that iterates on the small products of filters with themselves; the same updates, exact to float32."""
+
+    def _orthogonal(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        return [orthogonal_by_gram(matrix, group) for matrix in matrices]
+
+
+def orthogonal_by_gram(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """The matrix [m, n], float32, with all singular values near 1, by m x m products, or n x n if that is less.
+
+    Each step of Newton and Schulz multiplies the matrix X by a polynomial P of its Gram matrix G = X X^T, which
+    becomes P G P. The product of all P multiplies X once, at the end. group: as in `orthogonal`.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=group["eps"])
+    gram, product = wide @ wide.T, None
+    coefficients = resolve_ns_coefficients(group["ns_coefficients"], _COEFFICIENTS)
+    for a, b, c in (coefficients + coefficients[-1:] * group["ns_steps"])[: group["ns_steps"]]:
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    update: Tensor = wide if product is None else product @ wide
+    return update if update.shape == matrix.shape else update.T
 
 
 def orthogonal(matrices: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
