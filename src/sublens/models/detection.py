@@ -1,0 +1,138 @@
+"""The detection limit of one image: the mass at which one subhalo on its arc would have been found nine times in ten.
+
+Substructure counts as found where the probability of `no` lies below a value that `FALSE_POSITIVES` of the smooth
+lenses fall short of. The chance of that, for a subhalo of mass m in a lens of features x (see `sublens.models.arc`), is
+FALSE_POSITIVES + (1 - FALSE_POSITIVES) / (1 + exp(-eta)), with eta linear in x, in log10 m, and in their product for
+`STEEPENS`. Knows no torch.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.config import Frozen
+from sublens.models.arc import PLAIN, MeasuredLens, PixelKind, features
+
+Floats = NDArray[np.float64]
+
+FALSE_POSITIVES = 0.1
+"""Share of smooth lenses in which substructure counts as found, as in Tsang et al. 2024, arXiv:2401.16624."""
+FOUND = 0.9
+"""Chance with which a subhalo of the mass of the limit is found."""
+MASSES_MSUN = (10**7.5, 10**11.5)
+"""Range of the masses of the simulated subhaloes, within which a limit must lie."""
+PIVOT = 9.5
+"""log10 of the mass, solar masses, at which the slopes with the features are taken."""
+REACH = 3.0
+"""Standard deviations beyond which a feature counts as no further from its mean: nothing is extrapolated."""
+RIDGE = 1.0
+"""Penalty on half the squared coefficients of standardised features, for the whole sample: as a normal prior of width
+one, which matters only where there are few simulations."""
+STEEPENS = "ln_arc_sn"
+"""Feature by which the slope with mass differs."""
+LEAST_SLOPE = 0.1
+"""Slope with log10 of the mass below which there is no limit, as the chance hardly grows with mass."""
+
+
+class Detection(Frozen):
+    """The fitted chance that one subhalo on the arc is found by a network, part of its card."""
+
+    p_no: float
+    """Probability of `no` below which substructure counts as found."""
+    pixels: PixelKind
+    """Content of the planes that the features are of."""
+    is_measured: bool
+    """Whether the features are those of a lens that the network measures."""
+    means: tuple[float, ...]
+    """Mean of each feature over the simulated lenses."""
+    spreads: tuple[float, ...]
+    """Standard deviation of each."""
+    levels: tuple[float, ...]
+    """Coefficients of eta at the mass of `PIVOT`: of 1, then of each standardised feature."""
+    slopes: tuple[float, float]
+    """Coefficients of eta with log10 of the mass: of 1, then of the standardised `STEEPENS`."""
+    n: int
+    """Number of simulated lenses, each with and without a subhalo."""
+
+    def chance(self, x: Floats, log_mass: Floats) -> Floats:
+        """Chance [n] that a subhalo is found in lenses of features [n, k]; log_mass: log10 of its solar masses, [n]."""
+        level, slope = self._line(x)
+        return np.asarray(_chance(level + slope * (log_mass - PIVOT)))
+
+    def log_limits(self, x: Floats) -> Floats:
+        """log10 of the least solar masses [n] that are found with chance `FOUND` in lenses of features [n, k].
+
+        At least the least of `MASSES_MSUN`; NaN where not even the greatest is found so often.
+        """
+        level, slope = self._line(x)
+        share = (FOUND - FALSE_POSITIVES) / (1 - FALSE_POSITIVES)
+        least, most = np.log10(MASSES_MSUN)
+        needed = PIVOT + (np.log(share / (1 - share)) - level) / np.maximum(slope, LEAST_SLOPE)
+        return np.where((needed <= most) & (slope >= LEAST_SLOPE), np.maximum(needed, least), np.nan)
+
+    def limits_msun(self, planes: NDArray[np.uint16], lens: MeasuredLens | None = None) -> Floats:
+        """Detection limits of images [b, h, w], solar masses, [b]; NaN where not even the greatest mass is found."""
+        return np.asarray(10 ** self.log_limits(features(planes, self.pixels, lens if self.is_measured else None)))
+
+    def _line(self, x: Floats) -> tuple[Floats, Floats]:
+        """eta at the mass of `PIVOT` and its slope with log10 of the mass, [n]."""
+        z = _standardised(x, np.array(self.means), np.array(self.spreads))
+        level = self.levels[0] + z @ np.array(self.levels[1:])
+        return level, self.slopes[0] + self.slopes[1] * z[:, PLAIN.index(STEEPENS)]
+
+
+def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], *, p_no: float, pixels: PixelKind) -> Detection:
+    """Fit the chance to simulated lenses by maximum likelihood, with the penalty `RIDGE`.
+
+    x: features of the lenses without a subhalo [n, k]. log_mass: log10 of the solar masses of the subhalo that each
+    was given, [n]. found: whether it was found, [n]. p_no, pixels: see `Detection`.
+    """
+    from scipy.optimize import minimize
+
+    means, spreads = x.mean(0), x.std(0)
+    spreads = np.where(spreads > 0, spreads, 1.0)  # a constant feature
+    z, t = _standardised(x, means, spreads), (log_mass - PIVOT)[:, None]
+    terms = np.hstack([np.ones_like(t), z, t, t * z[:, [PLAIN.index(STEEPENS)]]])
+    penalties = np.full(terms.shape[1], RIDGE)
+    penalties[[0, -2]] = 0
+
+    def cost(coefficients: Floats) -> tuple[float, Floats]:
+        return _cost(coefficients, terms, found, penalties)
+
+    best = minimize(cost, np.eye(terms.shape[1])[-2], jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+    return Detection(
+        p_no=p_no,
+        pixels=pixels,
+        is_measured=x.shape[1] > len(PLAIN),
+        means=tuple(means.tolist()),
+        spreads=tuple(spreads.tolist()),
+        levels=tuple(best[:-2].tolist()),
+        slopes=(float(best[-2]), float(best[-1])),
+        n=len(x),
+    )
+
+
+def threshold(p_no: Floats) -> float:
+    """The probability of `no` that `FALSE_POSITIVES` of these smooth lenses [n] fall short of."""
+    return float(np.quantile(p_no, FALSE_POSITIVES))
+
+
+def _standardised(x: Floats, means: Floats, spreads: Floats) -> Floats:
+    return ((x - means) / spreads).clip(-REACH, REACH)
+
+
+def _chance(eta: Floats) -> Floats:
+    from scipy.special import expit
+
+    return np.asarray(FALSE_POSITIVES + (1 - FALSE_POSITIVES) * expit(eta))
+
+
+def _cost(coefficients: Floats, terms: Floats, found: NDArray[np.bool_], penalties: Floats) -> tuple[float, Floats]:
+    """Negative logarithm of the likelihood with its penalty, and its gradient; terms: those of eta, [n, p]."""
+    from scipy.special import expit
+
+    share = expit(terms @ coefficients)
+    chance = FALSE_POSITIVES + (1 - FALSE_POSITIVES) * share
+    missed = np.maximum((1 - FALSE_POSITIVES) * (1 - share), 1e-300)
+    loss = -np.log(np.where(found, chance, missed)).sum() + (penalties * coefficients**2).sum() / 2
+    pull = np.where(found, -(1 - FALSE_POSITIVES) * share * (1 - share) / chance, share)
+    return float(loss), pull @ terms + penalties * coefficients
