@@ -98,6 +98,8 @@ STOPPED = 130
 DEFAULT_BUNDLE = "lensnet"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that no other machine can reach."""
+MASS_FROM = 1e6
+"""Number from which on a cell is a mass, solar masses, and is shown as a power of ten."""
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
 LOOK_UP_ERRORS = (errno.ENAMETOOLONG, errno.EACCES)
@@ -642,7 +644,7 @@ def predict(
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
-    classes = bundle.read_card(bundle.locate(name)).classes
+    card = bundle.read_card(bundle.locate(name))
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
     query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
@@ -657,9 +659,8 @@ def predict(
             return
         n_images, n_failed = counts
     else:
-        n_images, n_failed = _shown(
-            predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
-        )
+        rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
+        n_images, n_failed = _shown(rows, card.classes, has_limit=card.detection is not None)
     if n_failed == n_images:
         raise ImageError(
             f"None of {n_images} images could be used",
@@ -690,17 +691,18 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
+def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_limit: bool = False) -> tuple[int, int]:
     """Print rows as a table; returns how many there are, and how many of them failed."""
     from sublens.inference import tables
 
     n_images = n_failed = 0
-    names = [column.name for column in tables.columns(classes) if column.name not in NOT_SHOWN]
+    columns = tables.columns(classes, has_limit=has_limit)
+    names = [column.name for column in columns if column.name not in NOT_SHOWN]
     for row in rows:
         if not n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, classes, "", ""), "path": row.name}
+        record = {**tables.record(row, classes, "", "", has_limit=has_limit), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 
@@ -708,7 +710,9 @@ def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
 def _cell(value: "Cell") -> str:
     if isinstance(value, bool):
         return "ood" if value else "in-distribution"
-    return f"{value:.4f}" if isinstance(value, float) else value or ""
+    if isinstance(value, float):
+        return f"{value:.4f}" if value < MASS_FROM else f"{value:.2e}"
+    return value or ""
 
 
 @app.command("export")

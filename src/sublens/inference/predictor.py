@@ -20,6 +20,7 @@ from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRu
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
+from sublens.models.detection import Detection
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 from sublens.storage.object_store import parse_path
@@ -47,6 +48,10 @@ class Prediction:
     is_ood: bool | None = None
     """Whether the image is out of distribution, so that nothing else here can be trusted: by its score, or since
     more pixels are missing than can be filled. None without a score, if none are."""
+    limit_msun: float | None = None
+    """Detection limit: the least mass of one subhalo on the arc, solar masses, that the network would have found nine
+    times in ten. None where not even the greatest simulated mass would be, where the image is out of distribution,
+    and where the network has no fit of it."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
 
@@ -70,6 +75,8 @@ class BatchPrediction:
     """OOD scores, [b]; None where the network is not calibrated or has no feature maps."""
     is_ood: NDArray[np.bool_] | None = None
     """Images out of distribution, [b]; None without scores."""
+    limit_msun: NDArray[np.float64] | None = None
+    """Detection limits, solar masses, [b], NaN where there is none; None where the network has no fit of them."""
     has_hole: NDArray[np.bool_] | None = None
     """Images with a hole in the field of view, [b], which are out of distribution; None where there are none."""
 
@@ -88,8 +95,13 @@ class BatchPrediction:
             prediction_set=None if members is None else tuple(compress(self.classes, members)),
             ood=None if self.ood is None else float(self.ood[row]),
             is_ood=is_ood,
+            limit_msun=None if is_ood else self._limit(row),
             masses=None if self.masses is None else self.masses[row],
         )
+
+    def _limit(self, row: int) -> float | None:
+        limit = np.nan if self.limit_msun is None else float(self.limit_msun[row])
+        return limit if np.isfinite(limit) else None
 
     def with_holes(self, has_hole: NDArray[np.bool_]) -> "BatchPrediction":
         """The output for images [b] of which some have a hole in the field of view."""
@@ -102,7 +114,7 @@ class BatchPrediction:
 
     def take(self, rows: slice) -> "BatchPrediction":
         """The output for some of the images."""
-        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "has_hole")
+        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "limit_msun", "has_hole")
         arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
         return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
 
@@ -182,6 +194,8 @@ class Predictor:
     """Cells of the network's maps of substructure mass; None where it was trained without a truth head."""
     calibration: Calibration | None = None
     """Temperature, prediction sets and OOD score; None during training."""
+    detection: Detection | None = None
+    """Chance that a subhalo is found; None where no limits are given."""
 
     @classmethod
     def load(cls, name: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
@@ -194,7 +208,7 @@ class Predictor:
         card = bundle.read_card(folder)
         runner = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
-        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration)
+        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration, card.detection)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Predictions for images, each [h, w] or [1, h, w] in any linear scale.
@@ -319,6 +333,7 @@ class Predictor:
             sets=sets if sets is None or is_ood is None else sets & ~is_ood[:, None],
             ood=ood,
             is_ood=is_ood,
+            limit_msun=self.detection.limits_msun(counts) if self.detection else None,
         )
 
     def image(self, array: ArrayLike, name: str) -> Image:

@@ -51,8 +51,17 @@ Cell = str | float | bool | None
 Record = dict[str, Cell]
 
 
-def columns(classes: Sequence[str]) -> list[Column]:
-    """The columns of a table of predictions of these classes."""
+LIMIT = Column(
+    "limit_msun",
+    "number",
+    "Least mass of one subhalo on the arc, M200, that would have been found nine times in ten",
+    "phys.mass",
+    "solMass",
+)
+
+
+def columns(classes: Sequence[str], *, has_limit: bool = False) -> list[Column]:
+    """The columns of a table of predictions of these classes; has_limit: whether detection limits are given."""
     return [
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
@@ -75,6 +84,7 @@ def columns(classes: Sequence[str]) -> list[Column]:
         Column(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
+        *([LIMIT] if has_limit else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
@@ -84,8 +94,8 @@ def columns(classes: Sequence[str]) -> list[Column]:
     ]
 
 
-def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Record:
-    """A row as the table has it; None where there is no value. Bytes of a file name that are no UTF-8 are escaped."""
+def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_limit: bool = False) -> Record:
+    """A row as the table of these `columns` has it; None where there is no value. Bytes of a file name that are no UTF-8 are escaped."""
     prediction = row.prediction
     cells: Record = {
         "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),
@@ -95,6 +105,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Recor
         "prediction_set": set_text(prediction.prediction_set if prediction else None),
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
+        **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,
