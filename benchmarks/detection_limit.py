@@ -2,11 +2,11 @@
 
     python benchmarks/detection_limit.py lensnet common-test-1 --lenses 6000
 
-New lenses (seed 28112027, used for nothing else) get one subhalo on the arc each, as heavy as the limit of their image:
-in bins of that limit, the share that is found, which is to be 90 %, with Wilson's 95 % intervals. Then the share found
-of subhaloes of given masses at 10 % false positives, beside the 71 % of Tsang et al. (2024, arXiv:2401.16624) for 10^9 to
-10^9.5 solar masses of high concentration. Where the network's card has no fit, one is made first (seed 28112026) for this
-table, from as many lenses as networks are given at the end of their training.
+New lenses (seed 28112027, used for nothing else) get one subhalo on the arc each, as heavy as the limit of their
+image: in bins of that limit, the share that is found, which is to be 90 %, with Wilson's 95 % intervals. Then the share
+found of subhaloes of given masses at 10 % false positives, beside the 71 % of Tsang et al. (2024, arXiv:2401.16624) for
+10^9 to 10^9.5 solar masses of high concentration. Where the network's card has no fit, one is made first (seed
+28112026), as at the end of a training.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """The detection limits of a network held against new simulations, and the share of subhaloes found by mass."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublens import metrics
 from sublens.inference import detection_trials
@@ -47,7 +49,7 @@ def check_limits(
     predictor: Predictor, detection: Detection, survey: Survey, n: int, seed: int = SEED, bar: Bar = silent
 ) -> LimitCheck:
     """Give each of n new lenses a subhalo as heavy as its limit, and count those that are found."""
-    trials = detection_trials.run(predictor, survey, n, seed, lambda x, rng: detection.log_limits(x), bar)
+    trials = detection_trials.run(predictor, survey, range(n), seed, lambda x, rng: detection.log_limits(x), bar)
     has_subhalo = np.isfinite(trials.p_no)
     masses, found = trials.log_mass[has_subhalo], trials.p_no[has_subhalo] < detection.p_no
     edges = np.quantile(masses, np.linspace(0, 1, LIMIT_BINS + 1)) if masses.size else np.zeros(0)
@@ -59,19 +61,21 @@ def check_limits(
 def completeness(
     predictor: Predictor, detection: Detection, survey: Survey, n: int, seed: int = SEED, bar: Bar = silent
 ) -> list[FoundShare]:
-    """Share of subhaloes found in `MASS_BINS`, of n new lenses with one on the arc, evenly in log mass between these."""
+    """Share of subhaloes found in `MASS_BINS`, for n new lenses with one on the arc each, evenly drawn in log mass."""
     least, most = np.log10(MASS_BINS)[[0, -1]]
-    trials = detection_trials.run(predictor, survey, n, seed, lambda x, rng: rng.uniform(least, most, len(x)), bar)
+    trials = detection_trials.run(
+        predictor, survey, range(n), seed, lambda x, rng: rng.uniform(least, most, len(x)), bar
+    )
     has_subhalo = np.isfinite(trials.p_no)
     found = trials.p_no[has_subhalo] < detection.p_no
     return _shares(trials.log_mass[has_subhalo], found, np.log10(MASS_BINS))
 
 
-def _shares(log_masses: Floats, found: np.ndarray, edges: Floats) -> list[FoundShare]:
+def _shares(log_masses: Floats, found: NDArray[np.bool_], edges: Floats) -> list[FoundShare]:
     """The share found between each two edges, log10 of solar masses; the last edge belongs to its bin."""
     place = np.searchsorted(edges, log_masses, side="right").clip(1, max(len(edges) - 1, 1))
     rows = []
-    for number, (low, high) in enumerate(zip(edges, edges[1:], strict=False), start=1):
+    for number, (low, high) in enumerate(pairwise(edges), start=1):
         inside = found[place == number]
         share = metrics.wilson(float(inside.mean()), inside.size) if inside.size else dict.fromkeys(KEYS, np.nan)
         rows.append(FoundShare(float(10**low), float(10**high), inside.size, share))

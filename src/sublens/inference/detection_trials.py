@@ -1,6 +1,6 @@
 """Simulated lenses with and without one subhalo on the arc, to which the detection limit of a network is fitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,12 @@ from sublens.sim.render import observe, render
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
 
-PAIRS = 3_000
+PAIRS = 4_000
 """Lenses that a limit is fitted to, each simulated with and without a subhalo."""
+PILOT = 0.25
+"""Share of these whose subhaloes have any mass; those of the others lie around a first limit, where most is learned."""
+AROUND = (-0.8, 0.6)
+"""Range of these masses below and above the first limit, dex."""
 SLICE = 200
 """Lenses that are simulated together."""
 SEED = 28_112_026
@@ -51,49 +55,70 @@ def any_mass(x: Floats, rng: Generator) -> Floats:
 
 def fit(predictor: Predictor, survey: Survey, n: int = PAIRS, bar: Bar = silent) -> Detection:
     """The chance that a network finds one subhalo on the arc of a lens of this survey, from n simulated lenses."""
-    trials = run(predictor, survey, n, bar=bar)
-    p_no, has_subhalo = detection.threshold(trials.p_no_smooth), np.isfinite(trials.p_no)
-    found = trials.p_no[has_subhalo] < p_no
-    return detection.fit(
-        trials.x[has_subhalo], trials.log_mass[has_subhalo], found, p_no=p_no, pixels=pixels_of(survey)
-    )
+    n_pilot = max(int(PILOT * n), 1)
+    pilot = run(predictor, survey, range(n_pilot), bar=bar)
+    first, (least, most) = _fit(pilot, survey), np.log10(MASSES_MSUN)
+
+    def around_limit(x: Floats, rng: Generator) -> Floats:
+        limits = np.nan_to_num(first.log_limits(x), nan=most)
+        return (limits + rng.uniform(*AROUND, len(x))).clip(least, most)
+
+    rest = run(predictor, survey, range(n_pilot, n), choose_masses=around_limit, bar=bar)
+    return _fit(_joined([pilot, rest]), survey)
+
+
+def _fit(trials: Trials, survey: Survey) -> Detection:
+    p_no, rows = detection.threshold(trials.p_no_smooth), np.isfinite(trials.p_no)
+    found = trials.p_no[rows] < p_no
+    return detection.fit(trials.x[rows], trials.log_mass[rows], found, p_no=p_no, pixels=pixels_of(survey))
 
 
 def run(
     predictor: Predictor,
     survey: Survey,
-    n: int,
+    numbers: range,
     seed: int = SEED,
     choose_masses: MassChoice = any_mass,
     bar: Bar = silent,
 ) -> Trials:
-    """Simulate n smooth lenses, then the same ones with a subhalo on the arc and other noise, and predict them all."""
-    with bar(f"detection limit of {survey.name}", n) as advance:
+    """Simulate smooth lenses, then the same ones with a subhalo on the arc and other noise, and predict them all.
+
+    numbers: which lenses of the seed, one after the other.
+    """
+    with bar(f"detection limit of {survey.name}", len(numbers)) as advance:
         count, slices = Count(advance), []
-        for numbers in (range(start, min(start + SLICE, n)) for start in range(0, n, SLICE)):
-            slices.append(_run_slice(predictor, survey, seed, numbers, choose_masses))
-            count.add(len(numbers))
-    return Trials(*(np.concatenate(columns) for columns in zip(*slices, strict=True)))
+        for start in range(0, len(numbers), SLICE):
+            slices.append(_run_slice(predictor, survey, seed, numbers[start : start + SLICE], choose_masses))
+            count.add(len(slices[-1].x))
+    return _joined(slices)
+
+
+def _joined(parts: Sequence[Trials]) -> Trials:
+    return Trials(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, choose_masses: MassChoice) -> Trials:
-    rng, step = np.random.default_rng((seed, numbers.start)), len(CLASSES)
-    smooth = range(numbers.start * step + CLASSES.index("no"), numbers.stop * step, step)
-    truth = draw(survey, seed, "test", smooth)
+    rng, indices = np.random.default_rng((seed, numbers.start)), _indices(numbers, "no")
+    truth = draw(survey, seed, "test", indices)
     images = render(truth, survey)
-    x, y = places_on_arc(truth, survey, images, rng)
-    planes = observe(truth, images, survey, noise_seeds(seed, "test", smooth))
-    lens_features = features(planes, pixels_of(survey))
-    log_mass, p_no = choose_masses(lens_features, rng), np.full(len(truth), np.nan)
-    whole = with_subhalo(truth, survey, x, y, np.nan_to_num(10**log_mass), rng)
-    rows = np.flatnonzero(np.isfinite(log_mass) & (whole.scenes["halo_mass_msun"] > 0))
-    if rows.size:
-        some, seeds = (
-            whole.take(rows),
-            np.array(noise_seeds(seed, "test", range(smooth.start + 1, smooth.stop + 1, step)))[rows],
-        )
-        p_no[rows] = _p_no(predictor, observe(some, render(some, survey), survey, seeds.tolist()))
-    return Trials(lens_features, log_mass, _p_no(predictor, planes), p_no)
+    planes = observe(truth, images, survey, noise_seeds(seed, "test", indices))
+    x = features(planes, pixels_of(survey))
+    log_mass, p_no = choose_masses(x, rng), np.full(len(truth), np.nan)
+    places = places_on_arc(truth, survey, images, rng)
+    rows = np.flatnonzero(np.isfinite(log_mass))
+    whole = with_subhalo(truth.take(rows), survey, *(place[rows] for place in places), 10 ** log_mass[rows], rng)
+    light = whole.scenes["halo_mass_msun"] > 0
+    if light.any():
+        rows, some = rows[light], whole.take(np.flatnonzero(light))
+        seeds = np.array(noise_seeds(seed, "test", _indices(numbers, "sphere")))[rows].tolist()
+        p_no[rows] = _p_no(predictor, observe(some, render(some, survey), survey, seeds))
+    return Trials(x, log_mass, _p_no(predictor, planes), p_no)
+
+
+def _indices(numbers: range, name: str) -> range:
+    """Indices of the images of a class, given their numbers among those of that class."""
+    label, step = CLASSES.index(name), len(CLASSES)
+    return range(numbers.start * step + label, numbers.stop * step + label, step)
 
 
 def _p_no(predictor: Predictor, planes: NDArray[np.uint16]) -> Floats:

@@ -95,7 +95,10 @@ def columns(classes: Sequence[str], *, has_limit: bool = False) -> list[Column]:
 
 
 def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_limit: bool = False) -> Record:
-    """A row as the table of these `columns` has it; None where there is no value. Bytes of a file name that are no UTF-8 are escaped."""
+    """A row as the table of these `columns` has it; None where there is no value.
+
+    Bytes of a file name that are no UTF-8 are escaped.
+    """
     prediction = row.prediction
     cells: Record = {
         "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),

@@ -2,8 +2,8 @@
 
 Substructure counts as found where the probability of `no` lies below a value that `FALSE_POSITIVES` of the smooth
 lenses fall short of. The chance of that, for a subhalo of mass m in a lens of features x (see `sublens.models.arc`), is
-FALSE_POSITIVES + (1 - FALSE_POSITIVES) / (1 + exp(-eta)), with eta linear in x, in log10 m, and in their product for
-`STEEPENS`. Knows no torch.
+FALSE_POSITIVES + (1 - FALSE_POSITIVES) / (1 + exp(-eta)), with eta linear in log10 m; its value at the mass of `PIVOT`
+is quadratic in x, its slope linear. Knows no torch.
 """
 
 import numpy as np
@@ -21,14 +21,12 @@ FOUND = 0.9
 MASSES_MSUN = (10**7.5, 10**11.5)
 """Range of the masses of the simulated subhaloes, within which a limit must lie."""
 PIVOT = 9.5
-"""log10 of the mass, solar masses, at which the slopes with the features are taken."""
+"""log10 of a mass, solar masses, from which masses are counted."""
 REACH = 3.0
 """Standard deviations beyond which a feature counts as no further from its mean: nothing is extrapolated."""
 RIDGE = 1.0
 """Penalty on half the squared coefficients of standardised features, for the whole sample: as a normal prior of width
 one, which matters only where there are few simulations."""
-STEEPENS = "ln_arc_sn"
-"""Feature by which the slope with mass differs."""
 LEAST_SLOPE = 0.1
 """Slope with log10 of the mass below which there is no limit, as the chance hardly grows with mass."""
 
@@ -47,9 +45,9 @@ class Detection(Frozen):
     spreads: tuple[float, ...]
     """Standard deviation of each."""
     levels: tuple[float, ...]
-    """Coefficients of eta at the mass of `PIVOT`: of 1, then of each standardised feature."""
-    slopes: tuple[float, float]
-    """Coefficients of eta with log10 of the mass: of 1, then of the standardised `STEEPENS`."""
+    """Coefficients of eta at the mass of `PIVOT`: of 1, each standardised feature, then their products by pairs."""
+    slopes: tuple[float, ...]
+    """Coefficients of the slope of eta with log10 of the mass: of 1, then of each standardised feature."""
     n: int
     """Number of simulated lenses, each with and without a subhalo."""
 
@@ -75,9 +73,8 @@ class Detection(Frozen):
 
     def _line(self, x: Floats) -> tuple[Floats, Floats]:
         """eta at the mass of `PIVOT` and its slope with log10 of the mass, [n]."""
-        z = _standardised(x, np.array(self.means), np.array(self.spreads))
-        level = self.levels[0] + z @ np.array(self.levels[1:])
-        return level, self.slopes[0] + self.slopes[1] * z[:, PLAIN.index(STEEPENS)]
+        linear, quadratic = _terms(x, np.array(self.means), np.array(self.spreads))
+        return quadratic @ np.array(self.levels), linear @ np.array(self.slopes)
 
 
 def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], *, p_no: float, pixels: PixelKind) -> Detection:
@@ -90,23 +87,24 @@ def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], *, p_no: float, p
 
     means, spreads = x.mean(0), x.std(0)
     spreads = np.where(spreads > 0, spreads, 1.0)  # a constant feature
-    z, t = _standardised(x, means, spreads), (log_mass - PIVOT)[:, None]
-    terms = np.hstack([np.ones_like(t), z, t, t * z[:, [PLAIN.index(STEEPENS)]]])
+    linear, quadratic = _terms(x, means, spreads)
+    terms, n_levels = np.hstack([quadratic, linear * (log_mass - PIVOT)[:, None]]), quadratic.shape[1]
     penalties = np.full(terms.shape[1], RIDGE)
-    penalties[[0, -2]] = 0
+    penalties[[0, n_levels]] = 0
 
     def cost(coefficients: Floats) -> tuple[float, Floats]:
         return _cost(coefficients, terms, found, penalties)
 
-    best = minimize(cost, np.eye(terms.shape[1])[-2], jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+    start = np.eye(len(penalties))[n_levels]
+    best = minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000}).x
     return Detection(
         p_no=p_no,
         pixels=pixels,
         is_measured=x.shape[1] > len(PLAIN),
         means=tuple(means.tolist()),
         spreads=tuple(spreads.tolist()),
-        levels=tuple(best[:-2].tolist()),
-        slopes=(float(best[-2]), float(best[-1])),
+        levels=tuple(best[:n_levels].tolist()),
+        slopes=tuple(best[n_levels:].tolist()),
         n=len(x),
     )
 
@@ -116,8 +114,12 @@ def threshold(p_no: Floats) -> float:
     return float(np.quantile(p_no, FALSE_POSITIVES))
 
 
-def _standardised(x: Floats, means: Floats, spreads: Floats) -> Floats:
-    return ((x - means) / spreads).clip(-REACH, REACH)
+def _terms(x: Floats, means: Floats, spreads: Floats) -> tuple[Floats, Floats]:
+    """Terms linear and quadratic in the standardised features: 1 and each of them; then their products by pairs."""
+    z = ((x - means) / spreads).clip(-REACH, REACH)
+    first, second = np.triu_indices(z.shape[1])
+    linear = np.hstack([np.ones((len(z), 1)), z])
+    return linear, np.hstack([linear, z[:, first] * z[:, second]])
 
 
 def _chance(eta: Floats) -> Floats:
