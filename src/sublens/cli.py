@@ -19,12 +19,13 @@ from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
     from sublens.inference.predictor import Row
     from sublens.inference.tables import Cell
+    from sublens.models.bundle import Card
 
 GROUPS = {
     "Predict": ("predict", "serve", "explain"),
@@ -660,7 +661,7 @@ def predict(
         n_images, n_failed = counts
     else:
         rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
-        n_images, n_failed = _shown(rows, card.classes, has_limit=card.detection is not None)
+        n_images, n_failed = _shown(rows, card)
     if n_failed == n_images:
         raise ImageError(
             f"None of {n_images} images could be used",
@@ -691,18 +692,18 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_limit: bool = False) -> tuple[int, int]:
+def _shown(rows: "Iterable[Row]", card: "Card") -> tuple[int, int]:
     """Print rows as a table; returns how many there are, and how many of them failed."""
     from sublens.inference import tables
 
     n_images = n_failed = 0
-    columns = tables.columns(classes, has_limit=has_limit)
-    names = [column.name for column in columns if column.name not in NOT_SHOWN]
+    has = {"has_macro": card.has_macro, "has_limit": card.detection is not None}
+    names = [column.name for column in tables.columns(card.classes, **has) if column.name not in NOT_SHOWN]
     for row in rows:
         if not n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, classes, "", "", has_limit=has_limit), "path": row.name}
+        record = {**tables.record(row, card.classes, "", "", **has), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 

@@ -157,8 +157,10 @@ def limited(predictor: Predictor, level: float) -> Predictor:
     """A predictor whose limit is the same for all images, less the greater its level."""
     n = len(PLAIN)
     levels = (level, *[0.0] * (n + n * (n + 1) // 2))
-    fields = {"pixels": "counts", "is_measured": False, "means": (0,) * n, "spreads": (1,) * n, "n": 9}
-    return replace(predictor, detection=Detection(p_no=0.5, levels=levels, slopes=(5.0, *[0.0] * n), **fields))
+    slopes, means, spreads = (5.0, *[0.0] * n), (0.0,) * n, (1.0,) * n
+    return replace(
+        predictor, detection=Detection(p_no=0.5, means=means, spreads=spreads, levels=levels, slopes=slopes, n=9)
+    )
 
 
 def test_every_image_has_a_detection_limit_where_the_network_has_a_fit(predictor: Predictor) -> None:

@@ -31,7 +31,7 @@ def chance(x: Floats, log_mass: Floats) -> Floats:
 def fitted() -> Detection:
     rng, x = np.random.default_rng(1), lenses(3000, 0)
     log_mass = rng.uniform(*np.log10(MASSES_MSUN), len(x))
-    return detection.fit(x, log_mass, rng.random(len(x)) < chance(x, log_mass), p_no=0.3, pixels="counts")
+    return detection.fit(x, log_mass, rng.random(len(x)) < chance(x, log_mass), p_no=0.3)
 
 
 def test_a_known_law_is_recovered(fitted: Detection) -> None:
@@ -78,5 +78,5 @@ def test_a_tenth_of_the_smooth_lenses_falls_short_of_the_threshold() -> None:
 
 def test_few_simulations_that_the_mass_divides_still_have_a_finite_fit() -> None:
     x, log_mass = lenses(40, 8), np.linspace(8, 11, 40)
-    divided = detection.fit(x, log_mass, log_mass > 9.5, p_no=0.3, pixels="counts")
+    divided = detection.fit(x, log_mass, log_mass > 9.5, p_no=0.3)
     assert np.isfinite(divided.log_limits(x)).any()

@@ -1,15 +1,14 @@
 """Simulated lenses with and without one subhalo on the arc, to which the detection limit of a network is fitted."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-from sublens.inference.predictor import Predictor
+from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
-from sublens.models.arc import PixelKind, features
 from sublens.models.detection import MASSES_MSUN, Detection
 from sublens.progress import Bar, Count, silent
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
@@ -20,15 +19,13 @@ from sublens.surveys.survey import Survey
 
 PAIRS = 4_000
 """Lenses that a limit is fitted to, each simulated with and without a subhalo."""
-PILOT = 0.25
-"""Share of these whose subhaloes have any mass; those of the others lie around a first limit, where most is learned."""
-AROUND = (-0.8, 0.6)
-"""Range of these masses below and above the first limit, dex."""
+SPANS = (0.8, 0.4)
+"""Farthest that masses lie from the limits of the fit before, dex, in the second quarter of these lenses and in the
+last half. The masses of the first quarter are any."""
 SLICE = 200
 """Lenses that are simulated together."""
 SEED = 28_112_026
 """Seed of these lenses, which are in no data set."""
-NO = CLASSES.index("no")
 
 MassChoice = Callable[[Floats, Generator], Floats]
 """From the features of smooth lenses [n, k] to log10 of the solar masses of the subhaloes that they get, [n]; NaN for
@@ -54,23 +51,33 @@ def any_mass(x: Floats, rng: Generator) -> Floats:
 
 
 def fit(predictor: Predictor, survey: Survey, n: int = PAIRS, bar: Bar = silent) -> Detection:
-    """The chance that a network finds one subhalo on the arc of a lens of this survey, from n simulated lenses."""
-    n_pilot = max(int(PILOT * n), 1)
-    pilot = run(predictor, survey, range(n_pilot), bar=bar)
-    first, (least, most) = _fit(pilot, survey), np.log10(MASSES_MSUN)
+    """The chance that a network finds one subhalo on the arc of a lens of this survey, from n simulated lenses.
 
-    def around_limit(x: Floats, rng: Generator) -> Floats:
-        limits = np.nan_to_num(first.log_limits(x), nan=most)
-        return (limits + rng.uniform(*AROUND, len(x))).clip(least, most)
+    It is fitted to masses ever closer to the limit, since its law holds for few decades of mass only.
+    """
+    trials = run(predictor, survey, range(n // 4), bar=bar)
+    fitted = _fit(trials, np.inf, trials.log_mass)
+    for numbers, span in zip((range(n // 4, n // 2), range(n // 2, n)), SPANS, strict=True):
+        choose_masses = partial(_masses_around, fitted, span)
+        trials = _joined([trials, run(predictor, survey, numbers, choose_masses=choose_masses, bar=bar)])
+        fitted = _fit(trials, span, _limits(fitted, trials.x))
+    return fitted
 
-    rest = run(predictor, survey, range(n_pilot, n), choose_masses=around_limit, bar=bar)
-    return _fit(_joined([pilot, rest]), survey)
+
+def _masses_around(fitted: Detection, span: float, x: Floats, rng: Generator) -> Floats:
+    return (_limits(fitted, x) + rng.uniform(-span, span, len(x))).clip(*np.log10(MASSES_MSUN))
 
 
-def _fit(trials: Trials, survey: Survey) -> Detection:
-    p_no, rows = detection.threshold(trials.p_no_smooth), np.isfinite(trials.p_no)
-    found = trials.p_no[rows] < p_no
-    return detection.fit(trials.x[rows], trials.log_mass[rows], found, p_no=p_no, pixels=pixels_of(survey))
+def _limits(fitted: Detection, x: Floats) -> Floats:
+    """log10 of the limits, solar masses, [n]; the greatest mass in place of none."""
+    return np.nan_to_num(fitted.log_limits(x), nan=np.log10(MASSES_MSUN[1]))
+
+
+def _fit(trials: Trials, span: float, log_limits: Floats) -> Detection:
+    """The chance, from those of the trials whose masses lie no farther than `span`, dex, from these limits."""
+    p_no = detection.threshold(trials.p_no_smooth)
+    rows = np.isfinite(trials.p_no) & (np.abs(trials.log_mass - log_limits) <= span)
+    return detection.fit(trials.x[rows], trials.log_mass[rows], trials.p_no[rows] < p_no, p_no)
 
 
 def run(
@@ -102,7 +109,8 @@ def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, 
     truth = draw(survey, seed, "test", indices)
     images = render(truth, survey)
     planes = observe(truth, images, survey, noise_seeds(seed, "test", indices))
-    x = features(planes, pixels_of(survey))
+    smooth = predictor.forward(planes)
+    x = predictor.ring_features(planes, smooth.macromodels)
     log_mass, p_no = choose_masses(x, rng), np.full(len(truth), np.nan)
     places = places_on_arc(truth, survey, images, rng)
     rows = np.flatnonzero(np.isfinite(log_mass))
@@ -111,8 +119,9 @@ def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, 
     if light.any():
         rows, some = rows[light], whole.take(np.flatnonzero(light))
         seeds = np.array(noise_seeds(seed, "test", _indices(numbers, "sphere")))[rows].tolist()
-        p_no[rows] = _p_no(predictor, observe(some, render(some, survey), survey, seeds))
-    return Trials(x, log_mass, _p_no(predictor, planes), p_no)
+        with_one = predictor.forward(observe(some, render(some, survey), survey, seeds))
+        p_no[rows] = _p_no(with_one)
+    return Trials(x, log_mass, _p_no(smooth), p_no)
 
 
 def _indices(numbers: range, name: str) -> range:
@@ -121,11 +130,6 @@ def _indices(numbers: range, name: str) -> range:
     return range(numbers.start * step + label, numbers.stop * step + label, step)
 
 
-def _p_no(predictor: Predictor, planes: NDArray[np.uint16]) -> Floats:
-    """Probability of `no` for images [n, h, w], [n]."""
-    return predictor.probs(planes)[:, predictor.classes.index("no")]
-
-
-def pixels_of(survey: Survey) -> PixelKind:
-    """Content of the planes of this survey's images."""
-    return "counts"
+def _p_no(output: BatchPrediction) -> Floats:
+    """Probability of `no` for each image, [n]."""
+    return output.probs[:, output.classes.index("no")]

@@ -295,7 +295,7 @@ def predict_to_table(
     if maps:
         files.refuse_overlap(out, maps)
     card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
-    plan, has_limit = query.plan(card, images), card.detection is not None
+    plan, has = query.plan(card, images), {"has_macro": card.has_macro, "has_limit": card.detection is not None}
     if not force and not maps and tables.is_complete(out, plan):
         return None
     files.refuse_existing_file(out, mark=tables.MARK, force=force)
@@ -305,8 +305,8 @@ def predict_to_table(
         for row in predict(
             query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
         ):
-            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, has_limit=has_limit))
-        return journal.finish(card.classes, has_limit=has_limit)
+            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, **has))
+        return journal.finish(card.classes, **has)
 
 
 def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:

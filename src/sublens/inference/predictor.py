@@ -10,14 +10,14 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublens.config import InputConfig, field_of_view
+from sublens.config import InputConfig, Pixels, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import listing, resample
 from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
-from sublens.models import bundle
+from sublens.models import arc, bundle, macro
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
 from sublens.models.detection import Detection
@@ -54,6 +54,9 @@ class Prediction:
     and where the network has no fit of it."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
+    macromodel: dict[str, float] | None = None
+    """Einstein radius, axis ratio and position angle of the lens with their standard deviations, by the names of
+    `macro.COLUMNS`; None where the network has no macro head."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class BatchPrediction:
     """OOD scores, [b]; None where the network is not calibrated or has no feature maps."""
     is_ood: NDArray[np.bool_] | None = None
     """Images out of distribution, [b]; None without scores."""
+    macro: NDArray[np.float64] | None = None
+    """Outputs of the macro head before calibration, [b, 7]; None where there is none."""
+    macromodels: NDArray[np.float64] | None = None
+    """The `macro.COLUMNS` of each lens, [b, 6]; None without a macro head."""
     limit_msun: NDArray[np.float64] | None = None
     """Detection limits, solar masses, [b], NaN where there is none; None where the network has no fit of them."""
     has_hole: NDArray[np.bool_] | None = None
@@ -97,6 +104,9 @@ class BatchPrediction:
             is_ood=is_ood,
             limit_msun=None if is_ood else self._limit(row),
             masses=None if self.masses is None else self.masses[row],
+            macromodel=None
+            if self.macromodels is None
+            else dict(zip(macro.COLUMNS, map(float, self.macromodels[row]), strict=True)),
         )
 
     def _limit(self, row: int) -> float | None:
@@ -114,7 +124,10 @@ class BatchPrediction:
 
     def take(self, rows: slice) -> "BatchPrediction":
         """The output for some of the images."""
-        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "limit_msun", "has_hole")
+        names = (
+            *("logits", "probs", "masses", "sets", "ood", "is_ood"),
+            *("macro", "macromodels", "limit_msun", "has_hole"),
+        )
         arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
         return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
 
@@ -164,6 +177,8 @@ class PredictionTable:
     """Substructure mass in each cell, Msun, [n, g, g]; None where the network draws no maps."""
     ood: NDArray[np.float64] | None = None
     """OOD scores, [n]; None where the network is not calibrated or has no feature maps."""
+    macromodels: NDArray[np.float64] | None = None
+    """The `macro.COLUMNS` of each lens, [n, 6]; None where the network has no macro head."""
 
 
 class _Input(NamedTuple):
@@ -317,13 +332,15 @@ class Predictor:
         return masses
 
     def forward(self, counts: NDArray[np.uint16]) -> BatchPrediction:
-        """The network's output for images [b, h, w], in counts above their minimum."""
-        logits, log_masses, moments = self.engine(counts)
-        calibration = self.calibration
+        """The network's output for images [b, h, w], in counts above their minimum or codes of signal to noise."""
+        logits, log_masses, moments, lens = self.engine(counts)
+        calibration, contaminant_logits = self.calibration, None if lens is None else lens[:, macro.CONTAMINANT]
         probs = calibration.probs(logits) if calibration else softmax(logits)
-        ood = calibration.ood(moments, probs) if calibration and calibration.layers else None
+        ood = calibration.ood(moments, probs, contaminant_logits) if calibration and calibration.layers else None
         is_ood = None if calibration is None or ood is None else calibration.is_ood(ood)
         sets = calibration.sets(probs) if calibration else None
+        macromodels = None if lens is None else macro.measured(lens, self._macro_scales)
+        x = self.ring_features(counts, macromodels) if self.detection else None
         return BatchPrediction(
             classes=self.classes,
             logits=logits,
@@ -333,8 +350,23 @@ class Predictor:
             sets=sets if sets is None or is_ood is None else sets & ~is_ood[:, None],
             ood=ood,
             is_ood=is_ood,
-            limit_msun=self.detection.limits_msun(counts) if self.detection else None,
+            macro=lens,
+            macromodels=macromodels,
+            limit_msun=None if self.detection is None or x is None else 10 ** self.detection.log_limits(x),
         )
+
+    def ring_features(self, counts: NDArray[np.uint16], macromodels: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Features of images [b, h, w], and of their lenses [b, 6] where they are measured, for `Detection`, [b, k]."""
+        pixels: Pixels = "signal-to-noise" if self.input.transform == "signal-to-noise" else "counts"
+        lens = None
+        if macromodels is not None and self.pixel_scale:
+            theta_e, sigma, axis_ratio = macromodels[:, :3].T
+            lens = arc.MeasuredLens(theta_e / self.pixel_scale, sigma / theta_e, axis_ratio)
+        return arc.features(counts, pixels, lens)
+
+    @property
+    def _macro_scales(self) -> macro.Scales:
+        return (self.calibration and self.calibration.macro_scales) or (1.0, 1.0, 1.0)
 
     def image(self, array: ArrayLike, name: str) -> Image:
         """The image of an array [h, w] or [1, h, w], masked or not, in any linear scale; it is not resampled.
@@ -407,5 +439,6 @@ def open_engine(folder: Path, card: Card, name: EngineName | None = None, device
     from sublens.inference import torch_engine
     from sublens.models import heads, weights
 
-    model, head = weights.load(folder, card, device)
-    return torch_engine.TorchEngine(torch_engine.FullNetwork(model, card.input, head, heads.Moments(model)), device)
+    model, head, macro_head = weights.load(folder, card, device)
+    whole = torch_engine.FullNetwork(model, card.input, head, heads.Moments(model), macro_head)
+    return torch_engine.TorchEngine(whole, device)

@@ -51,6 +51,21 @@ Cell = str | float | bool | None
 Record = dict[str, Cell]
 
 
+MACROMODEL = [
+    Column("theta_e", "number", "Einstein radius of the lens", "phys.angSize", "arcsec"),
+    Column("theta_e_sigma", "number", "Its standard deviation", "stat.error;phys.angSize", "arcsec"),
+    Column("axis_ratio", "number", "Axis ratio of the lens's mass", "phys.size.axisRatio"),
+    Column("axis_ratio_sigma", "number", "Its standard deviation", "stat.error"),
+    Column(
+        "position_angle",
+        "number",
+        "Angle from the image's x axis to the long axis of the mass, counter-clockwise",
+        "pos.posAng",
+        "deg",
+    ),
+    Column("position_angle_sigma", "number", "Its standard deviation", "stat.error;pos.posAng", "deg"),
+]
+"""Columns of what a macro head measures."""
 LIMIT = Column(
     "limit_msun",
     "number",
@@ -58,10 +73,14 @@ LIMIT = Column(
     "phys.mass",
     "solMass",
 )
+"""Column of the detection limit."""
 
 
-def columns(classes: Sequence[str], *, has_limit: bool = False) -> list[Column]:
-    """The columns of a table of predictions of these classes; has_limit: whether detection limits are given."""
+def columns(classes: Sequence[str], *, has_macro: bool = False, has_limit: bool = False) -> list[Column]:
+    """The columns of a table of predictions of these classes.
+
+    has_macro: and of the lens that a macro head measures. has_limit: and of the detection limit.
+    """
     return [
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
@@ -84,6 +103,7 @@ def columns(classes: Sequence[str], *, has_limit: bool = False) -> list[Column]:
         Column(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
+        *(MACROMODEL if has_macro else []),
         *([LIMIT] if has_limit else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
@@ -94,12 +114,21 @@ def columns(classes: Sequence[str], *, has_limit: bool = False) -> list[Column]:
     ]
 
 
-def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_limit: bool = False) -> Record:
-    """A row as the table of these `columns` has it; None where there is no value.
+def record(
+    row: Row,
+    classes: Sequence[str],
+    bundle: str,
+    version: str,
+    *,
+    has_macro: bool = False,
+    has_limit: bool = False,
+) -> Record:
+    """A row as a table of these `columns` has it; None where there is no value.
 
     Bytes of a file name that are no UTF-8 are escaped.
     """
     prediction = row.prediction
+    lens = (prediction and prediction.macromodel) or {}
     cells: Record = {
         "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),
         "path": str(row.path),
@@ -108,6 +137,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_l
         "prediction_set": set_text(prediction.prediction_set if prediction else None),
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
+        **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
         **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,

@@ -5,16 +5,15 @@ and what is left of it for the arc. All light is in units of each pixel's noise.
 """
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sublens.config import Pixels
 from sublens.images import signal_to_noise
 
 Floats = NDArray[np.float64]
-PixelKind = Literal["counts", "signal-to-noise"]
-"""Content of a plane of 16 bits: counts above the minimum, or codes of `sublens.images.signal_to_noise`."""
 
 WIDTH = 0.4
 """Half of the width of the annulus around the ring, in radii of the ring."""
@@ -61,7 +60,7 @@ def _circles(height: int, width: int) -> _Circles:
     return _Circles(order[: sizes.sum()], np.cumsum(sizes) - sizes, np.arange(len(sizes)) + 0.5)
 
 
-def features(planes: NDArray[np.uint16], pixels: PixelKind, lens: MeasuredLens | None = None) -> Floats:
+def features(planes: NDArray[np.uint16], pixels: Pixels, lens: MeasuredLens | None = None) -> Floats:
     """Features of images [b, h, w], [b, k]: those of `MEASURED` where the lens is measured, else those of `PLAIN`."""
     circles = _circles(*planes.shape[1:])
     values = noise_weighted(planes, pixels).reshape(len(planes), -1)[:, circles.order]
@@ -88,7 +87,7 @@ def features(planes: NDArray[np.uint16], pixels: PixelKind, lens: MeasuredLens |
     return np.stack(columns, 1)
 
 
-def noise_weighted(planes: NDArray[np.uint16], pixels: PixelKind) -> NDArray[np.float32]:
+def noise_weighted(planes: NDArray[np.uint16], pixels: Pixels) -> NDArray[np.float32]:
     """Signal to noise of each pixel of images [b, h, w]; NaN where masked.
 
     Counts lose the median of the image's border; their variance is the border's, from quartiles, and one for each

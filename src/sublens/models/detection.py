@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.config import Frozen
-from sublens.models.arc import PLAIN, MeasuredLens, PixelKind, features
 
 Floats = NDArray[np.float64]
 
@@ -36,10 +35,6 @@ class Detection(Frozen):
 
     p_no: float
     """Probability of `no` below which substructure counts as found."""
-    pixels: PixelKind
-    """Content of the planes that the features are of."""
-    is_measured: bool
-    """Whether the features are those of a lens that the network measures."""
     means: tuple[float, ...]
     """Mean of each feature over the simulated lenses."""
     spreads: tuple[float, ...]
@@ -67,21 +62,17 @@ class Detection(Frozen):
         needed = PIVOT + (np.log(share / (1 - share)) - level) / np.maximum(slope, LEAST_SLOPE)
         return np.where((needed <= most) & (slope >= LEAST_SLOPE), np.maximum(needed, least), np.nan)
 
-    def limits_msun(self, planes: NDArray[np.uint16], lens: MeasuredLens | None = None) -> Floats:
-        """Detection limits of images [b, h, w], solar masses, [b]; NaN where not even the greatest mass is found."""
-        return np.asarray(10 ** self.log_limits(features(planes, self.pixels, lens if self.is_measured else None)))
-
     def _line(self, x: Floats) -> tuple[Floats, Floats]:
         """eta at the mass of `PIVOT` and its slope with log10 of the mass, [n]."""
         linear, quadratic = _terms(x, np.array(self.means), np.array(self.spreads))
         return quadratic @ np.array(self.levels), linear @ np.array(self.slopes)
 
 
-def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], *, p_no: float, pixels: PixelKind) -> Detection:
+def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], p_no: float) -> Detection:
     """Fit the chance to simulated lenses by maximum likelihood, with the penalty `RIDGE`.
 
     x: features of the lenses without a subhalo [n, k]. log_mass: log10 of the solar masses of the subhalo that each
-    was given, [n]. found: whether it was found, [n]. p_no, pixels: see `Detection`.
+    was given, [n]. found: whether it was found, [n]. p_no: see `Detection`.
     """
     from scipy.optimize import minimize
 
@@ -99,8 +90,6 @@ def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], *, p_no: float, p
     best = minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000}).x
     return Detection(
         p_no=p_no,
-        pixels=pixels,
-        is_measured=x.shape[1] > len(PLAIN),
         means=tuple(means.tolist()),
         spreads=tuple(spreads.tolist()),
         levels=tuple(best[:n_levels].tolist()),
