@@ -1,6 +1,7 @@
 """Simulated lenses with and without a subhalo, and limits fitted to a network's answers for them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from sublens.config import InputConfig
+from sublens.data.dataset import Dataset
 from sublens.evaluation import sensitivity
 from sublens.inference import detection_trials
 from sublens.inference.engines import Outputs
@@ -51,6 +53,20 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
 @pytest.fixture
 def fitted(predictor: Predictor, small_survey: Survey) -> Detection:
     return detection_trials.fit(predictor, small_survey, 800)
+
+
+def test_networks_of_simulated_signal_to_noise_alone_get_a_fit(
+    predictor: Predictor, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detection_trials, "fit", lambda *arguments: arguments)
+    assert small_dataset.survey
+    camera = small_dataset.survey.camera.model_copy(update={"pixels": "signal-to-noise"})
+    survey = small_dataset.survey.model_copy(update={"camera": camera})
+    fits = [
+        detection_trials.fit_where_known(predictor, dataset)
+        for dataset in (small_dataset, replace(small_dataset, survey=None), replace(small_dataset, survey=survey))
+    ]
+    assert [fit is None for fit in fits] == [True, True, False]
 
 
 def test_the_threshold_is_passed_by_a_tenth_of_the_smooth_lenses(fitted: Detection) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from sublens.data.dataset import Dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
 from sublens.models.detection import MASSES_MSUN, Detection
@@ -48,6 +49,13 @@ class Trials(NamedTuple):
 def any_mass(x: Floats, rng: Generator) -> Floats:
     """Masses evenly spread in their logarithm over `MASSES_MSUN`."""
     return rng.uniform(*np.log10(MASSES_MSUN), len(x))
+
+
+def fit_where_known(predictor: Predictor, dataset: Dataset, bar: Bar = silent) -> Detection | None:
+    """`fit` for the survey that a data set was simulated by; None for counts, and for images of unknown origin."""
+    if dataset.survey is None or dataset.pixels == "counts" or dataset.classes != CLASSES:
+        return None
+    return fit(predictor, dataset.survey, PAIRS, bar)
 
 
 def fit(predictor: Predictor, survey: Survey, n: int = PAIRS, bar: Bar = silent) -> Detection:
