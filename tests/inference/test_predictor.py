@@ -159,7 +159,8 @@ def limited(predictor: Predictor, level: float) -> Predictor:
     levels = (level, *[0.0] * (n + n * (n + 1) // 2))
     slopes, means, spreads = (5.0, *[0.0] * n), (0.0,) * n, (1.0,) * n
     return replace(
-        predictor, detection=Detection(p_no=0.5, means=means, spreads=spreads, levels=levels, slopes=slopes, n=9)
+        predictor,
+        detection=Detection(p_no=0.5, log_most=11, means=means, spreads=spreads, levels=levels, slopes=slopes, n=9),
     )
 
 

@@ -210,7 +210,7 @@ def test_weights_that_a_graph_needs_are_checked_with_it(graphed: Path) -> None:
 
 def test_a_detection_limit_comes_back_as_it_was_and_changes_the_digest(saved: Path) -> None:
     before = bundle.read_card(saved)
-    fit = Detection(p_no=0.3, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
+    fit = Detection(p_no=0.3, log_most=11, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
     after = rewrite(saved, detection=fit)
     assert after.detection == fit
     assert after.digest != before.digest

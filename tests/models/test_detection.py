@@ -6,7 +6,7 @@ from scipy.special import expit
 
 from sublens.models import detection
 from sublens.models.arc import PLAIN
-from sublens.models.detection import FALSE_POSITIVES, FOUND, MASSES_MSUN, Detection, Floats
+from sublens.models.detection import FALSE_POSITIVES, FOUND, LOG_MASSES, Detection, Floats
 
 STEEPNESS = 5.0
 """Slope of eta with log10 of the mass."""
@@ -30,8 +30,8 @@ def chance(x: Floats, log_mass: Floats) -> Floats:
 @pytest.fixture(scope="module")
 def fitted() -> Detection:
     rng, x = np.random.default_rng(1), lenses(3000, 0)
-    log_mass = rng.uniform(*np.log10(MASSES_MSUN), len(x))
-    return detection.fit(x, log_mass, rng.random(len(x)) < chance(x, log_mass), p_no=0.3)
+    log_mass = rng.uniform(*LOG_MASSES, len(x))
+    return detection.fit(x, log_mass, rng.random(len(x)) < chance(x, log_mass), p_no=0.3, log_most=LOG_MASSES[1])
 
 
 def test_a_known_law_is_recovered(fitted: Detection) -> None:
@@ -53,7 +53,7 @@ def test_a_limit_is_the_mass_of_that_chance(fitted: Detection) -> None:
     assert fitted.chance(x, fitted.log_limits(x)) == pytest.approx(np.full(50, FOUND))
 
 
-@pytest.mark.parametrize(("level", "limit"), [(-100.0, np.nan), (100.0, np.log10(MASSES_MSUN[0]))])
+@pytest.mark.parametrize(("level", "limit"), [(-100.0, np.nan), (100.0, LOG_MASSES[0])])
 def test_a_limit_lies_within_the_simulated_masses_or_there_is_none(
     fitted: Detection, level: float, limit: float
 ) -> None:
@@ -78,5 +78,5 @@ def test_a_tenth_of_the_smooth_lenses_falls_short_of_the_threshold() -> None:
 
 def test_few_simulations_that_the_mass_divides_still_have_a_finite_fit() -> None:
     x, log_mass = lenses(40, 8), np.linspace(8, 11, 40)
-    divided = detection.fit(x, log_mass, log_mass > 9.5, p_no=0.3)
+    divided = detection.fit(x, log_mass, log_mass > 9.5, p_no=0.3, log_most=LOG_MASSES[1])
     assert np.isfinite(divided.log_limits(x)).any()

@@ -76,7 +76,7 @@ def test_training_learns_and_the_test_part_shows_it(done: Path) -> None:
 def test_a_training_ends_with_a_fit_of_the_detection_limit(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = Detection(p_no=0.3, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
+    fit = Detection(p_no=0.3, log_most=11, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
     are_calibrated = []
 
     def fitted(predictor: Predictor, dataset: Dataset, bar: Bar) -> Detection:

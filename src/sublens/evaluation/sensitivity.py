@@ -51,11 +51,11 @@ def check_limits(
     """Give each of n new lenses a subhalo as heavy as its limit, and count those that are found."""
     trials = detection_trials.run(predictor, survey, range(n), seed, lambda x, rng: detection.log_limits(x), bar)
     has_subhalo = np.isfinite(trials.p_no)
-    masses, found = trials.log_mass[has_subhalo], trials.p_no[has_subhalo] < detection.p_no
+    masses, detected = trials.log_mass[has_subhalo], trials.p_no[has_subhalo] < detection.p_no
     edges = np.quantile(masses, np.linspace(0, 1, LIMIT_BINS + 1)) if masses.size else np.zeros(0)
     alarms = float((trials.p_no_smooth < detection.p_no).mean())
     without = float(np.isnan(trials.log_mass).mean())
-    return LimitCheck(_shares(masses, found, edges), metrics.wilson(alarms, n), without)
+    return LimitCheck(_shares(masses, detected, edges), metrics.wilson(alarms, n), without)
 
 
 def completeness(
@@ -67,16 +67,16 @@ def completeness(
         predictor, survey, range(n), seed, lambda x, rng: rng.uniform(least, most, len(x)), bar
     )
     has_subhalo = np.isfinite(trials.p_no)
-    found = trials.p_no[has_subhalo] < detection.p_no
-    return _shares(trials.log_mass[has_subhalo], found, np.log10(MASS_BINS))
+    detected = trials.p_no[has_subhalo] < detection.p_no
+    return _shares(trials.log_mass[has_subhalo], detected, np.log10(MASS_BINS))
 
 
-def _shares(log_masses: Floats, found: NDArray[np.bool_], edges: Floats) -> list[FoundShare]:
+def _shares(log_masses: Floats, detected: NDArray[np.bool_], edges: Floats) -> list[FoundShare]:
     """The share found between each two edges, log10 of solar masses; the last edge belongs to its bin."""
     place = np.searchsorted(edges, log_masses, side="right").clip(1, max(len(edges) - 1, 1))
     rows = []
     for number, (low, high) in enumerate(pairwise(edges), start=1):
-        inside = found[place == number]
+        inside = detected[place == number]
         share = metrics.wilson(float(inside.mean()), inside.size) if inside.size else dict.fromkeys(KEYS, np.nan)
         rows.append(FoundShare(float(10**low), float(10**high), inside.size, share))
     return rows

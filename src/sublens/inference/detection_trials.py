@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from sublens.data.dataset import Dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
-from sublens.models.detection import MASSES_MSUN, Detection
+from sublens.models.detection import LOG_MASSES, Detection
 from sublens.progress import Bar, Count, silent
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
 from sublens.sim.population import CLASSES, draw, noise_seeds
@@ -20,9 +21,13 @@ from sublens.surveys.survey import Survey
 
 PAIRS = 4_000
 """Lenses that a limit is fitted to, each simulated with and without a subhalo."""
-SPANS = (0.8, 0.4)
-"""Farthest that masses lie from the limits of the fit before, dex, in the second quarter of these lenses and in the
-last half. The masses of the first quarter are any."""
+PILOT = 0.25
+"""Share of these whose subhaloes have any mass; those of the others lie around a first limit, where most is learned."""
+AROUND = (-0.8, 0.6)
+"""Range of these masses below and above the first limit, dex; the law of the fit needs to hold there alone."""
+STEP, LEVEL = 0.25, 0.03
+"""Width of the bins of mass in which the shares found are compared, dex, and how much less than the peak counts as
+equal."""
 SLICE = 200
 """Lenses that are simulated together."""
 SEED = 28_112_026
@@ -47,8 +52,8 @@ class Trials(NamedTuple):
 
 
 def any_mass(x: Floats, rng: Generator) -> Floats:
-    """Masses evenly spread in their logarithm over `MASSES_MSUN`."""
-    return rng.uniform(*np.log10(MASSES_MSUN), len(x))
+    """Masses evenly spread in their logarithm over `LOG_MASSES`."""
+    return rng.uniform(*LOG_MASSES, len(x))
 
 
 def fit_where_known(predictor: Predictor, dataset: Dataset, bar: Bar = silent) -> Detection | None:
@@ -61,31 +66,44 @@ def fit_where_known(predictor: Predictor, dataset: Dataset, bar: Bar = silent) -
 def fit(predictor: Predictor, survey: Survey, n: int = PAIRS, bar: Bar = silent) -> Detection:
     """The chance that a network finds one subhalo on the arc of a lens of this survey, from n simulated lenses.
 
-    It is fitted to masses ever closer to the limit, since its law holds for few decades of mass only.
+    It is fitted to masses near a first limit. Masses beyond the peak of the share found are left out: a network that
+    learned from lighter subhaloes may find heavier ones less often again.
     """
-    trials = run(predictor, survey, range(n // 4), bar=bar)
-    fitted = _fit(trials, np.inf, trials.log_mass)
-    for numbers, span in zip((range(n // 4, n // 2), range(n // 2, n)), SPANS, strict=True):
-        choose_masses = partial(_masses_around, fitted, span)
-        trials = _joined([trials, run(predictor, survey, numbers, choose_masses=choose_masses, bar=bar)])
-        fitted = _fit(trials, span, _limits(fitted, trials.x))
-    return fitted
+    pilot = run(predictor, survey, range(round(PILOT * n)), bar=bar)
+    log_most = _peak(pilot)
+    first = _fit(pilot, np.isfinite(pilot.log_mass), log_most)
+    choose_masses = partial(_masses_around, first)
+    rest = run(predictor, survey, range(len(pilot.x), n), choose_masses=choose_masses, bar=bar)
+    trials = _joined([pilot, rest])
+    off = trials.log_mass - _limits(first, trials.x)
+    return _fit(trials, (off >= AROUND[0]) & (off <= AROUND[1]), log_most)
 
 
-def _masses_around(fitted: Detection, span: float, x: Floats, rng: Generator) -> Floats:
-    return (_limits(fitted, x) + rng.uniform(-span, span, len(x))).clip(*np.log10(MASSES_MSUN))
+def _peak(trials: Trials) -> float:
+    """log10 of the solar masses up to which no fewer are found the heavier they are: the end of the last high bin."""
+    p_no, edges = detection.threshold(trials.p_no_smooth), np.arange(*LOG_MASSES, STEP) + STEP
+    place = np.searchsorted(edges, trials.log_mass)
+    detected = np.bincount(place, trials.p_no < p_no, minlength=len(edges))
+    share = detected / np.maximum(np.bincount(place, np.isfinite(trials.p_no), minlength=len(edges)), 1)
+    return float(edges[np.flatnonzero(share >= share.max() - LEVEL)[-1]])
+
+
+def _masses_around(first: Detection, x: Floats, rng: Generator) -> Floats:
+    return (_limits(first, x) + rng.uniform(*AROUND, len(x))).clip(LOG_MASSES[0], first.log_most)
 
 
 def _limits(fitted: Detection, x: Floats) -> Floats:
     """log10 of the limits, solar masses, [n]; the greatest mass in place of none."""
-    return np.nan_to_num(fitted.log_limits(x), nan=np.log10(MASSES_MSUN[1]))
+    return np.nan_to_num(fitted.log_limits(x), nan=fitted.log_most)
 
 
-def _fit(trials: Trials, span: float, log_limits: Floats) -> Detection:
-    """The chance, from those of the trials whose masses lie no farther than `span`, dex, from these limits."""
-    p_no = detection.threshold(trials.p_no_smooth)
-    rows = np.isfinite(trials.p_no) & (np.abs(trials.log_mass - log_limits) <= span)
-    return detection.fit(trials.x[rows], trials.log_mass[rows], trials.p_no[rows] < p_no, p_no)
+def _fit(trials: Trials, rows: NDArray[np.bool_], log_most: float) -> Detection:
+    """The chance, from these rows of the trials."""
+    p_no, rows = (
+        detection.threshold(trials.p_no_smooth),
+        rows & np.isfinite(trials.p_no) & (trials.log_mass <= log_most),
+    )
+    return detection.fit(trials.x[rows], trials.log_mass[rows], trials.p_no[rows] < p_no, p_no, log_most)
 
 
 def run(

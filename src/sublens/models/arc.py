@@ -57,7 +57,7 @@ def _circles(height: int, width: int) -> _Circles:
     circle = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2).astype(np.int64).ravel()
     order = np.argsort(circle, kind="stable")
     sizes = np.bincount(circle)[: min(height, width) // 2]
-    return _Circles(order[: sizes.sum()], np.cumsum(sizes) - sizes, np.arange(len(sizes)) + 0.5)
+    return _Circles(order[: sizes.sum()], np.cumsum(sizes) - sizes, np.arange(len(sizes), dtype=np.float64) + 0.5)
 
 
 def features(planes: NDArray[np.uint16], pixels: Pixels, lens: MeasuredLens | None = None) -> Floats:

@@ -17,8 +17,8 @@ FALSE_POSITIVES = 0.1
 """Share of smooth lenses in which substructure counts as found, as in Tsang et al. 2024, arXiv:2401.16624."""
 FOUND = 0.9
 """Chance with which a subhalo of the mass of the limit is found."""
-MASSES_MSUN = (10**7.5, 10**11.5)
-"""Range of the masses of the simulated subhaloes, within which a limit must lie."""
+LOG_MASSES = (7.5, 11.5)
+"""log10 of the least and the greatest mass of the simulated subhaloes, solar masses."""
 PIVOT = 9.5
 """log10 of a mass, solar masses, from which masses are counted."""
 REACH = 3.0
@@ -35,6 +35,8 @@ class Detection(Frozen):
 
     p_no: float
     """Probability of `no` below which substructure counts as found."""
+    log_most: float
+    """log10 of the greatest solar masses that a limit may have: up to there, the heavier the more often found."""
     means: tuple[float, ...]
     """Mean of each feature over the simulated lenses."""
     spreads: tuple[float, ...]
@@ -54,13 +56,12 @@ class Detection(Frozen):
     def log_limits(self, x: Floats) -> Floats:
         """log10 of the least solar masses [n] that are found with chance `FOUND` in lenses of features [n, k].
 
-        At least the least of `MASSES_MSUN`; NaN where not even the greatest is found so often.
+        At least the least of `LOG_MASSES`; NaN where not even `log_most` is found so often.
         """
         level, slope = self._line(x)
         share = (FOUND - FALSE_POSITIVES) / (1 - FALSE_POSITIVES)
-        least, most = np.log10(MASSES_MSUN)
         needed = PIVOT + (np.log(share / (1 - share)) - level) / np.maximum(slope, LEAST_SLOPE)
-        return np.where((needed <= most) & (slope >= LEAST_SLOPE), np.maximum(needed, least), np.nan)
+        return np.where((needed <= self.log_most) & (slope >= LEAST_SLOPE), np.maximum(needed, LOG_MASSES[0]), np.nan)
 
     def _line(self, x: Floats) -> tuple[Floats, Floats]:
         """eta at the mass of `PIVOT` and its slope with log10 of the mass, [n]."""
@@ -68,11 +69,11 @@ class Detection(Frozen):
         return quadratic @ np.array(self.levels), linear @ np.array(self.slopes)
 
 
-def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], p_no: float) -> Detection:
+def fit(x: Floats, log_mass: Floats, detected: NDArray[np.bool_], p_no: float, log_most: float) -> Detection:
     """Fit the chance to simulated lenses by maximum likelihood, with the penalty `RIDGE`.
 
     x: features of the lenses without a subhalo [n, k]. log_mass: log10 of the solar masses of the subhalo that each
-    was given, [n]. found: whether it was found, [n]. p_no: see `Detection`.
+    was given, [n]. detected: whether it was found, [n]. p_no, log_most: see `Detection`.
     """
     from scipy.optimize import minimize
 
@@ -84,12 +85,13 @@ def fit(x: Floats, log_mass: Floats, found: NDArray[np.bool_], p_no: float) -> D
     penalties[[0, n_levels]] = 0
 
     def cost(coefficients: Floats) -> tuple[float, Floats]:
-        return _cost(coefficients, terms, found, penalties)
+        return _cost(coefficients, terms, detected, penalties)
 
     start = np.eye(len(penalties))[n_levels]
     best = minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000}).x
     return Detection(
         p_no=p_no,
+        log_most=log_most,
         means=tuple(means.tolist()),
         spreads=tuple(spreads.tolist()),
         levels=tuple(best[:n_levels].tolist()),
@@ -117,13 +119,13 @@ def _chance(eta: Floats) -> Floats:
     return np.asarray(FALSE_POSITIVES + (1 - FALSE_POSITIVES) * expit(eta))
 
 
-def _cost(coefficients: Floats, terms: Floats, found: NDArray[np.bool_], penalties: Floats) -> tuple[float, Floats]:
+def _cost(coefficients: Floats, terms: Floats, detected: NDArray[np.bool_], penalties: Floats) -> tuple[float, Floats]:
     """Negative logarithm of the likelihood with its penalty, and its gradient; terms: those of eta, [n, p]."""
     from scipy.special import expit
 
     share = expit(terms @ coefficients)
     chance = FALSE_POSITIVES + (1 - FALSE_POSITIVES) * share
     missed = np.maximum((1 - FALSE_POSITIVES) * (1 - share), 1e-300)
-    loss = -np.log(np.where(found, chance, missed)).sum() + (penalties * coefficients**2).sum() / 2
-    pull = np.where(found, -(1 - FALSE_POSITIVES) * share * (1 - share) / chance, share)
+    loss = -np.log(np.where(detected, chance, missed)).sum() + (penalties * coefficients**2).sum() / 2
+    pull = np.where(detected, -(1 - FALSE_POSITIVES) * share * (1 - share) / chance, share)
     return float(loss), pull @ terms + penalties * coefficients
