@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import changed
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
@@ -14,8 +15,11 @@ from sublens.data.dataset import Dataset
 from sublens.evaluation import sensitivity
 from sublens.inference import detection_trials
 from sublens.inference.engines import Outputs
+from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
+from sublens.models.arc import PLAIN
 from sublens.models.detection import FALSE_POSITIVES, Detection
+from sublens.models.networks import build
 from sublens.sim.population import CLASSES, Truth
 from sublens.sim.render import observe
 from sublens.surveys.survey import Survey
@@ -133,3 +137,13 @@ def test_every_lens_is_a_smooth_one_of_its_own(predictor: Predictor, small_surve
     later = detection_trials.run(predictor, small_survey, range(2, 4)).x
     assert np.array_equal(whole[2:], later)
     assert len(np.unique(whole[:, 0])) == 4
+
+
+def test_lenses_are_simulated_as_the_survey_has_them_in_signal_to_noise() -> None:
+    survey = changed("euclid", camera={"n_pixels": 48, "supersampling": 2, "pixels": "signal-to-noise"})
+    config = InputConfig(transform="signal-to-noise")
+    network = eager(build("lensnet", 3, config.n_channels).eval(), CLASSES, (48, 48), config)
+    trials = detection_trials.run(network, survey, range(3))
+    arc_sn = np.exp(trials.x[:, PLAIN.index("ln_arc_sn")])
+    assert (arc_sn > 50).all()
+    assert np.isfinite(trials.p_no).all()

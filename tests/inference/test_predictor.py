@@ -13,7 +13,8 @@ from sublens.images import formats, pixels
 from sublens.images.reader import Reader
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
-from sublens.models.arc import PLAIN
+from sublens.models.arc import MEASURED, PLAIN
+from sublens.models.bundle import CardMap
 from sublens.models.calibration import Calibration
 from sublens.models.detection import Detection
 from sublens.models.networks import build
@@ -178,3 +179,12 @@ def test_there_is_no_limit_where_no_mass_would_be_found_or_the_image_is_out_of_d
     image[8:14, 8:14] = np.nan  # a hole, which is out of distribution
     (prediction,) = limited(predictor, 0)([image])
     assert (prediction.is_ood, prediction.limit_msun) == (True, None)
+
+
+def test_a_measured_lens_sets_the_radius_and_adds_features(predictor: Predictor) -> None:
+    mapped = replace(predictor, map=CardMap(n_cells=5, cell_arcsec=0.4))  # 0.1 arcsec a pixel
+    macromodels = np.array([[0.7, 0.035, 0.8, 0.02, 30.0, 2.0]])
+    x = mapped.ring_features(images_of(1).astype(np.uint16), macromodels)
+    assert dict(zip(MEASURED, x[0], strict=True)) == pytest.approx(
+        dict(zip(PLAIN, x[0], strict=False)) | {"ln_radius": np.log(7), "theta_e_sigma": 0.05, "axis_ratio": 0.8}
+    )
