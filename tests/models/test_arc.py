@@ -15,7 +15,7 @@ LENS = 40 * np.exp(-np.hypot(X, Y) / 5)
 def arc(radius: float = RADIUS, peak: float = 20.0) -> NDArray[np.float64]:
     """Signal to noise of an arc over a quarter of the ring."""
     lit = np.abs(np.arctan2(Y, X)) < np.pi / 4
-    return peak * np.exp(-0.5 * ((np.hypot(X, Y) - radius) / 1.5) ** 2) * lit
+    return np.asarray(peak * np.exp(-0.5 * ((np.hypot(X, Y) - radius) / 1.5) ** 2) * lit)
 
 
 def planes(*lights: NDArray[np.float64], mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint16]:

@@ -138,9 +138,9 @@ def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, 
     smooth = predictor.forward(planes)
     x = predictor.ring_features(planes, smooth.macromodels)
     log_mass, p_no = choose_masses(x, rng), np.full(len(truth), np.nan)
-    places = places_on_arc(truth, survey, images, rng)
+    right, up = places_on_arc(truth, survey, images, rng)
     rows = np.flatnonzero(np.isfinite(log_mass))
-    whole = with_subhalo(truth.take(rows), survey, *(place[rows] for place in places), 10 ** log_mass[rows], rng)
+    whole = with_subhalo(truth.take(rows), survey, right[rows], up[rows], 10 ** log_mass[rows], rng)
     light = whole.scenes["halo_mass_msun"] > 0
     if light.any():
         rows, some = rows[light], whole.take(np.flatnonzero(light))
