@@ -19,12 +19,13 @@ from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
     from sublens.inference.predictor import Row
     from sublens.inference.tables import Cell
+    from sublens.models.bundle import Card
 
 GROUPS = {
     "Predict": ("predict", "serve", "explain"),
@@ -98,6 +99,8 @@ STOPPED = 130
 DEFAULT_BUNDLE = "lensnet"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that no other machine can reach."""
+MASS_FROM = 1e6
+"""Number from which on a cell is a mass, solar masses, and is shown as a power of ten."""
 NOT_SHOWN = ("id", "ra", "dec", "bundle", "version")
 """Columns of a table of predictions that are not printed."""
 LOOK_UP_ERRORS = (errno.ENAMETOOLONG, errno.EACCES)
@@ -658,7 +661,7 @@ def predict(
         n_images, n_failed = counts
     else:
         rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
-        n_images, n_failed = _shown(rows, card.classes, has_macro=card.has_macro)
+        n_images, n_failed = _shown(rows, card)
     if n_failed == n_images:
         raise ImageError(
             f"None of {n_images} images could be used",
@@ -689,17 +692,18 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_macro: bool) -> tuple[int, int]:
+def _shown(rows: "Iterable[Row]", card: "Card") -> tuple[int, int]:
     """Print rows as a table; returns how many there are, and how many of them failed."""
     from sublens.inference import tables
 
     n_images = n_failed = 0
-    names = [column.name for column in tables.columns(classes, has_macro=has_macro) if column.name not in NOT_SHOWN]
+    has = {"has_macro": card.has_macro, "has_limit": card.detection is not None}
+    names = [column.name for column in tables.columns(card.classes, **has) if column.name not in NOT_SHOWN]
     for row in rows:
         if not n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, classes, "", "", has_macro=has_macro), "path": row.name}
+        record = {**tables.record(row, card.classes, "", "", **has), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 
@@ -707,7 +711,9 @@ def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_macro: bool) 
 def _cell(value: "Cell") -> str:
     if isinstance(value, bool):
         return "ood" if value else "in-distribution"
-    return f"{value:.4f}" if isinstance(value, float) else value or ""
+    if isinstance(value, float):
+        return f"{value:.4f}" if value < MASS_FROM else f"{value:.2e}"
+    return value or ""
 
 
 @app.command("export")

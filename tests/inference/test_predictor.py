@@ -13,7 +13,10 @@ from sublens.images import formats, pixels
 from sublens.images.reader import Reader
 from sublens.inference.predict_dataset import eager
 from sublens.inference.predictor import Predictor
+from sublens.models.arc import MEASURED, PLAIN
+from sublens.models.bundle import CardMap
 from sublens.models.calibration import Calibration
+from sublens.models.detection import Detection
 from sublens.models.networks import build
 from sublens.sim import scene
 
@@ -149,3 +152,39 @@ def test_a_row_without_a_prediction_keeps_its_position(tmp_path: Path) -> None:
         (row,) = Predictor.load("lensnet").rows(reader.read([tmp_path / "a.fits"]))
     assert row.error
     assert (row.ra, row.dec) == pytest.approx((10.0, 5.0))
+
+
+def limited(predictor: Predictor, level: float) -> Predictor:
+    """A predictor whose limit is the same for all images, less the greater its level."""
+    n = len(PLAIN)
+    levels = (level, *[0.0] * (n + n * (n + 1) // 2))
+    slopes, means, spreads = (5.0, *[0.0] * n), (0.0,) * n, (1.0,) * n
+    return replace(
+        predictor,
+        detection=Detection(p_no=0.5, log_most=11, means=means, spreads=spreads, levels=levels, slopes=slopes, n=9),
+    )
+
+
+def test_every_image_has_a_detection_limit_where_the_network_has_a_fit(predictor: Predictor) -> None:
+    limits = [prediction.limit_msun for prediction in limited(predictor, 0)(list(images_of()))]
+    assert limits == pytest.approx([10 ** (9.5 + np.log(8) / 5)] * 3)
+    assert [prediction.limit_msun for prediction in predictor(list(images_of()))] == [None] * 3
+
+
+def test_there_is_no_limit_where_no_mass_would_be_found_or_the_image_is_out_of_distribution(
+    predictor: Predictor,
+) -> None:
+    image = images_of(1)[0].astype(float)
+    assert limited(predictor, -100)([image])[0].limit_msun is None
+    image[8:14, 8:14] = np.nan  # a hole, which is out of distribution
+    (prediction,) = limited(predictor, 0)([image])
+    assert (prediction.is_ood, prediction.limit_msun) == (True, None)
+
+
+def test_a_measured_lens_sets_the_radius_and_adds_features(predictor: Predictor) -> None:
+    mapped = replace(predictor, map=CardMap(n_cells=5, cell_arcsec=0.4))  # 0.1 arcsec a pixel
+    macromodels = np.array([[0.7, 0.035, 0.8, 0.02, 30.0, 2.0]])
+    x = mapped.ring_features(images_of(1).astype(np.uint16), macromodels)
+    assert dict(zip(MEASURED, x[0], strict=True)) == pytest.approx(
+        dict(zip(PLAIN, x[0], strict=False)) | {"ln_radius": np.log(7), "theta_e_sigma": 0.05, "axis_ratio": 0.8}
+    )

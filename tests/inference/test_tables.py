@@ -201,3 +201,20 @@ def test_a_fits_table_replaces_what_a_killed_command_left(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", list(tables.WRITERS))
 def test_a_table_may_have_no_rows(tmp_path: Path, suffix: str) -> None:
     assert read_back(written(tmp_path / f"a{suffix}", [])) == []
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "fits", "ecsv", "vot"])
+def test_detection_limits_have_a_column_where_the_network_gives_them(tmp_path: Path, form: str) -> None:
+    limits = [replace(predicted(0), prediction=replace(EMPTY_SET, limit_msun=2.5e9)), predicted(1), failed(2)]
+    with Journal(tmp_path / f"p.{form}", {}) as journal:
+        for row in limits:
+            journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0", has_limit=True))
+        journal.finish(CLASSES, has_limit=True)
+    text = (tmp_path / f"p.{form}").read_bytes()
+    assert b"limit_msun" in text
+    assert (b"2500000000.0" in text) == (form in ("csv", "jsonl", "ecsv", "vot"))
+
+
+def test_networks_without_a_fit_have_no_column_of_limits() -> None:
+    assert tables.LIMIT not in tables.columns(CLASSES)
+    assert tables.LIMIT.name not in tables.record(predicted(0), CLASSES, "lensnet 0123", "1.0")

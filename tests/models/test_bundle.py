@@ -10,6 +10,7 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.models.bundle import CALIBRATION, CARD, GRAPH, WEIGHTS, Card, CardGraph
 from sublens.models.calibration import Calibration, Layer
+from sublens.models.detection import Detection
 from sublens.storage.files import sha256
 from sublens.storage.seal import write_sealed
 
@@ -205,3 +206,16 @@ def test_weights_that_a_graph_needs_are_checked_with_it(graphed: Path) -> None:
     else:
         with pytest.raises(BundleError, match=f"has no {WEIGHTS}"):
             bundle.graph(graphed, card)
+
+
+def test_a_detection_limit_comes_back_as_it_was_and_changes_the_digest(saved: Path) -> None:
+    before = bundle.read_card(saved)
+    fit = Detection(p_no=0.3, log_most=11, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
+    after = rewrite(saved, detection=fit)
+    assert after.detection == fit
+    assert after.digest != before.digest
+
+
+def test_a_card_without_a_detection_limit_does_not_mention_one(saved: Path) -> None:
+    rewrite(saved)
+    assert "detection" not in json.loads((saved / CARD).read_bytes())

@@ -26,13 +26,16 @@ from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.evaluation.publish import publish
+from sublens.inference import detection_trials
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, networks
 from sublens.models.bundle import CardMap
+from sublens.models.detection import Detection
 from sublens.models.weights import load as load_weights
 from sublens.models.weights import save as save_weights
 from sublens.parallel.mapper import HERE
 from sublens.parallel.torchrun import ALONE
+from sublens.progress import Bar
 from sublens.storage.files import lock_folder, sha256
 from sublens.surveys.survey import Survey
 from sublens.training import checkpoint, loop, recorder, run
@@ -68,6 +71,22 @@ def scores_of(folder: Path) -> dict[str, Any]:
 def test_training_learns_and_the_test_part_shows_it(done: Path) -> None:
     assert scores_of(done)["auc_macro"]["value"] > 0.95
     assert scores_of(done)["accuracy"]["value"] > 0.85
+
+
+def test_a_training_ends_with_a_fit_of_the_detection_limit(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Detection(p_no=0.3, log_most=11, means=(), spreads=(), levels=(1,), slopes=(2,), n=9)
+    are_calibrated = []
+
+    def fitted(predictor: Predictor, dataset: Dataset, bar: Bar) -> Detection:
+        are_calibrated.append(predictor.calibration is not None)
+        return fit
+
+    monkeypatch.setattr(detection_trials, "fit_where_known", fitted)
+    run.train_run(easy, RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")
+    assert bundle.read_card(tmp_path / "run").detection == fit
+    assert are_calibrated == [True]
 
 
 def test_the_log_has_a_row_a_step_and_an_epoch(done: Path, easy: Dataset) -> None:

@@ -12,7 +12,7 @@ import torch
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import DataError
 from sublens.evaluation.evaluate import read_scores, refuse_partial_scores
-from sublens.inference import onnx_export, predict_dataset
+from sublens.inference import detection_trials, onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardLog, CardScores
@@ -74,6 +74,7 @@ def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], data
     fields["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
     calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar)
     fields["calibration"] = bundle.save_calibration(folder, calibration, len(part))
+    fields["detection"] = detection_trials.fit_where_known(replace(rounded, calibration=calibration), dataset, bar)
     if card.rounding is None:  # else it is rounded and thinned already
         log = "".join(f"{line}\n" for line in _thinned(log.splitlines())).encode()
         fields["rounding"] = _rounding(best, rounded, part, bar)

@@ -176,14 +176,14 @@ class Journal:
                 path=self._path,
             )
 
-    def finish(self, classes: Sequence[str], *, has_macro: bool = False) -> tuple[int, int]:
+    def finish(self, classes: Sequence[str], *, has_macro: bool = False, has_limit: bool = False) -> tuple[int, int]:
         """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures.
 
-        classes, has_macro: see `tables.columns`.
+        classes, has_macro, has_limit: see `tables.columns`.
         """
         has_failed = [bool(row["error"]) for row in self.records()]
         with whole_file(self._table) as partial:
-            fields = columns(classes, has_macro=has_macro)
+            fields = columns(classes, has_macro=has_macro, has_limit=has_limit)
             WRITERS[self._table.suffix.lower()](partial, fields, self.records, self._digest)
         with translate_errors(self._path):
             self._path.unlink()

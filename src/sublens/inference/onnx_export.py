@@ -21,7 +21,7 @@ from sublens import metrics
 from sublens.config import InputConfig, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError
-from sublens.inference import predict_dataset
+from sublens.inference import detection_trials, predict_dataset
 from sublens.inference.engines import COUNTS, LOGITS, MACRO, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.inference.torch_engine import FullNetwork, MirroredNetwork, TorchEngine
@@ -254,19 +254,22 @@ def export(
             entry = add_graph(place, card, part, bar, mirrors=True)
             entry = entry.model_copy(update={"mirror_gain": _mirror_gain(card, place, part, bar)})
         _save_alone(place / GRAPH, folder / GRAPH)
-        calibration = card.calibration
+        calibration, detection = card.calibration, card.detection
         if int8:
             _quantise(folder / GRAPH, part, place, bar)
             entry = entry.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
         if int8 or mirrors:
-            fitted = predict_dataset.calibrate(_uncalibrated(folder / GRAPH, card), dataset.train, part, bar)
+            plain = _uncalibrated(folder / GRAPH, card)
+            fitted = predict_dataset.calibrate(plain, dataset.train, part, bar)
             calibration = bundle.save_calibration(folder, fitted, len(part))
+            detection = detection_trials.fit_where_known(replace(plain, calibration=fitted), dataset, bar)
         elif calibration:
             data = bundle.read_verified(source / bundle.CALIBRATION, calibration.sha256)
             (folder / bundle.CALIBRATION).write_bytes(data)
         _save_alone(folder / GRAPH, folder / GRAPH, _notes(card, calibration))
         entry = entry.model_copy(update={"is_alone": True, "sha256": files.sha256(folder / GRAPH)})
-        bundle.save_card(folder, card.model_copy(update={"graph": entry, "calibration": calibration}))
+        changes = {"graph": entry, "calibration": calibration, "detection": detection}
+        bundle.save_card(folder, card.model_copy(update=changes))
     return entry
 
 

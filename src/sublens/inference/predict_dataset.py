@@ -123,7 +123,7 @@ def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
         return None if arrays[0] is None else np.concatenate(arrays)
 
     moments = [np.concatenate(layer) for layer in zip(*(batch.moments for batch in outputs), strict=True)]
-    names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "macro", "macromodels")
+    names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "macro", "macromodels", "limit_msun")
     return BatchPrediction(outputs[0].classes, moments=moments, **{name: joined(name) for name in names})
 
 

@@ -295,7 +295,7 @@ def predict_to_table(
     if maps:
         files.refuse_overlap(out, maps)
     card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
-    plan = query.plan(card, images)
+    plan, has = query.plan(card, images), {"has_macro": card.has_macro, "has_limit": card.detection is not None}
     if not force and not maps and tables.is_complete(out, plan):
         return None
     files.refuse_existing_file(out, mark=tables.MARK, force=force)
@@ -305,10 +305,8 @@ def predict_to_table(
         for row in predict(
             query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
         ):
-            journal.add(
-                row.source_index, tables.record(row, card.classes, card.identity, ours, has_macro=card.has_macro)
-            )
-        return journal.finish(card.classes, has_macro=card.has_macro)
+            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, **has))
+        return journal.finish(card.classes, **has)
 
 
 def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:

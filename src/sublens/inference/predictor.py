@@ -10,16 +10,17 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublens.config import InputConfig, field_of_view
+from sublens.config import InputConfig, Pixels, field_of_view
 from sublens.errors import BundleError, ImageError
 from sublens.images import listing, resample
 from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
-from sublens.models import bundle, macro
+from sublens.models import arc, bundle, macro
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
+from sublens.models.detection import Detection
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 from sublens.storage.object_store import parse_path
@@ -47,6 +48,10 @@ class Prediction:
     is_ood: bool | None = None
     """Whether the image is out of distribution, so that nothing else here can be trusted: by its score, or since
     more pixels are missing than can be filled. None without a score, if none are."""
+    limit_msun: float | None = None
+    """Detection limit: the least mass of one subhalo on the arc, solar masses, that the network would have found nine
+    times in ten. None where not even the greatest simulated mass would be, where the image is out of distribution,
+    and where the network has no fit of it."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
     macromodel: dict[str, float] | None = None
@@ -77,6 +82,8 @@ class BatchPrediction:
     """Outputs of the macro head before calibration, [b, 7]; None where there is none."""
     macromodels: NDArray[np.float64] | None = None
     """The `macro.COLUMNS` of each lens, [b, 6]; None without a macro head."""
+    limit_msun: NDArray[np.float64] | None = None
+    """Detection limits, solar masses, [b], NaN where there is none; None where the network has no fit of them."""
     has_hole: NDArray[np.bool_] | None = None
     """Images with a hole in the field of view, [b], which are out of distribution; None where there are none."""
 
@@ -95,11 +102,16 @@ class BatchPrediction:
             prediction_set=None if members is None else tuple(compress(self.classes, members)),
             ood=None if self.ood is None else float(self.ood[row]),
             is_ood=is_ood,
+            limit_msun=None if is_ood else self._limit(row),
             masses=None if self.masses is None else self.masses[row],
             macromodel=None
             if self.macromodels is None
             else dict(zip(macro.COLUMNS, map(float, self.macromodels[row]), strict=True)),
         )
+
+    def _limit(self, row: int) -> float | None:
+        limit = np.nan if self.limit_msun is None else float(self.limit_msun[row])
+        return limit if np.isfinite(limit) else None
 
     def with_holes(self, has_hole: NDArray[np.bool_]) -> "BatchPrediction":
         """The output for images [b] of which some have a hole in the field of view."""
@@ -112,7 +124,10 @@ class BatchPrediction:
 
     def take(self, rows: slice) -> "BatchPrediction":
         """The output for some of the images."""
-        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "macro", "macromodels", "has_hole")
+        names = (
+            *("logits", "probs", "masses", "sets", "ood", "is_ood"),
+            *("macro", "macromodels", "limit_msun", "has_hole"),
+        )
         arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
         return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
 
@@ -194,6 +209,8 @@ class Predictor:
     """Cells of the network's maps of substructure mass; None where it was trained without a truth head."""
     calibration: Calibration | None = None
     """Temperature, prediction sets and OOD score; None during training."""
+    detection: Detection | None = None
+    """Chance that a subhalo is found; None where no limits are given."""
 
     @classmethod
     def load(cls, name: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
@@ -206,7 +223,7 @@ class Predictor:
         card = bundle.read_card(folder)
         runner = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
-        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration)
+        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration, card.detection)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Predictions for images, each [h, w] or [1, h, w] in any linear scale.
@@ -322,6 +339,8 @@ class Predictor:
         ood = calibration.ood(moments, probs, contaminant_logits) if calibration and calibration.layers else None
         is_ood = None if calibration is None or ood is None else calibration.is_ood(ood)
         sets = calibration.sets(probs) if calibration else None
+        macromodels = None if lens is None else macro.measured(lens, self._macro_scales)
+        x = self.ring_features(counts, macromodels) if self.detection else None
         return BatchPrediction(
             classes=self.classes,
             logits=logits,
@@ -332,8 +351,18 @@ class Predictor:
             ood=ood,
             is_ood=is_ood,
             macro=lens,
-            macromodels=None if lens is None else macro.measured(lens, self._macro_scales),
+            macromodels=macromodels,
+            limit_msun=None if self.detection is None or x is None else 10 ** self.detection.log_limits(x),
         )
+
+    def ring_features(self, counts: NDArray[np.uint16], macromodels: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Features of images [b, h, w], and of their lenses [b, 6] where they are measured, for `Detection`, [b, k]."""
+        pixels: Pixels = "signal-to-noise" if self.input.transform == "signal-to-noise" else "counts"
+        lens = None
+        if macromodels is not None and self.pixel_scale:
+            theta_e, sigma, axis_ratio = macromodels[:, :3].T
+            lens = arc.MeasuredLens(theta_e / self.pixel_scale, sigma / theta_e, axis_ratio)
+        return arc.features(counts, pixels, lens)
 
     @property
     def _macro_scales(self) -> macro.Scales:

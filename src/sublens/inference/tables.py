@@ -66,10 +66,21 @@ MACROMODEL = [
     Column("position_angle_sigma", "number", "Its standard deviation", "stat.error;pos.posAng", "deg"),
 ]
 """Columns of what a macro head measures."""
+LIMIT = Column(
+    "limit_msun",
+    "number",
+    "Least mass of one subhalo on the arc, M200, that would have been found nine times in ten",
+    "phys.mass",
+    "solMass",
+)
+"""Column of the detection limit."""
 
 
-def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
-    """The columns of a table of predictions of these classes; has_macro: and of the lens that a macro head measures."""
+def columns(classes: Sequence[str], *, has_macro: bool = False, has_limit: bool = False) -> list[Column]:
+    """The columns of a table of predictions of these classes.
+
+    has_macro: and of the lens that a macro head measures. has_limit: and of the detection limit.
+    """
     return [
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
@@ -93,6 +104,7 @@ def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
         *(MACROMODEL if has_macro else []),
+        *([LIMIT] if has_limit else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
@@ -102,7 +114,15 @@ def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
     ]
 
 
-def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_macro: bool = False) -> Record:
+def record(
+    row: Row,
+    classes: Sequence[str],
+    bundle: str,
+    version: str,
+    *,
+    has_macro: bool = False,
+    has_limit: bool = False,
+) -> Record:
     """A row as a table of these `columns` has it; None where there is no value.
 
     Bytes of a file name that are no UTF-8 are escaped.
@@ -118,6 +138,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_m
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
+        **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,

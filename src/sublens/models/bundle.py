@@ -19,11 +19,14 @@ from safetensors.numpy import save as to_bytes
 from sublens.config import Frozen, InputConfig, RunConfig, later
 from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
+from sublens.models.detection import Detection
 from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 from sublens.storage.seal import SEAL, unsealed, write_sealed
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
+PREDICTING = {"input", "classes", "weights_sha256", "graph", "calibration", "detection"}
+"""Fields of a card that decide a prediction."""
 FORMAT: Literal[2] = 2
 """Format of the card; those of format 1 are read as well, and need no seal."""
 COPY_AGAIN = "Copy the whole folder again, or train again."
@@ -221,6 +224,9 @@ class Card(Frozen):
     """What the network learned from, in words; None in cards of earlier versions."""
     calibration: CardCalibration | None = None
     """Calibration parameters; None until the training is complete."""
+    detection: Detection | None = Field(None, exclude_if=lambda value: value is None)
+    """Chance that a subhalo is found, for the detection limit of each image; None, and not in the file, for networks
+    of counts and until the training is complete."""
     graph: CardGraph | None = None
     """Exported graph; None until the training is complete, and where the network cannot be exported."""
     scores: tuple[CardScores, ...] = ()
@@ -244,7 +250,7 @@ class Card(Frozen):
     @property
     def digest(self) -> str:
         """Hash of all that decides a prediction: input, classes, weights, graph and calibration."""
-        parts = self.model_dump_json(include={"input", "classes", "weights_sha256", "graph", "calibration"})
+        parts = self.model_dump_json(include=PREDICTING)
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property

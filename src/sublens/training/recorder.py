@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
@@ -20,10 +20,11 @@ from sublens import metrics
 from sublens.config import RunConfig
 from sublens.data.dataset import Dataset
 from sublens.errors import BundleError, DataError
-from sublens.inference import onnx_export, predict_dataset
+from sublens.inference import detection_trials, onnx_export, predict_dataset
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog
+from sublens.models.detection import Detection
 from sublens.models.networks import device, processor_facts
 from sublens.parallel import machine
 from sublens.parallel.torchrun import Ranks
@@ -336,21 +337,30 @@ class TrainingRecorder:
         self.write_card(is_interrupted=True)
 
     def finish(self, bar: Bar) -> None:
-        """Calibrate the best weights on the selection part, export their graph, and complete the card."""
+        """Calibrate the best weights on the selection part, fit their detection limit, export their graph, and complete
+        the card.
+        """
         self.close()
         self._warn_of_chance("ended")
         part, graph = self.dataset.selection, None
-        fitted = predict_dataset.calibrate(Predictor.load(self.out, "torch", device()), self.dataset.train, part, bar)
+        predictor = Predictor.load(self.out, "torch", device())
+        fitted = predict_dataset.calibrate(predictor, self.dataset.train, part, bar)
+        detection = detection_trials.fit_where_known(replace(predictor, calibration=fitted), self.dataset, bar)
         try:
             graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
         except BundleError as err:
             warnings.warn(str(err), stacklevel=2)
         calibration = bundle.save_calibration(self.out, fitted, len(part))
-        self.write_card(is_interrupted=False, calibration=calibration, graph=graph)
+        self.write_card(is_interrupted=False, calibration=calibration, detection=detection, graph=graph)
         checkpoint.discard(self.out)
 
     def write_card(
-        self, *, is_interrupted: bool, calibration: CardCalibration | None = None, graph: CardGraph | None = None
+        self,
+        *,
+        is_interrupted: bool,
+        calibration: CardCalibration | None = None,
+        detection: Detection | None = None,
+        graph: CardGraph | None = None,
     ) -> None:
         """Write the card of the best weights and of the training so far."""
         assert self.config.input is not None
@@ -379,6 +389,7 @@ class TrainingRecorder:
             "teacher": self.state.batches.teacher and self.state.batches.teacher.card_entry,
             "supervision": self.state.supervision,
             "calibration": calibration,
+            "detection": detection,
             "graph": graph,
             "versions": self.versions,
             "machine": {
