@@ -6,7 +6,7 @@ Knows no torch, so that the command line can read settings before anything heavy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 
 from sublens.errors import ConfigError, nearest
@@ -34,6 +36,24 @@ class Frozen(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=Frozen)
+
+
+class Extended(Frozen):
+    """Base of settings that have grown: those in ADDED are left out of a dump while they are off, so that the text
+    of older settings, and hashes of it, stay the same."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Names of the settings that came later."""
+
+    @model_serializer(mode="wrap")
+    def _without_those_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = dump(self)
+        off = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in tree.items() if name not in off}
+
+    def has_additions(self) -> bool:
+        """Whether any of the settings that came later is on."""
+        return any(getattr(self, name) != type(self).model_fields[name].default for name in self.ADDED)
 
 
 class SplitConfig(Frozen):

@@ -22,7 +22,7 @@ from sublens.models.bundle import Card
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
-from sublens.sim.population import CLASSES, Truth
+from sublens.sim.population import CLASSES, Truth, joined
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
 from sublens.surveys.survey import Survey
@@ -214,15 +214,12 @@ def _read_store(path: Path) -> _Images:
 
 def _part(chunks: Sequence[Chunk]) -> Part:
     """The part that all these chunks make up."""
-    truths = [chunk.truth for chunk in chunks if chunk.truth]
     return Part(
         shards=tuple(chunk.counts for chunk in chunks),
         rows=np.arange(sum(len(chunk.labels) for chunk in chunks)),
         labels=np.concatenate([np.zeros(0, np.int64), *(chunk.labels for chunk in chunks)]),
         ids=np.concatenate([np.zeros(0, "<U1"), *(chunk.ids for chunk in chunks)]),
-        truth=Truth(np.concatenate([t.scenes for t in truths]), np.concatenate([t.subhaloes for t in truths]))
-        if truths
-        else None,
+        truth=joined([chunk.truth for chunk in chunks if chunk.truth]),
     )
 
 
