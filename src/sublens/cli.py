@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from sublens.data.dataset import Dataset
     from sublens.inference.predictor import Row
     from sublens.inference.tables import Cell
+    from sublens.surveys.survey import Survey
 
 GROUPS = {
     "Predict": ("predict", "serve", "explain"),
     "Train and compare": ("run", "train", "evaluate", "compare", "demo"),
-    "Make data sets": ("presets", "simulate", "fidelity", "pack", "verify", "import-legacy"),
+    "Make data sets": ("presets", "match", "simulate", "fidelity", "pack", "verify", "import-legacy"),
     "Networks": ("networks", "export", "publish"),
     "Help": ("doctor",),
 }
@@ -237,6 +238,10 @@ def presets_(
 ) -> None:
     """List the surveys to simulate, print one, or draw images.
 
+    Print one to make it your own, or have one measured on your images with sublens match.
+
+    sublens presets hst > mine.toml
+
     sublens presets euclid --show euclid.png
     """
     from sublens.errors import ConfigError
@@ -267,6 +272,43 @@ def presets_(
 
 
 @app.command()
+def match(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of lenses by one camera: files, folders, patterns.")
+    ],
+    out: Out,
+    base: Annotated[
+        str, typer.Option("--base", metavar="PRESET", help="Survey that all else is taken from, by name or .toml.")
+    ] = "hst",
+    pixel_scale: PixelScale = None,
+    force: Force = False,
+) -> None:
+    """Write a first survey measured on images of your own.
+
+    Pixels, point-spread function, exposure, noise and brightness are measured; each line says where it came from.
+
+    sublens match cutouts/*.fits --base hst --out mine.toml
+    """
+    from sublens.errors import ConfigError
+    from sublens.evaluation import lens_images
+    from sublens.evaluation import match as matching
+    from sublens.images import listing
+    from sublens.progress import visible
+    from sublens.storage import files
+    from sublens.surveys import presets
+
+    if out.suffix != ".toml":
+        raise ConfigError("a survey is a TOML file", need="a name that ends in .toml", next="Rename it.", path=out)
+    files.refuse_overlap(out, *presets.files(base), *listing.named(images))
+    files.refuse_existing_file(out, mark=matching.MARK.encode(), force=force)
+    result = matching.match(lens_images.read(images, visible), base, matching.survey_name(out), pixel_scale)
+    result.write(out)
+    for line in result.lines():
+        print(line)
+    print(out)
+
+
+@app.command()
 def fidelity(
     preset: Preset,
     images: Annotated[
@@ -275,7 +317,14 @@ def fidelity(
     label: Annotated[
         Literal["no", "sphere", "vort"], typer.Option("--class", help="What the real images show.")
     ] = "no",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=_local_path, metavar="PATH", help="JSON file of it all, for surveys of signal to noise."
+        ),
+    ] = None,
     seed: Seed = 1,
+    force: Force = False,
 ) -> None:
     """Compare a survey's simulated images with real ones.
 
@@ -285,13 +334,47 @@ def fidelity(
     from sublens.progress import visible
     from sublens.surveys import presets
 
-    rows, chance, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    survey = presets.preset(preset)
+    if survey.camera.pixels == "signal-to-noise":
+        _compare_lenses(survey, images, label, seed=seed, out=out, force=force)
+        return
+    if out:
+        raise typer.BadParameter('--out needs a survey whose camera.pixels is "signal-to-noise"')
+    rows, chance, separation = fidelity.fidelity(survey, images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
         values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
         print(f"{row.name:26} {values} {row.distance:6.3f} {row.p:6.3f}")
     print(f"Were all images alike, the least of these {len(rows)} p would be as small with a chance of {chance:.3f}.")
     print(f"A network tells them apart with AUC {separation.auc:.4f}, p {separation.p:.3g}; 0.5 is chance.")
+
+
+def _compare_lenses(survey: "Survey", images: Path, label: str, *, seed: int, out: Path | None, force: bool) -> None:
+    """Compare lenses in signal to noise, print what differs most first, and save it."""
+    from sublens.evaluation import lens_fidelity, lens_images
+    from sublens.progress import visible
+    from sublens.storage import files
+
+    if out:
+        files.refuse_overlap(out, images)
+        files.refuse_existing_file(out, mark=lens_fidelity.MARK, force=force)
+    planes = {
+        name: lens_images.plane(image, survey, name) for name, image in lens_images.read([images], visible).items()
+    }
+    result = lens_fidelity.lens_fidelity(survey, planes, label, seed=seed, bar=visible)
+    print(f"{'statistic':20} {'real':>19} {'simulated':>19} {'shift':>6} {'KS':>6} {'p':>8}")
+    for row in result.rows:
+        values = " ".join(f"{median:9.3f} ±{half:8.3f}" for median, half in (row.real, row.simulated))
+        print(f"{row.name:20} {values} {row.shift:+6.2f} {row.distance:6.3f} {row.p:8.2g}")
+    print(f"Were all lenses alike, some statistic would differ as much with a chance of {result.chance:.3f}.")
+    separation = result.separation
+    print(
+        f"Networks tell {len(planes)} real lenses from simulated ones with AUC {separation.value:.3f} "
+        f"({separation.low:.3f} to {separation.high:.3f}); 0.5 is chance."
+    )
+    if out:
+        result.write(out, survey.name)
+        print(out)
 
 
 @app.command()

@@ -27,6 +27,8 @@ from sublens.training import loop
 Floats = NDArray[np.float64]
 Planes = NDArray[np.uint16]
 """Images [n, h, w] as `images.signal_to_noise` encodes them."""
+MARK = b'"separation":'
+"""Text that every file of a comparison holds near its end."""
 FEWEST = 5
 """Fewest real lenses of a comparison, one for each of the `FOLDS`."""
 COPIES = 16

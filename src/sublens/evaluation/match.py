@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,18 +61,27 @@ class Match(NamedTuple):
 
     text: str
     """The TOML file."""
-    psf: Floats | None
-    """The images' point-spread function [k, k], which the text names; None where it names none."""
+    psfs: Floats | None
+    """The images' point-spread functions [n, k, k], which the text names; None where it names none."""
     psf_name: str
-    """Name of its file, beside the TOML file."""
+    """Name of their file, beside the TOML file."""
     settings: Settings
     """What was measured or guessed."""
+    base: str
+    """Name of the survey that all else is from."""
+
+    def lines(self) -> list[str]:
+        """The settings in words, one a line, for a user to read."""
+        known = {key: value for key, value in self.settings.items() if value.value is not None}
+        width = max(map(len, known))
+        lines = [f"{key:{width}}  {_literal(value.value)}  {value.source}" for key, value in known.items()]
+        return [*lines, f"All else is as in {self.base}: redshifts, masses, shear, shapes and sizes of sources."]
 
     def write(self, path: Path) -> Survey:
-        """Write the TOML file, and the point-spread function beside it, and read the survey back."""
-        if self.psf is not None:
+        """Write the TOML file, and the point-spread functions beside it, and read the survey back."""
+        if self.psfs is not None:
             buffer = io.BytesIO()
-            np.save(buffer, self.psf.astype(np.float32))
+            np.save(buffer, np.squeeze(self.psfs.astype(np.float32)))
             write_bytes(path.with_name(self.psf_name), buffer.getvalue())
         write_bytes(path, self.text.encode())
         return presets.preset(str(path))
@@ -113,11 +123,16 @@ def match(images: Mapping[str, Image], base: str, name: str, pixel_scale: float 
     source, survey = presets.source(base), presets.preset(base)
     tree = _located(read_toml(source), source.parent)
     frames = [_measured(image, scale, survey) for image in weighed.values()]
-    psf, file = _median_psf(weighed), f"{name}-psf.npy"
-    width = _guessed_fwhm(frames, scale, survey) if psf is None else fwhm(psf) * scale
-    settings = {**_pixels(weighed, scale), "camera.psf": _psf(weighed, psf, width, file), **_noise(frames)}
+    psfs, file = _psfs(weighed), f"{name}-psf.npy"
+    width = _guessed_fwhm(frames, scale, survey) if psfs is None else fwhm(np.median(psfs, axis=0)) * scale
+    settings = {**_pixels(weighed, scale), "camera.psf": _psf(psfs, len(images), width, file), **_noise(frames)}
     settings |= _brightness(frames, _calibrating(survey, settings, width))
-    return Match(_toml(tree, settings, survey.name, name, len(images)), psf, file, settings)
+    return Match(_toml(tree, settings, survey.name, name, len(images)), psfs, file, settings, survey.name)
+
+
+def survey_name(path: Path) -> str:
+    """The name of a survey in a file of that path."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem)
 
 
 def _weighed(image: Image, path: str) -> Image:
@@ -168,24 +183,33 @@ def _pixels(images: Mapping[str, Image], scale: float) -> Settings:
 # --- point-spread function --------------------------------------------------------------------
 
 
-def _median_psf(images: Mapping[str, Image]) -> Floats | None:
-    """The median of the point-spread functions of one shape that most images have; None where none has any."""
-    shapes = Counter(image.psf.shape for image in images.values() if image.psf is not None)
-    if not shapes:
+def _psfs(images: Mapping[str, Image]) -> Floats | None:
+    """The point-spread functions of the images, normalised, [n, k, k]; None where none has a usable one.
+
+    Usable are those of the shape that most have, a square of odd sides with its peak in the middle.
+    """
+    psfs = [image.psf for image in images.values() if image.psf is not None and _is_centred(image.psf)]
+    if not psfs:
         return None
-    ((shape, _),) = shapes.most_common(1)
-    psfs = [image.psf for image in images.values() if image.psf is not None and image.psf.shape == shape]
-    median = np.median([psf / psf.sum() for psf in psfs], axis=0).clip(0)
-    return np.asarray(median / median.sum())
+    ((shape, _),) = Counter(psf.shape for psf in psfs).most_common(1)
+    stack = np.stack([psf for psf in psfs if psf.shape == shape]).clip(0)
+    return np.asarray(stack / stack.sum(axis=(1, 2), keepdims=True))
 
 
-def _psf(images: Mapping[str, Image], psf: Floats | None, width: float, file: str) -> Value:
-    """The point-spread function: the images' own, else a Gaussian whose width is a guess."""
-    if psf is None:
-        source = f"a guess: the narrowest peak of {_count(len(images))}; replace it"
+def _is_centred(psf: Floats) -> bool:
+    """Whether a survey takes it: its sides are odd and alike, and its peak lies within a pixel of the middle."""
+    height, width = psf.shape
+    peak = np.unravel_index(psf.argmax(), psf.shape)
+    return height == width and height % 2 == 1 and bool(np.abs(np.subtract(peak, height // 2)).max() <= 1)
+
+
+def _psf(psfs: Floats | None, n: int, width: float, file: str) -> Value:
+    """The point-spread functions of n images; without any, a Gaussian whose width is a guess."""
+    if psfs is None:
+        source = f"a guess: the narrowest peak of {_count(n)}; replace it"
         return Value({"profile": "gaussian", "fwhm": _rounded(width)}, source)
-    n = sum(image.psf is not None and image.psf.shape == psf.shape for image in images.values())
-    return Value({"profile": "pixelated", "file": file}, f"median of those of {_count(n)}")
+    profile = "pixelated-set" if len(psfs) > 1 else "pixelated"
+    return Value({"profile": profile, "file": file}, f"those of {_count(len(psfs))}")
 
 
 def _guessed_fwhm(frames: Sequence[Measured], scale: float, base: Survey) -> float:
@@ -241,19 +265,20 @@ def _exposure(image: Image, electrons: float | None, base: Survey) -> Value:
     """The length of all exposures of an image together, s."""
     companions = image.companions
     if companions.exposure:
-        return Value(companions.exposure, "the headers")
+        return Value(companions.exposure, "from the headers")
     if electrons and RATE.search(companions.unit.strip().lower()):
-        return Value(electrons, "the noise maps")
+        return Value(electrons, "from the noise")
     camera = base.camera
-    return Value(float(camera.exposure_s.quantile(np.array([0.5]))[0]) * camera.n_exposures, base.name)
+    n_exposures = float(np.median(camera.n_exposures))
+    return Value(_middle(camera.exposure_s) * n_exposures, f"a guess, as in {base.name},")
 
 
 def _noise(frames: Sequence[Measured]) -> Settings:
     exposures = [frame.exposure_s.value for frame in frames]
-    origins = ", ".join(sorted({frame.exposure_s.source for frame in frames}))
+    origins = " and ".join(sorted({frame.exposure_s.source for frame in frames}))
     n = _count(len(frames))
     return {
-        "camera.exposure_s": Value(_span(exposures), f"from {origins} of {n}"),
+        "camera.exposure_s": Value(_span(exposures), f"{origins} of {n}"),
         "camera.n_exposures": Value(1, "exposures are counted together"),
         "camera.background": Value(
             _span([frame.background for frame in frames]),
