@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import light, mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.models import macro
 from sublens.sim import extra
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
@@ -93,6 +94,14 @@ def joined(truths: Sequence[Truth]) -> Truth | None:
     scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
     more = [truth.extra for truth in truths if truth.extra is not None]
     return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
+
+    def macro_targets(self) -> Floats:
+        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
+        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
+    def macro_values(self) -> Floats:
+        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
+        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 SCENE_WIDTH = 32

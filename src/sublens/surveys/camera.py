@@ -209,4 +209,6 @@ def _check_width(psf: Gaussian | Moffat, n_pixels: int | None, scale: float, par
     if parts and low < MIN_FWHM * scale / parts:
         least = ceil(MIN_FWHM * scale / low)
         remedy = f"Set camera.supersampling = {least}" if least <= MAX_SUPERSAMPLING else "Choose smaller pixels"
-        raise ValueError(f"is {low:g} arcsec wide on points {scale / parts:g} apart; needs {MIN_FWHM} of them. {remedy}")
+        raise ValueError(
+            f"is {low:g} arcsec wide on points {scale / parts:g} apart; needs {MIN_FWHM} of them. {remedy}"
+        )

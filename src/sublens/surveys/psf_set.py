@@ -159,9 +159,7 @@ def _read(path: Path, sha256: str) -> tuple[Image, ...]:
             raise image
         images.append(image)
         if len(images) > MAX_IMAGES:
-            raise ImageError(
-                f"holds more than {MAX_IMAGES:,} images", need="fewer", next="Leave some out.", path=path
-            )
+            raise ImageError(f"holds more than {MAX_IMAGES:,} images", need="fewer", next="Leave some out.", path=path)
     return tuple(images)
 
 
