@@ -218,7 +218,7 @@ def train_network(batches: loop.BatchSource, on_epoch: Callable[[int], object]) 
     """A lensnet of two classes, fitted to the batches."""
     with torch.random.fork_rng():
         torch.manual_seed(batches.config.seed)
-        network = networks.to_device(networks.build("lensnet", 2), batches.device)
+        network = networks.to_device(networks.build("lensnet", 2, batches.input.n_channels), batches.device)
     n_steps = len(batches) * batches.config.epochs
     loop.fit(
         network,

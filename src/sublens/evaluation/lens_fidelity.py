@@ -43,7 +43,7 @@ EPOCHS = 6
 """Passes of a network over its copies and simulated images."""
 TEST_COPIES = 4
 """Copies of an image over which a network's log odds are averaged."""
-INPUT = InputConfig()
+INPUT = InputConfig(transform="signal-to-noise")
 """Steps from a plane to the network's input."""
 
 
