@@ -25,14 +25,14 @@ def names(n: int) -> list[str]:
 
 
 def test_networks_tell_lenses_whose_noise_is_correlated() -> None:
-    result = separate(planes(0, 15, correlation=0.7), planes(1, 120), names(15), epochs=2)
+    result = separate(planes(0, 10, correlation=0.7), planes(1, 60), names(10), epochs=2)
     assert 0.5 < result.low < 0.9 < result.value
-    assert list(result.ranks) == names(15)
+    assert list(result.ranks) == names(10)
     assert min(result.ranks.values()) > 0.5
 
 
 def test_networks_do_not_tell_like_from_like() -> None:
-    result = separate(planes(0, 15), planes(1, 120), names(15), epochs=2)
+    result = separate(planes(0, 10), planes(1, 60), names(10), epochs=2)
     assert result.low < 0.5 < result.high
 
 

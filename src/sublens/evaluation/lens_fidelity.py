@@ -155,7 +155,7 @@ def separate(
         for fold in range(FOLDS):
             is_test = folds == fold
             network = _trained(
-                images[~is_test], labels[~is_test], seed + fold, epochs, partial(_advance, advance, fold)
+                images[~is_test], labels[~is_test], seed + fold, epochs, partial(_advance, advance, fold * epochs, fold)
             )
             ranks[is_test] = _ranks(_mean_odds(network, images[is_test], rng), labels[is_test])
     interval = metrics.macro_auc_interval(np.stack([1 - ranks, ranks], axis=1), labels)
@@ -208,5 +208,5 @@ def _ranks(odds: Floats, labels: NDArray[np.int64]) -> Floats:
     return np.asarray(((odds[:, None] > simulated) + (odds[:, None] == simulated) / 2).mean(axis=1))
 
 
-def _advance(advance: Advance, fold: int, epoch: int) -> None:
-    advance(fold * EPOCHS + epoch + 1, f"network {fold + 1} of {FOLDS}, epoch {epoch + 1}")
+def _advance(advance: Advance, n_before: int, fold: int, epoch: int) -> None:
+    advance(n_before + epoch + 1, f"network {fold + 1} of {FOLDS}, epoch {epoch + 1}")
