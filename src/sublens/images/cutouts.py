@@ -20,7 +20,7 @@ from sublens.errors import DataError, ImageError
 from sublens.images import catalogue, fits_image, formats, wcs
 from sublens.images.catalogue import ID, NEED, PIXELS, SKY, WHOLE, CatalogueSelector, Column, Table
 from sublens.images.fits_image import Missing
-from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors
+from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors, unpack
 from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
 from sublens.storage import object_store
 from sublens.storage.files import sha256
@@ -109,7 +109,7 @@ class Mosaic:
             self._open(path, hdu)
 
     def _open(self, path: Path, hdu: str | None) -> None:
-        self.path, self._file = path, fits_image.unpack(path)
+        self.path, self._file = path, unpack(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what matters is checked below

@@ -1,12 +1,10 @@
 """FITS images: the extension with the image, its companions with noise, mask and PSF, and its pixels."""
 
-import bz2
-import gzip
 import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +16,11 @@ from numpy.typing import NDArray
 from sublens.errors import ImageError
 from sublens.images import wcs
 from sublens.images.arrays import plane_index
-from sublens.images.limits import (
-    MAX_UNPACKED_BYTES,
-    check_growth,
-    check_sides,
-    damaged_file,
-    name_errors,
-    translate_errors,
-)
+from sublens.images.limits import check_sides, damaged_file, name_errors, translate_errors, unpack
 from sublens.images.pixels import RawImage
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
-PACKERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
-    b"\x1f\x8b": ("a gzip file", gzip.open),
-    b"BZh": ("a bzip2 file", bz2.open),
-}
-"""Names and readers of compressed files, by their first bytes."""
 ROLES = {
     **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT"), "noise"),
     **dict.fromkeys(("VAR", "VARIANCE"), "variance"),
@@ -344,31 +330,6 @@ def extensions(path: Path) -> list[tuple[int, str, tuple[int, ...]]]:
     """Number, name and shape of each extension of a FITS file that holds an image; raises `ImageError`."""
     with name_errors(path), translate_errors("a FITS file"), _hdus(path) as hdus:
         return [(entry.number, entry.name, tuple(entry.hdu.shape)) for entry in _image_extensions(hdus)]
-
-
-def unpack(path: Path) -> IO[bytes]:
-    """The file's content, unpacked within the limits where it is compressed; raises `ImageError`."""
-    file = path.open("rb")
-    magic = file.read(3)
-    file.seek(0)
-    for first, (kind, reader) in PACKERS.items():
-        if magic.startswith(first):
-            with file, translate_errors(kind):
-                return _unpacked(reader(file), path.stat().st_size)
-    return file
-
-
-def _unpacked(file: IO[bytes], n_packed: int) -> IO[bytes]:
-    whole = io.BytesIO()
-    while block := file.read(2**20):
-        whole.write(block)
-        check_growth(whole.tell(), n_packed)
-        if whole.tell() > MAX_UNPACKED_BYTES:
-            raise ImageError(
-                "unpacks to too many bytes", need=f"at most {MAX_UNPACKED_BYTES:,}", next="Unpack it first."
-            )
-    whole.seek(0)
-    return whole
 
 
 def choose_image(hdus: Any, name: str | None) -> FitsImage:
