@@ -18,7 +18,6 @@ MAX_RATIO = 200
 """Largest factor by which compressed data may grow, beyond `FREE_BYTES`."""
 FREE_BYTES = 2**24
 """Bytes that may be unpacked at any ratio."""
-
 PACKERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
     b"\x1f\x8b": ("a gzip file", gzip.open),
     b"BZh": ("a bzip2 file", bz2.open),
