@@ -39,7 +39,7 @@ LOOKS = 4
 def original(name: str, dataset: Dataset, n_images: int) -> Iterator[tuple[int, float, float]]:
     """Train by the original's recipe; yields images seen, selection AUC and seconds of training so far."""
     torch.manual_seed(TRAIN.seed)
-    model = networks.to_device(networks.build(name, len(dataset.classes), INPUT.channels), "cpu")
+    model = networks.to_device(networks.build(name, len(dataset.classes), INPUT.n_channels), "cpu")
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     schedule = ReduceLROnPlateau(optimizer, factor=0.1, patience=1)
     feed = BatchSource(dataset.train, INPUT, TRAIN, "cpu")

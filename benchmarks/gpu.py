@@ -275,7 +275,7 @@ def untrained(name: str, survey: Survey) -> tuple[nn.Module, InputConfig]:
     """A new network on the device, and how it takes the survey's images."""
     network_input = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape_of(survey)).input
     assert network_input is not None
-    return networks.to_device(networks.build(name, 3, network_input.channels), DEVICE), network_input
+    return networks.to_device(networks.build(name, 3, network_input.n_channels), DEVICE), network_input
 
 
 def stepping(name: str, batch_size: int, survey: Survey, seconds: float) -> float:
@@ -283,7 +283,7 @@ def stepping(name: str, batch_size: int, survey: Survey, seconds: float) -> floa
     model, network_input = untrained(name, survey)
     config = networks.resolved(RunConfig(model=ModelConfig(name=name)), shape_of(survey))
     side = input_side(network_input, shape_of(survey))
-    images = torch.randn(batch_size, network_input.channels, side, side, device=DEVICE)
+    images = torch.randn(batch_size, network_input.n_channels, side, side, device=DEVICE)
     batch = loop.Batch(images, torch.arange(batch_size, device=DEVICE) % 3)
     optimizer, n_steps = loop.make_optimizer([model], config.train), 20
 

@@ -642,7 +642,7 @@ def predict(
     from sublens.storage import files
 
     name, inputs = _network_and_images(arguments)
-    classes = bundle.read_card(bundle.locate(name)).classes
+    card = bundle.read_card(bundle.locate(name))
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
     query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
@@ -657,9 +657,8 @@ def predict(
             return
         n_images, n_failed = counts
     else:
-        n_images, n_failed = _shown(
-            predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible), classes
-        )
+        rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
+        n_images, n_failed = _shown(rows, card.classes, has_macro=card.has_macro)
     if n_failed == n_images:
         raise ImageError(
             f"None of {n_images} images could be used",
@@ -690,17 +689,17 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", classes: "Sequence[str]") -> tuple[int, int]:
+def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_macro: bool) -> tuple[int, int]:
     """Print rows as a table; returns how many there are, and how many of them failed."""
     from sublens.inference import tables
 
     n_images = n_failed = 0
-    names = [column.name for column in tables.columns(classes) if column.name not in NOT_SHOWN]
+    names = [column.name for column in tables.columns(classes, has_macro=has_macro) if column.name not in NOT_SHOWN]
     for row in rows:
         if not n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
         n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, classes, "", ""), "path": row.name}
+        record = {**tables.record(row, classes, "", "", has_macro=has_macro), "path": row.name}
         print("\t".join(_cell(record[name]) for name in names))
     return n_images, n_failed
 

@@ -6,7 +6,7 @@ Knows no torch, so that the command line can read settings before anything heavy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 
 from sublens.errors import ConfigError, nearest
@@ -25,6 +28,11 @@ from sublens.errors import ConfigError, nearest
 Share = Annotated[float, Field(ge=0, lt=1)]
 AUTO, NONE = "auto", "none"
 """A teacher that sublens chooses, or none."""
+Pixels = Literal["counts", "signal-to-noise"]
+"""Pixels of a data set: counts above each image's minimum, or codes of `images.signal_to_noise`."""
+Plane = Literal["image", "detail", "mask"]
+PLANES: tuple[Plane, ...] = ("image", "detail", "mask")
+"""Channels that a network may take of signal to noise."""
 
 
 class Frozen(BaseModel):
@@ -34,6 +42,24 @@ class Frozen(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=Frozen)
+
+
+class Extended(Frozen):
+    """Base of settings that have grown: those in ADDED are left out of a dump while they are off, so that the text
+    of older settings, and hashes of it, stay the same."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Names of the settings that came later."""
+
+    @model_serializer(mode="wrap")
+    def _without_those_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = dump(self)
+        off = {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in tree.items() if name not in off}
+
+    def has_additions(self) -> bool:
+        """Whether any of the settings that came later is on."""
+        return any(getattr(self, name) != type(self).model_fields[name].default for name in self.ADDED)
 
 
 class SplitConfig(Frozen):
@@ -47,8 +73,10 @@ class SplitConfig(Frozen):
     """Share set aside as the test part where the data set has none of its own."""
 
 
-class InputConfig(Frozen):
+class InputConfig(Extended):
     """Steps from an image to the network's input."""
+
+    ADDED = frozenset(("planes", "stretch", "subtract"))
 
     crop: PositiveInt | None = None
     """Side of the central square that is kept, pixels; the whole image if unset."""
@@ -58,10 +86,35 @@ class InputConfig(Frozen):
     """Side after bilinear resampling, pixels; not resampled if unset."""
     channels: Literal[1, 3] = 1
     """1, or 3 for three copies of the image."""
-    transform: Literal["anscombe", "minmax"] = "anscombe"
-    """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel."""
+    transform: Literal["anscombe", "minmax", "signal-to-noise"] = "anscombe"
+    """`anscombe` evens out photon noise; `minmax` is the plain [0, 1] pixel; `signal-to-noise` takes images of that
+    kind alone."""
     highpass: PositiveFloat | None = None
-    """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset."""
+    """Standard deviation of the Gaussian blur that is subtracted, pixels; nothing is subtracted if unset. The plane
+    `detail` always has it subtracted: 4 pixels if unset."""
+    planes: tuple[Plane, ...] = PLANES
+    """Channels of signal to noise: `image`, stretched; `detail`, the same less its blur; `mask`, the share of each
+    pixel that is masked."""
+    stretch: PositiveFloat = 3.0
+    """Signal to noise at which the stretch, asinh(S/N / stretch), turns from linear to logarithmic."""
+    subtract: Literal["none", "profile"] = "none"
+    """`profile`: the mean of rings around the centre, mostly light of the lens, is taken off before `detail`."""
+
+    @model_validator(mode="after")
+    def _fits_transform(self) -> Self:
+        if self.transform == "signal-to-noise":
+            if self.channels > 1:
+                raise ValueError("channels counts copies of one plane; needs planes alone for signal-to-noise")
+            if not self.planes or len(set(self.planes)) < len(self.planes):
+                raise ValueError("planes needs one or more of image, detail and mask, each once")
+        elif self.has_additions():
+            raise ValueError("planes, stretch and subtract need transform = signal-to-noise")
+        return self
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the network's input."""
+        return len(self.planes) if self.transform == "signal-to-noise" else self.channels
 
 
 class ModelConfig(Frozen):
@@ -73,8 +126,14 @@ class ModelConfig(Frozen):
     """Start from ImageNet weights."""
 
 
-class TrainConfig(Frozen):
+MACRO_WEIGHT = 0.3
+"""Weight of the macro head's loss beside the labels'."""
+
+
+class TrainConfig(Extended):
     """Settings of one training."""
+
+    ADDED = frozenset(("macro_weight", "contaminant_weight"))
 
     epochs: PositiveInt = 20
     """Number of epochs; the selection part is measured after each."""
@@ -100,6 +159,11 @@ class TrainConfig(Frozen):
     """Whether images are mirrored in x and y at random, the true symmetries of the data."""
     truth_weight: NonNegativeFloat | None = None
     """Weight of the substructure-map loss, where the data set has truth. Unset: the network's own value."""
+    macro_weight: NonNegativeFloat = MACRO_WEIGHT
+    """Weight of the loss of the lens's Einstein radius, axis ratio and position angle, where the data set has truth and
+    its pixels are signal to noise."""
+    contaminant_weight: NonNegativeFloat = 1.0
+    """Weight of the loss that tells lenses from contaminants, where the data set has these."""
     teacher: Annotated[str | None, BeforeValidator(lambda name: None if name == NONE else name)] = AUTO
     """Trained network whose feature maps are imitated: its folder, or a name that `sublens networks` lists; `none` for
     no teacher. Unset, where there are labels alone: lensnet where it knows such images, else a high-pass."""

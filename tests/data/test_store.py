@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from conftest import chunk
+from conftest import changed, chunk
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from sublens.data import generate, store
 from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
-from sublens.sim.population import Truth
+from sublens.sim.population import Truth, draw
 from sublens.storage.files import sha256
 from sublens.surveys.presets import preset
 from sublens.surveys.survey import Survey
@@ -50,6 +50,22 @@ def test_truth_is_read_back_image_by_image(small_store: Path) -> None:
     assert isinstance(train.truth, Truth)
     assert np.array_equal(train.truth.scenes["label"], train.labels)
     assert len(train.truth.subhaloes) == train.truth.scenes["n_subhaloes"].sum()
+
+
+def test_the_truth_of_a_general_halo_is_read_back(tmp_path: Path) -> None:
+    halo = {"slope": {"uniform": [1.9, 2.1]}, "m4": 0.01}
+    survey = changed("common-test-1", halo=halo, camera={"n_pixels": 8, "pixel_scale": 0.5})
+    generate.simulate(survey, {"train": 7}, tmp_path / "s", seed=1)
+    (read,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
+    drawn = draw(survey, 1, "train", range(7))
+    assert read.truth
+    assert np.array_equal(read.truth.extra, drawn.extra)
+    assert np.array_equal(read.truth.take(np.array([4, 2])).extra, drawn.extra[[4, 2]])
+
+
+def test_a_survey_without_settings_of_real_lenses_has_no_further_table(small_store: Path) -> None:
+    assert not list(small_store.rglob("extra*"))
+    assert store.read_split(small_store, store.read_manifest(small_store), "train")[0].truth.extra is None
 
 
 def test_images_are_memory_mapped(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_priors_survive_a_round_trip(tree: object) -> None:
 def test_presets_survive_a_round_trip(name: str) -> None:
     text = preset(name).model_dump_json()
     assert Survey.model_validate(json.loads(text)).model_dump_json() == text
+
+
+OLD_PRESETS = ("common-test-1", "euclid", "hst", "jwst", "model-1", "model-2", "model-3", "rubin")
+
+
+def test_presets_of_earlier_versions_are_saved_as_they_were() -> None:
+    text = "".join(preset(name).model_dump_json() for name in OLD_PRESETS)
+    assert sha256(text.encode()).hexdigest().startswith("d5be9affdfd1c2a3")
 
 
 @pytest.mark.parametrize("name", presets.names())

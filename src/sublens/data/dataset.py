@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.config import SplitConfig
+from sublens.config import Pixels, SplitConfig
 from sublens.data import store, survey_stream
 from sublens.data.folders import FolderReader, listed
 from sublens.data.layout import PART_NAMES, TEST, TRAIN, Layout
@@ -19,10 +19,11 @@ from sublens.data.repeats import Labelled, warn_of_repeats
 from sublens.data.store import Chunk, Origin
 from sublens.errors import DataError
 from sublens.models.bundle import Card
+from sublens.models.macro import CONTAMINANT
 from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
-from sublens.sim.population import CLASSES, Truth
+from sublens.sim.population import CLASSES, Truth, joined
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
 from sublens.surveys.survey import Survey
@@ -41,7 +42,7 @@ class Part:
     rows: NDArray[np.int64]
     """Positions [n] of this part's images in the concatenated shards."""
     labels: NDArray[np.int64]
-    """Positions [n] in the data set's classes."""
+    """Positions [n] in the data set's classes; `macro.CONTAMINANT` for images that are no lens."""
     ids: NDArray[np.str_]
     """Names [n], unique in the data set."""
     truth: Truth | None
@@ -62,6 +63,15 @@ class Part:
         for number in set(numbers.tolist()):
             self.check(number)
         return np.stack([self.shards[number][row] for number, row in zip(numbers, rows, strict=True)])
+
+    @property
+    def has_contaminants(self) -> bool:
+        """Whether some of the images are no lens."""
+        return bool((self.labels == CONTAMINANT).any())
+
+    def of_lenses(self) -> Self:
+        """The part without the images that are no lens."""
+        return self.take(np.flatnonzero(self.labels != CONTAMINANT)) if self.has_contaminants else self
 
     def few(self, n: int) -> Self:
         """The part that holds only `n` images, or all if there are fewer, spread evenly over it."""
@@ -99,9 +109,14 @@ class Dataset:
     """Whether a network trains on fresh images of the survey; `train` then holds a few fixed ones."""
 
     @property
+    def pixels(self) -> Pixels:
+        """Pixels of the images: counts where they were not simulated."""
+        return self.survey.camera.pixels if self.survey else "counts"
+
+    @property
     def imbalance(self) -> float:
         """Training images of the largest class over those of the smallest."""
-        numbers = np.bincount(self.train.labels)
+        numbers = np.bincount(self.train.of_lenses().labels)
         return float(numbers.max() / numbers.min())
 
 
@@ -214,15 +229,12 @@ def _read_store(path: Path) -> _Images:
 
 def _part(chunks: Sequence[Chunk]) -> Part:
     """The part that all these chunks make up."""
-    truths = [chunk.truth for chunk in chunks if chunk.truth]
     return Part(
         shards=tuple(chunk.counts for chunk in chunks),
         rows=np.arange(sum(len(chunk.labels) for chunk in chunks)),
         labels=np.concatenate([np.zeros(0, np.int64), *(chunk.labels for chunk in chunks)]),
         ids=np.concatenate([np.zeros(0, "<U1"), *(chunk.ids for chunk in chunks)]),
-        truth=Truth(np.concatenate([t.scenes for t in truths]), np.concatenate([t.subhaloes for t in truths]))
-        if truths
-        else None,
+        truth=joined([chunk.truth for chunk in chunks if chunk.truth]),
     )
 
 

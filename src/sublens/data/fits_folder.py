@@ -50,11 +50,12 @@ def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
     header["CLASS"] = (label, "what the lens holds")
     header["SURVEY"] = (survey.name, "preset it was simulated with")
     header["GAIN"] = (survey.camera.gain, "electrons a count")
-    for column in truth.scenes.dtype.names or ():
-        header[f"HIERARCH SUBLENS {column}"] = truth.scenes[column][0].item()
+    for table in (truth.scenes, truth.extra):
+        for column in () if table is None else table.dtype.names or ():
+            header[f"HIERARCH SUBLENS {column}"] = table[column][0].item()
     planes = [fits.ImageHDU(plane[row], _pixels(survey), EXTENSIONS[name]) for name, plane in chunk.maps.items()]
-    table = fits.BinTableHDU(truth.subhaloes, name="SUBHALO")
-    return fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(chunk.counts[row], header, "SCI"), *planes, table])
+    subhaloes = fits.BinTableHDU(truth.subhaloes, name="SUBHALO")
+    return fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(chunk.counts[row], header, "SCI"), *planes, subhaloes])
 
 
 def _pixels(survey: Survey) -> "Header":

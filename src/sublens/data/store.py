@@ -6,6 +6,7 @@ NAME/train/labels.npy         int64 [n], positions in the manifest's classes
 NAME/train/ids.npy            unicode [n]
 NAME/train/scenes.npy         truth, one row an image; simulated data sets only
 NAME/train/subhaloes.npy      truth, one row a subhalo; simulated data sets only
+NAME/train/extra.npy          truth, one row an image; surveys with settings of real lenses only
 NAME/train/convergence-00000.npy, noiseless-00000.npy   float32 [n, h, w]; where maps were saved
 NAME/test/...                 the same
 
@@ -48,8 +49,8 @@ PARTIAL = ".partial"
 """Name of a file that is being written."""
 COPY_AGAIN = "Copy the store again, or make it again."
 """Advice for a damaged store."""
-TABLES = ("labels", "ids", "scenes", "subhaloes")
-"""Tables beside the images; the last two of simulated data sets only."""
+TABLES = ("labels", "ids", "scenes", "subhaloes", "extra")
+"""Tables beside the images; from the third on of simulated data sets only, and the last of some surveys only."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,10 @@ def _whole_shards(root: Path, pieces: Path) -> Iterator[dict[str, str]]:
 
 def _write_shard(root: Path, split: str, number: int, chunk: Chunk) -> dict[str, str]:
     """Write the planes of a shard, and its tables in pieces; returns the sha256 of each file by path."""
-    truth = {"scenes": chunk.truth.scenes, "subhaloes": chunk.truth.subhaloes} if chunk.truth else {}
+    truth = vars(chunk.truth) if chunk.truth else {}
     tables = {"labels": chunk.labels, "ids": chunk.ids, **truth}
     planes: dict[str, NDArray[Any]] = {"images": chunk.counts, **chunk.maps}
-    arrays = {f"{split}-pieces/{name}-{number:05d}.npy": rows for name, rows in tables.items()}
+    arrays = {f"{split}-pieces/{name}-{number:05d}.npy": rows for name, rows in tables.items() if rows is not None}
     arrays |= {f"{split}/{name}-{number:05d}.npy": plane for name, plane in planes.items()}
     return {name: _save(root / name, array) for name, array in arrays.items()}
 

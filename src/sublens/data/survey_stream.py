@@ -80,20 +80,22 @@ class Sample(NamedTuple):
     """Images with what is known of them."""
 
     counts: Tensor
-    """Counts above each image's minimum, float32 [b, h, w]."""
+    """Counts above each image's minimum or codes of signal to noise, float32 [b, h, w]."""
     labels: Tensor
-    """Positions [b] in the classes."""
+    """Positions [b] in the classes; `macro.CONTAMINANT` for images that are no lens."""
     msun: Tensor | None
     """Substructure mass in each cell of the truth head's map, float64 [b, g, g]; None where there is no head."""
+    macro: Tensor | None
+    """Targets of the macro head, float64 [b, 3]; None where there is no truth."""
 
     def take(self, rows: slice) -> "Sample":
         """These images alone."""
-        return Sample(self.counts[rows], self.labels[rows], None if self.msun is None else self.msun[rows])
+        return Sample(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
 
     def to(self, device: str) -> "Sample":
         """The same on a device, which is not waited for."""
-        counts, labels = (values.to(device, non_blocking=True) for values in (self.counts, self.labels))
-        return Sample(counts, labels, None if self.msun is None else self.msun.to(device, non_blocking=True))
+        moved = (None if values is None else values.to(device, non_blocking=True) for values in self)
+        return Sample(*moved)  # type: ignore[arg-type]
 
 
 Samples = Generator[Sample, None, None]
@@ -182,7 +184,8 @@ class SurveyStream:
         background, rms = scenes["background"], scenes["noise_rms"]
         counts = camera.expose_together(images, background, rms, self.survey.camera.gain, generator)
         labels = torch.from_numpy(scenes["label"].copy()).to(device)
-        return Sample(counts, labels, None if msun is None else torch.from_numpy(msun).to(device))
+        targets = torch.from_numpy(truth.macro_targets()).to(device)
+        return Sample(counts, labels, None if msun is None else torch.from_numpy(msun).to(device), targets)
 
 
 class _BlockTask(NamedTuple):
@@ -197,11 +200,12 @@ class _Block(NamedTuple):
     counts: NDArray[np.uint16]
     labels: NDArray[np.int64]
     msun: Floats | None
+    macro: Floats
 
 
 def _rendered(block: _BlockTask) -> _Block:
     truth, counts, _ = simulated(block.task)
-    return _Block(counts, truth.scenes["label"].copy(), block.msun(truth))
+    return _Block(counts, truth.scenes["label"].copy(), block.msun(truth), truth.macro_targets())
 
 
 def _drawn(block: _BlockTask) -> tuple[Truth, Floats | None]:
@@ -216,7 +220,8 @@ def _chosen(blocks: deque[_Block], positions: NDArray[np.int64], length: int) ->
     labels = np.array([blocks[block].labels[row] for block, row in places])
     planes = [plane[row] for block, row in places if (plane := blocks[block].msun) is not None]
     msun = torch.from_numpy(np.stack(planes)) if planes else None
-    return Sample(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(labels), msun)
+    targets = torch.from_numpy(np.stack([blocks[block].macro[row] for block, row in places]))
+    return Sample(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(labels), msun, targets)
 
 
 def check_cache(survey: Survey, cache: int) -> None:

@@ -25,7 +25,7 @@ from sublens.inference.engines import MASS_UNIT_MSUN, EngineName
 from sublens.inference.predict_dataset import Task
 from sublens.inference.predictor import PredictionTable, Predictor
 from sublens.inference.torch_engine import TorchEngine
-from sublens.models import bundle, networks
+from sublens.models import bundle, macro, networks
 from sublens.models.bundle import Card
 from sublens.models.networks import device
 from sublens.parallel.dask import open_cluster
@@ -183,6 +183,7 @@ def _measure_run(
         **score(predictor, predictions),
         **asdict(measure_cost(folder, card)),
         "map": score_maps(predictor, predictions, dataset.test, dataset.survey),
+        **score_macromodels(predictions, dataset.test),
         "weights_sha256": card.weights_sha256,
         "data": {"name": dataset.name, "hash": dataset.hash},
     }
@@ -227,6 +228,13 @@ def _check_fit(card: Card, dataset: Dataset, folder: Path) -> None:
             f"was trained on the classes {', '.join(card.classes)}",
             need=f"{', '.join(dataset.classes)}, which {dataset.name} has",
             next="Name a data set with the same classes.",
+            path=folder,
+        )
+    if (pixels := networks.pixels_of(card.input)) != dataset.pixels:
+        raise DataError(
+            f"was trained on {pixels}",
+            need=f"{dataset.pixels}, which {dataset.name} has",
+            next="Name a data set with such pixels.",
             path=folder,
         )
     if card.image_shape != dataset.test.shape:
@@ -298,6 +306,13 @@ def score_maps(
     }
 
 
+def score_macromodels(predictions: PredictionTable, part: Part) -> dict[str, dict[str, dict[str, float]]]:
+    """`macro.score` under the name `macromodel`; empty where the network has no macro head or the part no truth."""
+    if predictions.macromodels is None or part.truth is None:
+        return {}
+    return {"macromodel": macro.score(predictions.macromodels, part.truth.macro_values())}
+
+
 @dataclass(frozen=True)
 class RunningCost:
     """What a trained network takes on this machine, run by the engine that its users get."""
@@ -322,7 +337,7 @@ def measure_cost(folder: Path, card: Card) -> RunningCost:
     """Time the trained network in `folder` with the engine that `Predictor.load` takes, and count its parameters."""
     predictor = Predictor.load(folder, device=device())
     is_torch = isinstance(predictor.engine, TorchEngine)
-    network = networks.build(card.network, len(card.classes), card.input.channels)
+    network = networks.build(card.network, len(card.classes), card.input.n_channels)
     return RunningCost(
         engine="torch" if is_torch else "onnxruntime",
         latency_ms={f"batch_{size}": latency_ms(predictor, size) for size in (1, 32)},

@@ -23,7 +23,7 @@ from sublens.training.recorder import LOG, read_log
 
 THINNED = 100
 """Steps that share a row in the log of a published run."""
-LOSSES = ("loss", "truth_loss", "distill_loss", "hint_loss")
+LOSSES = ("loss", "truth_loss", "distill_loss", "hint_loss", "macro_loss", "contaminant_loss")
 """Losses of a step in a log; `hint_loss` is the former name of `distill_loss`."""
 
 

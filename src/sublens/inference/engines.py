@@ -22,7 +22,7 @@ MASS_UNIT_MSUN = 1e9
 """Unit of mass in the truth head, which predicts log(1 + M / unit)."""
 CACHED_BATCH = 16
 """Images that ONNX Runtime computes at once: of more, the feature maps leave the cache."""
-COUNTS, LOGITS, MAP, MOMENTS = "counts", "logits", "map", "moments"
+COUNTS, LOGITS, MAP, MACRO, MOMENTS = "counts", "logits", "map", "macro", "moments"
 """Names of a graph's input [b, h, w] float32, and of its outputs; those of moments end in a number."""
 
 
@@ -35,6 +35,8 @@ class Outputs(NamedTuple):
     """log(1 + M / `MASS_UNIT_MSUN`) in each cell, [b, g, g]; None where there is no truth head."""
     moments: list[Floats]
     """Moments of each feature map, [b, d]; empty where the network has none."""
+    macro: Floats | None = None
+    """Outputs of the macro head, [b, 7]; None where there is none."""
 
 
 class Engine(Protocol):
@@ -45,7 +47,7 @@ class Engine(Protocol):
     """
 
     def __call__(self, counts: NDArray[np.uint16]) -> Outputs:
-        """Network outputs for images [b, h, w], in counts above their minimum."""
+        """Network outputs for images [b, h, w], in counts above their minimum or codes of signal to noise."""
 
 
 class OnnxRuntime:
@@ -109,7 +111,7 @@ class OpenVino:
 def _outputs(arrays: dict[str, Any]) -> Outputs:
     values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
     moments = sorted(name for name in values if name.startswith(MOMENTS))
-    return Outputs(values[LOGITS], values.get(MAP), [values[name] for name in moments])
+    return Outputs(values[LOGITS], values.get(MAP), [values[name] for name in moments], values.get(MACRO))
 
 
 def _cannot_run(path: Path, engine: str, err: Exception) -> BundleError:

@@ -176,11 +176,15 @@ class Journal:
                 path=self._path,
             )
 
-    def finish(self, classes: Sequence[str]) -> tuple[int, int]:
-        """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures."""
+    def finish(self, classes: Sequence[str], *, has_macro: bool = False) -> tuple[int, int]:
+        """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures.
+
+        classes, has_macro: see `tables.columns`.
+        """
         has_failed = [bool(row["error"]) for row in self.records()]
         with whole_file(self._table) as partial:
-            WRITERS[self._table.suffix.lower()](partial, columns(classes), self.records, self._digest)
+            fields = columns(classes, has_macro=has_macro)
+            WRITERS[self._table.suffix.lower()](partial, fields, self.records, self._digest)
         with translate_errors(self._path):
             self._path.unlink()
         tidy(self._table)

@@ -22,12 +22,12 @@ from sublens.config import InputConfig, zoom
 from sublens.data.dataset import Dataset, Part
 from sublens.errors import BundleError
 from sublens.inference import predict_dataset
-from sublens.inference.engines import COUNTS, LOGITS, MAP, MOMENTS, OnnxRuntime
+from sublens.inference.engines import COUNTS, LOGITS, MACRO, MAP, MOMENTS, OnnxRuntime
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.inference.torch_engine import FullNetwork, MirroredNetwork, TorchEngine
 from sublens.models import bundle, networks, weights
 from sublens.models.bundle import GRAPH, WEIGHTS, Card, CardCalibration, CardGraph
-from sublens.models.heads import Moments, TruthHead
+from sublens.models.heads import MacroHead, Moments, TruthHead
 from sublens.progress import Bar, Count, silent
 from sublens.storage import files, scratch
 
@@ -49,20 +49,28 @@ CALIBRATING = 512
 
 @lru_cache(maxsize=4)
 def _graph(
-    network: str, n_classes: int, config: InputConfig, shape: tuple[int, int], has_map: bool, mirrors: bool
+    network: str,
+    n_classes: int,
+    config: InputConfig,
+    shape: tuple[int, int],
+    has_map: bool,
+    has_macro: bool,
+    mirrors: bool,
 ) -> "ModelProto":
     """The graph of a network whose weights are yet to come: images [b, h, w] of this shape, b of any size.
 
     Raises `BundleError` where torch cannot export it.
     """
-    model = networks.build(network, n_classes, config.channels)
-    head = TruthHead(model, zoom(config, shape)) if has_map else None
-    whole = (MirroredNetwork if mirrors else FullNetwork)(model, config, head, Moments(model)).eval()
+    model = networks.build(network, n_classes, config.n_channels)
+    finer = zoom(config, shape)
+    head, macro = TruthHead(model, finer) if has_map else None, MacroHead(model, finer) if has_macro else None
+    whole = (MirroredNetwork if mirrors else FullNetwork)(model, config, head, Moments(model), macro).eval()
     images = torch.full((3, *shape), 10.0)  # a batch of 1 would be taken for a constant
     images[:, 0, 0] = 0
     with torch.no_grad():
-        _, logs, moments = whole(images)
-    names = [LOGITS, *([MAP] if logs is not None else []), *(f"{MOMENTS}{number}" for number in range(len(moments)))]
+        moments = whole(images).moments
+    heads = [*([MAP] if head else []), *([MACRO] if macro else [])]
+    names = [LOGITS, *heads, *(f"{MOMENTS}{number}" for number in range(len(moments)))]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about torch
@@ -96,8 +104,8 @@ class _Listed(torch.nn.Module):
         self.whole = whole
 
     def forward(self, counts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits, logs, moments = self.whole(counts)
-        return (logits, *([] if logs is None else [logs]), *moments)
+        logits, logs, moments, macro = self.whole(counts)
+        return (logits, *(plane for plane in (logs, macro) if plane is not None), *moments)
 
 
 def _tidy(model: Any) -> None:
@@ -142,7 +150,7 @@ def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
     for tensor in model.graph.initializer:
         name = tensor.name.removeprefix("whole.")
         entry = stored.get(_stored_name(name))
-        if not name.startswith(("model.", "head.")) or entry is None or entry["dtype"] not in kinds:
+        if not name.startswith(("model.", "head.", "macro.")) or entry is None or entry["dtype"] not in kinds:
             continue
         begin, end = entry["data_offsets"]
         is_narrow = entry["dtype"] == "F16"
@@ -159,7 +167,8 @@ def _with_weights(graph: "ModelProto", path: Path) -> "ModelProto":
 
 
 def _stored_name(name: str) -> str:
-    return name.removeprefix("model.") if name.startswith("model.") else weights.HEAD + name.removeprefix("head.")
+    part, _, rest = name.partition(".")
+    return {"model": "", "head": weights.HEAD, "macro": weights.MACRO}.get(part, "") + rest
 
 
 def _outside(location: str, offset: int, length: int) -> "TensorProto":
@@ -177,7 +186,8 @@ def add_graph(folder: Path, card: Card, part: Part, bar: Bar = silent, *, mirror
     part: images on which it is compared with torch. mirrors: the graph takes the mean over four mirror images.
     Raises `BundleError`, and leaves none, where there is no such graph or it differs by more than `MAX_DEVIATION`.
     """
-    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, card.map is not None, mirrors)
+    heads = card.map is not None, card.has_macro
+    bare = _graph(card.network, len(card.classes), card.input, card.image_shape, *heads, mirrors)
     files.write_bytes(folder / GRAPH, _with_weights(bare, folder / WEIGHTS).SerializeToString())
     try:
         n, deviation = _compared(folder, card, part, bar, mirrors=mirrors)
@@ -299,6 +309,10 @@ def _save_alone(source: Path, out: Path, notes: dict[str, str] | None = None) ->
 
 def _notes(card: Card, calibration: CardCalibration | None) -> dict[str, str]:
     """Notes for users who run a graph without sublens."""
+    signal_to_noise = {
+        COUNTS: "signal to noise, float32 [batch, height, width]: 0 masked, else (S/N + 20) / 0.02 from 1 to 65535",
+        MACRO: "ln theta_e (arcsec), e1, e2, the logarithms of their standard deviations, the logit of no lens",
+    }
     return {
         "classes": ",".join(card.classes),
         "temperature": str(calibration.temperature if calibration else 1.0),
@@ -306,6 +320,7 @@ def _notes(card: Card, calibration: CardCalibration | None) -> dict[str, str]:
         COUNTS: "photon counts above the image's minimum, float32 [batch, height, width]",
         LOGITS: MARK.decode(),
         MAP: "log(1 + M / 1e9 Msun), M the substructure mass in each cell",
+        **(signal_to_noise if card.input.transform == "signal-to-noise" else {}),
     }
 
 

@@ -17,7 +17,7 @@ from sublens.inference.engines import EngineName
 from sublens.inference.predictor import BATCH as BATCH
 from sublens.inference.predictor import SLICE, BatchPrediction, PredictionTable, Predictor
 from sublens.inference.torch_engine import FullNetwork, TorchEngine
-from sublens.models import bundle, calibration
+from sublens.models import bundle, calibration, macro
 from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
@@ -102,7 +102,8 @@ def _load_predictor_and_part(task: Task) -> tuple[Predictor, Part]:
 
 
 def _as_table(part: Part, outputs: BatchPrediction) -> PredictionTable:
-    return PredictionTable(part.ids, part.labels, outputs.probs, outputs.classes, outputs.masses, outputs.ood)
+    measured = outputs.masses, outputs.ood, outputs.macromodels
+    return PredictionTable(part.ids, part.labels, outputs.probs, outputs.classes, *measured)
 
 
 def outputs_of_all(
@@ -122,20 +123,30 @@ def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
         return None if arrays[0] is None else np.concatenate(arrays)
 
     moments = [np.concatenate(layer) for layer in zip(*(batch.moments for batch in outputs), strict=True)]
-    names = ("logits", "probs", "masses", "sets", "ood", "is_ood")
+    names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "macro", "macromodels")
     return BatchPrediction(outputs[0].classes, moments=moments, **{name: joined(name) for name in names})
 
 
 def calibrate(predictor: Predictor, training: Part, selection: Part, bar: Bar = silent) -> Calibration:
     """Calibrate a trained network on the selection part; see `calibration.fit`.
 
-    training: training images, of which up to `IN_DISTRIBUTION` are used.
+    training: training images, of which up to `IN_DISTRIBUTION` are used. Contaminants are left out of both parts; where
+    `training` holds some, their logit is part of the OOD score.
     """
+    has_contaminants, training, selection = training.has_contaminants, training.of_lenses(), selection.of_lenses()
     plain, few = replace(predictor, calibration=None), training.few(IN_DISTRIBUTION)
     with bar("calibrating", len(few) + len(selection)) as advance:
         count = Count(advance)
         reference, outputs = (outputs_of_all(plain, part, count.add) for part in (few, selection))
-    return calibration.fit(outputs.logits, selection.labels, outputs.moments, reference.moments)
+    lens, logits = outputs.macro, None
+    if lens is not None and has_contaminants:
+        logits = lens[:, macro.CONTAMINANT]
+    fitted = calibration.fit(
+        outputs.logits, selection.labels, outputs.moments, reference.moments, contaminant_logits=logits
+    )
+    if lens is None or selection.truth is None:
+        return fitted
+    return replace(fitted, macro_scales=macro.fit_scales(lens, selection.truth.macro_values()))
 
 
 def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:

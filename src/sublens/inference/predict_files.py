@@ -305,8 +305,10 @@ def predict_to_table(
         for row in predict(
             query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
         ):
-            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours))
-        return journal.finish(card.classes)
+            journal.add(
+                row.source_index, tables.record(row, card.classes, card.identity, ours, has_macro=card.has_macro)
+            )
+        return journal.finish(card.classes, has_macro=card.has_macro)
 
 
 def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:

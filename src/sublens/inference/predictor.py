@@ -17,7 +17,7 @@ from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
-from sublens.models import bundle
+from sublens.models import bundle, macro
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
 from sublens.parallel.mapper import in_order
@@ -49,6 +49,9 @@ class Prediction:
     more pixels are missing than can be filled. None without a score, if none are."""
     masses: NDArray[np.float64] | None = field(default=None, compare=False)
     """Substructure mass in each cell of the network's map, Msun, [g, g]; see `Predictor.masses`."""
+    macromodel: dict[str, float] | None = None
+    """Einstein radius, axis ratio and position angle of the lens with their standard deviations, by the names of
+    `macro.COLUMNS`; None where the network has no macro head."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class BatchPrediction:
     """OOD scores, [b]; None where the network is not calibrated or has no feature maps."""
     is_ood: NDArray[np.bool_] | None = None
     """Images out of distribution, [b]; None without scores."""
+    macro: NDArray[np.float64] | None = None
+    """Outputs of the macro head before calibration, [b, 7]; None where there is none."""
+    macromodels: NDArray[np.float64] | None = None
+    """The `macro.COLUMNS` of each lens, [b, 6]; None without a macro head."""
     has_hole: NDArray[np.bool_] | None = None
     """Images with a hole in the field of view, [b], which are out of distribution; None where there are none."""
 
@@ -89,6 +96,9 @@ class BatchPrediction:
             ood=None if self.ood is None else float(self.ood[row]),
             is_ood=is_ood,
             masses=None if self.masses is None else self.masses[row],
+            macromodel=None
+            if self.macromodels is None
+            else dict(zip(macro.COLUMNS, map(float, self.macromodels[row]), strict=True)),
         )
 
     def with_holes(self, has_hole: NDArray[np.bool_]) -> "BatchPrediction":
@@ -102,7 +112,7 @@ class BatchPrediction:
 
     def take(self, rows: slice) -> "BatchPrediction":
         """The output for some of the images."""
-        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "has_hole")
+        names = ("logits", "probs", "masses", "sets", "ood", "is_ood", "macro", "macromodels", "has_hole")
         arrays = {name: array[rows] for name in names if (array := getattr(self, name)) is not None}
         return replace(self, moments=[layer[rows] for layer in self.moments], **arrays)
 
@@ -152,6 +162,8 @@ class PredictionTable:
     """Substructure mass in each cell, Msun, [n, g, g]; None where the network draws no maps."""
     ood: NDArray[np.float64] | None = None
     """OOD scores, [n]; None where the network is not calibrated or has no feature maps."""
+    macromodels: NDArray[np.float64] | None = None
+    """The `macro.COLUMNS` of each lens, [n, 6]; None where the network has no macro head."""
 
 
 class _Input(NamedTuple):
@@ -303,11 +315,11 @@ class Predictor:
         return masses
 
     def forward(self, counts: NDArray[np.uint16]) -> BatchPrediction:
-        """The network's output for images [b, h, w], in counts above their minimum."""
-        logits, log_masses, moments = self.engine(counts)
-        calibration = self.calibration
+        """The network's output for images [b, h, w], in counts above their minimum or codes of signal to noise."""
+        logits, log_masses, moments, lens = self.engine(counts)
+        calibration, contaminant_logits = self.calibration, None if lens is None else lens[:, macro.CONTAMINANT]
         probs = calibration.probs(logits) if calibration else softmax(logits)
-        ood = calibration.ood(moments, probs) if calibration and calibration.layers else None
+        ood = calibration.ood(moments, probs, contaminant_logits) if calibration and calibration.layers else None
         is_ood = None if calibration is None or ood is None else calibration.is_ood(ood)
         sets = calibration.sets(probs) if calibration else None
         return BatchPrediction(
@@ -319,7 +331,13 @@ class Predictor:
             sets=sets if sets is None or is_ood is None else sets & ~is_ood[:, None],
             ood=ood,
             is_ood=is_ood,
+            macro=lens,
+            macromodels=None if lens is None else macro.measured(lens, self._macro_scales),
         )
+
+    @property
+    def _macro_scales(self) -> macro.Scales:
+        return (self.calibration and self.calibration.macro_scales) or (1.0, 1.0, 1.0)
 
     def image(self, array: ArrayLike, name: str) -> Image:
         """The image of an array [h, w] or [1, h, w], masked or not, in any linear scale; it is not resampled.
@@ -392,5 +410,6 @@ def open_engine(folder: Path, card: Card, name: EngineName | None = None, device
     from sublens.inference import torch_engine
     from sublens.models import heads, weights
 
-    model, head = weights.load(folder, card, device)
-    return torch_engine.TorchEngine(torch_engine.FullNetwork(model, card.input, head, heads.Moments(model)), device)
+    model, head, macro_head = weights.load(folder, card, device)
+    whole = torch_engine.FullNetwork(model, card.input, head, heads.Moments(model), macro_head)
+    return torch_engine.TorchEngine(whole, device)

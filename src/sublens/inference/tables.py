@@ -51,8 +51,25 @@ Cell = str | float | bool | None
 Record = dict[str, Cell]
 
 
-def columns(classes: Sequence[str]) -> list[Column]:
-    """The columns of a table of predictions of these classes."""
+MACROMODEL = [
+    Column("theta_e", "number", "Einstein radius of the lens", "phys.angSize", "arcsec"),
+    Column("theta_e_sigma", "number", "Its standard deviation", "stat.error;phys.angSize", "arcsec"),
+    Column("axis_ratio", "number", "Axis ratio of the lens's mass", "phys.size.axisRatio"),
+    Column("axis_ratio_sigma", "number", "Its standard deviation", "stat.error"),
+    Column(
+        "position_angle",
+        "number",
+        "Angle from the image's x axis to the long axis of the mass, counter-clockwise",
+        "pos.posAng",
+        "deg",
+    ),
+    Column("position_angle_sigma", "number", "Its standard deviation", "stat.error;pos.posAng", "deg"),
+]
+"""Columns of what a macro head measures."""
+
+
+def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
+    """The columns of a table of predictions of these classes; has_macro: and of the lens that a macro head measures."""
     return [
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
@@ -75,6 +92,7 @@ def columns(classes: Sequence[str]) -> list[Column]:
         Column(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
+        *(MACROMODEL if has_macro else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
@@ -84,9 +102,13 @@ def columns(classes: Sequence[str]) -> list[Column]:
     ]
 
 
-def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Record:
-    """A row as the table has it; None where there is no value. Bytes of a file name that are no UTF-8 are escaped."""
+def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_macro: bool = False) -> Record:
+    """A row as a table of these `columns` has it; None where there is no value.
+
+    Bytes of a file name that are no UTF-8 are escaped.
+    """
     prediction = row.prediction
+    lens = (prediction and prediction.macromodel) or {}
     cells: Record = {
         "id": row.id or (row.path.stem if row.number is None else f"{row.path.stem}#{row.number}"),
         "path": str(row.path),
@@ -95,6 +117,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str) -> Recor
         "prediction_set": set_text(prediction.prediction_set if prediction else None),
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
+        **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,

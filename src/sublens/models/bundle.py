@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sublens.config import Frozen, InputConfig, RunConfig
+from sublens.config import Extended, Frozen, InputConfig, RunConfig
 from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
 from sublens.storage import object_store
@@ -109,9 +109,10 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, float) else value
 
 
-class CardCalibration(Frozen):
+class CardCalibration(Extended):
     """Calibration parameters; see `sublens.models.calibration.Calibration`."""
 
+    ADDED = frozenset(("macro_scales", "contaminant_score"))
     model_config = ConfigDict(serialize_by_alias=True)
 
     temperature: float
@@ -136,6 +137,11 @@ class CardCalibration(Frozen):
     """Hash of `calibration.safetensors`."""
     ood_offsets: tuple[float, ...] = ()
     """Part of the score that belongs to each class; empty where none is taken off."""
+    macro_scales: tuple[float, float, float] | None = None
+    """Factors of the standard deviations of Einstein radius, axis ratio and position angle; None without a macro
+    head."""
+    contaminant_score: tuple[float, float] | None = None
+    """Offset and factor that make an OOD score of the contaminants' logit; None where none were trained on."""
 
 
 class CardGraph(Frozen):
@@ -186,8 +192,10 @@ class CardLog(Frozen):
         return hashlib.sha256(log[: self.n_bytes]).hexdigest() == self.sha256
 
 
-class Card(Frozen):
+class Card(Extended):
     """Content of `card.json`: all that is known of a trained model."""
+
+    ADDED = frozenset(("has_macro",))
 
     format: Literal[1, 2] = FORMAT
     network: str
@@ -208,6 +216,8 @@ class Card(Frozen):
     """Hash of `weights.safetensors`."""
     map: CardMap | None = None
     """Map that the truth head predicts; None where it was trained without one."""
+    has_macro: bool = False
+    """Whether a macro head measures the lens."""
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""
     supervision: str | None = None
@@ -272,6 +282,8 @@ def save_calibration(folder: Path, calibration: Calibration, n: int) -> CardCali
         log_distances=tuple(layer.log_distance for layer in calibration.layers),
         sha256=sha256(folder / CALIBRATION),
         ood_offsets=calibration.ood_offsets,
+        macro_scales=calibration.macro_scales,
+        contaminant_score=calibration.contaminant_score,
     )
 
 
@@ -295,6 +307,8 @@ def load_calibration(folder: Path, card: Card) -> Calibration | None:
         false_alarms=entry.false_alarms,
         n=entry.n,
         ood_offsets=entry.ood_offsets,
+        macro_scales=entry.macro_scales,
+        contaminant_score=entry.contaminant_score,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.metrics import losses
+from sublens.models.macro import Scales
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -68,6 +69,10 @@ class Calibration:
     """Number of selection images that it was fitted to; 0 where that is unknown."""
     ood_offsets: tuple[float, ...] = ()
     """Part of the score that belongs to each class, see `fit_offsets`; empty where none is taken off."""
+    macro_scales: Scales | None = None
+    """Factors of the standard deviations of the macromodel, see `macro.measured`; None without a macro head."""
+    contaminant_score: tuple[float, float] | None = None
+    """Offset and factor of the contaminants' logit in the OOD score, see `fit_contaminant_score`; None without it."""
 
     @property
     def is_by_class(self) -> bool:
@@ -95,15 +100,16 @@ class Calibration:
         """Probabilities [n, c] of the same logits at a temperature of 1."""
         return softmax(self.temperature * np.log(np.maximum(probs, 1e-300)))
 
-    def ood(self, moments: Sequence[Floats], probs: Floats) -> Floats:
+    def ood(self, moments: Sequence[Floats], probs: Floats, contaminant_logits: Floats | None = None) -> Floats:
         """Out-of-distribution score [n]: mean distance over the layers, without the part that belongs to the class.
 
-        About 0 for an average training image. moments: [n, d] for each layer; probs: [n, c]. Mahalanobis distances
+        About 0 for an average training image; where the network knows contaminants, their logit [n] counts where it is
+        the greater of both. moments: [n, d] for each layer; probs: [n, c]. Mahalanobis distances
         summed over feature maps are those of Lee et al. 2018, arXiv:1807.03888; mean, spread and maximum of each
         channel, and one Gaussian for all classes, are ours: images out of distribution differ here in noise, sharpness
         and single spots.
         """
-        scores = mean_distance(self.layers, moments)
+        scores = combined(mean_distance(self.layers, moments), contaminant_logits, self.contaminant_score)
         return scores - probs @ np.array(self.ood_offsets) if self.ood_offsets else scores
 
     def is_ood(self, scores: Floats) -> NDArray[np.bool_]:
@@ -115,6 +121,28 @@ def mean_distance(layers: Sequence[Layer], moments: Sequence[Floats]) -> Floats:
     """Mean over the layers of the distance of moments, [n, d] for each, [n]."""
     distances = [layer.distance(rows) for layer, rows in zip(layers, moments, strict=True)]
     return np.asarray(np.mean(distances, 0))
+
+
+def combined(
+    distances: Floats, contaminant_logits: Floats | None, contaminant_score: tuple[float, float] | None
+) -> Floats:
+    """The greater of the mean distance and the contaminants' logit, brought to the distance's scale, [n]."""
+    if contaminant_logits is None or contaminant_score is None:
+        return distances
+    offset, factor = contaminant_score
+    return np.maximum(distances, offset + factor * contaminant_logits)
+
+
+def fit_contaminant_score(distances: Floats, logits: Floats) -> tuple[float, float]:
+    """Offset and factor that give the logits of lenses the median of their distances [n], and the same threshold.
+
+    The threshold is that of half of `FALSE_ALARMS`, since either of the two may raise one.
+    """
+    (middle, limit), (low, high) = (
+        (float(np.median(scores)), fit_threshold(scores, FALSE_ALARMS / 2)[0]) for scores in (distances, logits)
+    )
+    factor = (limit - middle) / max(high - low, 1e-9)
+    return middle - factor * low, factor
 
 
 def softmax(logits: Floats) -> Floats:
@@ -219,15 +247,22 @@ def _class_limits(scores: Floats, probs: Floats, labels: Labels) -> Floats | Non
 
 
 def fit(
-    logits: Floats, labels: Labels, moments: Sequence[Floats], training: Sequence[Floats], coverage: float = COVERAGE
+    logits: Floats,
+    labels: Labels,
+    moments: Sequence[Floats],
+    training: Sequence[Floats],
+    coverage: float = COVERAGE,
+    contaminant_logits: Floats | None = None,
 ) -> Calibration:
     """Calibrate on the selection part.
 
     logits [n, c], labels [n] and moments, [n, d] for each layer, are those of the selection part;
-    training: moments of training images, which the Gaussians are fitted to.
+    training: moments of training images, which the Gaussians are fitted to. contaminant_logits: [n], where the network
+    learned from contaminants.
     """
     layers = tuple(map(fit_layer, training))
-    return _fit_promises(fit_temperature(logits, labels), layers, logits, labels, moments, coverage)
+    temperature = fit_temperature(logits, labels)
+    return _fit_promises(temperature, layers, logits, labels, moments, coverage, contaminant_logits)
 
 
 def refit(calibration: Calibration, logits: Floats, labels: Labels, moments: Sequence[Floats]) -> Calibration:
@@ -259,11 +294,22 @@ def _fit_promises(
     labels: Labels,
     moments: Sequence[Floats],
     coverage: float,
+    contaminant_logits: Floats | None = None,
 ) -> Calibration:
     """Cutoffs of the sets, and offsets and threshold of the OOD score, for a temperature and Gaussians."""
     probs = softmax(logits / temperature)
     without_ood = Calibration(temperature, fit_cutoffs(probs, labels, coverage), coverage, layers, n=len(labels))
     if not layers:
         return without_ood
-    offsets, threshold, promise = fit_offsets(mean_distance(layers, moments), probs, labels)
-    return replace(without_ood, ood_offsets=offsets, ood_threshold=threshold, false_alarms=promise)
+    scores, contaminant_score = mean_distance(layers, moments), None
+    if contaminant_logits is not None:
+        contaminant_score = fit_contaminant_score(scores, contaminant_logits)
+        scores = combined(scores, contaminant_logits, contaminant_score)
+    offsets, threshold, promise = fit_offsets(scores, probs, labels)
+    return replace(
+        without_ood,
+        ood_offsets=offsets,
+        ood_threshold=threshold,
+        false_alarms=promise,
+        contaminant_score=contaminant_score,
+    )

@@ -1,4 +1,4 @@
-"""Readers of a network's feature maps: the truth head, and the moments behind the OOD score."""
+"""Readers of a network's feature maps: the truth head, the macro head, and the moments behind the OOD score."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sublens.models.inputs import resample_weights
+from sublens.models.macro import N_OUTPUTS
 
 CELL = 8
 """Image pixels along one side of a cell of the truth head's map."""
@@ -72,6 +76,37 @@ class TruthHead(nn.Module):
         (features,) = self.maps()
         predicted: Tensor = self.convolution(features)
         return predicted[:, 0]
+
+
+class MacroHead(nn.Module):
+    """A head that measures the smooth lens, its macromodel, and tells lenses from contaminants.
+
+    Unlike the classifier it keeps where light lies: the feature map that the truth head would read is convolved,
+    brought to a grid of cells and read as a whole. It has to be called after the model, on the same batch.
+    """
+
+    GRID, WIDTH, HIDDEN = 8, 32, 64
+    """Cells along a side of the grid, channels of a cell, and units of the hidden layer."""
+
+    def __init__(self, model: nn.Module, zoom: float) -> None:
+        """zoom: input pixels for each pixel of the image, along a side; below 1 if binned."""
+        super().__init__()
+        tap = nearest_tap(model, CELL * zoom)
+        self.convolution = nn.Conv2d(tap["num_chs"], self.WIDTH, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(self.WIDTH)
+        self.hidden = nn.Linear(self.WIDTH * self.GRID**2, self.HIDDEN)
+        self.output = nn.Linear(self.HIDDEN, N_OUTPUTS)
+        nn.init.zeros_(self.output.weight)
+        self.maps = FeatureMaps(model, [tap])
+
+    def forward(self) -> Tensor:
+        """Outputs [b, 7] as in `models.macro`, for the last batch of the model."""
+        (features,) = self.maps()
+        features = F.relu(self.norm(self.convolution(features)))
+        rows = torch.from_numpy(resample_weights(features.shape[-1], self.GRID)).to(features, non_blocking=True)
+        hidden = F.relu(self.hidden((rows @ features @ rows.T).flatten(1)))
+        output: Tensor = self.output(hidden)
+        return output
 
 
 class Moments:

@@ -1,7 +1,8 @@
-"""Counts above the minimum -> the tensor that a network takes in."""
+"""Counts above the minimum, or codes of signal to noise -> the tensor that a network takes in."""
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sublens.config import InputConfig, field_of_view
 from sublens.images.pixels import QUANTISED_PEAK
+from sublens.images.signal_to_noise import LEAST, MASKED, STEP
 
 NOMINAL_PEAK = 801.0
 """Counts given to the peak of an image whose photon counts are unknown: the median of common-test-1."""
@@ -18,6 +20,10 @@ SKY = 9.3
 """Counts of empty sky above the minimum in common-test-1; the Anscombe input is zero there."""
 DETAIL_GAIN = 6.0
 """Factor that brings the detail of common-test-1, less a blur of 3 pixels, to a width of about 1."""
+BLUR = 4.0
+"""Standard deviation of the blur behind the plane `detail` where `highpass` is unset, pixels."""
+LEAST_WEIGHT = 1e-6
+"""Weight of a masked pixel's neighbours below which it is filled with less than their mean, down to the sky's 0."""
 
 
 def counts_to_input(counts: NDArray[np.uint16], config: InputConfig) -> Tensor:
@@ -29,10 +35,12 @@ def to_input(images: Tensor, config: InputConfig) -> Tensor:
     """Counts above the minimum [b, h, w], float32 -> network input [b, channels, s, s].
 
     Cropped to the centre, binned, transformed, high-passed, resampled, copied to `channels`, in that
-    order. `anscombe` is 2 sqrt(k + 3/8), which has unit noise for Poisson counts k (Anscombe 1948,
-    Biometrika 35, 246), shifted so that empty sky is 0 and divided by 10 times the binning. The
-    high-passed image is multiplied by `DETAIL_GAIN`.
+    order; codes of signal to noise become planes instead, see `_planes`. `anscombe` is 2 sqrt(k + 3/8), which has
+    unit noise for Poisson counts k (Anscombe 1948, Biometrika 35, 246), shifted so that empty sky is 0 and divided by
+    10 times the binning. The high-passed image is multiplied by `DETAIL_GAIN`.
     """
+    if config.transform == "signal-to-noise":
+        return _resized(_planes(images, config), config)
     peak = images.amax((1, 2), keepdim=True)
     if config.transform == "minmax":
         images = images / peak
@@ -44,14 +52,93 @@ def to_input(images: Tensor, config: InputConfig) -> Tensor:
         images = (2 * torch.sqrt(images * area + 0.375) - 2 * math.sqrt(SKY * area + 0.375)) / (10 * config.binning)
     images = images[:, None]
     if config.highpass:
-        weights = torch.from_numpy(_blur_weights(images.shape[-1], config.highpass / config.binning))
-        rows = weights.to(images.device, non_blocking=True)
-        blurred = rows @ images.double() @ rows.T  # in float32 its errors would be the largest of all
+        blurred = _blurred(images, config.highpass / config.binning)
         images = (DETAIL_GAIN * (images - blurred)).to(images.dtype)
-    if config.resize:
-        rows = torch.from_numpy(_resample_weights(images.shape[-1], config.resize)).to(images, non_blocking=True)
-        images = rows @ images @ rows.T
-    return images.expand(-1, config.channels, -1, -1)
+    return _resized(images, config).expand(-1, config.channels, -1, -1)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images [..., s, s] after a Gaussian blur, in float64: in float32 its errors would be the largest of all."""
+    rows = torch.from_numpy(_blur_weights(images.shape[-1], sigma)).to(images.device, non_blocking=True)
+    return rows @ images.double() @ rows.T
+
+
+def _resized(images: Tensor, config: InputConfig) -> Tensor:
+    if not config.resize:
+        return images
+    rows = torch.from_numpy(resample_weights(images.shape[-1], config.resize)).to(images, non_blocking=True)
+    return rows @ images @ rows.T
+
+
+def _planes(codes: Tensor, config: InputConfig) -> Tensor:
+    """Codes of signal to noise [b, h, w], 0 where masked -> the channels that `config.planes` names, [b, c, s, s].
+
+    `image` is asinh(S/N / stretch), `detail` the same less its blur, times the stretch, so that faint noise has a width
+    of 1; masked pixels take the blur of their neighbours in `image`, and 0 in `detail`. Binned pixels have the mean
+    S/N of those that are not masked, times the binning: their noise is 1 where none is masked.
+    """
+    codes = _crop(codes, field_of_view(config, (codes.shape[1], codes.shape[2])))
+    good = (codes != MASKED).to(codes.dtype)
+    share = _bin(good, config.binning)
+    mean = _bin((codes * STEP + LEAST) * good, config.binning) / share.clamp_min(0.5 / config.binning**2)
+    image, good = torch.asinh(config.binning * mean / config.stretch), (share > 0).to(codes.dtype)
+    sigma = (config.highpass or BLUR) / config.binning
+    smooth = faint = _smoothed(image, good, sigma)
+    residual = image
+    if config.subtract == "profile":
+        residual = image - _profile(image, good, 1 / config.stretch)
+        faint = _smoothed(residual, good, sigma)
+    planes = {
+        "image": torch.where(good > 0, image, smooth),
+        "detail": config.stretch * (residual - faint) * good,
+        "mask": 1 - share,
+    }
+    return torch.stack([planes[name] for name in config.planes], 1)
+
+
+def _smoothed(image: Tensor, good: Tensor, sigma: float) -> Tensor:
+    """The Gaussian blur of an image [b, s, s] over its good pixels."""
+    return (_blurred(image * good, sigma) / _blurred(good, sigma).clamp_min(LEAST_WEIGHT)).to(image.dtype)
+
+
+def _profile(image: Tensor, good: Tensor, noise: float) -> Tensor:
+    """The mean of rings a pixel wide around the centre of images [b, s, s], at each pixel.
+
+    What stands out of its ring's mean by more than `noise`, as arcs do, counts as just that much in a second mean.
+    """
+    rings = _rings(image.shape[-1])
+    members, weights = (torch.from_numpy(array).to(image.device, non_blocking=True) for array in rings[:2])
+    values, weights = (
+        planes.flatten(1).index_select(1, members.flatten()).unflatten(1, members.shape) * weights.to(image.dtype)
+        for planes in (image * good, good)
+    )
+    total = weights.sum(2).clamp_min(1)
+    mean = values.sum(2) / total
+    clipped = torch.minimum(values, (mean[:, :, None] + noise) * weights)
+    numbers = torch.from_numpy(rings.numbers).to(image.device, non_blocking=True)
+    return (clipped.sum(2) / total).index_select(1, numbers).view_as(image)
+
+
+class _Rings(NamedTuple):
+    """Rings a pixel wide around the centre of a square."""
+
+    members: NDArray[np.int64]
+    """Positions of each ring's pixels, [n, m]; those of small rings repeat 0."""
+    weights: NDArray[np.float32]
+    """1 for a pixel of the ring and 0 after them, [n, m]."""
+    numbers: NDArray[np.int64]
+    """Ring of each pixel, [side * side]."""
+
+
+@lru_cache
+def _rings(side: int) -> _Rings:
+    offsets = np.arange(side) - (side - 1) / 2
+    numbers = np.hypot(offsets, offsets[:, None]).round().astype(np.int64).ravel()
+    sizes = np.bincount(numbers)
+    weights = (np.arange(sizes.max()) < sizes[:, None]).astype(np.float32)
+    members = np.zeros(weights.shape, np.int64)
+    members[weights > 0] = np.argsort(numbers, kind="stable")
+    return _Rings(members, weights, numbers)
 
 
 @lru_cache
@@ -62,7 +149,7 @@ def _blur_weights(side: int, sigma: float) -> NDArray[np.float64]:
 
 
 @lru_cache
-def _resample_weights(side: int, size: int) -> NDArray[np.float64]:
+def resample_weights(side: int, size: int) -> NDArray[np.float64]:
     """Weights [size, side] that resample linearly, over as many pixels as become one where there are fewer.
 
     As torch's antialiased bilinear interpolation, which works out its weights in float32; those errors

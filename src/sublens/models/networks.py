@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, RunConfig, TrainConfig, input_side
+from sublens.config import InputConfig, Pixels, RunConfig, TrainConfig, input_side
 from sublens.errors import ConfigError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,6 +52,8 @@ NETWORKS = {
     ),
     "lensnet": Network(None, 381_667, InputConfig(crop=96, binning=2), 10, True, 64, 0.02, 3e-3),
 }
+SIGNAL_TO_NOISE_CROP = 120
+"""Side of the central square that networks take of signal to noise by default, pixels."""
 OWN_CHOICES = "truth_weight", "batch_size", "lr", "adamw_lr"
 """Settings of training that each network has its own values for."""
 DEFAULT = Network(None, 0, InputConfig(), 30, False, 32, 0.01, 1.5e-3)
@@ -113,22 +115,40 @@ class LensNet(nn.Module):
         return logits
 
 
-def resolved(config: RunConfig, shape: tuple[int, int]) -> RunConfig:
-    """The settings with the network's own choices filled in, for images of this shape.
+def resolved(config: RunConfig, shape: tuple[int, int], pixels: Pixels = "counts") -> RunConfig:
+    """The settings with the network's own choices filled in, for images of this shape and kind.
 
-    Raises `ConfigError` where there is no such network, its input does not fit images of this shape, or
-    AdamW alone is given two rates.
+    Raises `ConfigError` where there is no such network, its input does not fit such images, or AdamW alone is given
+    two rates.
     """
     name = config.model.name
     timm_name(name)
-    network_input = config.input or _default_input(name, shape)
+    network_input = config.input or _default_input(name, shape, pixels)
+    _refuse_other_pixels(network_input, pixels)
     input_side(network_input, shape)
     train = _with_own_choices(config.train, NETWORKS.get(name, DEFAULT))
     return config.model_copy(update={"input": network_input, "train": train})
 
 
-def _default_input(name: str, shape: tuple[int, int]) -> InputConfig:
+def pixels_of(config: InputConfig) -> Pixels:
+    """Pixels that a network of that input takes."""
+    return "signal-to-noise" if config.transform == "signal-to-noise" else "counts"
+
+
+def _refuse_other_pixels(config: InputConfig, pixels: Pixels) -> None:
+    if pixels_of(config) != pixels:
+        fitting = "signal-to-noise" if pixels == "signal-to-noise" else "anscombe"
+        raise ConfigError(
+            f"input.transform is {config.transform}, and the pixels of these images are {pixels}",
+            need="a transform that takes such pixels",
+            next=f"Set input.transform to {fitting}, or leave out the settings of input.",
+        )
+
+
+def _default_input(name: str, shape: tuple[int, int], pixels: Pixels) -> InputConfig:
     default = NETWORKS.get(name, DEFAULT).input
+    if pixels == "signal-to-noise":
+        default = default.model_copy(update={"transform": pixels, "crop": SIGNAL_TO_NOISE_CROP})
     side = min(shape) - min(shape) % default.binning
     return default if default.crop is None or default.crop <= side else default.model_copy(update={"crop": side})
 
@@ -158,6 +178,8 @@ def describe_input(config: InputConfig) -> str:
         f"central {crop} x {crop} pixels" if crop else "whole image",
         f"binned {binning} x {binning}" if binning > 1 else "",
         "scaled to [0, 1]" if config.transform == "minmax" else "",
+        f"planes of signal to noise: {', '.join(config.planes)}" if config.transform == "signal-to-noise" else "",
+        "less the profile of its rings" if config.subtract == "profile" else "",
         f"high-pass of {config.highpass:g} pixels" if config.highpass else "",
         f"resampled to {resize} x {resize}" if resize else "",
         f"{config.channels} equal channels" if config.channels > 1 else "",

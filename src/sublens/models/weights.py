@@ -12,18 +12,24 @@ from torch import Tensor, nn
 from sublens.config import zoom
 from sublens.errors import BundleError
 from sublens.models.bundle import CARD, WEIGHTS, Card, read_verified
-from sublens.models.heads import TruthHead
+from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.networks import build, to_device
 from sublens.storage.files import whole_file
 
-HEAD = "truth_head."
-"""Prefix of the names of the truth head's weights."""
+HEAD, MACRO = "truth_head.", "macro_head."
+"""Prefixes of the names of the weights of the truth head and of the macro head."""
 LARGE = 2**14
 """Least number of elements of a tensor that is narrowed."""
 
 
-def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: torch.dtype | None = None) -> str:
-    """Write the weights of the model and its truth head, and return their sha256; the card of the former is removed.
+def save(
+    folder: Path,
+    model: nn.Module,
+    head: TruthHead | None = None,
+    macro: MacroHead | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write the weights of the model and its heads, and return their sha256; the card of the former is removed.
 
     dtype: of large real tensors, if not their own; small ones, such as the filters of depthwise
     convolutions, weigh little and keep theirs.
@@ -31,6 +37,7 @@ def save(folder: Path, model: nn.Module, head: TruthHead | None = None, dtype: t
     state = {
         **model.state_dict(),
         **({f"{HEAD}{name}": value for name, value in head.state_dict().items()} if head else {}),
+        **({f"{MACRO}{name}": value for name, value in macro.state_dict().items()} if macro else {}),
     }
     narrowed = {name: _narrowed(value, dtype) for name, value in state.items()}
     data = to_bytes({name: value.detach().cpu().contiguous() for name, value in narrowed.items()})
@@ -44,18 +51,20 @@ def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype) if dtype and value.numel() >= LARGE and value.is_floating_point() else value
 
 
-def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, TruthHead | None]:
-    """The model, in evaluation mode on `device`, and its truth head if it has one.
+def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, TruthHead | None, MacroHead | None]:
+    """The model, in evaluation mode on `device`, and its truth head and macro head if it has them.
 
     Raises `BundleError` where a file is missing, or the weights do not match the card's hash.
     """
     data = read_verified(folder / WEIGHTS, card.weights_sha256)
-    model = build(card.network, len(card.classes), card.input.channels)
-    head = TruthHead(model, zoom(card.input, card.image_shape)) if card.map else None
+    model = build(card.network, len(card.classes), card.input.n_channels)
+    finer = zoom(card.input, card.image_shape)
+    head, macro = TruthHead(model, finer) if card.map else None, MacroHead(model, finer) if card.has_macro else None
     try:
         state = from_bytes(data)
-        if head:
-            head.load_state_dict({name: state.pop(f"{HEAD}{name}") for name in head.state_dict()})
+        for part, prefix in ((head, HEAD), (macro, MACRO)):
+            if part:
+                part.load_state_dict({name: state.pop(f"{prefix}{name}") for name in part.state_dict()})
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError) as err:
         raise BundleError(
@@ -64,4 +73,5 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
             next="Copy the whole folder again, or train again with this version.",
             path=folder / WEIGHTS,
         ) from err
-    return to_device(model, device).eval(), to_device(head, device).eval() if head else None
+    heads = (part and to_device(part, device).eval() for part in (head, macro))
+    return to_device(model, device).eval(), *heads

@@ -213,12 +213,12 @@ def _settings(run: Run) -> str:
     """The settings that are not the network's defaults, in words, and whether training was cut short."""
     card = run.card
     own = RunConfig(model=ModelConfig(name=card.network), train=TrainConfig(teacher=None))
-    defaults = networks.resolved(own, card.image_shape).model_dump()
+    defaults = networks.resolved(own, card.image_shape, networks.pixels_of(card.input)).model_dump()
     changed = [
         f"{section}.{key} = {value}"
         for section, values in card.settings.model_dump().items()
         for key, value in (values or {}).items()
-        if value != defaults[section][key] and key != "seed"
+        if value != defaults[section].get(key) and key != "seed"
     ]
     stopped = ["stopped by hand before its end"] if card.training.interrupted else []
     return ", ".join([*changed, *stopped]) or "all defaults"

@@ -7,9 +7,9 @@ and each quantity has a position of its own in that stretch, so that changing on
 else as it was, and more subhaloes are added to the same ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import light, mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
+from sublens.models import macro
+from sublens.sim import extra
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
 from sublens.surveys.priors import Floats, Prior
@@ -28,8 +30,9 @@ CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes and vortex; a label is a position in this tuple."""
 
 Split = Literal["train", "test"]
-Purpose = Literal["scene", "number", "subhaloes", "noise"]
-PURPOSES: tuple[Purpose, ...] = ("scene", "number", "subhaloes", "noise")
+Purpose = Literal["scene", "number", "subhaloes", "noise", "mass", "light", "camera", "defects", "contaminants"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+"""Purposes of random sequences; a new one stands at the end, so that the others keep their numbers."""
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),
@@ -57,10 +60,14 @@ and alpha_rs are 0 for a point, r_t where it is not truncated."""
 
 @dataclass(frozen=True)
 class Truth:
-    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO."""
+    """Parameters of simulated images: `scenes` [n] of dtype SCENE, `subhaloes` [any] of dtype SUBHALO.
+
+    `extra` [n] of dtype EXTRA is there where the survey has one of the settings that it records, else None.
+    """
 
     scenes: NDArray[np.void]
     subhaloes: NDArray[np.void]
+    extra: NDArray[np.void] | None = None
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -76,11 +83,31 @@ class Truth:
         chosen = counts[positions]
         within = np.arange(chosen.sum()) - np.repeat(np.cumsum(chosen) - chosen, chosen)
         rows = np.repeat(starts[positions], chosen) + within
-        return type(self)(self.scenes[positions], self.subhaloes[rows])
+        extra = None if self.extra is None else self.extra[positions]
+        return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
+
+
+def joined(truths: Sequence[Truth]) -> Truth | None:
+    """The rows of all these truths, of one survey, in this order; None where there are none."""
+    if not truths:
+        return None
+    scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
+    more = [truth.extra for truth in truths if truth.extra is not None]
+    return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
+
+    def macro_targets(self) -> Floats:
+        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
+        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
+
+    def macro_values(self) -> Floats:
+        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
+        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
+MASS_WIDTH = 16
+"""Uniform numbers set aside for the columns `extra.MASS` of one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 MOST_NUMBERS = 2**16
@@ -125,7 +152,10 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     _draw_lens(scenes, survey, drawn)
     _draw_string(scenes, survey, drawn)
     _draw_light(scenes, survey, drawn)
-    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices))
+    more = extra.blank(len(scenes)) if extra.is_kept(survey) else None
+    if more is not None:
+        _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
+    truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
     return truth
@@ -147,6 +177,12 @@ def _draw_lens(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
     scenes["halo_angle"] = drawn(survey.halo.angle)
     scenes["gamma"] = drawn(survey.shear.gamma)
     scenes["shear_angle"] = drawn(survey.shear.angle)
+
+
+def _draw_mass(more: NDArray[np.void], survey: Survey, uniform: Floats) -> None:
+    """Draw what a general halo has beside the columns of SCENE; uniform: [n, MASS_WIDTH]."""
+    for name, column in zip(extra.MASS, uniform.T, strict=False):
+        more[name] = getattr(survey.halo, name.removeprefix("halo_")).quantile(column)
 
 
 def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
@@ -336,7 +372,7 @@ def smoothed(truth: Truth) -> Truth:
         scenes[f"halo_{name}"] = scenes["lens_mass_msun" if name == "mass_msun" else name]
     for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
         scenes[name] = 0
-    return Truth(scenes, truth.subhaloes[:0])
+    return Truth(scenes, truth.subhaloes[:0], truth.extra)
 
 
 def of_format_2(scenes: NDArray[np.void], subhaloes: NDArray[np.void]) -> Truth:

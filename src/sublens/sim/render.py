@@ -307,7 +307,7 @@ def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) 
     kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
-        thin = Truth(truth.scenes.copy(), truth.subhaloes[:0])
+        thin = Truth(truth.scenes.copy(), truth.subhaloes[:0], truth.extra)
         thin.scenes["n_subhaloes"] = 0
         converge = mass.nfw_convergence if survey.subhaloes.profile == "nfw" else mass.tnfw_convergence
         for rows, subhalo in _subhaloes(truth, survey, x):

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from sublens.config import Frozen
-from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded
+from sublens.surveys.priors import AxisRatio, Fraction, NonNegative, Positive, Prior, bounded, later
 
 
 class Cosmology(Frozen):
@@ -41,19 +41,58 @@ class Cosmology(Frozen):
         return z_source
 
 
-class Halo(Frozen):
-    """The lens galaxy's mass: a singular isothermal ellipsoid at the origin; a sphere where q is 1."""
+NOUGHT, ISOTHERMAL = Prior(kind="fixed", values=(0.0,)), Prior(kind="fixed", values=(2.0,))
+HALF_TURN = Prior(kind="uniform", values=(0.0, float(np.pi)))
+TURN = Prior(kind="uniform", values=(0.0, float(2 * np.pi)))
+Amplitude = Annotated[Prior, bounded(0, 0.1, "within 0 and 0.1")]
+Slope = Annotated[Prior, bounded(1.2, 2.8, "within 1.2 and 2.8")]
 
-    mass_msun: Positive
+
+class Halo(Frozen):
+    """The lens galaxy's mass: an elliptical power law, isothermal and at the origin unless set otherwise.
+
+    Its size follows from one of `mass_msun`, `theta_e` and `sigma_v`.
+    """
+
+    mass_msun: Positive | None = None
     """Mass of halo and substructure together inside the Einstein radius, solar masses."""
+    theta_e: Positive | None = later(None)
+    """Einstein radius of halo and substructure together, arcsec."""
+    sigma_v: Positive | None = later(None)
+    """Velocity dispersion of the isothermal sphere of that Einstein radius, km/s."""
     conserves: Literal["ring", "total-mass"] = "ring"
     """Quantity that is the same with and without substructure. `ring`: the radius in which the mean convergence is 1;
     the halo lacks what substructure holds inside it. `total-mass`: the halo lacks all substructure, wherever it lies,
     and the size of the ring tells the class."""
     q: AxisRatio = Prior(kind="fixed", values=(1.0,))
     """Axis ratio of the convergence."""
-    angle: Prior = Prior(kind="uniform", values=(0.0, float(np.pi)))
+    angle: Prior = HALF_TURN
     """Position angle."""
+    slope: Slope = later(ISOTHERMAL)
+    """Slope of the density, r^-slope: 2 is isothermal."""
+    x: Prior = later(NOUGHT)
+    """Centre of the mass along x, arcsec; the lens galaxy's light stays at the origin."""
+    y: Prior = later(NOUGHT)
+    """Centre of the mass along y, arcsec."""
+    m3: Amplitude = later(NOUGHT)
+    """Amplitude of the multipole of order 3, relative to the convergence; see `sublens.lensing.power_law`."""
+    m3_angle: Prior = later(TURN)
+    """Angle at which the multipole of order 3 adds most."""
+    m4: Amplitude = later(NOUGHT)
+    """Amplitude of the multipole of order 4, relative to the convergence."""
+    m4_angle: Prior = later(TURN)
+    """Angle at which the multipole of order 4 adds most."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if sum(size is not None for size in (self.mass_msun, self.theta_e, self.sigma_v)) != 1:
+            raise ValueError("needs exactly one of mass_msun, theta_e and sigma_v")
+        return self
+
+    @property
+    def is_general(self) -> bool:
+        """Whether the halo may be other than an isothermal ellipsoid at the origin."""
+        return self.slope != ISOTHERMAL or any(prior != NOUGHT for prior in (self.x, self.y, self.m3, self.m4))
 
 
 class Shear(Frozen):
@@ -101,5 +140,5 @@ class Vortex(Frozen):
     """Position of the middle along y, arcsec."""
     half_length: Positive
     """Half of its length, arcsec."""
-    angle: Prior = Prior(kind="uniform", values=(0.0, float(2 * np.pi)))
+    angle: Prior = TURN
     """Position angle."""

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
+    Field,
     model_serializer,
     model_validator,
 )
@@ -141,7 +142,30 @@ def bounded(low: float, high: float, words: str, *, strict: bool = False) -> Aft
     return AfterValidator(check)
 
 
+TAIL = 1e-4
+"""Share of the draws, at either end, that a `Clipped` prior sets to the value there: a normal one beyond 3.7 sigma."""
+
+
+def clipped_quantile(prior: Prior, u: Floats) -> Floats:
+    """Values below which shares `u` of the draws lie, with the tails cut; draws, for uniform u in [0, 1)."""
+    return prior.quantile(np.clip(u, TAIL, 1 - TAIL))
+
+
+def _clipped_above_zero(prior: Prior) -> Prior:
+    low, high = clipped_quantile(prior, np.array([0.0, 1.0]))
+    if low <= 0:
+        raise ValueError(f"reaches from {low:g} to {high:g}; needs to stay above 0")
+    return prior
+
+
+ClippedPositive = Annotated[Prior, AfterValidator(_clipped_above_zero)]
+"""Prior of a positive quantity, which may be normal: its draws are those of `clipped_quantile`."""
 Positive = Annotated[Prior, bounded(0, np.inf, "above 0", strict=True)]
 NonNegative = Annotated[Prior, bounded(0, np.inf, "at or above 0")]
 AxisRatio = Annotated[Prior, bounded(0.05, 1, "within 0.05 and 1")]
 Fraction = Annotated[Prior, bounded(0, 1, "within 0 and 1")]
+
+
+def later(default: Any) -> Any:
+    """Default of a setting that earlier versions lacked: left out where settings are saved, so that old ones stay."""
+    return Field(default, exclude_if=lambda value: value == default)

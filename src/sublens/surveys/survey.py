@@ -15,14 +15,17 @@ from pydantic import (
     field_validator,
 )
 
-from sublens.config import Frozen
+from sublens.config import Extended
 from sublens.surveys.camera import Camera
+from sublens.surveys.defects import Defects
 from sublens.surveys.light import LensLight, Light, PixelatedSource, SersicSource
 from sublens.surveys.mass import Cosmology, Halo, Shear, Subhaloes, Vortex
 
 
-class Survey(Frozen):
+class Survey(Extended):
     """A survey: the distributions of its lenses and sources, and its camera."""
+
+    ADDED = frozenset(("defects",))
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name of the survey and of its data sets: letters, digits, dots, dashes and underscores."""
@@ -44,6 +47,8 @@ class Survey(Frozen):
     """Substructure of the class `sphere`."""
     vortex: Vortex
     """Substructure of the class `vort`."""
+    defects: Defects | None = None
+    """Defects of the images."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -57,6 +62,14 @@ class Survey(Frozen):
         if light and light.magnitude and camera and camera.zero_point is None:
             raise ValueError("magnitude needs camera.zero_point")
         return light
+
+    @field_validator("defects")
+    @classmethod
+    def _can_be_masked(cls, defects: Defects | None, info: ValidationInfo) -> Defects | None:
+        camera = info.data.get("camera")
+        if camera and camera.pixels == "counts" and defects and defects.has_masks:
+            raise ValueError('masked pixels need camera.pixels = "signal-to-noise"; or set masked = 0')
+        return defects
 
     @property
     def field(self) -> float:

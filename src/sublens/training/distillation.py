@@ -17,7 +17,7 @@ from sublens.errors import ConfigError
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardTeacher
 from sublens.models.heads import FeatureMaps, nearest_tap
-from sublens.models.networks import to_device
+from sublens.models.networks import pixels_of, to_device
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Teacher:
         model = to_device(weights.load(folder, card)[0], device)
         last = {tap["reduction"]: tap for tap in getattr(model, "feature_info", [])}
         teacher, side = cls(card, model, FeatureMaps(model, list(last.values()))), input_side(card.input, shape)
-        blank = torch.zeros(1, card.input.channels, side, side, device=device)
+        blank = torch.zeros(1, card.input.n_channels, side, side, device=device)
         if not teacher.feature_maps(blank) or not teacher.maps.fit():
             raise ConfigError(
                 f"train.teacher {name}: {card.network} has no feature maps",
@@ -75,6 +75,12 @@ class Teacher:
 
 
 def _refuse_other_field(name: str, card: Card, student_input: InputConfig, shape: tuple[int, int]) -> None:
+    if pixels_of(card.input) != pixels_of(student_input):
+        raise ConfigError(
+            f"train.teacher {name} takes {pixels_of(card.input)}, and this network {pixels_of(student_input)}",
+            need="the same pixels for both",
+            next="Name another teacher, or set train.teacher to none.",
+        )
     theirs, ours = field_of_view(card.input, card.image_shape), field_of_view(student_input, shape)
     if (card.image_shape, theirs) != (shape, ours):
         raise ConfigError(
@@ -111,7 +117,7 @@ class StudentMaps(nn.Module):
         taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.maps.taps]
         self._maps = FeatureMaps(model, taps)
         with torch.no_grad():
-            model.eval()(torch.zeros(1, config.channels, side, side))
+            model.eval()(torch.zeros(1, config.n_channels, side, side))
         if not self._maps.fit():
             raise _no_feature_maps()
         self.convolutions = nn.ModuleList(

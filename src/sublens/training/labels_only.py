@@ -50,14 +50,15 @@ def _shipped_teacher() -> str:
     return str(bundle.shipped()[TEACHER]) if Path(TEACHER).exists() else TEACHER
 
 
-def as_begun(config: RunConfig, before: RunConfig | None, shape: tuple[int, int]) -> RunConfig:
-    """Settings with the teacher and high-pass that a run began with, where they are left to sublens.
+def as_begun(config: RunConfig, before: RunConfig | None, dataset: Dataset) -> RunConfig:
+    """Settings with the teacher and high-pass that a run on this data set began with, where they are left to sublens.
 
-    before: the settings of that run, if there is one; an earlier sublens chose neither. shape: that of the images.
+    before: the settings of that run, if there is one; an earlier sublens chose neither.
     """
     if before is None or config.train.teacher != AUTO or before.train.teacher not in (None, _shipped_teacher()):
         return config
-    begun, default = _with_teacher(config, before.train.teacher), networks.resolved(config, shape).input
+    begun = _with_teacher(config, before.train.teacher)
+    default = networks.resolved(config, dataset.train.shape, dataset.pixels).input
     assert default is not None, "settings are resolved"
     choices = [default.model_copy(update={"highpass": highpass}) for highpass in (default.highpass, HIGHPASS)]
     is_choice = config.input is None and before.input in choices

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,11 +18,13 @@ from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, Part
 from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.inference.engines import MASS_UNIT_MSUN
-from sublens.models.heads import TruthHead
+from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.inputs import to_input
+from sublens.models.macro import CONTAMINANT
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.surveys.survey import Survey
+from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
 
 
@@ -33,11 +35,15 @@ class Batch:
     images: Tensor
     """Network input [b, channels, s, s]."""
     labels: Tensor
-    """Positions in the classes, [b]."""
+    """Positions in the classes, [b]; `macro.CONTAMINANT` for images that are no lens."""
     masses: Tensor | None = None
     """log(1 + M / 1e9 Msun) in each cell, [b, g, g], where a truth head is trained."""
     teacher_maps: list[Tensor] | None = None
     """Feature maps of the teacher, [b, c, g, g], where there is one."""
+    macro: Tensor | None = None
+    """Targets of the macro head, [b, 3], where one is trained."""
+    is_contaminant: Tensor | None = None
+    """1 for images that are no lens and 0 for others, [b], where the data set has both."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Step:
     distill_loss: float | None
     n_images: int
     share_done: float
+    macro_loss: float | None = None
+    contaminant_loss: float | None = None
 
 
 class _Sums:
@@ -85,6 +93,7 @@ def fit(
     on_step: Callable[[Step], object],
     on_epoch: Callable[[int], object],
     student: StudentMaps | None = None,
+    macro: MacroHead | None = None,
     has_bf16: bool = False,
     after: tuple[int, int] = (0, 0),
     ranks: Ranks = ALONE,
@@ -95,14 +104,14 @@ def fit(
 
     optimizer: `make_optimizer` of model, head and student. share_done: from the number of steps taken to
     the share of training done; the learning rate follows it, and training ends where it reaches 1.
-    on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. after: the
-    epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train together,
-    each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps from
-    one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
+    on_epoch: called after each epoch and at the end. student: predicts the teacher's maps. macro: measures the
+    lens. after: the epoch that `epochs` begins in, and the steps taken before. ranks: the processes that train
+    together, each with its share of every batch; a `Step` holds means and sums over all of them. log_every: steps
+    from one call of on_step to the next, which then covers them all; the end of an epoch makes one as well, and so
     does a step after which `is_ending` is true.
     """
     device = next(model.parameters()).device.type
-    whole = ranks.together(_WithHeads(model, head, student))
+    whole = ranks.together(_WithHeads(model, head, student, macro))
     first_epoch, number = after
     for epoch, batches in enumerate(epochs, start=first_epoch):
         model.train()
@@ -115,14 +124,14 @@ def fit(
             ranks.begin_step(config.seed, number)
             with torch.autocast(device, torch.bfloat16, enabled=has_bf16):
                 outputs = whole(batch.images)
-            loss, truth, distill = _losses(outputs, batch)
-            weighted = ((config.truth_weight or 0, truth), (DISTILL_WEIGHT, distill))
+            loss, *others = losses = _losses(outputs, batch)
+            weighted = zip(_weights(config), others, strict=True)
             total = sum((weight * term for weight, term in weighted if term is not None), loss)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             number += 1
-            sums.add((loss, truth, distill), ranks.n * len(batch.labels))
+            sums.add(losses, ranks.n * len(batch.labels))
             if sums.n_steps == log_every or is_ending():
                 on_step(_step(number, epoch, sums, ranks, done))
                 sums = _Sums()
@@ -134,36 +143,44 @@ def fit(
 
 
 def _step(number: int, epoch: int, sums: _Sums, ranks: Ranks, done: float) -> Step:
-    loss, truth, distill = sums.means(ranks)
+    loss, truth, distill, macro, contaminant = sums.means(ranks)
     assert loss is not None, "there are always labels"
-    return Step(number, epoch, loss, truth, distill, sums.n_images, done)
+    return Step(number, epoch, loss, truth, distill, sums.n_images, done, macro, contaminant)
 
 
-Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None]
-"""Logits, the truth head's map and the predicted maps of the teacher; None without such a head."""
+Outputs = tuple[Tensor, Tensor | None, list[Tensor] | None, Tensor | None]
+"""Logits, the truth head's map, the predicted maps of the teacher and the macro head's outputs; None without a head."""
+Losses = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""Losses of the labels, the truth head's map, the teacher's maps, the macromodel and the contaminants."""
 
 
-def _losses(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Cross-entropy of the labels, and the losses of the truth head's map and of the teacher's maps."""
-    logits, masses, student_maps = outputs
-    loss, truth, distill = F.cross_entropy(logits.float(), batch.labels), None, None
+def _weights(config: TrainConfig) -> tuple[float, float, float, float]:
+    """Weights of the losses that follow the labels'."""
+    return config.truth_weight or 0, DISTILL_WEIGHT, config.macro_weight, config.contaminant_weight
+
+
+def _losses(outputs: Outputs, batch: Batch) -> Losses:
+    logits, masses, student_maps, lens = outputs
+    loss, truth, distill = F.cross_entropy(logits.float(), batch.labels, ignore_index=CONTAMINANT), None, None
     if masses is not None and batch.masses is not None:
         truth = F.mse_loss(masses.float(), batch.masses)
     if student_maps is not None and batch.teacher_maps is not None:
         distill = distill_loss(student_maps, batch.teacher_maps)
-    return loss, truth, distill
+    return loss, truth, distill, *macromodel.losses(lens, batch.macro, batch.labels, batch.is_contaminant)
 
 
 class _WithHeads(nn.Module):
     """A network and the heads that read its feature maps."""
 
-    def __init__(self, model: nn.Module, head: TruthHead | None, student: StudentMaps | None) -> None:
+    def __init__(
+        self, model: nn.Module, head: TruthHead | None, student: StudentMaps | None, macro: MacroHead | None
+    ) -> None:
         super().__init__()
-        self.model, self.head, self.student = model, head, student
+        self.model, self.head, self.student, self.macro = model, head, student, macro
 
     def forward(self, images: Tensor) -> Outputs:
-        logits = self.model(images)
-        return logits, self.head() if self.head else None, self.student() if self.student else None
+        logits, student_maps = self.model(images), self.student() if self.student else None
+        return logits, self.head() if self.head else None, student_maps, self.macro() if self.macro else None
 
 
 DISTILL_WEIGHT = 16.0
@@ -242,8 +259,8 @@ def fitting_batch(model: nn.Module, batches: "BatchSource", *, has_bf16: bool) -
     while size:
         try:
             with torch.autocast(batches.device, torch.bfloat16, enabled=has_bf16):
-                images = torch.zeros(size, batches.input.channels, side, side, device=batches.device)
-                model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
+                images = torch.zeros(size, batches.input.n_channels, side, side, device=batches.device)
+                model(images.contiguous(memory_format=torch.n_channels_last)).float().sum().backward()
             return size * batches.ranks.n
         except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
             if not isinstance(err, ValueError) and not is_out_of_memory(err):
@@ -267,7 +284,7 @@ def truth_head(
     side = input_side(network_input, dataset.train.shape)
     head = TruthHead(model, zoom(network_input, dataset.train.shape))
     with torch.no_grad():
-        model.eval()(torch.zeros(1, network_input.channels, side, side))
+        model.eval()(torch.zeros(1, network_input.n_channels, side, side))
         return (head, head().shape[-1]) if head.maps.fit() else (None, 0)
 
 
@@ -288,6 +305,8 @@ class BatchSource:
     """The processes that share every batch."""
     endless: Survey | None = None
     """Survey whose fresh images are trained on, instead of those of the part."""
+    has_macro: bool = False
+    """Whether a macro head is trained."""
 
     def __len__(self) -> int:
         """Number of steps an epoch."""
@@ -357,7 +376,8 @@ class BatchSource:
         if self.survey and part.truth:
             msun = torch.from_numpy(mass_map(part.truth, self.n_cells, self._field(self.survey)))
         counts = torch.from_numpy(self.part.counts(positions).astype(np.float32))
-        return Sample(counts, torch.from_numpy(part.labels), msun)
+        targets = torch.from_numpy(part.truth.macro_targets()) if part.truth else None
+        return Sample(counts, torch.from_numpy(part.labels), msun, targets)
 
     def _flips(self, number: int) -> Tensor:
         """Whether each image of a step's batch is mirrored in x and in y, [b, 2]."""
@@ -365,16 +385,20 @@ class BatchSource:
         return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
 
     def _batch(self, sample: Sample, flips: Tensor) -> Batch:
-        counts, labels, msun = sample.to(self.device)
+        counts, labels, msun, targets = sample.to(self.device)
         flips, masses, teacher_maps = flips.to(self.device, non_blocking=True), None, None
         if msun is not None:
             masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
-        return Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
+        batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
+        if not self.has_macro or targets is None:
+            return batch
+        is_contaminant = (labels == CONTAMINANT).float() if self.part.has_contaminants else None
+        return replace(batch, macro=macromodel.mirrored(targets.float(), flips), is_contaminant=is_contaminant)
 
     def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:
-        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.channels_last)
+        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.n_channels_last)
 
 
 MOST_UNLOGGED, LEAST_LINES = 20, 50

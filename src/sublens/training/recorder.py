@@ -129,7 +129,7 @@ class TrainingRecorder:
     """Versions of the running code, which may change on disk meanwhile."""
 
     def __post_init__(self) -> None:
-        self.chance = ChanceWatch(self.dataset.train.labels)
+        self.chance = ChanceWatch(self.dataset.train.of_lenses().labels)
 
     @property
     def seconds(self) -> float:
@@ -254,6 +254,8 @@ class TrainingRecorder:
             self._warn_of_chance("is still")
         rate = self.images / self.seconds
         losses = {"loss": step.loss, "truth_loss": step.truth_loss, "distill_loss": step.distill_loss}
+        losses |= {"macro_loss": step.macro_loss} if self.state.macro else {}
+        losses |= {} if step.contaminant_loss is None else {"contaminant_loss": step.contaminant_loss}
         self._write("step", step=step.number, epoch=step.epoch, **losses, images_per_s=rate)
         selected = f"  selection AUC {self.best['selection_auc']:.4f}" if self.best else ""
         self.advance(step.share_done, f"loss {step.loss:.3f}  {rate:,.0f} images/s{selected}")
@@ -299,7 +301,7 @@ class TrainingRecorder:
 
         The loss, not the AUC: it is a proper score, so it rewards calibrated probabilities as well.
         """
-        part = self.dataset.selection
+        part = self.dataset.selection.of_lenses()
         probs = predict_dataset.predict_all(self._predictor(), part).probs
         self.chance.evaluate(self.images, probs, part.labels)
         scores = {
@@ -314,7 +316,7 @@ class TrainingRecorder:
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scores, is_best=is_best)
         self.losses.clear()
         if is_best:
-            self.best_weights = weights.save(self.out, self.state.model, self.state.head)
+            self.best_weights = weights.save(self.out, self.state.model, self.state.head, self.state.macro)
             self.best = {"best_epoch": epoch, **scores}
             self.write_card(is_interrupted=True)
         return is_best
@@ -373,6 +375,7 @@ class TrainingRecorder:
                 "interrupted": is_interrupted,
             },
             "map": self.state.card_map(self.dataset),
+            "has_macro": self.state.macro is not None,
             "teacher": self.state.batches.teacher and self.state.batches.teacher.card_entry,
             "supervision": self.state.supervision,
             "calibration": calibration,

@@ -25,7 +25,7 @@ from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Bar, Say, silent
 from sublens.storage import files
 from sublens.surveys.survey import Survey
-from sublens.training import checkpoint, duration, labels_only, loop
+from sublens.training import checkpoint, duration, labels_only, loop, macromodel
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.distillation import StudentMaps, Teacher
 from sublens.training.recorder import (
@@ -43,13 +43,13 @@ from sublens.training.state import TrainState
 
 def resolve_settings(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Settings of a run on this data set, with the network's own values and the data's division filled in."""
-    filled = networks.resolved(config, dataset.train.shape).model_copy(update={"split": dataset.split})
+    filled = networks.resolved(config, dataset.train.shape, dataset.pixels).model_copy(update={"split": dataset.split})
     return labels_only.with_defaults(filled, dataset, has_own_input=config.input is not None)
 
 
 def resolved_for(out: Path, config: RunConfig, dataset: Dataset, *, resume: bool) -> RunConfig:
     """`resolve_settings`, with what is left to sublens as the run in `out` began it, where that is resumed."""
-    begun = labels_only.as_begun(config, settings_of(out), dataset.train.shape) if resume else config
+    begun = labels_only.as_begun(config, settings_of(out), dataset) if resume else config
     return resolve_settings(begun, dataset)
 
 
@@ -151,24 +151,26 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
     """The network, its heads, its optimiser and its batches, before the first step."""
     assert config.input is not None
     name, network_input, side = config.model.name, config.input, input_side(config.input, dataset.train.shape)
-    model = networks.build(name, len(dataset.classes), network_input.channels, pretrained=config.model.pretrained)
-    networks.check_input_size(model, name, network_input.channels, side)
+    model = networks.build(name, len(dataset.classes), network_input.n_channels, pretrained=config.model.pretrained)
+    networks.check_input_size(model, name, network_input.n_channels, side)
     head, n_cells = loop.truth_head(model, network_input, dataset, config.train)
+    macro = macromodel.head(model, network_input, dataset, config.train)
     teacher, student = None, None
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, network_input, device())
         student = StudentMaps(model, network_input, teacher)
-    modules = [networks.to_device(module, device()) for module in (model, head, student) if module]
+    modules = [networks.to_device(module, device()) for module in (model, head, student, macro) if module]
     survey = dataset.survey if head else None
     endless = _endless(dataset, config.train)
     batches = loop.BatchSource(
-        dataset.train, network_input, config.train, device(), survey, n_cells, teacher, ranks, endless
+        dataset.train, network_input, config.train, device(), survey, n_cells, teacher, ranks, endless, bool(macro)
     )
     ranks.check(batches.size)
     return TrainState(
         model,
         head,
         student,
+        macro,
         loop.make_optimizer(modules, config.train),
         batches,
         networks.has_bf16_gain(name, device(), side),
@@ -202,6 +204,7 @@ def _fit(recorder: TrainingRecorder) -> None:
                 on_step=recorder.on_step,
                 on_epoch=recorder.on_epoch,
                 student=state.student,
+                macro=state.macro,
                 has_bf16=state.has_bf16,
                 after=(epoch, recorder.steps),
                 ranks=recorder.ranks,

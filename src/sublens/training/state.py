@@ -9,7 +9,7 @@ from sublens.config import field_of_view
 from sublens.data.dataset import Dataset
 from sublens.models import bundle
 from sublens.models.bundle import CardMap
-from sublens.models.heads import TruthHead
+from sublens.models.heads import MacroHead, TruthHead
 from sublens.training import loop
 from sublens.training.distillation import StudentMaps
 
@@ -21,6 +21,7 @@ class TrainState:
     model: nn.Module
     head: TruthHead | None
     student: StudentMaps | None
+    macro: MacroHead | None
     optimizer: torch.optim.Optimizer
     batches: loop.BatchSource
     has_bf16: bool
@@ -46,5 +47,5 @@ class TrainState:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """All modules with weights, by name."""
-        named = {"model": self.model, "head": self.head, "student": self.student}
+        named = {"model": self.model, "head": self.head, "student": self.student, "macro": self.macro}
         return {name: module for name, module in named.items() if module}

@@ -1,0 +1,56 @@
+"""Training of the macro head: its targets, and its losses beside the labels'."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sublens.config import InputConfig, TrainConfig, input_side, zoom
+from sublens.data.dataset import Dataset
+from sublens.models.heads import MacroHead
+from sublens.models.macro import CONTAMINANT, LOG_SIGMAS
+
+
+def head(model: nn.Module, network_input: InputConfig, dataset: Dataset, config: TrainConfig) -> MacroHead | None:
+    """A macro head for this network.
+
+    None where the data set has no truth or its pixels are counts, its weight is 0, or the network has no early feature
+    map.
+    """
+    has_truth = dataset.survey and dataset.train.truth and dataset.pixels == "signal-to-noise"
+    if not (has_truth and config.macro_weight and getattr(model, "feature_info", None)):
+        return None
+    side = input_side(network_input, dataset.train.shape)
+    macro_head = MacroHead(model, zoom(network_input, dataset.train.shape))
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, network_input.n_channels, side, side))
+        return macro_head if macro_head.maps.fit() else None
+
+
+def mirrored(targets: Tensor, flips: Tensor) -> Tensor:
+    """Targets [b, 3] of images mirrored in x and in y where flips [b, 2] says so: e2 changes its sign with each."""
+    sign = torch.where(flips[:, 0] == flips[:, 1], 1.0, -1.0)
+    return torch.stack([targets[:, 0], targets[:, 1], sign * targets[:, 2]], 1)
+
+
+def losses(
+    outputs: Tensor | None, targets: Tensor | None, labels: Tensor, is_contaminant: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Losses of a macro head's outputs [b, 7]: of the macromodel and of the contaminants; None without what they need.
+
+    targets: [b, 3]; those of contaminants are not used. is_contaminant: 1 for images that are no lens and 0 for others,
+    [b].
+    """
+    if outputs is None or targets is None:
+        return None, None
+    contaminant, outputs = None, outputs.float()
+    if is_contaminant is not None:
+        contaminant = F.binary_cross_entropy_with_logits(outputs[:, CONTAMINANT], is_contaminant)
+    return macro_loss(outputs, targets, labels != CONTAMINANT), contaminant
+
+
+def macro_loss(outputs: Tensor, targets: Tensor, is_lens: Tensor) -> Tensor:
+    """Mean negative log likelihood of the lenses' targets [b, 3] under the Gaussians of the outputs [b, 7]."""
+    logs = outputs[:, 3:6].clamp(*LOG_SIGMAS)
+    off = torch.where(is_lens[:, None], outputs[:, :3] - targets, 0)
+    likelihood = (0.5 * (off * torch.exp(-logs)) ** 2 + logs).mean(1)
+    return (likelihood * is_lens).sum() / is_lens.sum().clamp_min(1)
