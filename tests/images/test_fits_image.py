@@ -11,7 +11,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import fits_image, formats
+from sublens.images import fits_image, formats, wcs
 from sublens.images.formats import ImageSelector
 from sublens.images.listing import list_images
 from sublens.images.pixels import Image, RawImage
@@ -241,7 +241,7 @@ def test_a_plain_file_is_read_as_astropy_reads_it(tmp_path: Path, dtype: str) ->
     path = tmp_path / "a.fits"
     fits.PrimaryHDU(np.arange(35).reshape(5, 7).astype(dtype)).writeto(path)
     with path.open("rb") as file, fits.open(path) as hdus:
-        plain = fits_image.plain_hdu(file)
+        plain = wcs.plain_hdu(file)
         assert plain is not None
         assert np.array_equal(plain.data, hdus[0].data)
         assert plain.data.dtype == hdus[0].data.dtype
@@ -260,4 +260,4 @@ def test_a_file_that_is_not_plain_is_left_to_astropy(change: str) -> None:
     hdus.writeto(file)
     data = file.getvalue()
     data = {"cut off": data[:-2880], "longer": data + b" "}.get(change, data)
-    assert fits_image.plain_hdu(io.BytesIO(data)) is None
+    assert wcs.plain_hdu(io.BytesIO(data)) is None
