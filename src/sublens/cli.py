@@ -358,9 +358,7 @@ def _compare_lenses(survey: "Survey", images: Path, label: str, *, seed: int, ou
     if out:
         files.refuse_overlap(out, images)
         files.refuse_existing_file(out, mark=lens_fidelity.MARK, force=force)
-    planes = {
-        name: lens_images.plane(image, survey, name) for name, image in lens_images.read([images], visible).items()
-    }
+    planes = lens_images.planes(lens_images.read([images], visible), survey.camera)
     result = lens_fidelity.lens_fidelity(survey, planes, label, seed=seed, bar=visible)
     print(f"{'statistic':20} {'real':>19} {'simulated':>19} {'shift':>6} {'KS':>6} {'p':>8}")
     for row in result.rows:

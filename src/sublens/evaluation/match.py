@@ -265,12 +265,12 @@ def _exposure(image: Image, electrons: float | None, base: Survey) -> Value:
     """The length of all exposures of an image together, s."""
     companions = image.companions
     if companions.exposure:
-        return Value(companions.exposure, "from the headers")
+        return Value(companions.exposure, "from the headers of")
     if electrons and RATE.search(companions.unit.strip().lower()):
-        return Value(electrons, "from the noise")
+        return Value(electrons, "from the noise of")
     camera = base.camera
     n_exposures = float(np.median(camera.n_exposures))
-    return Value(_middle(camera.exposure_s) * n_exposures, f"a guess, as in {base.name},")
+    return Value(_middle(camera.exposure_s) * n_exposures, f"a guess after {base.name} for")
 
 
 def _noise(frames: Sequence[Measured]) -> Settings:
@@ -278,7 +278,7 @@ def _noise(frames: Sequence[Measured]) -> Settings:
     origins = " and ".join(sorted({frame.exposure_s.source for frame in frames}))
     n = _count(len(frames))
     return {
-        "camera.exposure_s": Value(_span(exposures), f"{origins} of {n}"),
+        "camera.exposure_s": Value(_span(exposures), f"{origins} {n}"),
         "camera.n_exposures": Value(1, "exposures are counted together"),
         "camera.background": Value(
             _span([frame.background for frame in frames]),
