@@ -32,6 +32,8 @@ SOFTENING = 3.0
 def middle(image: Image) -> np.ndarray:
     """The middle of an image in signal to noise, masked pixels NaN."""
     weighed = weigh(image)
+    assert weighed.mask is not None
+    assert weighed.noise is not None
     half = round(FIELD / 2 / (image.pixel_scale or 1))
     y, x = (side // 2 for side in image.pixels.shape)
     part = slice(max(y - half, 0), y + half), slice(max(x - half, 0), x + half)

@@ -60,7 +60,7 @@ def profile(image: Floats, rings: Geometry, pixel_scale: float) -> Floats:
     is_good, ring = np.isfinite(image), (rings.radius / pixel_scale).astype(np.int64)
     present = np.unique(ring[is_good])
     medians = ndimage.median(image[is_good], ring[is_good], present)
-    return np.interp(rings.radius, (present + 0.5) * pixel_scale, medians)
+    return np.asarray(np.interp(rings.radius, (present + 0.5) * pixel_scale, medians))
 
 
 def border(shape: tuple[int, int]) -> NDArray[np.bool_]:
