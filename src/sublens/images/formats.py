@@ -89,6 +89,10 @@ class CompanionFiles(NamedTuple):
     """Pixels that are missing, by anything but 0."""
 
 
+NO_FILES = CompanionFiles()
+"""Companions of images whose own files tell."""
+
+
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file."""
     return _suffix(path) in READERS
