@@ -260,7 +260,7 @@ def fitting_batch(model: nn.Module, batches: "BatchSource", *, has_bf16: bool) -
         try:
             with torch.autocast(batches.device, torch.bfloat16, enabled=has_bf16):
                 images = torch.zeros(size, batches.input.n_channels, side, side, device=batches.device)
-                model(images.contiguous(memory_format=torch.n_channels_last)).float().sum().backward()
+                model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
             return size * batches.ranks.n
         except (MemoryError, RuntimeError, ValueError) as err:  # ValueError: a norm over a single value
             if not isinstance(err, ValueError) and not is_out_of_memory(err):
@@ -398,7 +398,7 @@ class BatchSource:
         return replace(batch, macro=macromodel.mirrored(targets.float(), flips), is_contaminant=is_contaminant)
 
     def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:
-        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.n_channels_last)
+        return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.channels_last)
 
 
 MOST_UNLOGGED, LEAST_LINES = 20, 50
