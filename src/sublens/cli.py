@@ -19,12 +19,13 @@ from sublens.storage import scratch
 from sublens.storage.object_store import Remote, parse_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
     from sublens.inference.predictor import Row
-    from sublens.inference.tables import Cell
+    from sublens.inference.tables import Cell, Totals
+    from sublens.models.bundle import Card
     from sublens.surveys.survey import Survey
 
 GROUPS = {
@@ -297,10 +298,10 @@ def match(
     from sublens.storage import files
     from sublens.surveys import presets
 
-    if out.suffix != ".toml":
-        raise ConfigError("a survey is a TOML file", need="a name that ends in .toml", next="Rename it.", path=out)
     files.refuse_overlap(out, *presets.files(base), *listing.named(images))
     files.refuse_existing_file(out, mark=matching.MARK.encode(), force=force)
+    if out.suffix != ".toml":
+        raise ConfigError("a survey is a TOML file", need="a name that ends in .toml", next="Rename it.", path=out)
     result = matching.match(lens_images.read(images, visible), base, matching.survey_name(out), pixel_scale)
     result.write(out)
     for line in result.lines():
@@ -330,16 +331,22 @@ def fidelity(
 
     sublens fidelity common-test-1 common_test_1/train/no --class no
     """
-    from sublens.evaluation import fidelity
+    from sublens.errors import ConfigError
+    from sublens.evaluation import fidelity, lens_fidelity
     from sublens.progress import visible
+    from sublens.storage import files
     from sublens.surveys import presets
 
+    if out:
+        files.refuse_overlap(out, images, *presets.files(preset))
+        files.refuse_existing_file(out, mark=lens_fidelity.MARK, force=force)
     survey = presets.preset(preset)
     if survey.camera.pixels == "signal-to-noise":
-        _compare_lenses(survey, images, label, seed=seed, out=out, force=force)
+        _compare_lenses(survey, images, label, seed=seed, out=out)
         return
     if out:
-        raise typer.BadParameter('--out needs a survey whose camera.pixels is "signal-to-noise"')
+        need = 'a survey whose camera.pixels is "signal-to-noise"'
+        raise ConfigError(f"{survey.name} simulates counts", need=f"{need} for --out", next="Leave --out away.")
     rows, chance, separation = fidelity.fidelity(survey, images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
@@ -349,15 +356,11 @@ def fidelity(
     print(f"A network tells them apart with AUC {separation.auc:.4f}, p {separation.p:.3g}; 0.5 is chance.")
 
 
-def _compare_lenses(survey: "Survey", images: Path, label: str, *, seed: int, out: Path | None, force: bool) -> None:
+def _compare_lenses(survey: "Survey", images: Path, label: str, *, seed: int, out: Path | None) -> None:
     """Compare lenses in signal to noise, print what differs most first, and save it."""
     from sublens.evaluation import lens_fidelity, lens_images
     from sublens.progress import visible
-    from sublens.storage import files
 
-    if out:
-        files.refuse_overlap(out, images)
-        files.refuse_existing_file(out, mark=lens_fidelity.MARK, force=force)
     planes = lens_images.planes(lens_images.read([images], visible), survey.camera)
     result = lens_fidelity.lens_fidelity(survey, planes, label, seed=seed, bar=visible)
     print(f"{'statistic':20} {'real':>19} {'simulated':>19} {'shift':>6} {'KS':>6} {'p':>8}")
@@ -676,6 +679,24 @@ def predict(
     flip_y: FlipY = False,
     plane: Plane = None,
     pixel_scale: PixelScale = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise",
+            parser=_local_path,
+            metavar="PATH",
+            help="Standard deviation of each pixel, for networks that take it: a file, or a folder with one of each "
+            "image's name.",
+        ),
+    ] = None,
+    psf: Annotated[
+        Path | None,
+        typer.Option("--psf", parser=_local_path, metavar="PATH", help="Point-spread function, in the same way."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", parser=_local_path, metavar="PATH", help="Masked pixels (not 0), in the same way."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -716,7 +737,7 @@ def predict(
     _keep_blas_single()
     from sublens.errors import ImageError
     from sublens.images.catalogue import CatalogueSelector, parse_columns
-    from sublens.images.formats import ImageSelector
+    from sublens.images.formats import CompanionFiles, ImageSelector
     from sublens.inference import predict_files
     from sublens.models import bundle
     from sublens.progress import visible
@@ -726,28 +747,31 @@ def predict(
     card = bundle.read_card(bundle.locate(name))
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
-    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
+    own = CompanionFiles(*(None if path is None else str(path) for path in (noise, psf, mask)))
+    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen, own)
     if maps:
         files.refuse_overlap(maps, *query.sources())
         files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
     if out:
-        counts = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
+        written = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
-        if counts is None:
+        if written is None:
             _say(f"{out}: complete already. Add --force to make it again.")
             return
-        n_images, n_failed = counts
+        totals = written
     else:
         rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
-        n_images, n_failed = _shown(rows, card.classes, has_macro=card.has_macro)
-    if n_failed == n_images:
+        totals = _shown(rows, card)
+    if totals.n_failed == totals.n_images:
         raise ImageError(
-            f"None of {n_images} images could be used",
+            f"None of {totals.n_images} images could be used",
             need="images that the network can be run on",
             next="The column `error` says what is wrong with each.",
         )
-    if n_failed:
-        _say(f"{n_failed} of {n_images} images could not be used; the column `error` says why.")
+    if totals.n_failed:
+        _say(f"{totals.n_failed} of {totals.n_images} images could not be used; the column `error` says why.")
+    if line := predict_files.closing_line(name, card, totals):
+        _say(line)
 
 
 def _keep_blas_single() -> None:
@@ -770,25 +794,25 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", classes: "Sequence[str]", *, has_macro: bool) -> tuple[int, int]:
-    """Print rows as a table; returns how many there are, and how many of them failed."""
+def _shown(rows: "Iterable[Row]", card: "Card") -> "Totals":
+    """Print rows as a table; returns their numbers."""
     from sublens.inference import tables
 
-    n_images = n_failed = 0
-    names = [column.name for column in tables.columns(classes, has_macro=has_macro) if column.name not in NOT_SHOWN]
+    totals, heads = tables.Totals(), {"has_macro": card.has_macro, "has_noise": card.input.takes_noise}
+    names = [column.name for column in tables.columns(card.classes, **heads) if column.name not in NOT_SHOWN]
     for row in rows:
-        if not n_images:  # nothing is printed before it is clear that images can be used
+        if not totals.n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
-        n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, classes, "", "", has_macro=has_macro), "path": row.name}
+        record = {**tables.record(row, card.classes, "", "", **heads), "path": row.name}
+        totals = totals.after(record)
         print("\t".join(_cell(record[name]) for name in names))
-    return n_images, n_failed
+    return totals
 
 
 def _cell(value: "Cell") -> str:
     if isinstance(value, bool):
         return "ood" if value else "in-distribution"
-    return f"{value:.4f}" if isinstance(value, float) else value or ""
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 @app.command("export")

@@ -7,11 +7,11 @@ from conftest import write_card
 
 from sublens.errors import BundleError
 from sublens.models import bundle, weights
-from sublens.models.heads import TruthHead
+from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.networks import build
 
 
-def loaded(folder: Path) -> tuple[torch.nn.Module, TruthHead | None]:
+def loaded(folder: Path) -> tuple[torch.nn.Module, TruthHead | None, MacroHead | None]:
     return weights.load(folder, bundle.read_card(folder))
 
 

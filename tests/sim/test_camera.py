@@ -267,7 +267,6 @@ def test_noise_drawn_together_has_the_mean_and_variance_of_its_kind(rms: float, 
     images[:, 0, 0] = 90
     n, generator = np.ones(400), torch.Generator().manual_seed(0)
     counts = camera.expose_together(images, 10 * n, rms * n, gain, generator).double()
-    assert (counts.amin((1, 2)) == 0).all()
     assert (counts == counts.round()).all()
     contrast = counts[:, 0, 0] - counts[:, 1:, 1:].mean((1, 2))
     assert contrast.mean().item() == pytest.approx(60 / gain, rel=0.05)

@@ -66,13 +66,13 @@ def test_a_run_goes_on_with_the_choices_that_it_began_with(begun: float | None) 
     network_input = NETWORKS["resnet18"].input.model_copy(update={"highpass": begun})
     before = chosen(input=network_input, train=PLAIN)
     again = RunConfig(model=before.model, train=PLAIN.model_copy(update={"teacher": AUTO}))
-    assert labels_only.as_begun(again, before, (150, 150)).train.teacher is None
-    assert labels_only.as_begun(again, before, (150, 150)).input == network_input
+    assert labels_only.as_begun(again, before, labelled(150)).train.teacher is None
+    assert labels_only.as_begun(again, before, labelled(150)).input == network_input
 
 
 def test_settings_of_ones_own_are_never_those_of_an_earlier_run() -> None:
     before, again = chosen(train=PLAIN), RunConfig(train=PLAIN.model_copy(update={"teacher": "runs/other"}))
-    assert labels_only.as_begun(again, before, (150, 150)) == again
+    assert labels_only.as_begun(again, before, labelled(150)) == again
 
 
 def test_a_complete_run_of_an_earlier_version_is_left_alone(easy_folder: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_truth_is_learned_where_there_is_some(small_dataset: Dataset, tmp_path: 
     run.train_run(small_dataset, RunConfig(train=TrainConfig(epochs=2, batch_size=32)), tmp_path / "run")
     assert all(row["truth_loss"] > 0 for row in rows(tmp_path / "run", "step"))
     card = bundle.read_card(tmp_path / "run")
-    model, head = load_weights(tmp_path / "run", card)
+    model, head, _ = load_weights(tmp_path / "run", card)
     assert head is not None
     assert card.map == CardMap(n_cells=6, cell_arcsec=48 * 0.15 / 6)
     assert not any("convolution" in name for name in model.state_dict())

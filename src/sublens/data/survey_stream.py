@@ -24,9 +24,9 @@ from sublens.errors import ConfigError
 from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
-from sublens.sim import camera
+from sublens.sim.defects import Marks, marks
 from sublens.sim.population import Split, Truth, draw, mass_map
-from sublens.sim.render import render
+from sublens.sim.render import observe_together, render
 from sublens.sim.slices import Task, simulated, slice_length, slices
 from sublens.surveys import presets
 from sublens.surveys.priors import Floats
@@ -80,7 +80,7 @@ class Sample(NamedTuple):
     """Images with what is known of them."""
 
     counts: Tensor
-    """Counts above each image's minimum or codes of signal to noise, float32 [b, h, w]."""
+    """Counts above each image's minimum, or planes of signal to noise, float32 [b, h, w]."""
     labels: Tensor
     """Positions [b] in the classes; `macro.CONTAMINANT` for images that are no lens."""
     msun: Tensor | None
@@ -167,8 +167,8 @@ class SurveyStream:
         first, n_done = divmod(start, n_batches)
         tasks = (_BlockTask(self._task(n, n_batches * self.size), self.cells) for n in itertools.count(first))
         with open_processes(DRAWING, MORE_MEMORY) as mapper:
-            for number, (truth, msun) in enumerate(mapper(_drawn, tasks), start=first):
-                block = self._on_device(truth, msun, number, device)
+            for number, scenes in enumerate(mapper(_drawn, tasks), start=first):
+                block = self._on_device(scenes, number, device)
                 for batch in range(n_done, n_batches):
                     yield block.take(slice(batch * self.size, (batch + 1) * self.size))
                 n_done = 0
@@ -177,15 +177,15 @@ class SurveyStream:
         start = SELECTION + REFERENCE + number * length
         return Task(self.survey, self.seed, "train", range(start, start + length), False)
 
-    def _on_device(self, truth: Truth, msun: Floats | None, number: int, device: str) -> Sample:
-        scenes, key = truth.scenes, np.random.SeedSequence((self.seed, DEVICE_NOISE, number))
+    def _on_device(self, drawn: "_Scenes", number: int, device: str) -> Sample:
+        truth, key = drawn.truth, np.random.SeedSequence((self.seed, DEVICE_NOISE, number))
         generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         images = render(truth, self.survey, device)
-        background, rms = scenes["background"], scenes["noise_rms"]
-        counts = camera.expose_together(images, background, rms, self.survey.camera.gain, generator)
-        labels = torch.from_numpy(scenes["label"].copy()).to(device)
-        targets = torch.from_numpy(truth.macro_targets()).to(device)
-        return Sample(counts, labels, None if msun is None else torch.from_numpy(msun).to(device), targets)
+        counts = observe_together(truth, images, self.survey, drawn.struck, generator)
+        labels, targets = (
+            torch.from_numpy(values).to(device) for values in (truth.scenes["label"].copy(), truth.macro_targets())
+        )
+        return Sample(counts, labels, None if drawn.msun is None else torch.from_numpy(drawn.msun).to(device), targets)
 
 
 class _BlockTask(NamedTuple):
@@ -208,9 +208,19 @@ def _rendered(block: _BlockTask) -> _Block:
     return _Block(counts, truth.scenes["label"].copy(), block.msun(truth), truth.macro_targets())
 
 
-def _drawn(block: _BlockTask) -> tuple[Truth, Floats | None]:
-    truth = draw(block.task.survey, block.task.seed, block.task.split, block.task.indices)
-    return truth, block.msun(truth)
+class _Scenes(NamedTuple):
+    """Scenes that are drawn for a GPU."""
+
+    truth: Truth
+    msun: Floats | None
+    struck: Marks
+    """Pixels with defects."""
+
+
+def _drawn(block: _BlockTask) -> _Scenes:
+    survey = block.task.survey
+    truth = draw(survey, block.task.seed, block.task.split, block.task.indices)
+    return _Scenes(truth, block.msun(truth), marks(survey, truth.extra_or_blank()))
 
 
 def _chosen(blocks: deque[_Block], positions: NDArray[np.int64], length: int) -> Sample:

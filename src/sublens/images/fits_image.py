@@ -308,7 +308,7 @@ def _pixels(hdu: Any, index: tuple[int, ...]) -> NDArray[np.generic]:
     """The pixels [h, w] of one plane of an extension."""
     if math.prod(hdu.shape[:-2]) > 1:
         return np.array(hdu.section[(*index, slice(None), slice(None))])
-    return np.array(hdu.data)[index]
+    return np.asarray(np.array(hdu.data)[index])
 
 
 @contextmanager

@@ -89,6 +89,10 @@ class CompanionFiles(NamedTuple):
     """Pixels that are missing, by anything but 0."""
 
 
+NO_FILES = CompanionFiles()
+"""Companions of images whose own files tell."""
+
+
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file."""
     return _suffix(path) in READERS
@@ -209,7 +213,7 @@ def _read_companion(path: Path, role: str) -> NDArray[Any]:
         if len(planes) != 1 or planes[0].ndim != 2:
             raise ImageError(f"holds no single {role}", need="one plane (h, w)", next="Save one plane a file.")
     if role == "mask":
-        return planes[0] != 0
+        return np.asarray(planes[0] != 0)
     return to_sigma(planes[0], role) if role == "noise" else planes[0].astype(np.float64)
 
 

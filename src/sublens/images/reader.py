@@ -245,7 +245,7 @@ class Reader:
         if is_warm_up:
             message["warm_up"] = True
         elif isinstance(request, Cutout):
-            message["cut"] = (request.number, request.xy, request.size)
+            message["cut"] = (request.number, request.xy, request.size, self.companions is not None)
         return line(message)
 
     def _local(self, request: Path | FetchedCopy | Cutout) -> Path:
@@ -393,7 +393,7 @@ def _send_content(out: Output, path: Path, selector: ImageSelector, request: Mes
         out.send({"kind": "extensions", "extensions": fits_image.extensions(path)})
         return
     own = CompanionFiles(*request["companions"]) if "companions" in request else None
-    images = [mosaic.cut(*request["cut"], own is not None)] if mosaic else formats.read_all(path, selector, own)
+    images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector, own)
     for number, image in enumerate(images):
         if isinstance(image, Image):
             _send_image(out, image.flipped() if selector.flip_y else image)
@@ -411,14 +411,15 @@ def _load(path: Path) -> None:
 def _send_image(out: Output, image: Image) -> None:
     """Send an image: pixels, noise and PSF as float64, then the bits of its mask, as far as it has them."""
     own = image.companions
-    planes = [("pixels", image.pixels), ("noise", own.noise), ("psf", own.psf)]
-    blocks = {name: np.ascontiguousarray(plane, np.float64) for name, plane in planes if plane is not None}
+    planes = {"pixels": image.pixels, "noise": own.noise, "psf": own.psf}
+    blocks = {name: np.ascontiguousarray(plane, np.float64) for name, plane in planes.items() if plane is not None}
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes", "plane")}
-    message = {"kind": "image", "planes": {name: plane.shape for name, plane in blocks.items()}, "about": about}
+    shapes = {name: block.shape for name, block in blocks.items()}
+    message: Message = {"kind": "image", "planes": shapes, "about": about}
     if own is not NO_COMPANIONS:
         message["companions"] = own._replace(noise=None, psf=None)
-    bits = [] if image.mask is None else [np.packbits(image.mask)]
-    out.send(message, *(block.data.cast("B") for block in (*blocks.values(), *bits)), is_last=image.number is not None)
+    bits = [] if image.mask is None else [np.packbits(image.mask).data]
+    out.send(message, *(block.data.cast("B") for block in blocks.values()), *bits, is_last=image.number is not None)
 
 
 def _image(message: Message, data: bytearray) -> Image:
@@ -427,8 +428,9 @@ def _image(message: Message, data: bytearray) -> Image:
     for name, (height, width) in message["planes"].items():
         planes[name] = np.frombuffer(data, np.float64, height * width, start).reshape(height, width)
         start += planes[name].nbytes
-    pixels, bits = planes.pop("pixels"), np.frombuffer(data, np.uint8, offset=start)
-    own = Companions(*message["companions"])._replace(**planes) if "companions" in message else NO_COMPANIONS
+    pixels, bits = planes["pixels"], np.frombuffer(data, np.uint8, offset=start)
+    own = Companions(*message["companions"]) if "companions" in message else NO_COMPANIONS
+    own = own._replace(noise=planes.get("noise"), psf=planes.get("psf"))
     about["plane"] = TangentPlane(*about["plane"]) if about["plane"] else None
     mask = np.unpackbits(bits, count=pixels.size).astype(bool).reshape(pixels.shape) if bits.size else None
     return Image(pixels, **about, mask=mask, companions=own)

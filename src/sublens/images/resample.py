@@ -186,11 +186,15 @@ def _filled(plane: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.f
     return np.where(mask, np.where(weight > 0, total / np.maximum(weight, 1e-300), level), plane)
 
 
+def central(codes: NDArray[np.uint16], side: int) -> NDArray[np.uint16]:
+    """The central square of that side of a frame [h, w]."""
+    top, left = ((length - side) // 2 for length in codes.shape)
+    return codes[top : top + side, left : left + side]
+
+
 def _check_covered(codes: NDArray[np.uint16], side: int, arcsec: float | None) -> None:
     """Raise `ImageError` where the mask hides too much of the central square, or of the ring where arcs are."""
-    masked = codes == signal_to_noise.MASKED
-    top, left = ((length - side) // 2 for length in masked.shape)
-    masked = masked[top : top + side, left : left + side]
+    masked = central(codes, side) == signal_to_noise.MASKED
     y, x = np.indices(masked.shape) - (side - 1) / 2
     radius = np.hypot(x, y) * (arcsec or np.nan)
     ring = masked[(radius >= RING[0]) & (radius <= RING[1])]

@@ -79,9 +79,9 @@ def decode(plane: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def to_sigma(values: NDArray[Any], role: str) -> NDArray[np.float64]:
     """The standard deviation behind a map of noise, variance or weight (1 / variance); NaN where it marks a pixel."""
-    plane = values.astype(np.float64)
+    power = {"variance": 0.5, "weight": -0.5}.get(role, 1.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        sigma = {"variance": np.sqrt, "weight": lambda weight: weight**-0.5}.get(role, np.positive)(plane)
+        sigma = values.astype(np.float64) ** power
         return np.where((sigma > 0) & (sigma < MASKED_NOISE), sigma, np.nan)
 
 
@@ -212,8 +212,8 @@ def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
 def sky_scatter(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
     """Standard deviation of the noise in the border of an image [h, w], as that of pixels without correlation.
 
-    By second differences of the means of blocks, which know neither a gradient of light nor, beyond a tenth, the
-    correlation of neighbours that drizzling leaves. Raises `ImageError` where the border has too few good pixels, or
+    By second differences of the means of blocks, which a gradient of light does not change, and of which the
+    correlation of neighbours that drizzling leaves takes off a tenth. Raises `ImageError` where the border has too few good pixels, or
     all are alike.
     """
     good = border(mask.shape) & ~mask
@@ -242,7 +242,7 @@ def _differences(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Second differences along both axes, as wide as the noise of the values; those of NaN are left out."""
     both = [((row[2:] + row[:-2]) / 2 - row[1:-1]).ravel() / np.sqrt(1.5) for row in (values, values.T) if len(row) > 2]
     together = np.concatenate([np.zeros(0), *both])
-    return together[np.isfinite(together)]
+    return np.asarray(together[np.isfinite(together)])
 
 
 def border_level(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:

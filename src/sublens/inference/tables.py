@@ -68,8 +68,19 @@ MACROMODEL = [
 """Columns of what a macro head measures."""
 
 
-def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
-    """The columns of a table of predictions of these classes; has_macro: and of the lens that a macro head measures."""
+NOISE = [
+    Column("noise", "text", "Source of the noise: a map, estimated, or a file named by option", "meta.note"),
+    Column("psf_fwhm", "number", "Full width of the point-spread function at half maximum", "instr.det.psf", "arcsec"),
+    Column("n_masked", "number", "Number of masked pixels in the network's input", "meta.number"),
+]
+"""Columns of a network that takes signal to noise."""
+
+
+def columns(classes: Sequence[str], *, has_macro: bool = False, has_noise: bool = False) -> list[Column]:
+    """The columns of a table of predictions of these classes.
+
+    has_macro: and of the lens that a macro head measures. has_noise: and of the noise of each image.
+    """
     return [
         Column(
             "id", "text", "Name of the image: that of its position, or its file and place in it", "meta.id;meta.main"
@@ -93,6 +104,7 @@ def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
         *(MACROMODEL if has_macro else []),
+        *(NOISE if has_noise else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
@@ -102,7 +114,15 @@ def columns(classes: Sequence[str], *, has_macro: bool = False) -> list[Column]:
     ]
 
 
-def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_macro: bool = False) -> Record:
+def record(
+    row: Row,
+    classes: Sequence[str],
+    bundle: str,
+    version: str,
+    *,
+    has_macro: bool = False,
+    has_noise: bool = False,
+) -> Record:
     """A row as a table of these `columns` has it; None where there is no value.
 
     Bytes of a file name that are no UTF-8 are escaped.
@@ -118,6 +138,7 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_m
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
+        **({column.name: getattr(row, column.name) for column in NOISE} if has_noise else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,
@@ -126,6 +147,20 @@ def record(row: Row, classes: Sequence[str], bundle: str, version: str, *, has_m
         "version": version,
     }
     return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+
+
+class Totals(NamedTuple):
+    """Numbers of rows of a table."""
+
+    n_images: int = 0
+    n_failed: int = 0
+    """Those without a prediction."""
+    n_ood: int = 0
+    """Those that are out of distribution."""
+
+    def after(self, row: Record) -> "Totals":
+        """The numbers with one row more."""
+        return Totals(self.n_images + 1, self.n_failed + bool(row["error"]), self.n_ood + bool(row["ood"]))
 
 
 def set_text(members: Sequence[str] | None) -> str:

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from sublens.errors import ConfigError
 from sublens.lensing import compiled
-from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera, Gaussian, Moffat, PixelatedPsf
+from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera, Moffat, PixelatedPsf, typical_fwhm
+from sublens.surveys.psf_set import PsfSet
 
 LIGHT_LOST = 1e-4
 """Most of the light that the cut wings of a point-spread function may hold, where the image is large enough."""
@@ -50,8 +51,8 @@ def psf_parts(camera: Camera) -> int:
 
     One for a picture on the camera's own pixels: what a detector has recorded holds the pixel's response.
     """
-    is_coarse = isinstance(camera.psf, PixelatedPsf) and not camera.psf.is_finer(camera.pixel_scale)
-    return 1 if is_coarse else camera.supersampling
+    is_picture = isinstance(camera.psf, PixelatedPsf | PsfSet)
+    return 1 if is_picture and not camera.psf.is_finer(camera.pixel_scale) else camera.supersampling
 
 
 @lru_cache(maxsize=64)  # users of the service set any width
@@ -62,30 +63,42 @@ def psf_kernel(camera: Camera) -> Tensor:
     parts.
     """
     parts = psf_parts(camera)
-    scale = camera.pixel_scale / parts
-    kernel: Tensor
-    if isinstance(camera.psf, Gaussian):
-        kernel = _gaussian(camera.psf, scale, camera.n_pixels * parts - 1)
-    elif isinstance(camera.psf, Moffat):
-        kernel = _moffat(camera.psf, scale, camera.n_pixels * parts - 1)
+    if isinstance(camera.psf, PixelatedPsf):
+        kernels = torch.from_numpy(camera.psf.kernel(camera.pixel_scale / parts, MAX_REACH * parts))[None]
     else:
-        kernel = torch.from_numpy(camera.psf.kernel(scale, MAX_REACH * parts))
-    return _boxed(kernel, parts).div(parts**kernel.ndim * kernel.sum())
+        kernels = profiles(camera, torch.tensor([typical_fwhm(camera.psf, 0)], dtype=torch.float64))
+    return finished(kernels, parts)[0]
 
 
-def _gaussian(psf: Gaussian, scale: float, most: int) -> Tensor:
-    """A Gaussian on cells of `scale`, arcsec, up to `most` from its middle, [k]."""
-    sigma = psf.fwhm / FWHM_PER_SIGMA / scale
-    offsets = _offsets(sigma * NormalDist().inv_cdf(1 - LIGHT_LOST / 4), most)  # the wings of two axes are cut
-    return torch.exp(-0.5 * (offsets / sigma) ** 2)
+def profiles(camera: Camera, fwhm: Tensor) -> Tensor:
+    """Gaussians [b, k] or Moffat profiles [b, k, k] of these widths, arcsec, [b], on parts of the camera's pixels."""
+    parts = psf_parts(camera)
+    scale, most = camera.pixel_scale / parts, camera.n_pixels * parts - 1
+    if isinstance(camera.psf, Moffat):
+        return _moffats(fwhm / scale, camera.psf.beta, most)
+    return _gaussians(fwhm / FWHM_PER_SIGMA / scale, most)
 
 
-def _moffat(psf: Moffat, scale: float, most: int) -> Tensor:
-    """A Moffat profile on cells of `scale`, arcsec, up to `most` from its middle, [k, k]."""
-    core = psf.fwhm / scale / 2 / float(2 ** (1 / psf.beta) - 1) ** 0.5
-    steepness = max(psf.beta - 1, 0.1)  # the image ends long before such wings
-    offsets = _offsets(core * (LIGHT_LOST ** (-1 / steepness) - 1) ** 0.5, most)
-    return torch.pow(1 + (offsets[:, None] ** 2 + offsets**2) / core**2, -psf.beta)
+def finished(kernels: Tensor, parts: int) -> Tensor:
+    """Point-spread functions [b, k] or [b, k, k] with the mean over a pixel's parts, sum one; see `psf_kernel`."""
+    axes = kernels.ndim - 1
+    for _ in range(axes if parts > 1 else 0):
+        kernels = _boxed(kernels, parts).transpose(1, axes)
+    return kernels / kernels.flatten(1).sum(1).reshape(-1, *[1] * axes)
+
+
+def _gaussians(sigma: Tensor, most: int) -> Tensor:
+    """Gaussians of these widths, cells, up to `most` cells from their middle, [b, k]."""
+    reach = float(sigma.max()) * NormalDist().inv_cdf(1 - LIGHT_LOST / 4)  # the wings of two axes are cut
+    return torch.exp(-0.5 * (_offsets(reach, most) / sigma[:, None]) ** 2)
+
+
+def _moffats(fwhm: Tensor, beta: float, most: int) -> Tensor:
+    """Moffat profiles of these widths, cells, up to `most` cells from their middle, [b, k, k]."""
+    core = fwhm / 2 / float(2 ** (1 / beta) - 1) ** 0.5
+    steepness = max(beta - 1, 0.1)  # the image ends long before such wings
+    offsets = _offsets(float(core.max()) * (LIGHT_LOST ** (-1 / steepness) - 1) ** 0.5, most)
+    return torch.pow(1 + (offsets[:, None] ** 2 + offsets**2) / core[:, None, None] ** 2, -beta)
 
 
 def _offsets(reach: float, most: int) -> Tensor:
@@ -94,11 +107,9 @@ def _offsets(reach: float, most: int) -> Tensor:
     return torch.arange(-whole, whole + 1, dtype=torch.float64)
 
 
-def _boxed(kernel: Tensor, parts: int) -> Tensor:
-    """Sums over `parts` neighbours along each axis, [k + parts - 1] or the same of two axes."""
-    for _ in range(kernel.ndim):
-        kernel = sum((F.pad(kernel, (i, parts - 1 - i)) for i in range(parts)), torch.zeros(1)).t()
-    return kernel
+def _boxed(kernels: Tensor, parts: int) -> Tensor:
+    """Sums over `parts` neighbours along the last axis, which becomes `parts` - 1 longer."""
+    return sum((F.pad(kernels, (i, parts - 1 - i)) for i in range(parts)), torch.zeros(1))
 
 
 def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
@@ -114,7 +125,8 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
         return pixels
     padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
     if kernel.ndim == 2:
-        return _convolved(padded, kernel.to(image))[:, ::parts, ::parts]
+        one_by_one = [convolved(plane, kernel[None].to(image)) for plane in padded.split(1)]  # none affects another
+        return torch.cat(one_by_one)[:, ::parts, ::parts]
     height, width = (side // parts * parts for side in image.shape[1:])
     weights: list[float] = kernel.tolist()
     down = padded[:, :height:parts] * weights[0]
@@ -126,13 +138,25 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
     return across
 
 
-def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
-    """Convolution by Fourier transform, image by image: no result may depend on its neighbours."""
-    edge = len(kernel) - 1
+def convolved(padded: Tensor, kernels: Tensor) -> Tensor:
+    """Images [b, h + k - 1, w + k - 1], each convolved with its kernel [b, k, k], by Fourier transform, [b, h, w]."""
+    edge = kernels.shape[-1] - 1
     size = [next_fast_len(side, real=True) for side in padded.shape[1:]]
-    transfer = torch.fft.rfft2(kernel, s=size)
-    full = torch.stack([torch.fft.irfft2(torch.fft.rfft2(plane, s=size) * transfer, s=size) for plane in padded])
+    full = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size), s=size)
     return full[:, edge : padded.shape[1], edge : padded.shape[2]].clamp_min(0)  # rounding goes below
+
+
+def rates_of(image: Tensor, background: Tensor) -> Tensor:
+    """Electrons that each pixel expects, image [b, h, w] + background [b, 1, 1]; `ConfigError` where too many."""
+    rates = image + background
+    least, most = (float(rate) for rate in rates.aminmax())
+    if not 0 <= least <= most <= MOST_ELECTRONS:  # NaN fails as well
+        raise ConfigError(
+            f"a pixel expects {most:g} electrons",
+            need=f"a number from 0 to {MOST_ELECTRONS:g}",
+            next="Lower the exposure or the brightness, or make extreme priors milder.",
+        )
+    return rates
 
 
 def expose(
@@ -144,14 +168,7 @@ def expose(
     [b]. gain: electrons a count. seeds: one an image, so that an image's noise does not depend on
     its neighbours. Returns whole counts [b, h, w]; raises `ConfigError` where there are too many.
     """
-    rates = image + torch.from_numpy(background).to(image)[:, None, None]
-    least, most = (float(rate) for rate in rates.aminmax())
-    if not 0 <= least <= most <= MOST_ELECTRONS:  # NaN fails as well
-        raise ConfigError(
-            f"a pixel expects {most:g} electrons",
-            need=f"a number from 0 to {MOST_ELECTRONS:g}",
-            next="Lower the exposure or the brightness, or make extreme priors milder.",
-        )
+    rates = rates_of(image, torch.from_numpy(background).to(image)[:, None, None])
     if image.device.type != "cpu":
         generators = [torch.Generator(image.device).manual_seed(seed) for seed in seeds]
         drawn = [torch.poisson(rate, generator) for rate, generator in zip(rates, generators, strict=True)]
@@ -168,7 +185,7 @@ def expose(
 def expose_together(
     image: Tensor, background: NDArray[np.float64], noise_rms: NDArray[np.float64], gain: float, generator: Generator
 ) -> Tensor:
-    """Counts above each image's minimum, float32 [b, h, w], as those of `expose`, drawn on the images' device.
+    """Counts as those of `expose`, float32 [b, h, w], drawn on the images' device.
 
     generator: on that device; the noise of one image depends on its place among the others, and differs between
     kinds of device. Means are not checked, which would wait for the device.
@@ -179,7 +196,7 @@ def expose_together(
         rms = torch.from_numpy(noise_rms).to(image)[:, None, None]
         noise = torch.randn(rates.shape, generator=generator, device=image.device, dtype=image.dtype)
         counts = torch.round((counts + rms * noise) / gain)
-    return counts - counts.amin((1, 2), keepdim=True)
+    return counts
 
 
 def above_minimum(counts: NDArray[np.int32]) -> NDArray[np.uint16]:

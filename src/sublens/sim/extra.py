@@ -1,27 +1,37 @@
 """Columns of truth that only surveys with the settings of real lenses have."""
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
+from sublens.surveys.defects import Kind
 from sublens.surveys.survey import Survey
 
 MASS = ("slope", "halo_x", "halo_y", "m3", "m3_angle", "m4", "m4_angle")
 """Density slope of the halo, its centre, arcsec, and amplitudes and angles of its multipoles, radians."""
 LIGHT: tuple[str, ...] = ()
 """Columns of the lens galaxy's and the source's light."""
-CAMERA: tuple[str, ...] = ()
-"""Columns of the observation."""
-EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA)])
+CAMERA = (
+    *("n_exposures", "psf_fwhm", "psf_index", "psf_turn", "psf_broadening"),
+    *("noise_correlation", "sky_residual", "sky_gradient", "sky_gradient_angle", "noise_error"),
+)
+"""Columns of the observation: exposures added up; width of the point-spread function, its number in a set, how it
+is turned, and the Gaussian that blurs it, arcsec; and the settings of `Camera` of these names, the angle in radians."""
+DEFECTS = (*(f"n_{kind}" for kind in get_args(Kind)), "defects_seed")
+"""Columns of the defects: the number of each kind, and the seed of their shapes."""
+EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA, *DEFECTS)])
 """Columns of the table beside the scenes, one row an image."""
 
 
 def is_kept(survey: Survey) -> bool:
     """Whether scenes of this survey have a row of dtype EXTRA."""
-    return any((survey.halo.is_general,))
+    return any((survey.halo.is_general, survey.camera.is_drawn, survey.defects))
 
 
 def blank(n: int) -> NDArray[np.void]:
     """The rows of n scenes in which each setting is off: an isothermal halo at the origin without multipoles."""
     rows = np.zeros(n, EXTRA)
     rows["slope"] = 2
+    rows["n_exposures"] = rows["noise_error"] = 1
     return rows

@@ -9,7 +9,7 @@ else as it was, and more subhaloes are added to the same ones.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sublens.errors import ConfigError
 from sublens.lensing import light, mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
 from sublens.models import macro
-from sublens.sim import extra
+from sublens.sim import defects, exposure, extra
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
 from sublens.surveys.priors import Floats, Prior
@@ -72,6 +72,10 @@ class Truth:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def extra_or_blank(self) -> NDArray[np.void]:
+        """The rows of `extra`, or those with every setting off."""
+        return extra.blank(len(self)) if self.extra is None else self.extra
+
     def owners(self) -> NDArray[np.int64]:
         """Position in `scenes` of each subhalo's image, [any]."""
         return np.repeat(np.arange(len(self)), self.scenes["n_subhaloes"])
@@ -86,15 +90,6 @@ class Truth:
         extra = None if self.extra is None else self.extra[positions]
         return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
 
-
-def joined(truths: Sequence[Truth]) -> Truth | None:
-    """The rows of all these truths, of one survey, in this order; None where there are none."""
-    if not truths:
-        return None
-    scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
-    more = [truth.extra for truth in truths if truth.extra is not None]
-    return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
-
     def macro_targets(self) -> Floats:
         """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
         return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
@@ -104,10 +99,21 @@ def joined(truths: Sequence[Truth]) -> Truth | None:
         return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
+def joined(truths: Sequence[Truth]) -> Truth | None:
+    """The rows of all these truths, of one survey, in this order; None where there are none."""
+    if not truths:
+        return None
+    scenes, subhaloes = (np.concatenate([getattr(t, name) for t in truths]) for name in ("scenes", "subhaloes"))
+    more = [truth.extra for truth in truths if truth.extra is not None]
+    return Truth(scenes, subhaloes, np.concatenate(more) if more else None)
+
+
 SCENE_WIDTH = 32
 """Uniform numbers set aside for one scene."""
 MASS_WIDTH = 16
 """Uniform numbers set aside for the columns `extra.MASS` of one scene."""
+CAMERA_WIDTH, DEFECTS_WIDTH = 16, 8
+"""Uniform numbers set aside for the observation and for the defects of one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 MOST_NUMBERS = 2**16
@@ -151,8 +157,11 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
 
     _draw_lens(scenes, survey, drawn)
     _draw_string(scenes, survey, drawn)
-    _draw_light(scenes, survey, drawn)
     more = extra.blank(len(scenes)) if extra.is_kept(survey) else None
+    if more is not None:
+        exposure.draw_columns(more, survey.camera, _uniform(seed, split, "camera", indices, CAMERA_WIDTH))
+        defects.draw_numbers(more, survey.defects, _uniform(seed, split, "defects", indices, DEFECTS_WIDTH))
+    _draw_light(scenes, survey, drawn, survey.camera.n_exposures if more is None else more["n_exposures"])
     if more is not None:
         _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
     truth = Truth(scenes, _draw_subhaloes(scenes, survey, seed, split, indices), more)
@@ -185,13 +194,14 @@ def _draw_mass(more: NDArray[np.void], survey: Survey, uniform: Floats) -> None:
         more[name] = getattr(survey.halo, name.removeprefix("halo_")).quantile(column)
 
 
-def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn) -> None:
+def _draw_light(scenes: NDArray[np.void], survey: Survey, drawn: Drawn, n_exposures: Any) -> None:
+    """Draw exposures, sky and light. n_exposures: number of exposures that are added up, of all scenes or each, [n]."""
     camera, source, lens = survey.camera, survey.source, survey.lens_light
-    exposure = scenes["exposure_s"] = drawn(camera.exposure_s) * camera.n_exposures
+    exposure = scenes["exposure_s"] = drawn(camera.exposure_s) * n_exposures
     sky = drawn(camera.background or camera.sky_magnitude or NOTHING)
     rate = sky if camera.background else _per_second(sky, camera) * camera.pixel_scale**2
     scenes["background"] = rate * exposure
-    scenes["noise_rms"] = np.hypot(camera.background_rms * exposure, camera.read_noise * camera.n_exposures**0.5)
+    scenes["noise_rms"] = np.hypot(camera.background_rms * exposure, camera.read_noise * n_exposures**0.5)
 
     scenes["source_angle"] = drawn(source.angle)
     if source.offset:

@@ -7,12 +7,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sublens.lensing import light, mass
 from sublens.lensing.compiled import Reals
-from sublens.sim import camera
+from sublens.sim import camera, defects, exposure
+from sublens.sim.defects import Marks
+from sublens.sim.exposure import Conditions
 from sublens.sim.population import Split, Truth, draw, mass_map, noise_seeds
+from sublens.sim.psf import in_own_pixels
+from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.survey import Survey
 
@@ -55,21 +59,43 @@ def convergence(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.
 def simulate(
     survey: Survey, seed: int, split: Split, indices: range, device: str = "cpu"
 ) -> tuple[Truth, NDArray[np.uint16]]:
-    """Scenes and their noisy images: counts above each image's minimum, [n, h, w]."""
+    """Scenes and their noisy images, [n, h, w]: counts above the minimum, or planes of signal to noise."""
     truth, seeds = draw(survey, seed, split, indices), noise_seeds(seed, split, indices)
-    side = survey.camera.n_pixels
+    side, struck = survey.camera.n_pixels, defects.marks(survey, truth.extra_or_blank())
     counts = np.empty((len(truth), side, side), np.uint16)
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
         block, place = truth.take(rows), slice(rows[0], rows[-1] + 1)
-        counts[place] = observe(block, render(block, survey, device), survey, seeds[place])
+        here = struck.within(place.start * side**2, place.stop * side**2)
+        counts[place] = _observed(block, render(block, survey, device), survey, seeds[place], here)
     return truth, counts
 
 
 def observe(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
-    """Noisy images of noiseless ones: counts above each image's minimum, [n, h, w]."""
-    scenes = truth.scenes
-    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], survey.camera.gain, seeds)
+    """Noisy images of noiseless ones, [n, h, w]: counts above the minimum, or planes of signal to noise."""
+    return _observed(truth, images, survey, seeds, defects.marks(survey, truth.extra_or_blank()))
+
+
+def _observed(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int], struck: Marks) -> NDArray[np.uint16]:
+    scenes, extra = truth.scenes, truth.extra_or_blank()
+    if survey.camera.pixels == "signal-to-noise":
+        return exposure.planes(images, Conditions.of(scenes, extra, images), struck, seeds)
+    gain = survey.camera.gain
+    counts = camera.expose(images, scenes["background"], scenes["noise_rms"], gain, seeds)
+    if survey.defects:
+        exposure.strike_counts(torch.from_numpy(counts), struck, Conditions.of(scenes, extra, images), gain)
     return camera.above_minimum(counts)
+
+
+def observe_together(truth: Truth, images: Tensor, survey: Survey, struck: Marks, generator: Generator) -> Tensor:
+    """Noisy images as those of `observe`, float32, drawn on the images' device; see `camera.expose_together`."""
+    scenes, gain = truth.scenes, survey.camera.gain
+    conditions = Conditions.of(scenes, truth.extra_or_blank(), images)
+    if survey.camera.pixels == "signal-to-noise":
+        return exposure.planes_together(images, conditions, struck, generator)
+    counts = camera.expose_together(images, scenes["background"], scenes["noise_rms"], gain, generator)
+    if survey.defects:
+        exposure.strike_counts(counts, struck, conditions, gain)
+    return counts - counts.amin((1, 2), keepdim=True)
 
 
 Maps = dict[str, NDArray[np.float32]]
@@ -116,11 +142,17 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     pixels = survey.camera
     if device == "cpu" and dtype == torch.float32 and _is_compiled(survey):
-        return camera.in_pixels(_compiled_light(truth, survey), pixels)
+        return _in_pixels(_compiled_light(truth, survey), truth, pixels)
     x, y = _grid(survey, pixels.supersampling, device, dtype)
     light = _light(truth, survey, x, y)
     if pixels.supersampling > 1:
         _refine(light, truth, survey, x, y)
+    return _in_pixels(light, truth, pixels)
+
+
+def _in_pixels(light: Tensor, truth: Truth, pixels: Camera) -> Tensor:
+    if is_drawn(pixels.psf):
+        return in_own_pixels(light, pixels, truth.extra_or_blank())
     return camera.in_pixels(light, pixels)
 
 

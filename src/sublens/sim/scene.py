@@ -15,7 +15,7 @@ from sublens.lensing.cosmology import einstein_radius
 from sublens.sim.population import CLASSES, SCENE, SUBHALO, Truth, draw, extend, weigh
 from sublens.sim.render import observe, render
 from sublens.surveys import presets
-from sublens.surveys.camera import Gaussian
+from sublens.surveys.camera import Gaussian, typical_fwhm
 from sublens.surveys.light import SersicSource
 from sublens.surveys.priors import Prior
 from sublens.surveys.survey import Survey
@@ -239,7 +239,7 @@ def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Sce
         theta_e=_short(theta_e),
         **_columns(row, "", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
         source=Source(**_columns(row, "source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
-        psf_fwhm=_short(getattr(base.camera.psf, "fwhm", DEFAULT_FWHM)),
+        psf_fwhm=_short(typical_fwhm(base.camera.psf, DEFAULT_FWHM)),
         subhaloes=_drawn_subhaloes(whole, scale),
         string=_drawn_string(row, scale) if label == "vort" else None,
         seed=seed,

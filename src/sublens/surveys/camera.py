@@ -161,7 +161,7 @@ class Camera(Extended):
     sky_residual: Prior = OFF
     """Sky that is left after subtraction, in standard deviations of the sky's noise in a pixel."""
     sky_gradient: Prior = OFF
-    """Change of the sky across the image in a random direction, in standard deviations of the sky's noise in a pixel."""
+    """Change of the sky across the image in a random direction, in the same unit."""
     noise_error: ClippedPositive = EXACT
     """Noise that the noise map states over the true one."""
 

@@ -19,6 +19,10 @@ class Defect(Frozen):
 
     number: NonNegative
     """Number in an image, rounded."""
+    size: Positive = ONE
+    """Size of each, pixels."""
+    level: Prior = ZERO
+    """Brightness of each."""
     masked: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Chance that the pixels of each are masked."""
 

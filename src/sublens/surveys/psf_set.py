@@ -93,6 +93,11 @@ class PsfSet(Frozen):
         scale = self._images()[0].pixel_scale
         return scale is not None and scale * (1 + SAME_SCALE) < pixel_scale
 
+    @property
+    def n_images(self) -> int:
+        """Number of its images; raises as `kernels` does."""
+        return len(self._images())
+
     def kernels(self, pixel_scale: float, most: int = MAX_REACH) -> Floats:
         """The images on pixels of `pixel_scale`, arcsec, [n, k, k] of odd k, the smaller ones padded with zeros.
 

@@ -1,0 +1,71 @@
+"""Point-spread functions that differ between scenes."""
+
+from functools import lru_cache
+from math import ceil, pi
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sublens.sim.camera import binned, blurred, convolved, finished, profiles, psf_parts
+from sublens.surveys.camera import FWHM_PER_SIGMA, MAX_REACH, Camera
+from sublens.surveys.psf_set import PsfSet
+
+TURNS = 8
+"""Ways to lay a square on itself: turned by 90 degrees up to three times, mirrored or not."""
+BROADENED = 4.0
+"""Reach of the Gaussian that broadens an image of a point-spread function, standard deviations."""
+
+
+def in_own_pixels(image: Tensor, camera: Camera, extra: NDArray[np.void]) -> Tensor:
+    """Light at the points of the camera's grid, [b, h * s, w * s], in its pixels, [b, h, w], with each scene's blur.
+
+    extra: rows of the scenes, of dtype EXTRA. On a processor no result depends on its neighbours.
+    """
+    parts = psf_parts(camera)
+    image = binned(image, camera.supersampling // parts)
+    if image.device.type == "cpu":
+        scenes = zip(image.split(1), np.split(extra, len(extra)), strict=True)
+        return torch.cat([blurred(plane, kernels(camera, row)[0], parts) for plane, row in scenes])
+    weights = kernels(camera, extra).to(image)
+    square = weights if weights.ndim == 3 else weights[:, :, None] * weights[:, None, :]
+    reach = (square.shape[-1] - parts) // 2
+    padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+    return convolved(padded, square)[:, ::parts, ::parts]
+
+
+def kernels(camera: Camera, extra: NDArray[np.void]) -> Tensor:
+    """Point-spread functions of the scenes as `psf_kernel` has them: [b, k] for Gaussians, else [b, k, k]."""
+    if not isinstance(camera.psf, PsfSet):
+        return finished(profiles(camera, torch.from_numpy(extra["psf_fwhm"].copy())), psf_parts(camera))
+    images = _stack(camera)[extra["psf_index"].astype(np.int64)]
+    turned = torch.stack([_turned(image, int(turn)) for image, turn in zip(images, extra["psf_turn"], strict=True)])
+    sigma = extra["psf_broadening"] / FWHM_PER_SIGMA / camera.pixel_scale * psf_parts(camera)
+    return finished(_broadened(turned, sigma) if sigma.any() else turned, psf_parts(camera))
+
+
+@lru_cache(maxsize=4)
+def _stack(camera: Camera) -> Tensor:
+    """All images of the camera's set, on parts of its pixels, [n, k, k]."""
+    assert isinstance(camera.psf, PsfSet)
+    parts = psf_parts(camera)
+    return torch.from_numpy(camera.psf.kernels(camera.pixel_scale / parts, MAX_REACH * parts))
+
+
+def _turned(image: Tensor, turn: int) -> Tensor:
+    """An image [k, k] laid on itself in one of `TURNS` ways."""
+    turned = torch.rot90(image, turn % 4)
+    return turned.flip(0) if turn >= 4 else turned
+
+
+def _broadened(images: Tensor, sigma: NDArray[np.float64]) -> Tensor:
+    """Images [b, k, k], blurred by round Gaussians of these standard deviations, pixels, on a larger square."""
+    edge = ceil(BROADENED * sigma.max())
+    side = images.shape[-1] + 2 * edge
+    frequency = torch.fft.rfftfreq(side, dtype=torch.float64)
+    transfer = torch.exp(-2 * pi**2 * torch.from_numpy(sigma**2)[:, None] * frequency**2)
+    offsets = torch.arange(side)[:, None] - torch.arange(edge, side - edge)
+    along = torch.fft.irfft(transfer, n=side)[:, offsets % side]  # exact for any width, unlike samples of a narrow one
+    return (along @ images @ along.mT).clamp_min(0)
