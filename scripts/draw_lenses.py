@@ -49,7 +49,7 @@ def published(path: Path) -> float | None:
 def caption(row: dict[str, str], theta_e: float | None) -> str:
     """Class with its probability, and Einstein radii, in words."""
     if not row["label"]:
-        return row["error"][:40]
+        return row["error"].removeprefix(f"{row['path']}: ")[:40]
     words = f"{row['label']} {float(row['p_' + row['label']]):.2f}"
     if row.get("theta_e"):
         words += f'\n{float(row["theta_e"]):.2f} ± {float(row["theta_e_sigma"]):.2f}"'

@@ -16,6 +16,7 @@ from sublens.evaluation.match import Match, light, match
 from sublens.images.pixels import Companions, Image
 from sublens.sim.population import draw
 from sublens.sim.render import render
+from sublens.surveys import presets
 from sublens.surveys.presets import preset
 
 SKY = 0.3
@@ -60,6 +61,19 @@ def test_exposure_and_sky_are_told_by_the_noise(matched: Match) -> None:
 def test_an_exposure_in_the_header_is_believed() -> None:
     result = match(with_companions(lenses(), exposure=1234.0), "hst", "mine")
     assert value(result, "camera.exposure_s") == 1234
+
+
+def test_neighbours_that_share_noise_are_noticed_by_surveys_of_signal_to_noise(tmp_path: Path, matched: Match) -> None:
+    base = presets.source("hst").read_text().replace("[camera]", '[camera]\npixels = "signal-to-noise"')
+    (tmp_path / "sn.toml").write_text(base)
+    images = {
+        path: replace(image, pixels=(image.pixels + np.roll(image.pixels, 1, axis=1)) / 2)
+        for path, image in lenses().items()
+    }
+    prior = value(match(images, str(tmp_path / "sn.toml"), "mine"), "camera.noise_correlation")
+    assert isinstance(prior, dict)
+    assert 0.7 < prior["uniform"][0] <= prior["uniform"][1] <= 1
+    assert "camera.noise_correlation" not in matched.settings
 
 
 @pytest.mark.parametrize(("section", "low", "high"), [("lens_light", 18.0, 19.5), ("source", 21.0, 23.0)])

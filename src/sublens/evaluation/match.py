@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sublens.config import read_toml
 from sublens.errors import ImageError
-from sublens.evaluation.lens_statistics import RADII, border, geometry, profile
+from sublens.evaluation.lens_statistics import RADII, border, geometry, profile, statistics
 from sublens.images.pixels import Image
 from sublens.images.resample import SAME_SCALE
 from sublens.images.signal_to_noise import RATE, fwhm, weigh
@@ -110,6 +110,8 @@ class Measured(NamedTuple):
     """Electrons a second."""
     peak_fwhm: float
     """Width of the brightest peak, arcsec."""
+    drop: float
+    """Side of the drops that the noise is drizzled from, over that of the pixels, as `sim.exposure.drizzled` has it."""
 
 
 def match(images: Mapping[str, Image], base: str, name: str, pixel_scale: float | None = None) -> Match:
@@ -125,7 +127,7 @@ def match(images: Mapping[str, Image], base: str, name: str, pixel_scale: float 
     frames = [_measured(image, scale, survey) for image in weighed.values()]
     psfs, file = _psfs(weighed), f"{name}-psf.npy"
     width = _guessed_fwhm(frames, scale, survey) if psfs is None else fwhm(np.median(psfs, axis=0)) * scale
-    settings = {**_pixels(weighed, scale), "camera.psf": _psf(psfs, len(images), width, file), **_noise(frames)}
+    settings = {**_pixels(weighed, scale), "camera.psf": _psf(psfs, len(images), width, file), **_noise(frames, survey)}
     settings |= _brightness(frames, _calibrating(survey, settings, width))
     return Match(_toml(tree, settings, survey.name, name, len(images)), psfs, file, settings, survey.name)
 
@@ -243,7 +245,13 @@ def _measured(image: Image, scale: float, base: Survey) -> Measured:
         np.nan if zero_point is None else zero_point + POGSON * np.log10(rate),
         light(pixels * rate, scale),
         _peak_fwhm(pixels, scale),
+        _drop(statistics(pixels / image.noise, scale)["noise correlation"]),
     )
+
+
+def _drop(correlation: float) -> float:
+    """Side of the drops whose noise correlates so between neighbours: correlation = side / (6 - 2 side)."""
+    return float(np.clip(6 * correlation / (1 + 2 * max(correlation, 0)), 0, 1))
 
 
 def _electrons(pixels: Floats, variance: Floats) -> tuple[float | None, float]:
@@ -273,11 +281,11 @@ def _exposure(image: Image, electrons: float | None, base: Survey) -> Value:
     return Value(_middle(camera.exposure_s) * n_exposures, f"a guess after {base.name} for")
 
 
-def _noise(frames: Sequence[Measured]) -> Settings:
+def _noise(frames: Sequence[Measured], base: Survey) -> Settings:
     exposures = [frame.exposure_s.value for frame in frames]
     origins = " and ".join(sorted({frame.exposure_s.source for frame in frames}))
     n = _count(len(frames))
-    return {
+    settings = {
         "camera.exposure_s": Value(_span(exposures), f"{origins} {n}"),
         "camera.n_exposures": Value(1, "exposures are counted together"),
         "camera.background": Value(
@@ -288,6 +296,10 @@ def _noise(frames: Sequence[Measured]) -> Settings:
         "camera.background_rms": Value(None, "within background"),
         "camera.read_noise": Value(0, "within background"),
     }
+    if base.camera.pixels == "signal-to-noise":
+        drops = {"uniform": [_rounded(end([frame.drop for frame in frames]), 2) for end in (min, max)]}
+        settings["camera.noise_correlation"] = Value(drops, f"measured on the borders of {n}")
+    return settings
 
 
 # --- brightness -------------------------------------------------------------------------------
