@@ -26,6 +26,13 @@ def test_rings_follow_the_ellipse_of_the_light(angle: float) -> None:
     assert np.abs(image - profile(image, rings, SCALE))[rings.between(0.5, 3)].max() < 1.5
 
 
+def test_rings_follow_a_lens_that_is_off_the_middle() -> None:
+    image = lens(q=0.7, noise=0)
+    before, after = geometry(image, SCALE), geometry(np.roll(image, 2, axis=1), SCALE)
+    assert (before.offset, after.offset) == pytest.approx((0, 0.1), abs=0.005)
+    assert after.ellipticity == pytest.approx(before.ellipticity, abs=0.01)
+
+
 def test_arcs_are_what_is_left_without_the_profile() -> None:
     plain, bright = statistics(lens(q=0.8), SCALE), statistics(lens(q=0.8, arcs=30), SCALE)
     assert plain['arcs 1-1.5"'] == pytest.approx(1, abs=0.1)

@@ -26,7 +26,7 @@ CLIP = 4.0
 
 
 class Geometry(NamedTuple):
-    """Elliptical rings around the middle of an image that follow the light of its core."""
+    """Elliptical rings that follow the light of an image's core."""
 
     radius: Floats
     """Elliptical radius of each pixel [h, w], arcsec, of the circle with the ellipse's area."""
@@ -34,6 +34,8 @@ class Geometry(NamedTuple):
     """Position angle of each pixel [h, w], radians, counter-clockwise from x."""
     ellipticity: float
     """(a^2 - b^2) / (a^2 + b^2) of the second moments."""
+    offset: float
+    """Distance of their centre from the middle of the image, arcsec."""
 
     def between(self, low: float, high: float) -> NDArray[np.bool_]:
         """The pixels [h, w] between two radii, arcsec."""
@@ -43,14 +45,16 @@ class Geometry(NamedTuple):
 def geometry(image: Floats, pixel_scale: float) -> Geometry:
     """The rings of an image [h, w], NaN where masked: adaptive second moments within `CORE`."""
     y, x = (np.indices(image.shape) - (np.array(image.shape) - 1)[:, None, None] / 2) * pixel_scale
-    z, light = x + 1j * y, np.nan_to_num(image).clip(0)
-    radius, e = np.abs(z), 0j
+    around, light = x + 1j * y, np.nan_to_num(image).clip(0)
+    z, radius, e, centre = around, np.abs(around), 0j, 0j
     for _ in range(STEPS):
         weights = light * (radius < CORE)
+        centre += complex((weights * z).sum() / max(float(weights.sum()), 1e-12))
+        z = around - centre
         e = complex((weights * z**2).sum() / max(float((weights * np.abs(z) ** 2).sum()), 1e-12))
         e *= min(1.0, MAX_ELLIPTICITY / max(abs(e), 1e-12))
         radius = np.sqrt((np.abs(z) ** 2 - (z**2 * np.conj(e)).real) / np.sqrt(1 - abs(e) ** 2))
-    return Geometry(radius, np.angle(z), abs(e))
+    return Geometry(radius, np.angle(z), abs(e), abs(centre))
 
 
 def profile(image: Floats, rings: Geometry, pixel_scale: float) -> Floats:
@@ -111,6 +115,7 @@ def _light(image: Floats, rings: Geometry) -> dict[str, float]:
         "concentration": within[CORE / 2] / max(within[2 * CORE], 1.0),
         "half-light radius": float(radius.flat[half]),
         "ellipticity": rings.ellipticity,
+        "offset of the centre": rings.offset,
     }
 
 
