@@ -31,6 +31,7 @@ COMMANDS = (
     "doctor",
     "simulate",
     "presets",
+    "match",
     "fidelity",
     "pack",
     "import-legacy",

@@ -24,6 +24,8 @@ TEACHER = ("--set", "train.teacher='NETWORK'")
 READS = {
     "simulate": ("SURVEY",),
     "presets": ("SURVEY",),
+    "match": ("IMAGES", "--base", "SURVEY"),
+    "fidelity": ("SURVEY", "IMAGES"),
     "pack": ("DATA",),
     "import-legacy": ("IMAGES",),
     "train": ("DATA", "--settings", "SETTINGS", *TEACHER),
@@ -47,7 +49,7 @@ def outputs(command: str) -> list[str]:
     return [option for parameter in COMMANDS[command].params for option in parameter.opts if option in OUTPUTS]
 
 
-FILES = {("predict", "--out"), ("presets", "--show")}
+FILES = {("predict", "--out"), ("presets", "--show"), ("match", "--out"), ("fidelity", "--out")}
 """Outputs that are always files; they are tested by themselves."""
 CASES = [
     (command, option, name)
@@ -143,6 +145,17 @@ def test_a_table_may_lie_beside_the_images_but_not_in_the_folder_of_maps(
     start = ("predict", inputs["NETWORK"], inputs["IMAGES"], "--map", tmp_path / "maps", "--out")
     assert "overlaps" in refused(capsys, *start, tmp_path / "maps" / "a.csv")
     assert sublens(*start, inputs["IMAGES"] / "a.csv") == 0
+
+
+@pytest.mark.parametrize("name", ["SURVEY", "IMAGES"])
+@pytest.mark.parametrize("command", ["match", "fidelity"])
+def test_a_survey_or_a_comparison_may_not_replace_what_is_read(
+    command: str, name: str, inputs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(inputs[name].parent)
+    words = filled(READS[command], inputs)
+    assert "overlaps" in refused(capsys, command, *words, "--out", inputs[name], "--force")
+    assert contents(inputs[name].parent) == before
 
 
 def test_a_contact_sheet_may_not_replace_its_survey(

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
     from sublens.inference.predictor import Row
-    from sublens.inference.tables import Cell
+    from sublens.inference.tables import Cell, Totals
     from sublens.models.bundle import Card
+    from sublens.surveys.survey import Survey
 
 GROUPS = {
     "Predict": ("predict", "serve", "explain"),
     "Train and compare": ("run", "train", "evaluate", "compare", "demo"),
-    "Make data sets": ("presets", "simulate", "fidelity", "pack", "verify", "import-legacy"),
+    "Make data sets": ("presets", "match", "simulate", "fidelity", "pack", "verify", "import-legacy"),
     "Networks": ("networks", "export", "publish"),
     "Help": ("doctor",),
 }
@@ -240,6 +241,10 @@ def presets_(
 ) -> None:
     """List the surveys to simulate, print one, or draw images.
 
+    Print one to make it your own, or have one measured on your images with sublens match.
+
+    sublens presets hst > mine.toml
+
     sublens presets euclid --show euclid.png
     """
     from sublens.errors import ConfigError
@@ -270,6 +275,43 @@ def presets_(
 
 
 @app.command()
+def match(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of lenses by one camera: files, folders, patterns.")
+    ],
+    out: Out,
+    base: Annotated[
+        str, typer.Option("--base", metavar="PRESET", help="Survey that all else is taken from, by name or .toml.")
+    ] = "hst",
+    pixel_scale: PixelScale = None,
+    force: Force = False,
+) -> None:
+    """Write a first survey measured on images of your own.
+
+    Pixels, point-spread function, exposure, noise and brightness are measured; each line says where it came from.
+
+    sublens match cutouts/*.fits --base hst --out mine.toml
+    """
+    from sublens.errors import ConfigError
+    from sublens.evaluation import lens_images
+    from sublens.evaluation import match as matching
+    from sublens.images import listing
+    from sublens.progress import visible
+    from sublens.storage import files
+    from sublens.surveys import presets
+
+    files.refuse_overlap(out, *presets.files(base), *listing.named(images))
+    files.refuse_existing_file(out, mark=matching.MARK.encode(), force=force)
+    if out.suffix != ".toml":
+        raise ConfigError("a survey is a TOML file", need="a name that ends in .toml", next="Rename it.", path=out)
+    result = matching.match(lens_images.read(images, visible), base, matching.survey_name(out), pixel_scale)
+    result.write(out)
+    for line in result.lines():
+        print(line)
+    print(out)
+
+
+@app.command()
 def fidelity(
     preset: Preset,
     images: Annotated[
@@ -278,23 +320,64 @@ def fidelity(
     label: Annotated[
         Literal["no", "sphere", "vort"], typer.Option("--class", help="What the real images show.")
     ] = "no",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=_local_path, metavar="PATH", help="JSON file of it all, for surveys of signal to noise."
+        ),
+    ] = None,
     seed: Seed = 1,
+    force: Force = False,
 ) -> None:
     """Compare a survey's simulated images with real ones.
 
     sublens fidelity common-test-1 common_test_1/train/no --class no
     """
-    from sublens.evaluation import fidelity
+    from sublens.errors import ConfigError
+    from sublens.evaluation import fidelity, lens_fidelity
     from sublens.progress import visible
+    from sublens.storage import files
     from sublens.surveys import presets
 
-    rows, chance, separation = fidelity.fidelity(presets.preset(preset), images, label, seed=seed, bar=visible)
+    if out:
+        files.refuse_overlap(out, images, *presets.files(preset))
+        files.refuse_existing_file(out, mark=lens_fidelity.MARK, force=force)
+    survey = presets.preset(preset)
+    if survey.camera.pixels == "signal-to-noise":
+        _compare_lenses(survey, images, label, seed=seed, out=out)
+        return
+    if out:
+        need = 'a survey whose camera.pixels is "signal-to-noise"'
+        raise ConfigError(f"{survey.name} simulates counts", need=f"{need} for --out", next="Leave --out away.")
+    rows, chance, separation = fidelity.fidelity(survey, images, label, seed=seed, bar=visible)
     print(f"{'statistic':26} {'real':>20} {'simulated':>20} {'KS':>6} {'p':>6}")
     for row in rows:
         values = " ".join(f"{mean:10.4f} ±{sigma:8.4f}" for mean, sigma in (row.real, row.simulated))
         print(f"{row.name:26} {values} {row.distance:6.3f} {row.p:6.3f}")
     print(f"Were all images alike, the least of these {len(rows)} p would be as small with a chance of {chance:.3f}.")
     print(f"A network tells them apart with AUC {separation.auc:.4f}, p {separation.p:.3g}; 0.5 is chance.")
+
+
+def _compare_lenses(survey: "Survey", images: Path, label: str, *, seed: int, out: Path | None) -> None:
+    """Compare lenses in signal to noise, print what differs most first, and save it."""
+    from sublens.evaluation import lens_fidelity, lens_images
+    from sublens.progress import visible
+
+    planes = lens_images.planes(lens_images.read([images], visible), survey.camera)
+    result = lens_fidelity.lens_fidelity(survey, planes, label, seed=seed, bar=visible)
+    print(f"{'statistic':20} {'real':>19} {'simulated':>19} {'shift':>6} {'KS':>6} {'p':>8}")
+    for row in result.rows:
+        values = " ".join(f"{median:9.3f} ±{half:8.3f}" for median, half in (row.real, row.simulated))
+        print(f"{row.name:20} {values} {row.shift:+6.2f} {row.distance:6.3f} {row.p:8.2g}")
+    print(f"Were all lenses alike, some statistic would differ as much with a chance of {result.chance:.3f}.")
+    separation = result.separation
+    print(
+        f"Networks tell {len(planes)} real lenses from simulated ones with AUC {separation.value:.3f} "
+        f"({separation.low:.3f} to {separation.high:.3f}); 0.5 is chance."
+    )
+    if out:
+        result.write(out, survey.name)
+        print(out)
 
 
 @app.command()
@@ -598,6 +681,24 @@ def predict(
     flip_y: FlipY = False,
     plane: Plane = None,
     pixel_scale: PixelScale = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            "--noise",
+            parser=_local_path,
+            metavar="PATH",
+            help="Standard deviation of each pixel, for networks that take it: a file, or a folder with one of each "
+            "image's name.",
+        ),
+    ] = None,
+    psf: Annotated[
+        Path | None,
+        typer.Option("--psf", parser=_local_path, metavar="PATH", help="Point-spread function, in the same way."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", parser=_local_path, metavar="PATH", help="Masked pixels (not 0), in the same way."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -638,7 +739,7 @@ def predict(
     _keep_blas_single()
     from sublens.errors import ImageError
     from sublens.images.catalogue import CatalogueSelector, parse_columns
-    from sublens.images.formats import ImageSelector
+    from sublens.images.formats import CompanionFiles, ImageSelector
     from sublens.inference import predict_files
     from sublens.models import bundle
     from sublens.progress import visible
@@ -648,28 +749,31 @@ def predict(
     card = bundle.read_card(bundle.locate(name))
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
-    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen)
+    own = CompanionFiles(*(None if path is None else str(path) for path in (noise, psf, mask)))
+    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen, own)
     if maps:
         files.refuse_overlap(maps, *query.sources())
         files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
     if out:
-        counts = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
+        written = predict_files.predict_to_table(query, out, maps=maps, cluster=cluster, force=force, bar=visible)
         print(out)
-        if counts is None:
+        if written is None:
             _say(f"{out}: complete already. Add --force to make it again.")
             return
-        n_images, n_failed = counts
+        totals = written
     else:
         rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
-        n_images, n_failed = _shown(rows, card)
-    if n_failed == n_images:
+        totals = _shown(rows, card)
+    if totals.n_failed == totals.n_images:
         raise ImageError(
-            f"None of {n_images} images could be used",
+            f"None of {totals.n_images} images could be used",
             need="images that the network can be run on",
             next="The column `error` says what is wrong with each.",
         )
-    if n_failed:
-        _say(f"{n_failed} of {n_images} images could not be used; the column `error` says why.")
+    if totals.n_failed:
+        _say(f"{totals.n_failed} of {totals.n_images} images could not be used; the column `error` says why.")
+    if line := predict_files.closing_line(name, card, totals):
+        _say(line)
 
 
 def _keep_blas_single() -> None:
@@ -692,20 +796,19 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", card: "Card") -> tuple[int, int]:
-    """Print rows as a table; returns how many there are, and how many of them failed."""
+def _shown(rows: "Iterable[Row]", card: "Card") -> "Totals":
+    """Print rows as a table; returns their numbers."""
     from sublens.inference import tables
 
-    n_images = n_failed = 0
-    has = {"has_macro": card.has_macro, "has_limit": card.detection is not None}
-    names = [column.name for column in tables.columns(card.classes, **has) if column.name not in NOT_SHOWN]
+    totals, heads = tables.Totals(), tables.heads(card)
+    names = [column.name for column in tables.columns(card.classes, **heads) if column.name not in NOT_SHOWN]
     for row in rows:
-        if not n_images:  # nothing is printed before it is clear that images can be used
+        if not totals.n_images:  # nothing is printed before it is clear that images can be used
             print("\t".join(names))
-        n_images, n_failed = n_images + 1, n_failed + bool(row.error)
-        record = {**tables.record(row, card.classes, "", "", **has), "path": row.name}
+        record = {**tables.record(row, card.classes, "", "", **heads), "path": row.name}
+        totals = totals.after(record)
         print("\t".join(_cell(record[name]) for name in names))
-    return n_images, n_failed
+    return totals
 
 
 def _cell(value: "Cell") -> str:
@@ -713,7 +816,7 @@ def _cell(value: "Cell") -> str:
         return "ood" if value else "in-distribution"
     if isinstance(value, float):
         return f"{value:.4f}" if value < MASS_FROM else f"{value:.2e}"
-    return value or ""
+    return "" if value is None else str(value)
 
 
 @app.command("export")

@@ -101,6 +101,11 @@ class InputConfig(Frozen):
         return self
 
     @property
+    def takes_noise(self) -> bool:
+        """Whether the network sees signal to noise, so that the noise of each image is read or estimated."""
+        return self.transform == "signal-to-noise"
+
+    @property
     def n_channels(self) -> int:
         """Channels of the network's input."""
         return len(self.planes) if self.transform == "signal-to-noise" else self.channels

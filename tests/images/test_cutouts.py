@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sublens import cli
 from sublens.errors import ConfigError, DataError, ImageError
-from sublens.images import catalogue, cutouts, fits_image, formats, resample
+from sublens.images import catalogue, cutouts, formats, limits, resample
 from sublens.images.cutouts import Cutout
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import Image
@@ -241,7 +241,7 @@ def test_a_tile_too_large_to_unpack_costs_a_row(
 
 def test_a_large_packed_image_is_to_be_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = save(tmp_path / "big.fits.gz", sky())
-    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_BYTES", 100_000)
     with pytest.raises(
         ImageError, match="big.fits.gz: unpacks to too many bytes; needs at most 100,000. Unpack it first"
     ):
@@ -253,7 +253,7 @@ def test_a_packed_file_in_disguise_is_unpacked_within_the_limits(
 ) -> None:
     big = save(tmp_path / "big.fits.gz", sky()).rename(tmp_path / "big.fits")
     assert len(locate_positions(big, positions(tmp_path / "a.csv"), ImageSelector()).xy)
-    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_BYTES", 100_000)
     with pytest.raises(ImageError, match="big.fits: unpacks to too many bytes"):
         cutouts.Mosaic(big, None)
 

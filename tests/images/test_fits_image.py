@@ -11,10 +11,10 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images import fits_image, formats
-from sublens.images.formats import ImageSelector
+from sublens.images import fits_image, formats, wcs
+from sublens.images.formats import NO_FILES, CompanionFiles, ImageSelector
 from sublens.images.listing import list_images
-from sublens.images.pixels import Image, RawImage
+from sublens.images.pixels import NO_COMPANIONS, Image, RawImage
 from sublens.images.reader import Reader
 
 LIGHT = np.random.default_rng(0).poisson(30, (24, 24)).astype(np.float32)
@@ -241,7 +241,7 @@ def test_a_plain_file_is_read_as_astropy_reads_it(tmp_path: Path, dtype: str) ->
     path = tmp_path / "a.fits"
     fits.PrimaryHDU(np.arange(35).reshape(5, 7).astype(dtype)).writeto(path)
     with path.open("rb") as file, fits.open(path) as hdus:
-        plain = fits_image.plain_hdu(file)
+        plain = wcs.plain_hdu(file)
         assert plain is not None
         assert np.array_equal(plain.data, hdus[0].data)
         assert plain.data.dtype == hdus[0].data.dtype
@@ -260,4 +260,127 @@ def test_a_file_that_is_not_plain_is_left_to_astropy(change: str) -> None:
     hdus.writeto(file)
     data = file.getvalue()
     data = {"cut off": data[:-2880], "longer": data + b" "}.get(change, data)
-    assert fits_image.plain_hdu(io.BytesIO(data)) is None
+    assert wcs.plain_hdu(io.BytesIO(data)) is None
+
+
+# --- noise, PSF and mask that are read with an image ------------------------------------------
+
+
+def whole(path: Path, files: CompanionFiles = NO_FILES) -> Image:
+    (image,) = formats.read_all(path, companions=files)
+    assert isinstance(image, Image)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "source"),
+    [("ERR", 2, "map"), ("RMS", 2, "map"), ("VARIANCE", 4, "map"), ("WHT", 0.25, "weight"), ("IVAR", 0.25, "weight")],
+)
+def test_an_extension_gives_the_noise_as_standard_deviation(
+    tmp_path: Path, name: str, value: float, source: str
+) -> None:
+    plane = np.full((24, 24), value, np.float32)
+    plane[2, 3] = 0
+    own = whole(save(tmp_path, f"SCI {name}", **{name: plane})).companions
+    assert own.noise is not None
+    assert own.noise_source == source
+    assert np.nanmax(own.noise) == np.nanmin(own.noise) == 2
+    assert np.argwhere(np.isnan(own.noise)).tolist() == [[2, 3]]
+
+
+def test_pixels_of_huge_noise_have_none(tmp_path: Path) -> None:
+    own = whole(save(tmp_path, "SCI ERR", ERR=noise(1e8))).companions
+    assert own.noise is not None
+    assert np.array_equal(np.isnan(own.noise), BAD)
+
+
+def test_euclid_extensions_give_noise_and_psf_of_their_own_band(tmp_path: Path) -> None:
+    planes = {
+        "VIS_RMS": LIGHT * 0 + 3,
+        "NIR_H_RMS": LIGHT * 0 + 5,
+        "VIS_PSF": LIGHT[:5, :5],
+        "NIR_H_PSF": LIGHT[:7, :7],
+    }
+    own = whole(save(tmp_path, "VIS_FLUX NIR_H_FLUX " + " ".join(planes), **planes)).companions
+    assert own.noise is not None
+    assert own.psf is not None
+    assert (own.noise.max(), own.psf.shape, own.psf_source) == (3, (5, 5), "VIS_PSF")
+
+
+def test_pixels_alone_are_read_unless_more_is_needed(tmp_path: Path) -> None:
+    (image,) = formats.read_all(save(tmp_path, "SCI ERR PSF"))
+    assert isinstance(image, Image)
+    assert image.companions is NO_COMPANIONS
+
+
+def lens_folder(folder: Path) -> Path:
+    """A `data.fits` with noise, PSF and two masks beside it, of which one marks most pixels."""
+    planes = {"data": LIGHT, "noise_map": LIGHT * 0 + 2, "psf": LIGHT[:5, :5], "mask_galaxies": BAD, "mask": 1 - BAD}
+    for name, plane in planes.items():
+        fits.PrimaryHDU(plane).writeto(folder / f"{name}.fits")
+    return folder / "data.fits"
+
+
+def test_files_beside_an_image_give_its_noise_psf_and_mask(tmp_path: Path) -> None:
+    image = whole(lens_folder(tmp_path))
+    assert image.noise is not None
+    assert image.psf is not None
+    assert (image.noise.max(), image.psf.shape) == (2, (5, 5))
+    assert np.array_equal(image.mask, BAD)
+    assert image.notes[-1] == "a mask beside it marks most of the pixels, so it was not used"
+
+
+def test_masks_beside_an_image_are_no_images(tmp_path: Path) -> None:
+    assert list(list_images([lens_folder(tmp_path).parent])) == [tmp_path / "data.fits"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("ending", ["fits", "npy"])
+def test_an_option_names_a_file_for_all_images_or_a_folder(tmp_path: Path, is_folder: bool, ending: str) -> None:
+    path = save(tmp_path, "SCI ERR PSF")
+    other = tmp_path / "other" / (path.name if is_folder else f"noise.{ending}")
+    other.parent.mkdir()
+    if other.suffix == ".fits":
+        fits.PrimaryHDU(LIGHT * 0 + 7).writeto(other)
+    else:
+        np.save(other, LIGHT * 0 + 7)
+    image = whole(path, CompanionFiles(noise=str(other.parent if is_folder else other)))
+    assert image.noise is not None
+    assert (image.noise.max(), image.companions.noise_source) == (7, "option")
+
+
+def test_the_noise_by_option_is_an_extension_that_is_called_so(tmp_path: Path) -> None:
+    path = save(tmp_path, "SCI VARIANCE", VARIANCE=LIGHT * 0 + 9)
+    image = whole(path, CompanionFiles(noise=str(path)))
+    assert image.noise is not None
+    assert image.noise.max() == 3
+
+
+def test_a_mask_by_option_is_added_to_that_of_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path, "SCI DQ", DQ=BAD)
+    np.save(tmp_path / "m.npy", np.eye(24, dtype=bool))
+    image = whole(path, CompanionFiles(mask=str(tmp_path / "m.npy")))
+    assert np.array_equal(image.mask, (BAD != 0) | np.eye(24, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (CompanionFiles(noise="no.fits"), "no.fits: no such file"),
+        (CompanionFiles(mask="a.txt"), r"a.txt: .txt is no format"),
+        (CompanionFiles(mask="m.npy"), r"a.fits: its mask has 5 x 5 pixels; needs 24 x 24"),
+        (CompanionFiles(psf="two.fits"), "two.fits: holds 2 extensions, none of them called PSF"),
+        (CompanionFiles(psf="stack.npy"), "stack.npy: holds no single PSF"),
+    ],
+)
+def test_a_named_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: CompanionFiles, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, "SCI")
+    fits.HDUList([fits.PrimaryHDU(LIGHT), fits.ImageHDU(LIGHT, name="ERR")]).writeto("two.fits")
+    Path("a.txt").write_text("1")
+    np.save("m.npy", np.eye(5))
+    np.save("stack.npy", np.zeros((3, 9, 9)))
+    with pytest.raises(ImageError, match=problem):
+        whole(path, files)

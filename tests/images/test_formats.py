@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sublens.errors import ImageError
-from sublens.images import arrays, fits_image, formats
+from sublens.images import arrays, formats, limits
 from sublens.images.formats import ImageSelector
 from sublens.images.pixels import QUANTISED_PEAK, RawImage, counts_above_minimum, fill_missing
 from sublens.images.pixels import Image as LensImage
@@ -213,7 +213,7 @@ def test_a_huge_fits_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 def test_a_packed_file_may_not_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fits(tmp_path / "a.fits.gz", np.random.default_rng(0).random((60, 60)))
-    monkeypatch.setattr(fits_image, "MAX_UNPACKED_BYTES", 10_000)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_BYTES", 10_000)
     with pytest.raises(ImageError, match="unpacks to too many bytes; needs at most 10,000"):
         formats.read(tmp_path / "a.fits.gz")
 

@@ -16,9 +16,10 @@ from PIL import Image as Picture
 from sublens.errors import ImageError
 from sublens.images import formats
 from sublens.images import reader as reading
-from sublens.images.formats import ImageSelector
+from sublens.images.cutouts import Cutout
+from sublens.images.formats import NO_FILES, ImageSelector
 from sublens.images.listing import list_images
-from sublens.images.pixels import Image
+from sublens.images.pixels import NO_COMPANIONS, Image
 from sublens.images.reader import Reader, ReadResult
 from sublens.parallel import sandbox
 
@@ -278,3 +279,42 @@ def test_a_tile_compressed_image_is_read(tmp_path: Path) -> None:
     counts = np.arange(576, dtype=np.int32).reshape(24, 24)
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(counts)]).writeto(tmp_path / "a.fits.fz")
     assert np.array_equal(formats.read(tmp_path / "a.fits.fz").pixels, counts)
+
+
+@pytest.mark.parametrize("flip_y", [False, True])
+def test_noise_psf_mask_and_photometry_come_through_the_child(tmp_path: Path, flip_y: bool) -> None:
+    err, psf = light() / 10, light(9)
+    err[4, 5] = 1e8
+    planes = {"SCI": light(), "ERR": err, "PSF": psf}
+    hdus = [fits.ImageHDU(plane, name=name) for name, plane in planes.items()]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    fits.setval(tmp_path / "a.fits", "BUNIT", value="electrons", ext=1)
+    with Reader(ImageSelector(flip_y=flip_y), NO_FILES) as reader:
+        image = only(reader.read([tmp_path / "a.fits"]))
+    assert isinstance(image, Image)
+    rows = slice(None, None, -1 if flip_y else 1)
+    assert np.array_equal(image.noise, np.where(err < 1e8, err, np.nan)[rows], equal_nan=True)
+    assert np.array_equal(image.psf, psf[rows])
+    assert np.array_equal(image.mask, (err == 1e8)[rows])
+    assert (image.companions.noise_source, image.companions.gain, image.companions.unit) == ("map", 1, "electrons")
+
+
+def test_without_companions_the_child_sends_pixels_and_mask_alone(tmp_path: Path, reader: Reader) -> None:
+    hdus = [fits.ImageHDU(light(), name=name) for name in ("SCI", "ERR", "PSF")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    image = only(reader.read([tmp_path / "a.fits"]))
+    assert isinstance(image, Image)
+    assert image.companions == NO_COMPANIONS
+
+
+def test_a_cutout_has_the_noise_around_its_position_and_none_off_the_image(tmp_path: Path) -> None:
+    noise = np.arange(1.0, 40 * 40 + 1).reshape(40, 40)
+    hdus = [fits.ImageHDU(light(40), name="SCI"), fits.ImageHDU(noise, name="ERR")]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "big.fits")
+    request = Cutout(tmp_path / "big.fits", 0, (9, 11), (20, 20))
+    with Reader(companions=NO_FILES) as reader:
+        image = only(reader.read([request]))
+    assert isinstance(image, Image)
+    assert image.noise is not None
+    assert np.isnan(image.noise[:, 0]).all()
+    assert np.array_equal(image.noise[:, 1:], noise[1:21, :19])

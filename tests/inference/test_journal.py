@@ -37,7 +37,7 @@ def table(path: Path, n: int = 6) -> bytes:
         first, second = journal.resume_at
         for number in range(first + second, n):
             journal.add((number, 0), row(number))
-        assert journal.finish(CLASSES) == (n, 0)
+        assert journal.finish(CLASSES)[:2] == (n, 0)
     return path.read_bytes()
 
 
@@ -150,7 +150,7 @@ def test_two_journals_of_one_table_are_refused(path: Path) -> None:
         journal.add((0, 0), row(0))
         with pytest.raises(DataError, match=r"/a\.csv: another process"), Journal(path, PLAN):
             pass
-        assert journal.finish(CLASSES) == (1, 0)
+        assert journal.finish(CLASSES)[:2] == (1, 0)
 
 
 def test_a_full_disk_is_one_error_and_the_same_table_once_there_is_space(path: Path) -> None:

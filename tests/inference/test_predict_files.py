@@ -163,7 +163,8 @@ def test_a_folder_that_did_not_change_goes_on(folder: Path, tmp_path: Path) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sublens.inference.journal.BATCH", 1)
         patch.setattr(Journal, "add", stop)  # no row is left to add
-        assert predict_files.predict_to_table(Query("lensnet", [folder]), tmp_path / "a.csv") == (6, 0)
+        totals = predict_files.predict_to_table(Query("lensnet", [folder]), tmp_path / "a.csv")
+        assert totals and totals[:2] == (6, 0)
 
 
 def test_two_commands_do_not_write_one_table(folder: Path, tmp_path: Path) -> None:

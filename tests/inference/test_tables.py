@@ -74,7 +74,14 @@ def written(path: Path, rows: list[Row]) -> Path:
     with Journal(path, {}) as journal:
         for row in rows:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
-        assert journal.finish(CLASSES) == (len(rows), sum(bool(row.error) for row in rows))
+        totals = tables.Totals(
+            len(rows),
+            *(
+                sum(map(bool, kind))
+                for kind in ([row.error for row in rows], [row.prediction and row.prediction.is_ood for row in rows])
+            ),
+        )
+        assert journal.finish(CLASSES) == totals
     return path
 
 

@@ -222,7 +222,7 @@ def explain_images(
         files.whole_folder(out, kind=files.Kind.EXPLANATIONS, force=force) as folder,
         bar("explaining", len(paths)) as advance,
     ):
-        with reader.Reader(selector or ImageSelector()) as child:
+        with reader.Reader(selector or ImageSelector(), predictor.companions()) as child:
             images = child.read(paths)
             results = explain_each(predictor, images, method=method, label=label, pixel_scale=pixel_scale)
             for item in _drawn(results, method, folder, len(paths), Count(advance)):

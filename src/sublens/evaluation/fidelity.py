@@ -1,7 +1,7 @@
 """Fidelity of simulated images: summary statistics beside those of real images, and a classifier two-sample test."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ CORNER = 8
 """Side of the squares in the four corners, which hold sky alone, pixels."""
 Counts = NDArray[np.uint16]
 """Images [n, h, w], counts above their minimum."""
+Table = Mapping[str, NDArray[np.float64]]
+"""Statistics of n images by name, each [n]."""
 
 
 def statistics(counts: Counts) -> dict[str, NDArray[np.float64]]:
@@ -79,13 +81,18 @@ def compare(real: Counts, simulated: Counts) -> list[Comparison]:
 
 
 def _comparison(name: str, real: NDArray[np.float64], simulated: NDArray[np.float64]) -> Comparison:
+    first, second = ((float(values.mean()), float(values.std())) for values in (real, simulated))
+    return Comparison(name, first, second, *ks_test(real, simulated))
+
+
+def ks_test(real: NDArray[np.float64], simulated: NDArray[np.float64]) -> tuple[float, float]:
+    """Kolmogorov-Smirnov distance of two samples, and the probability of one as large if both are alike."""
     from scipy.stats import ks_2samp  # slow to import
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # among many equal values p is that of large samples
         test = ks_2samp(real, simulated)
-    first, second = ((float(values.mean()), float(values.std())) for values in (real, simulated))
-    return Comparison(name, first, second, float(test.statistic), float(test.pvalue))
+    return float(test.statistic), float(test.pvalue)
 
 
 PERMUTATIONS = 999
@@ -93,13 +100,18 @@ PERMUTATIONS = 999
 
 
 def chance_of_one(real: Counts, simulated: Counts, *, seed: int = 0) -> float:
+    """`chance_of_any` of the statistics of images [n, h, w]."""
+    return chance_of_any(statistics(real), statistics(simulated), seed=seed)
+
+
+def chance_of_any(real: Table, simulated: Table, *, seed: int = 0) -> float:
     """Probability that some statistic differs as much as the one that differs most, if all images are alike.
 
     From random permutations of the labels, which keep the statistics' correlations (Westfall & Young 1993).
     """
-    n, others = len(real), statistics(simulated)
-    tables = [_Pooled.of(np.concatenate([values, others[name]])) for name, values in statistics(real).items()]
-    rng, is_real = np.random.default_rng(seed), np.arange(n + len(simulated)) < n
+    tables = [_Pooled.of(np.concatenate([values, simulated[name]])) for name, values in real.items()]
+    n, n_simulated = (len(next(iter(table.values()))) for table in (real, simulated))
+    rng, is_real = np.random.default_rng(seed), np.arange(n + n_simulated) < n
     observed = max(table.distance(is_real) for table in tables)
     shuffled = (rng.permutation(is_real) for _ in range(PERMUTATIONS))
     n_beyond = sum(max(table.distance(labels) for table in tables) >= observed for labels in shuffled)
@@ -152,7 +164,8 @@ def tell_apart(
     Each of two networks learns from one half of the images and is measured on the other half.
     real, simulated: [n, h, w] of counts above their minimum, best as many of each.
     """
-    part, crop = _part(real, simulated), InputConfig(crop=min(LARGEST_CROP, *real.shape[1:]))
+    images, labels = np.concatenate([simulated, real]), np.repeat([0, 1], [len(simulated), len(real)])
+    part, crop = part_of(images, labels), InputConfig(crop=min(LARGEST_CROP, *real.shape[1:]))
     is_first = np.random.default_rng(seed).permutation(len(part)) % 2 == 0
     tests = []
     with bar("telling real from simulated", 2 * epochs) as advance:
@@ -161,10 +174,10 @@ def tell_apart(
                 epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
             )
             training, test = (part.take(np.flatnonzero(mask)) for mask in (is_training, ~is_training))
-            network = _trained(
+            network = train_network(
                 loop.BatchSource(training, crop, config, "cpu"), partial(_advance, advance, number * epochs)
             )
-            tests.append(_permutation_test(_log_odds(network, test, crop), test.labels == 1))
+            tests.append(_permutation_test(log_odds(network, test, crop), test.labels == 1))
     return _combined(tests)
 
 
@@ -195,18 +208,17 @@ def _advance(advance: Advance, n_before: int, epoch: int) -> None:
     advance(n_before + epoch + 1, f"epoch {epoch + 1}")
 
 
-def _part(real: Counts, simulated: Counts) -> Part:
-    """All images as one data set, label 1 for real."""
-    counts, n = np.concatenate([simulated, real]), len(simulated) + len(real)
-    labels = np.repeat([0, 1], [len(simulated), len(real)])
-    return Part((counts,), np.arange(n), labels, np.arange(n).astype(str), None)
+def part_of(images: NDArray[np.uint16], labels: NDArray[np.int64]) -> Part:
+    """Images [n, h, w] as a data set, label 1 for real."""
+    rows = np.arange(len(images))
+    return Part((images,), rows, labels, rows.astype(str), None)
 
 
-def _trained(batches: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn.Module:
+def train_network(batches: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn.Module:
     """A lensnet of two classes, fitted to the batches."""
     with torch.random.fork_rng():
         torch.manual_seed(batches.config.seed)
-        network = networks.to_device(networks.build("lensnet", 2), batches.device)
+        network = networks.to_device(networks.build("lensnet", 2, batches.input.n_channels), batches.device)
     n_steps = len(batches) * batches.config.epochs
     loop.fit(
         network,
@@ -222,7 +234,7 @@ def _trained(batches: loop.BatchSource, on_epoch: Callable[[int], object]) -> nn
     return network.eval()
 
 
-def _log_odds(network: nn.Module, part: Part, crop: InputConfig) -> NDArray[np.float64]:
+def log_odds(network: nn.Module, part: Part, crop: InputConfig) -> NDArray[np.float64]:
     """Log odds of being real, [n]."""
     odds = []
     with torch.inference_mode():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sublens.errors import ConfigError, DataError
 from sublens.images import fits_image
-from sublens.images.limits import damaged_file
+from sublens.images.limits import damaged_file, unpack
 
 MAX_POSITIONS = 1_000_000
 """Most positions in a catalogue."""
@@ -279,7 +279,7 @@ def _text(cell: Any) -> str:
 
 def _open_text(path: Path) -> Iterator[str]:
     """The lines of a text in UTF-8 or, where it begins so, UTF-16."""
-    file = fits_image.unpack(path)
+    file = unpack(path)
     with file:
         start = file.read(2)
         file.seek(0)
@@ -389,7 +389,7 @@ def _described(header: Iterable[str]) -> tuple[list[Field], str]:
 def _fits_tables(path: Path) -> list[Table]:
     from astropy.io import fits
 
-    with fits_image.unpack(path) as file:
+    with unpack(path) as file:
         if not fits_image.begins_as_fits(file):
             raise damaged_file("a FITS table")
         hdus = fits.open(io.BytesIO(file.read()), memmap=False, lazy_load_hdus=True)
@@ -435,7 +435,7 @@ def _votable(number: int, table: Any, systems: Mapping[str, Any]) -> Table:
 
 
 def _any_table(path: Path) -> list[Table]:
-    with fits_image.unpack(path) as file:
+    with unpack(path) as file:
         is_fits = fits_image.begins_as_fits(file)
     return _fits_tables(path) if is_fits else _text_table(path)
 

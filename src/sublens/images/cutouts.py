@@ -20,8 +20,16 @@ from sublens.errors import DataError, ImageError
 from sublens.images import catalogue, fits_image, formats, wcs
 from sublens.images.catalogue import ID, NEED, PIXELS, SKY, WHOLE, CatalogueSelector, Column, Table
 from sublens.images.fits_image import Missing
-from sublens.images.limits import MAX_UNPACKED_BYTES, check_exists, cube_error, damaged_file, name_errors
-from sublens.images.pixels import MAX_MISSING, Image, RawImage, fill_missing
+from sublens.images.limits import (
+    MAX_UNPACKED_BYTES,
+    check_exists,
+    cube_error,
+    damaged_file,
+    name_errors,
+    translate_errors,
+    unpack,
+)
+from sublens.images.pixels import MAX_MISSING, NO_COMPANIONS, Companions, Image, RawImage, fill_missing
 from sublens.storage import object_store
 from sublens.storage.files import sha256
 
@@ -109,7 +117,7 @@ class Mosaic:
             self._open(path, hdu)
 
     def _open(self, path: Path, hdu: str | None) -> None:
-        self.path, self._file = path, fits_image.unpack(path)
+        self.path, self._file = path, unpack(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what matters is checked below
@@ -161,17 +169,18 @@ class Mosaic:
                 next="Unpack it first.",
             )
 
-    def cut(self, number: int, xy: tuple[float, float], size: tuple[int, int]) -> Image:
+    def cut(self, number: int, xy: tuple[float, float], size: tuple[int, int], has_companions: bool = False) -> Image:
         """The cutout [h, w] around a position; pixels off the image are missing, as NaN are.
 
-        Raises `ImageError` for one that is off the image, by its centre or more than `MAX_MISSING` of
-        its pixels, or is constant.
+        has_companions: whether noise and point-spread function are read as well. Raises `ImageError` for one that is
+        off the image, by its centre or more than `MAX_MISSING` of its pixels, or is constant.
         """
         name = position_name(self.path, number)
         with name_errors(name):
             self._check_position(xy)
             self._check_size(size)
             pixels, missing, share, corner = self._pixels_around(xy, size)
+            own = self._companions(corner, size) if has_companions else NO_COMPANIONS
             if share > MAX_MISSING:
                 raise ImageError(
                     f"{share:.0%} of the {size[0]} x {size[1]} pixels around it are off the image",
@@ -184,7 +193,7 @@ class Mosaic:
             centre = (corner[0] + (size[1] - 1) / 2, corner[1] + (size[0] - 1) / 2)
             plane = wcs.tangent_plane(self.wcs, *centre)
             scale = (self.pixel_scale, None, None)
-            return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask, plane), name)
+            return fill_missing(RawImage(pixels, number, False, scale, notes, missing.mask, plane, own), name)
 
     def _check_position(self, xy: tuple[float, float]) -> None:
         """Raise `ImageError` for a position that is no number or off the image."""
@@ -227,6 +236,21 @@ class Mosaic:
         pairs = zip(cutout.slices_original, cutout.slices_cutout, strict=True)
         y, x = (of_image.start - of_cutout.start for of_image, of_cutout in pairs)
         return pixels, missing, share, (x, y)
+
+    def _companions(self, corner: tuple[int, int], size: tuple[int, int]) -> Companions:
+        """Noise, point-spread function and photometry of a cutout whose first pixel is x, y; noise off it is NaN."""
+        spans = [
+            (max(first, 0), min(first + length, side))
+            for first, length, side in zip(reversed(corner), size, self.shape, strict=True)
+        ]
+        with translate_errors("a FITS file"):
+            own = self._image.beside(tuple(slice(*span) for span in spans))
+        if own.noise is None or own.noise.shape != tuple(end - start for start, end in spans):
+            return own
+        noise = np.full(size, np.nan)
+        rows, columns = (slice(a - first, b - first) for first, (a, b) in zip(reversed(corner), spans, strict=True))
+        noise[rows, columns] = own.noise
+        return own._replace(noise=noise)
 
     def pixels(self, sky: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels [n, 2] of points [n, 2] of the sky (ICRS, degrees); NaN for those that have none."""

@@ -1,16 +1,13 @@
 """FITS images: the extension with the image, its companions with noise, mask and PSF, and its pixels."""
 
-import bz2
-import gzip
-import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +15,12 @@ from numpy.typing import NDArray
 from sublens.errors import ImageError
 from sublens.images import wcs
 from sublens.images.arrays import plane_index
-from sublens.images.limits import (
-    MAX_UNPACKED_BYTES,
-    check_growth,
-    check_sides,
-    damaged_file,
-    name_errors,
-    translate_errors,
-)
-from sublens.images.pixels import RawImage
+from sublens.images.limits import check_sides, damaged_file, name_errors, translate_errors, unpack
+from sublens.images.pixels import Companions, RawImage
+from sublens.images.signal_to_noise import MASKED_NOISE, photometry, to_sigma
 
 FITS_MAGIC = b"SIMPLE  ="
 """First bytes of every FITS file."""
-PACKERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
-    b"\x1f\x8b": ("a gzip file", gzip.open),
-    b"BZh": ("a bzip2 file", bz2.open),
-}
-"""Names and readers of compressed files, by their first bytes."""
 ROLES = {
     **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT"), "noise"),
     **dict.fromkeys(("VAR", "VARIANCE"), "variance"),
@@ -48,12 +34,13 @@ ROLES = {
 """Content of an extension that is no image of the sky, by a word of its name; NOISE... is noise as well."""
 RANKS = ("SCI", "SCIENCE", "DATA", "IMAGE", "VIS", "FLUX", "PRIMARY")
 """Words in the names of extensions with the image of the sky, the first to be chosen first."""
+NOISE_ROLES = ("noise", "variance", "weight")
+"""Contents of an extension that give the noise, the first to be taken first."""
 PLAIN_WORDS = frozenset(RANKS) - {"VIS"} | {"MAP"}
 """Words in the names of extensions that name no band."""
-DATA, NOISE_MAP, PSF, INFO = "data.fits", "noise_map.fits", "psf.fits", "info.json"
-"""File names of an image, and beside it its noise, point-spread function and pixel scale, as PyAutoLens has them."""
-MASKED_NOISE = 1e8
-"""Noise of a pixel from which on it is missing."""
+DATA, NOISE_MAP, PSF, INFO, MASKS = "data.fits", "noise_map.fits", "psf.fits", "info.json", "mask*.fits"
+"""File names of an image, and beside it its noise, point-spread function, pixel scale and masks, as PyAutoLens has
+them."""
 MAX_MASKED = 0.5
 """Largest share of the pixels that a mask may mark as missing; beyond, it tells what to analyse."""
 MAX_MARKED = 0.99
@@ -64,14 +51,6 @@ RUBIN_PLANES = ("MP_BAD", "MP_SAT", "MP_CR", "MP_NO_DATA", "MP_UNMASKEDNAN")
 """Keywords with the numbers of the bits of missing pixels, in the masks of Rubin's and HSC's pipelines."""
 SAMPLED_ROWS = 64
 """Rows by which a companion of an image that is read in parts is believed or not."""
-BLOCK = 2880
-"""Bytes that header and pixels are padded to."""
-DTYPES: dict[object, str] = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-"""Types of pixels, by BITPIX."""
-PLAIN_KEYS = ("SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2")
-"""First keywords of a file that holds one image."""
-SPECIAL_KEYS = {"BSCALE", "BZERO", "BLANK", "GROUPS", "PCOUNT", "GCOUNT", "EXTNAME", "EXTVER", "ZIMAGE", "XTENSION"}
-"""Keywords that give pixels, or the image, another meaning."""
 LISTED = 20
 """Most extensions that an error lists."""
 POGSON = 2.5 / math.log(10)
@@ -112,7 +91,32 @@ class FitsImage(NamedTuple):
     """Extensions with noise, mask or PSF of that image."""
     notes: tuple[str, ...]
     """The names of them all, where the file holds several."""
-    is_jwst: bool = False
+    primary: Any = MappingProxyType({})
+    """Header of the first extension, which tells of all."""
+
+    def beside(self, part: tuple[slice, ...] | None = None, index: tuple[int, ...] = ()) -> Companions:
+        """Noise, point-spread function and photometry of the image, or of a part of it.
+
+        index: that of the plane, where the image is one of a cube.
+        """
+        about = photometry(self.hdu.header, self.primary)
+        noise = next((entry for role in NOISE_ROLES for entry in self.companions if entry.role == role), None)
+        if noise is not None:
+            source = "weight" if noise.role == "weight" else "map"
+            values = to_sigma(self._plane(noise, part, index), noise.role)
+            about = about._replace(noise=values, noise_source=source)
+        psf = next((entry for entry in self.companions if entry.role == "PSF"), None)
+        if psf is None:
+            return about
+        kernel = _pixels(psf.hdu, _index(psf.hdu, "0")).astype(np.float64)
+        return about._replace(psf=kernel, psf_source=psf.label())
+
+    def _plane(self, companion: Extension, part: tuple[slice, ...] | None, index: tuple[int, ...]) -> NDArray[Any]:
+        """The pixels of a companion that belong to the image, or to a part of it; all of one of another shape."""
+        leading = self._leading(companion, index)
+        if leading is None or part is None:
+            return _pixels(companion.hdu, _index(companion.hdu, "0") if leading is None else leading)
+        return np.asarray(companion.hdu.section[(*leading, *part)])
 
     def missing(self, part: tuple[slice, ...] | None = None, index: tuple[int, ...] = ()) -> "Missing":
         """The pixels of the image, or of a part of it, that the companions mark as missing.
@@ -160,7 +164,7 @@ class FitsImage(NamedTuple):
     def _marked(self, companion: Extension, values: NDArray[Any]) -> NDArray[np.bool_]:
         """The pixels that one companion marks."""
         if companion.role == "mask":
-            return _flagged(values, companion.hdu.header, is_jwst=self.is_jwst)
+            return _flagged(values, companion.hdu.header, is_jwst=self.primary.get("TELESCOP") == "JWST")
         if companion.role == "weight":
             return np.asarray(~(values > 0))
         limit = MASKED_NOISE if companion.role == "noise" else MASKED_NOISE**2
@@ -195,8 +199,8 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
         image = choose_image(hdus, name)
         header = image.hdu.header
         position = wcs.read_wcs(header)
-        values, index = _pixels(image.hdu, plane)
-        pixels, missing = linear(values, header), image.missing(index=index)
+        index = _index(image.hdu, plane)
+        pixels, missing = linear(_pixels(image.hdu, index), header), image.missing(index=index)
         centre = position.centre(pixels.shape)
         sky = wcs.tangent_plane(position.wcs, (pixels.shape[-1] - 1) / 2, (pixels.shape[-2] - 1) / 2)
     notes = (*image.notes, *position.notes, *missing.notes)
@@ -204,10 +208,37 @@ def read_image(path: Path, name: str | None, plane: str | None = None) -> RawIma
     return _with_files_beside(raw, path)
 
 
+def read_companions(path: Path, name: str | None, plane: str | None = None) -> Companions:
+    """Noise, point-spread function and photometry of the image that `read_image` reads; raises as that does."""
+    with translate_errors("a FITS file"), _hdus(path) as hdus:
+        image = choose_image(hdus, name)
+        return image.beside(index=_index(image.hdu, plane))
+
+
+def read_companion(path: Path, role: str) -> NDArray[Any]:
+    """The noise [h, w], mask [h, w] or PSF [k, k], by its role, that a file holds for images of other files.
+
+    It lies in an extension of that role, or in the only one. Raises `ImageError` where there is no such, or several.
+    """
+    roles = NOISE_ROLES if role == "noise" else (role,)
+    with translate_errors("a FITS file"), _hdus(path) as hdus:
+        images = _image_extensions(hdus)
+        fitting = [entry for entry in images if entry.role in roles]
+        if len(images) > 1 and not fitting:
+            raise _no_image(f"holds {len(images)} extensions, none of them called {role}", images)
+        entry = min(fitting or [_chosen(images)], key=lambda entry: roles.index(entry.role) if fitting else 0)
+        values = _pixels(entry.hdu, _index(entry.hdu, None))
+        if role == "mask":
+            return _flagged(values, entry.hdu.header, is_jwst=hdus[0].header.get("TELESCOP") == "JWST")
+        return to_sigma(values, entry.role) if role == "noise" else values.astype(np.float64)
+
+
 def files_beside(path: Path) -> dict[str, Path]:
     """The files beside a `data.fits` that tell of it, by their names; none beside another file."""
-    files = {name: path.with_name(name) for name in (NOISE_MAP, PSF, INFO)} if path.name == DATA else {}
-    return {name: file for name, file in files.items() if file.is_file() and not file.is_symlink()}
+    if path.name != DATA:
+        return {}
+    files = [*(path.with_name(name) for name in (NOISE_MAP, PSF, INFO)), *sorted(path.parent.glob(MASKS))]
+    return {file.name: file for file in files if file.is_file() and not file.is_symlink()}
 
 
 def _with_files_beside(image: RawImage, path: Path) -> RawImage:
@@ -254,10 +285,10 @@ def is_asinh(header: Any) -> bool:
     return offset is not None and softening is not None and softening > 0
 
 
-def _pixels(hdu: Any, plane: str | None) -> tuple[NDArray[np.generic], tuple[int, ...]]:
-    """The pixels [h, w] of an extension, or those of one plane of a cube, and the index of the plane.
+def _index(hdu: Any, plane: str | None) -> tuple[int, ...]:
+    """The index of a plane of an extension, () of an image of two axes.
 
-    The sides are known before they are read.
+    Raises `ImageError` where it has none, or more pixels than are read.
     """
     shape = [hdu.header[f"NAXIS{axis}"] for axis in range(hdu.header["NAXIS"], 0, -1)]
     check_sides((shape[-1], shape[-2]))
@@ -268,9 +299,16 @@ def _pixels(hdu: Any, plane: str | None) -> tuple[NDArray[np.generic], tuple[int
         raise ImageError(f"has shape {tuple(shape)}, a cube", need="(height, width)", next=advice)
     if counting:
         index[counting[0]] = plane_index(plane or "0", shape[counting[0]])
-        return np.array(hdu.section[(*index, slice(None), slice(None))]), tuple(index)
-    plane_index(plane or "0", 1)
-    return np.array(hdu.data)[tuple(index)], tuple(index)
+    else:
+        plane_index(plane or "0", 1)
+    return tuple(index)
+
+
+def _pixels(hdu: Any, index: tuple[int, ...]) -> NDArray[np.generic]:
+    """The pixels [h, w] of one plane of an extension."""
+    if math.prod(hdu.shape[:-2]) > 1:
+        return np.array(hdu.section[(*index, slice(None), slice(None))])
+    return np.asarray(np.array(hdu.data)[index])
 
 
 @contextmanager
@@ -278,48 +316,11 @@ def _hdus(path: Path) -> Iterator[Any]:
     """The extensions of a FITS file."""
     with warnings.catch_warnings(), unpack(path) as file:
         warnings.simplefilter("ignore")  # blemishes of headers; pixels that are cut off are errors all the same
-        if plain := plain_hdu(file):
+        if plain := wcs.plain_hdu(file):
             yield [plain]
             return
         with open_hdus(file) as hdus:
             yield hdus
-
-
-@dataclass(frozen=True)
-class PlainHdu:
-    """The image of a FITS file that holds nothing else, with the attributes of astropy's."""
-
-    header: dict[str, wcs.Value]
-    dtype: str
-    shape: tuple[int, int]
-    file: IO[bytes]
-    start: int
-    """Bytes of the file before the first pixel."""
-    name: ClassVar = "PRIMARY"
-    ver: ClassVar = 1
-    is_image: ClassVar = True
-
-    @property
-    def data(self) -> NDArray[np.generic]:
-        """The pixels [h, w]."""
-        n_bytes = math.prod(self.shape, start=np.dtype(self.dtype).itemsize)
-        self.file.seek(self.start)
-        return np.frombuffer(self.file.read(n_bytes), self.dtype).reshape(self.shape)
-
-    section = data
-
-
-def plain_hdu(file: IO[bytes]) -> PlainHdu | None:
-    """The image of a FITS file that leaves no doubt; None for any other file, which is astropy's."""
-    header = wcs.read_cards(file) or {}
-    start, end = file.tell(), file.seek(0, io.SEEK_END)
-    dtype, shape = DTYPES.get(header.get("BITPIX"), ""), (header.get("NAXIS2"), header.get("NAXIS1"))
-    if tuple(header)[:5] == PLAIN_KEYS and header["SIMPLE"] is True and header["NAXIS"] == 2 and dtype:
-        height, width = (side if type(side) is int else 0 for side in shape)
-        n_bytes = height * width * np.dtype(dtype).itemsize
-        if min(height, width) > 0 and end - start == -(-n_bytes // BLOCK) * BLOCK and not SPECIAL_KEYS & header.keys():
-            return PlainHdu(header, dtype, (height, width), file, start)
-    return None
 
 
 def begins_as_fits(file: IO[bytes]) -> bool:
@@ -346,31 +347,6 @@ def extensions(path: Path) -> list[tuple[int, str, tuple[int, ...]]]:
         return [(entry.number, entry.name, tuple(entry.hdu.shape)) for entry in _image_extensions(hdus)]
 
 
-def unpack(path: Path) -> IO[bytes]:
-    """The file's content, unpacked within the limits where it is compressed; raises `ImageError`."""
-    file = path.open("rb")
-    magic = file.read(3)
-    file.seek(0)
-    for first, (kind, reader) in PACKERS.items():
-        if magic.startswith(first):
-            with file, translate_errors(kind):
-                return _unpacked(reader(file), path.stat().st_size)
-    return file
-
-
-def _unpacked(file: IO[bytes], n_packed: int) -> IO[bytes]:
-    whole = io.BytesIO()
-    while block := file.read(2**20):
-        whole.write(block)
-        check_growth(whole.tell(), n_packed)
-        if whole.tell() > MAX_UNPACKED_BYTES:
-            raise ImageError(
-                "unpacks to too many bytes", need=f"at most {MAX_UNPACKED_BYTES:,}", next="Unpack it first."
-            )
-    whole.seek(0)
-    return whole
-
-
 def choose_image(hdus: Any, name: str | None) -> FitsImage:
     """The extension of that name or number, or the one that holds the sky; raises `ImageError`."""
     images = _image_extensions(hdus)
@@ -382,7 +358,7 @@ def choose_image(hdus: Any, name: str | None) -> FitsImage:
     notes = (", ".join([f"image: {chosen.label()}", *names]),) if len(images) > 1 else ()
     if is_asinh(chosen.hdu.header):
         notes = (*notes, "the asinh scale of BSOFTEN was undone")
-    return FitsImage(chosen.hdu, companions, notes, hdus[0].header.get("TELESCOP") == "JWST")
+    return FitsImage(chosen.hdu, companions, notes, hdus[0].header)
 
 
 def _belongs(entry: Extension, chosen: Extension, bands: Sequence[tuple[str, ...]]) -> bool:

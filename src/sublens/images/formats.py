@@ -34,7 +34,8 @@ from sublens.images.limits import (
     name_errors,
     translate_errors,
 )
-from sublens.images.pixels import QUANTISED_PEAK, Image, RawImage, fill_field, fill_missing
+from sublens.images.pixels import QUANTISED_PEAK, Companions, Image, RawImage, fill_field, fill_missing
+from sublens.images.signal_to_noise import to_sigma
 
 MAX_ARCHIVE_BYTES = 2**31
 """Largest size of the images that `read_archive` reads at once, unpacked."""
@@ -73,6 +74,25 @@ class ImageSelector(NamedTuple):
     """Whether the first row of the file is the top of the image; else it is the bottom."""
 
 
+class CompanionFiles(NamedTuple):
+    """Files with what belongs to images, where the user names them.
+
+    Each is a file for all images, or a folder with one of the name of each image's file; None where the image's own
+    file tells.
+    """
+
+    noise: str | None = None
+    """Standard deviation of each pixel."""
+    psf: str | None = None
+    """Point-spread function."""
+    mask: str | None = None
+    """Pixels that are missing, by anything but 0."""
+
+
+NO_FILES = CompanionFiles()
+"""Companions of images whose own files tell."""
+
+
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file."""
     return _suffix(path) in READERS
@@ -91,8 +111,12 @@ def read(path: Path) -> Image:
     return first
 
 
-def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Image | ImageError]:
+def read_all(
+    path: Path, selector: ImageSelector | None = None, companions: CompanionFiles | None = None
+) -> Iterator[Image | ImageError]:
     """The images in one file, one by one.
+
+    companions: where noise, point-spread function and mask are, if they are to be read with the pixels.
 
     .npy, .npz, HDF5 and zarr: an image (h, w) or a stack (n, h, w); FITS, also in gzip or bzip2 or tile-compressed;
     PNG, TIFF and JPEG, of which colour is turned to grey, and each page of a TIFF is an image.
@@ -103,6 +127,15 @@ def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Imag
     unpickled.
     """
     check_exists(path)
+    _check_format(path)
+    selector = selector or ImageSelector()
+    with name_errors(path):
+        own = None if companions is None else _own_companions(path, selector, companions)
+        for raw in READERS[_suffix(path)](path, selector):
+            yield _fill_missing(raw if own is None else own.added_to(raw), path)
+
+
+def _check_format(path: Path) -> None:
     if not is_image(path):
         raise ImageError(
             f"{path.suffix or 'no ending'} is no format that sublens reads",
@@ -110,9 +143,6 @@ def read_all(path: Path, selector: ImageSelector | None = None) -> Iterator[Imag
             next="Convert it to one of these.",
             path=path,
         )
-    with name_errors(path):
-        for raw in READERS[_suffix(path)](path, selector or ImageSelector()):
-            yield _fill_missing(raw, path)
 
 
 def _fill_missing(raw: RawImage, path: Path) -> Image | ImageError:
@@ -123,6 +153,68 @@ def _fill_missing(raw: RawImage, path: Path) -> Image | ImageError:
         return fill_missing(raw, image_name(path, raw.number))
     except ImageError as err:
         return err
+
+
+class _Own(NamedTuple):
+    """The companions of the images in one file, and the mask that lies beside them."""
+
+    companions: Companions
+    mask: NDArray[np.bool_] | None
+    notes: tuple[str, ...]
+
+    def added_to(self, raw: RawImage) -> RawImage:
+        """An image of the file, with all this."""
+        mask, shape = self.mask, raw.pixels.shape[-2:]
+        if mask is not None and mask.shape != shape:
+            have, need = (" x ".join(map(str, sides)) for sides in (mask.shape, shape))
+            advice = "Correct it, or leave it out."
+            raise ImageError(f"its mask has {have} pixels", need=f"{need}, as the image has", next=advice)
+        if mask is not None and raw.mask is not None:
+            mask = mask | raw.mask.reshape(shape)
+        notes = (*raw.notes, *self.notes)
+        return raw._replace(companions=self.companions, mask=raw.mask if mask is None else mask, notes=notes)
+
+
+def _own_companions(path: Path, selector: ImageSelector, given: CompanionFiles) -> _Own:
+    """Noise, point-spread function and mask of a file: as the user names them, else beside it, else inside."""
+    beside = fits_image.files_beside(path)
+    own = fits_image.read_companions(path, selector.hdu, selector.plane) if is_fits(path) else Companions()
+    notes = list[str]()
+    if file := _named_file(given.noise, path) or beside.get(fits_image.NOISE_MAP):
+        source = "option" if given.noise else "map"
+        own = own._replace(noise=_read_companion(file, "noise"), noise_source=source)
+    if file := _named_file(given.psf, path) or beside.get(fits_image.PSF):
+        own = own._replace(psf=_read_companion(file, "PSF"), psf_source=file.name)
+    masks = [_read_companion(file, "mask") for file in beside.values() if file.match(fits_image.MASKS)]
+    kept = [mask for mask in masks if mask.mean() <= fits_image.MAX_MASKED]
+    if len(kept) < len(masks):
+        notes.append("a mask beside it marks most of the pixels, so it was not used")
+    if file := _named_file(given.mask, path):
+        kept = [_read_companion(file, "mask")]
+    notes += [f"{kind}: {name} by option" for kind, name in given._asdict().items() if name]
+    return _Own(own, np.logical_or.reduce(kept) if kept else None, tuple(notes))
+
+
+def _named_file(name: str | None, path: Path) -> Path | None:
+    """The file that an option names for the image at `path`: itself, or that of the image's name in a folder."""
+    if name is None or not Path(name).is_dir() or is_image(Path(name)):
+        return None if name is None else Path(name)
+    return Path(name, path.name)
+
+
+def _read_companion(path: Path, role: str) -> NDArray[Any]:
+    """The noise, mask or PSF, by its role, in a file of any format; raises `ImageError` that names it."""
+    check_exists(path)
+    _check_format(path)
+    with name_errors(path):
+        if is_fits(path):
+            return fits_image.read_companion(path, role)
+        planes = [raw.pixels for raw, _ in zip(READERS[_suffix(path)](path, ImageSelector()), range(2), strict=False)]
+        if len(planes) != 1 or planes[0].ndim != 2:
+            raise ImageError(f"holds no single {role}", need="one plane (h, w)", next="Save one plane a file.")
+    if role == "mask":
+        return np.asarray(planes[0] != 0)
+    return to_sigma(planes[0], role) if role == "noise" else planes[0].astype(np.float64)
 
 
 def image_name(path: Path, number: int | None) -> str:

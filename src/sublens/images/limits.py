@@ -1,8 +1,12 @@
 """Limits on what is read of an image file, and the errors beyond them."""
 
-from collections.abc import Iterator, Sequence
+import bz2
+import gzip
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from sublens.errors import ImageError
 
@@ -14,6 +18,11 @@ MAX_RATIO = 200
 """Largest factor by which compressed data may grow, beyond `FREE_BYTES`."""
 FREE_BYTES = 2**24
 """Bytes that may be unpacked at any ratio."""
+PACKERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
+    b"\x1f\x8b": ("a gzip file", gzip.open),
+    b"BZh": ("a bzip2 file", bz2.open),
+}
+"""Names and readers of compressed files, by their first bytes."""
 
 
 def check_exists(path: Path) -> None:
@@ -96,3 +105,28 @@ def too_much_memory() -> ImageError:
 def cube_error(shape: Sequence[int]) -> ImageError:
     """The error of an image with too many dimensions or pixels."""
     return ImageError(f"has shape {tuple(shape)}, a cube", need="(height, width)", next="Save one image a file.")
+
+
+def unpack(path: Path) -> IO[bytes]:
+    """The file's content, unpacked within the limits where it is compressed; raises `ImageError`."""
+    file = path.open("rb")
+    magic = file.read(3)
+    file.seek(0)
+    for first, (kind, reader) in PACKERS.items():
+        if magic.startswith(first):
+            with file, translate_errors(kind):
+                return _unpacked(reader(file), path.stat().st_size)
+    return file
+
+
+def _unpacked(file: IO[bytes], n_packed: int) -> IO[bytes]:
+    whole = io.BytesIO()
+    while block := file.read(2**20):
+        whole.write(block)
+        check_growth(whole.tell(), n_packed)
+        if whole.tell() > MAX_UNPACKED_BYTES:
+            raise ImageError(
+                "unpacks to too many bytes", need=f"at most {MAX_UNPACKED_BYTES:,}", next="Unpack it first."
+            )
+    whole.seek(0)
+    return whole

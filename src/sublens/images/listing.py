@@ -4,12 +4,13 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.fits_image import DATA, NOISE_MAP, PSF
+from sublens.images.fits_image import DATA, MASKS, NOISE_MAP, PSF
 from sublens.images.reader import ReadResult
 from sublens.storage import object_store
 from sublens.storage.object_store import Remote
@@ -88,7 +89,7 @@ def _list_folder(folder: Path) -> Iterator[Path | ReadResult]:
         stores = [name for name in below if formats.is_image(Path(name))]
         below[:] = sorted(set(below) - set(stores))
         if DATA in names:  # which these lie beside
-            names = [name for name in names if name not in (NOISE_MAP, PSF)]
+            names = [name for name in names if name not in (NOISE_MAP, PSF) and not fnmatch(name, MASKS)]
         for path in sorted(Path(top, name) for name in (*names, *stores) if formats.is_image(Path(name))):
             n_images += 1
             yield path if path.resolve().is_relative_to(real) else _link_out(path, folder)

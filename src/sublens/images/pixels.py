@@ -77,6 +77,31 @@ class TangentPlane(NamedTuple):
         return self._replace(offset=(self.offset[0] + x, self.offset[1] + y))
 
 
+class Companions(NamedTuple):
+    """Noise, point-spread function and photometry of an image, as they come beside its pixels; not checked."""
+
+    noise: NDArray[np.float64] | None = None
+    """Standard deviation of each pixel [h, w], in the unit of the pixels, NaN where it is not known; None without."""
+    noise_source: str = ""
+    """`map`, `weight` or `option`; `estimated` where no file has it."""
+    psf: NDArray[np.float64] | None = None
+    """Point-spread function [k, k] on the image's pixels, of any sum; None without."""
+    psf_source: str = ""
+    """Extension or file that holds the point-spread function."""
+    unit: str = ""
+    """Unit of the pixels, as BUNIT has it; empty where it is not known."""
+    exposure: float | None = None
+    """Exposure, seconds."""
+    gain: float | None = None
+    """Electrons in one unit of the pixels."""
+    zero_point: float | None = None
+    """Magnitude of one unit of the pixels."""
+
+
+NO_COMPANIONS = Companions()
+"""What comes with an image of which the pixels alone are read."""
+
+
 @dataclass(frozen=True)
 class Image:
     """One image as its file holds it."""
@@ -101,9 +126,29 @@ class Image:
     """Whether pixels of the field of view are missing that their neighbours cannot fill: see `fill_field`."""
     plane: TangentPlane | None = None
     """Coordinates on the sky, where the file gives them."""
+    companions: Companions = NO_COMPANIONS
+    codes: NDArray[np.uint16] | None = None
+    """Signal to noise [h, w] as `signal_to_noise.encode` has it, in the frame of a network that takes it; else None."""
+    psf_fwhm: float | None = None
+    """Full width of the point-spread function at half maximum, arcsec, in that frame; None where it is not known."""
+
+    @property
+    def noise(self) -> NDArray[np.float64] | None:
+        """Standard deviation of each pixel [h, w]; None where no file has it and it is not estimated yet."""
+        return self.companions.noise
+
+    @property
+    def psf(self) -> NDArray[np.float64] | None:
+        """Point-spread function [k, k]; None where no file has it."""
+        return self.companions.psf
 
     def counts(self) -> NDArray[np.uint16]:
-        """Counts above the minimum [h, w]; an 8-bit picture is scaled to 16 bits instead."""
+        """Counts above the minimum [h, w], or the codes of signal to noise in the frame of a network that takes these.
+
+        An 8-bit picture is scaled to 16 bits instead.
+        """
+        if self.codes is not None:
+            return self.codes
         return scale_to_16_bits(self.pixels) if self.is_coarse else counts_above_minimum(self.pixels)
 
     def flipped(self) -> "Image":
@@ -111,7 +156,9 @@ class Image:
         mask = None if self.mask is None else self.mask[::-1]
         plane = self.plane.flipped() if self.plane else None
         notes = (*self.notes, "flipped: its first row is the top")
-        return replace(self, pixels=self.pixels[::-1], mask=mask, notes=notes, plane=plane)
+        noise, psf = (None if array is None else array[::-1] for array in (self.noise, self.psf))
+        companions = self.companions._replace(noise=noise, psf=psf)
+        return replace(self, pixels=self.pixels[::-1], mask=mask, notes=notes, plane=plane, companions=companions)
 
 
 class RawImage(NamedTuple):
@@ -127,6 +174,7 @@ class RawImage(NamedTuple):
     """Missing pixels [h, w]; None where none is known."""
     plane: TangentPlane | None = None
     """Coordinates on the sky, where the file gives them."""
+    companions: Companions = NO_COMPANIONS
 
 
 def fill_missing(image: RawImage, name: str) -> Image:
@@ -145,9 +193,9 @@ def fill_missing(image: RawImage, name: str) -> Image:
         pixels[mask] = typical(pixels[~mask])
     _check_values(pixels, name)
     is_coarse = image.is_picture and image.pixels.dtype.itemsize == 1
-    return Image(
-        pixels, is_coarse, *image.wcs, image.number, image.notes, mask if mask.any() else None, plane=image.plane
-    )
+    missing = mask if mask.any() else None
+    parts = (*image.wcs, image.number, image.notes, missing)
+    return Image(pixels, is_coarse, *parts, plane=image.plane, companions=image.companions)
 
 
 def typical(values: NDArray[np.float64]) -> float:

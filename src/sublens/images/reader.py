@@ -21,14 +21,15 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublens.errors import DataError, ImageError
 from sublens.images import cutouts, fits_image, formats
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutout, Positions, position_name
-from sublens.images.formats import ImageSelector, image_name
+from sublens.images.formats import CompanionFiles, ImageSelector, image_name
 from sublens.images.limits import too_much_memory, unreadable_file
-from sublens.images.pixels import Image, TangentPlane
+from sublens.images.pixels import NO_COMPANIONS, Companions, Image, TangentPlane
 from sublens.parallel.mapper import in_order
 from sublens.parallel.sandbox import (
     START_SECONDS,
@@ -135,6 +136,8 @@ class Reader:
 
     selector: ImageSelector = field(default_factory=ImageSelector)
     """Choice of an extension or array."""
+    companions: CompanionFiles | None = None
+    """Files with noise, point-spread function and mask; None where the pixels alone are read."""
     seconds: float = SECONDS
     """Longest time to read one image."""
     n_children: int = 1
@@ -237,10 +240,12 @@ class Reader:
         if isinstance(request, ReadResult):
             return b""
         message: Message = {"path": path_to_hex(self._local(request)), "selector": self.selector}
+        if self.companions is not None:
+            message["companions"] = self.companions
         if is_warm_up:
             message["warm_up"] = True
         elif isinstance(request, Cutout):
-            message["cut"] = (request.number, request.xy, request.size)
+            message["cut"] = (request.number, request.xy, request.size, self.companions is not None)
         return line(message)
 
     def _local(self, request: Path | FetchedCopy | Cutout) -> Path:
@@ -387,7 +392,8 @@ def _send_content(out: Output, path: Path, selector: ImageSelector, request: Mes
     if "extensions" in request:
         out.send({"kind": "extensions", "extensions": fits_image.extensions(path)})
         return
-    images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector)
+    own = CompanionFiles(*request["companions"]) if "companions" in request else None
+    images = [mosaic.cut(*request["cut"])] if mosaic else formats.read_all(path, selector, own)
     for number, image in enumerate(images):
         if isinstance(image, Image):
             _send_image(out, image.flipped() if selector.flip_y else image)
@@ -403,25 +409,31 @@ def _load(path: Path) -> None:
 
 
 def _send_image(out: Output, image: Image) -> None:
-    """Send an image: its pixels as float64, then the bits of its mask where it has one."""
-    pixels = np.ascontiguousarray(image.pixels).data.cast("B")
-    mask = [] if image.mask is None else [np.packbits(image.mask).data]
+    """Send an image: pixels, noise and PSF as float64, then the bits of its mask, as far as it has them."""
+    own = image.companions
+    planes = {"pixels": image.pixels, "noise": own.noise, "psf": own.psf}
+    blocks = {name: np.ascontiguousarray(plane, np.float64) for name, plane in planes.items() if plane is not None}
     about = {key: getattr(image, key) for key in ("is_coarse", "pixel_scale", "ra", "dec", "number", "notes", "plane")}
-    message = {"kind": "image", "shape": image.pixels.shape, "about": about}
-    out.send(message, pixels, *mask, is_last=image.number is not None)
+    shapes = {name: block.shape for name, block in blocks.items()}
+    message: Message = {"kind": "image", "planes": shapes, "about": about}
+    if own is not NO_COMPANIONS:
+        message["companions"] = own._replace(noise=None, psf=None)
+    bits = [] if image.mask is None else [np.packbits(image.mask).data]
+    out.send(message, *(block.data.cast("B") for block in blocks.values()), *bits, is_last=image.number is not None)
 
 
 def _image(message: Message, data: bytearray) -> Image:
     """The image behind `_send_image`."""
-    shape = message["shape"]
-    size = shape[0] * shape[1]
-    pixels = np.frombuffer(data, np.float64, size).reshape(shape)
-    bits = np.frombuffer(data, np.uint8, offset=pixels.nbytes)
-    about = message["about"]
+    about, planes, start = message["about"], dict[str, NDArray[np.float64]](), 0
+    for name, (height, width) in message["planes"].items():
+        planes[name] = np.frombuffer(data, np.float64, height * width, start).reshape(height, width)
+        start += planes[name].nbytes
+    pixels, bits = planes["pixels"], np.frombuffer(data, np.uint8, offset=start)
+    own = Companions(*message["companions"]) if "companions" in message else NO_COMPANIONS
+    own = own._replace(noise=planes.get("noise"), psf=planes.get("psf"))
     about["plane"] = TangentPlane(*about["plane"]) if about["plane"] else None
-    return Image(
-        pixels, **about, mask=np.unpackbits(bits, count=size).astype(bool).reshape(shape) if bits.size else None
-    )
+    mask = np.unpackbits(bits, count=pixels.size).astype(bool).reshape(pixels.shape) if bits.size else None
+    return Image(pixels, **about, mask=mask, companions=own)
 
 
 def _send_positions(out: Output, path: Path, request: Message) -> None:

@@ -1,14 +1,16 @@
 """An image of any size and pixel scale -> the size and scale that a network was trained on."""
 
 from dataclasses import replace
+from functools import lru_cache
 from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
+from sublens.images import signal_to_noise
 from sublens.images.limits import MAX_SIDE
-from sublens.images.pixels import FILL_SIGMA, Field, Image, fill_field, typical
+from sublens.images.pixels import FILL_SIGMA, Field, Image, TangentPlane, fill_field, typical
 
 SAME_SCALE = 0.01
 """Relative difference up to which two pixel scales count as the same."""
@@ -18,6 +20,12 @@ FLAT_SHARE = 0.05
 """Share of pixels at the minimum from which on an image is noted as clipped."""
 MARGIN = 4
 """Pixels, of the frame and of the image, that are cut out beyond the frame for resampling."""
+MASKED_SHARE = 0.25
+"""Share of a resampled pixel that is masked in the image from which on it is masked as well."""
+MAX_COVERED = 0.5
+"""Largest share of the network's input, and of `RING`, that may be masked where masked pixels are not filled."""
+RING = (0.5, 1.5)
+"""Inner and outer radius of the ring in which arcs are looked for, arcsec."""
 
 
 def cutout_size(shape: tuple[int, int], pixel_scale: float | None, scale: float | None) -> tuple[int, int]:
@@ -50,9 +58,68 @@ def resample_image(
     the user knows better than the file. Raises `ImageError` where the image is too small, or constant or
     mostly missing there. A header may hold any scale: no more is computed than `shape`, nor before the size is known.
     """
-    notes = [*image.notes, *_quality(image)]
+    size, zoom, scale, note = _scaling(image, shape, side, pixel_scale, image_scale)
+    field = _covered(image.pixels.shape, shape, side, zoom)
+    arcsec = (scale if zoom != 1.0 else pixel_scale) or scale
+    image = replace(image, notes=(*image.notes, *_quality(image), *note))
+    image = fill_field(image, field, FILL_SIGMA / zoom, arcsec)
+    pixels, notes = image.pixels, list(image.notes)
+    if zoom != 1.0:
+        pixels = _resampled(pixels, zoom, (min(size[0], shape[0]), min(size[1], shape[1])))
+    if size != shape:
+        notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
+        pixels = _cut(pixels, shape, typical(pixels))
+    plane = _plane_in_frame(image, size, shape, zoom, image_scale)
+    if pixels.min() == pixels.max():
+        raise ImageError(
+            f"every pixel around its centre is {pixels.min():g}: there is nothing to see",
+            need="pixels that differ",
+            next="Leave it out.",
+        )
+    return replace(image, pixels=pixels, notes=tuple(notes), mask=None, plane=plane)
+
+
+def resample_weighed(
+    image: Image, shape: tuple[int, int], side: int, pixel_scale: float | None, image_scale: float | None = None
+) -> Image:
+    """The image in that frame as `resample_image` makes it, less its sky, and with the codes of signal to noise.
+
+    Its noise is resampled as variance, and stays that of one pixel where neighbours are correlated afterwards. Masked
+    pixels are not filled in the codes; those beyond the image are masked. The arguments are those of `resample_image`.
+    Raises `ImageError` as `signal_to_noise.weigh` does, and where the image is too small, or more than `MAX_COVERED`
+    of the network's input or of the ring `RING` is masked.
+    """
+    size, zoom, scale, note = _scaling(image, shape, side, pixel_scale, image_scale)
+    image = signal_to_noise.weigh(image)
+    assert image.noise is not None
+    assert image.mask is not None
+    pixels, noise, mask = _filled(image.pixels, image.mask), image.noise, image.mask
+    notes = [*image.notes, *_quality(image), *note]
+    if zoom != 1.0:
+        pixels, noise, mask = _resampled_weighed(pixels, noise, mask, zoom, shape, size)
+        notes.append("its noise is correlated by that")
+    if size != shape:
+        notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
+    pixels, noise = _cut(pixels, shape, 0.0), _cut(noise, shape, np.nan)
+    mask = _cut(mask.astype(np.float64), shape, 1.0) > 0
+    codes = signal_to_noise.encode(pixels, noise, mask)
+    _check_covered(codes, side, pixel_scale or scale)
+    width = signal_to_noise.fwhm(image.psf) * scale if image.psf is not None and scale else None
+    plane = _plane_in_frame(image, size, shape, zoom, image_scale)
+    own = image.companions._replace(noise=noise)
+    image = replace(image, pixels=pixels, mask=None, notes=tuple(notes), plane=plane)
+    return replace(image, companions=own, codes=codes, psf_fwhm=width)
+
+
+def _scaling(
+    image: Image, shape: tuple[int, int], side: int, pixel_scale: float | None, image_scale: float | None
+) -> tuple[tuple[int, ...], float, float | None, list[str]]:
+    """Size of the image on the frame's pixels, how many of these make one of its own, its scale, and a note on it.
+
+    Raises `ImageError` where it does not cover the central square of that side.
+    """
     scale = image_scale or image.pixel_scale
-    size, zoom = image.pixels.shape, 1.0
+    size, zoom, notes = image.pixels.shape, 1.0, list[str]()
     if scale is None:
         taken = "" if pixel_scale is None else f"; taken as {pixel_scale:g} arcsec"
         notes.append(f"pixel scale not in the file{taken}")
@@ -64,24 +131,80 @@ def resample_image(
         notes.append(f"resampled from {scale:g} to {pixel_scale:g} arcsec a pixel")
     if min(size) < side:
         raise _too_small(image.pixels.shape, side, zoom, scale)
-    field = _covered(image.pixels.shape, shape, side, zoom)
-    arcsec = (scale if zoom != 1.0 else pixel_scale) or scale
-    image = fill_field(replace(image, notes=tuple(notes)), field, FILL_SIGMA / zoom, arcsec)
-    pixels, notes = image.pixels, list(image.notes)
-    if zoom != 1.0:
-        pixels = _resampled(pixels, zoom, (min(size[0], shape[0]), min(size[1], shape[1])))
-    if size != shape:
-        notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
-        pixels = _cut(pixels, shape)
+    return size, zoom, scale, notes
+
+
+def _plane_in_frame(
+    image: Image, size: tuple[int, ...], shape: tuple[int, int], zoom: float, image_scale: float | None
+) -> TangentPlane | None:
+    """Coordinates on the sky of the frame."""
     ratio = image_scale / image.pixel_scale if image_scale and image.pixel_scale else 1.0
-    plane = image.plane.scaled(ratio).zoomed(zoom).cut(size, shape) if image.plane else None
-    if pixels.min() == pixels.max():
-        raise ImageError(
-            f"every pixel around its centre is {pixels.min():g}: there is nothing to see",
-            need="pixels that differ",
-            next="Leave it out.",
-        )
-    return replace(image, pixels=pixels, notes=tuple(notes), mask=None, plane=plane)
+    return image.plane.scaled(ratio).zoomed(zoom).cut(size, shape) if image.plane else None
+
+
+def _resampled_weighed(
+    pixels: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    mask: NDArray[np.bool_],
+    zoom: float,
+    shape: tuple[int, int],
+    size: tuple[int, ...],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Pixels, noise and mask on the central `shape` of a grid `zoom` times as fine, of that size."""
+    around = tuple(ceil((side + MARGIN) / zoom) + 2 * MARGIN for side in shape)
+    rows, columns = (
+        slice(max(0, (old - new) // 2), old - max(0, (old - new) // 2))
+        for old, new in zip(pixels.shape, around, strict=True)
+    )  # the same centre, and less to resample
+    pixels, noise, mask = pixels[rows, columns], noise[rows, columns], mask[rows, columns]
+    inner = (min(size[0], shape[0]), min(size[1], shape[1]))
+    variance = _resampled(_filled(noise, mask) ** 2, zoom, inner, order=1)
+    covered = _resampled(mask.astype(np.float64), zoom, inner, order=1)
+    return _resampled(pixels, zoom, inner), np.sqrt(variance) * _noise_kept(zoom), covered > MASKED_SHARE
+
+
+@lru_cache
+def _noise_kept(zoom: float) -> float:
+    """Standard deviation of white noise of 1 after resampling to a grid `zoom` times as fine."""
+    side = min(MAX_SIDE // 4, ceil(96 / min(zoom, 1.0)))
+    white = np.random.default_rng(0).standard_normal((side, side))
+    new = max(2, floor(side * zoom) - 2 * MARGIN)
+    return float(np.sqrt((_resampled(white, zoom, (min(new, 256), min(new, 256))) ** 2).mean()))
+
+
+def _filled(plane: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The plane [h, w] with a mean of its neighbours in place of each masked pixel, wide enough to have some."""
+    from scipy import ndimage  # slow to import
+
+    if not mask.any() or mask.all():
+        return plane
+    good, total, weight = np.where(mask, 0.0, plane), np.zeros(plane.shape), np.zeros(plane.shape)
+    for sigma, trust in ((FILL_SIGMA, 1.0), (4 * FILL_SIGMA, 1e-6), (16 * FILL_SIGMA, 1e-12)):
+        total += trust * ndimage.gaussian_filter(good, sigma)
+        weight += trust * ndimage.gaussian_filter((~mask).astype(np.float64), sigma)
+    level = float(np.median(plane[~mask]))
+    return np.where(mask, np.where(weight > 0, total / np.maximum(weight, 1e-300), level), plane)
+
+
+def central(codes: NDArray[np.uint16], side: int) -> NDArray[np.uint16]:
+    """The central square of that side of a frame [h, w]."""
+    top, left = ((length - side) // 2 for length in codes.shape)
+    return codes[top : top + side, left : left + side]
+
+
+def _check_covered(codes: NDArray[np.uint16], side: int, arcsec: float | None) -> None:
+    """Raise `ImageError` where the mask hides too much of the central square, or of the ring where arcs are."""
+    masked = central(codes, side) == signal_to_noise.MASKED
+    y, x = np.indices(masked.shape) - (side - 1) / 2
+    radius = np.hypot(x, y) * (arcsec or np.nan)
+    ring = masked[(radius >= RING[0]) & (radius <= RING[1])]
+    for what, part in (("the field of the network", masked), (f"the central {2 * RING[1]:g} arcsec", ring)):
+        if part.size and part.mean() > MAX_COVERED:
+            raise ImageError(
+                f"{part.mean():.0%} of {what} are masked",
+                need=f"at most {MAX_COVERED:.0%}",
+                next="Check the mask, or leave this image out.",
+            )
 
 
 def _too_small(shape: tuple[int, ...], side: int, zoom: float, scale: float | None) -> ImageError:
@@ -129,20 +252,23 @@ def _covered(size: tuple[int, ...], shape: tuple[int, int], side: int, zoom: flo
     return rows, columns
 
 
-def _resampled(pixels: NDArray[np.float64], zoom: float, size: tuple[int, int]) -> NDArray[np.float64]:
-    """The central `size` of a grid `zoom` times as fine; smoothed first where the grid is coarser."""
+def _resampled(pixels: NDArray[np.float64], zoom: float, size: tuple[int, int], order: int = 3) -> NDArray[np.float64]:
+    """The central `size` of a grid `zoom` times as fine; smoothed first where the grid is coarser.
+
+    order: of the splines between the pixels.
+    """
     from scipy import ndimage  # slow to import
 
     if zoom < 1:  # a pixel of the new grid is 1 / zoom wide: smooth what it could not show
         pixels = ndimage.gaussian_filter(pixels, np.sqrt(1 / zoom**2 - 1) / np.sqrt(12))
     offset = [(old - 1) / 2 - (new - 1) / 2 / zoom for old, new in zip(pixels.shape, size, strict=True)]
-    out = ndimage.affine_transform(pixels, [1 / zoom] * 2, offset, size, order=3, mode="nearest")
+    out = ndimage.affine_transform(pixels, [1 / zoom] * 2, offset, size, order=order, mode="nearest")
     return np.asarray(out, dtype=np.float64)
 
 
-def _cut(pixels: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The central `shape`; pixels beyond the image are set to its median."""
-    out = np.full(shape, typical(pixels))
+def _cut(pixels: NDArray[np.float64], shape: tuple[int, int], beyond: float) -> NDArray[np.float64]:
+    """The central `shape`, with that value in pixels beyond the image."""
+    out = np.full(shape, beyond)
     slices = [_overlap(size, target) for size, target in zip(pixels.shape, shape, strict=True)]
     (rows, to_rows), (columns, to_columns) = slices
     out[to_rows, to_columns] = pixels[rows, columns]

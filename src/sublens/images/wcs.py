@@ -1,14 +1,16 @@
 """Pixel scale of an image and its position on the sky, from a FITS header or the attributes of an HDF5 array."""
 
+import io
 import json
 import math
 import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,14 @@ COMMENTS = {b"COMMENT ", b"HISTORY ", b"        "}
 """Beginning of a line without a value."""
 CARD_BYTES, MAX_CARDS = 80, 1440
 """Length of a line of a header, and most lines that are read without astropy."""
+BLOCK = 2880
+"""Bytes that header and pixels are padded to."""
+DTYPES: dict[object, str] = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+"""Types of pixels, by BITPIX."""
+PLAIN_KEYS = ("SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2")
+"""First keywords of a file that holds one image."""
+SPECIAL_KEYS = {"BSCALE", "BZERO", "BLANK", "GROUPS", "PCOUNT", "GCOUNT", "EXTNAME", "EXTVER", "ZIMAGE", "XTENSION"}
+"""Keywords that give pixels, or the image, another meaning."""
 FIRST_FK5 = 1984.0
 """Equinox from which on coordinates without a named frame are FK5."""
 Value = str | float | bool
@@ -104,7 +114,7 @@ def read_wcs(header: Any) -> HeaderWcs:
 
     Raises `ImageError` where the pixels are not square.
     """
-    is_sky = _text(header, "CTYPE1").startswith(SKY_AXES)
+    is_sky = text(header, "CTYPE1").startswith(SKY_AXES)
     scale, key = _scale(header, is_sky=is_sky)
     notes = (f"pixel scale {scale:g} arcsec from {key}",) if scale and not is_standard(key, is_sky=is_sky) else ()
     if not is_sky:
@@ -122,7 +132,7 @@ def is_standard(key: str, *, is_sky: bool) -> bool:
 
 def _scale(header: Any, *, is_sky: bool) -> tuple[float | None, str]:
     """Arcsec a pixel and the keyword behind it: the WCS, else another keyword, else CDELT without a unit."""
-    unit = _text(header, "CUNIT1").lower()
+    unit = text(header, "CUNIT1").lower()
     sides, key = _matrix_sides(header)
     if sides is not None and (unit in ARCSEC or (is_sky and not unit)):
         if scale := square_scale(sides * ARCSEC[unit or "deg"], key):
@@ -204,7 +214,7 @@ def _celestial(header: Any) -> tuple[Any, str]:
         raise
     except Exception:  # astropy raises of every kind for damaged headers
         pass
-    return None, f"the axes {_text(plain, 'CTYPE1')} and {_text(plain, 'CTYPE2')} do not follow the FITS standard"
+    return None, f"the axes {text(plain, 'CTYPE1')} and {text(plain, 'CTYPE2')} do not follow the FITS standard"
 
 
 def _open_wcs(plain: Mapping[str, Value]) -> Any:
@@ -283,10 +293,10 @@ def tangent_plane(wcs: Any, x: float, y: float) -> TangentPlane | None:
 
 def _fault(header: Any) -> str:
     """A known reason why a position cannot be read; empty without one."""
-    projection = _text(header, "CTYPE1")[5:8]
+    projection = text(header, "CTYPE1")[5:8]
     if projection in ("TNX", "ZPX"):
         return f"the projection {projection} is not supported"
-    frame = _text(header, "RADESYS") or _text(header, "RADECSYS")
+    frame = text(header, "RADESYS") or text(header, "RADECSYS")
     if frame.upper() not in FRAMES:
         return f"the reference frame {frame} is not known"
     missing = [key for key in POSITION_KEYS if number(header, key) is None]
@@ -307,10 +317,10 @@ def _plain_header(header: Any) -> dict[str, Value]:
         elif 0 <= value <= MAX_ORDER:
             plain[key] = round(value)
     for key in ("CTYPE1", "CTYPE2", "RADESYS", "RADECSYS"):
-        if text := _text(header, key):
-            plain[key] = text
+        if words := text(header, key):
+            plain[key] = words
     for key in ("CUNIT1", "CUNIT2"):
-        if (unit := _text(header, key).lower()) in ARCSEC:
+        if (unit := text(header, key).lower()) in ARCSEC:
             plain[key] = UNITS.get(ARCSEC[unit], "rad")
     return plain
 
@@ -338,9 +348,9 @@ def read_cards(file: IO[bytes]) -> dict[str, Value] | None:
 
 def _value(card: re.Match[bytes]) -> Value:
     """The value of a line of a header."""
-    _, text, truth, whole, real = card.groups()
-    if text is not None:
-        return str(text.decode().replace("''", "'").rstrip())
+    _, words, truth, whole, real = card.groups()
+    if words is not None:
+        return str(words.decode().replace("''", "'").rstrip())
     if truth:
         return bool(truth == b"T")
     return int(whole) if whole else float(real.replace(b"D", b"E"))
@@ -358,7 +368,7 @@ def number(header: Any, key: str) -> float | None:
     return None
 
 
-def _text(header: Any, key: str) -> str:
+def text(header: Any, key: str) -> str:
     """The text of a keyword, printable; empty where it is missing or holds something else."""
     with suppress(Exception):  # astropy raises of every kind for damaged cards
         if isinstance(value := header[key], str):
@@ -395,3 +405,40 @@ def info_scale(path: Path) -> float | None:
         return None
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     return float(scale) if is_number and 0 < scale < MAX_SCALE else None
+
+
+@dataclass(frozen=True)
+class PlainHdu:
+    """The image of a FITS file that holds nothing else, with the attributes of astropy's."""
+
+    header: dict[str, Value]
+    dtype: str
+    shape: tuple[int, int]
+    file: IO[bytes]
+    start: int
+    """Bytes of the file before the first pixel."""
+    name: ClassVar = "PRIMARY"
+    ver: ClassVar = 1
+    is_image: ClassVar = True
+
+    @property
+    def data(self) -> NDArray[np.generic]:
+        """The pixels [h, w]."""
+        n_bytes = math.prod(self.shape, start=np.dtype(self.dtype).itemsize)
+        self.file.seek(self.start)
+        return np.frombuffer(self.file.read(n_bytes), self.dtype).reshape(self.shape)
+
+    section = data
+
+
+def plain_hdu(file: IO[bytes]) -> PlainHdu | None:
+    """The image of a FITS file that leaves no doubt; None for any other file, which is astropy's."""
+    header = read_cards(file) or {}
+    start, end = file.tell(), file.seek(0, io.SEEK_END)
+    dtype, shape = DTYPES.get(header.get("BITPIX"), ""), (header.get("NAXIS2"), header.get("NAXIS1"))
+    if tuple(header)[:5] == PLAIN_KEYS and header["SIMPLE"] is True and header["NAXIS"] == 2 and dtype:
+        height, width = (side if type(side) is int else 0 for side in shape)
+        n_bytes = height * width * np.dtype(dtype).itemsize
+        if min(height, width) > 0 and end - start == -(-n_bytes // BLOCK) * BLOCK and not SPECIAL_KEYS & header.keys():
+            return PlainHdu(header, dtype, (height, width), file, start)
+    return None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from sublens.errors import ConfigError, DataError
 from sublens.inference.predictor import BATCH, SLICE
-from sublens.inference.tables import WRITERS, Record, columns, plan_digest, plan_text
+from sublens.inference.tables import WRITERS, Record, Totals, columns, plan_digest, plan_text
 from sublens.storage import object_store
 from sublens.storage.files import fitting_name, lock_file, tidy, translate_errors, whole_file
 
@@ -176,19 +176,23 @@ class Journal:
                 path=self._path,
             )
 
-    def finish(self, classes: Sequence[str], *, has_macro: bool = False, has_limit: bool = False) -> tuple[int, int]:
-        """Write the table, whole or not at all, and remove the journal; returns how many rows it has, and failures.
+    def finish(
+        self, classes: Sequence[str], *, has_macro: bool = False, has_noise: bool = False, has_limit: bool = False
+    ) -> Totals:
+        """Write the table, whole or not at all, and remove the journal.
 
-        classes, has_macro, has_limit: see `tables.columns`.
+        classes, has_macro, has_noise, has_limit: see `tables.columns`.
         """
-        has_failed = [bool(row["error"]) for row in self.records()]
+        totals = Totals()
+        for row in self.records():
+            totals = totals.after(row)
         with whole_file(self._table) as partial:
-            fields = columns(classes, has_macro=has_macro, has_limit=has_limit)
+            fields = columns(classes, has_macro=has_macro, has_noise=has_noise, has_limit=has_limit)
             WRITERS[self._table.suffix.lower()](partial, fields, self.records, self._digest)
         with translate_errors(self._path):
             self._path.unlink()
         tidy(self._table)
-        return len(has_failed), sum(has_failed)
+        return totals
 
 
 def _ends(plan: _Line, rows: Iterable[_Line]) -> tuple[_Mark, _Mark]:

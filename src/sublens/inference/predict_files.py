@@ -20,13 +20,14 @@ from sublens.errors import ConfigError
 from sublens.images import cutouts, fits_image, formats, listing, reader, resample
 from sublens.images.catalogue import WHOLE, CatalogueSelector
 from sublens.images.cutouts import Cutouts
-from sublens.images.formats import ImageSelector
+from sublens.images.formats import NO_FILES, CompanionFiles, ImageSelector
 from sublens.images.pixels import TangentPlane
 from sublens.images.reader import ReadRequest, ReadResult
 from sublens.inference import tables
 from sublens.inference.engines import EngineName
 from sublens.inference.journal import Journal
 from sublens.inference.predictor import SLICE, Predictor, Row, no_map
+from sublens.inference.tables import Totals
 from sublens.models import bundle
 from sublens.models.bundle import Card, CardMap
 from sublens.parallel.dask import open_cluster
@@ -112,6 +113,12 @@ def _is_local_file(path: Path) -> bool:
     return not isinstance(path, Remote) and path.is_file()
 
 
+def _companion_stamps(named: CompanionFiles) -> list[list[tuple[str, int, int]]]:
+    """The stamps of the files, or of all in a folder, that each option names."""
+    paths = [Path(name) for name in named if name]
+    return [[stamp for file in sorted(path.rglob("*")) or [path] for stamp in _stamps(file)] for path in paths]
+
+
 @dataclass(frozen=True)
 class Query:
     """A choice of images to predict, and how."""
@@ -130,8 +137,16 @@ class Query:
     """Engine as in `Predictor.load`; torch runs on a GPU if there is one."""
     columns: CatalogueSelector = WHOLE
     """Columns and table of the catalogue, where they do not follow from it."""
+    companions: CompanionFiles = NO_FILES
+    """Files with noise, point-spread function and mask, where the images' own do not tell."""
 
     def __post_init__(self) -> None:
+        if self.at is not None and self.companions != NO_FILES:
+            raise ConfigError(
+                "names noise, a PSF or a mask beside a catalogue of positions",
+                need="these in extensions of the one image",
+                next="Put them in its file, as ERR, PSF and DQ, or cut out the images first.",
+            )
         if self.at is None and self.columns != WHOLE:
             raise ConfigError(
                 "names columns or a table of no catalogue", need="a catalogue of positions", next="Name it with --at."
@@ -142,7 +157,8 @@ class Query:
         return [*self._without_images(), *listing.named(self.inputs)]
 
     def _without_images(self) -> list[Path]:
-        return [bundle.locate(self.network), *([self.at] if self.at else [])]
+        named = [Path(name) for name in self.companions if name]
+        return [bundle.locate(self.network), *([self.at] if self.at else []), *named]
 
     def refuse_table(self, out: Path) -> None:
         """Raise `DataError` where a table at `out` could replace what is read.
@@ -165,6 +181,7 @@ class Query:
             "scale": self.pixel_scale,
             "engine": self.engine,
             "version": version("sublens"),
+            **({"companions": _companion_stamps(self.companions)} if self.companions != NO_FILES else {}),
         }
 
 
@@ -202,7 +219,8 @@ def predict(
         if cluster:
             rows = _on_cluster(mapper, query, paths, start)
         else:
-            child = stack.enter_context(reader.Reader(query.selector, n_children=n_threads()))
+            own = predictor.companions(query.companions)
+            child = stack.enter_context(reader.Reader(query.selector, own, n_children=n_threads()))
             rows = predictor.rows(child.read(paths, start), query.pixel_scale)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
@@ -241,18 +259,20 @@ def _on_cluster(mapper: Mapper, query: Query, paths: Iterable[ReadRequest], star
 
 def _predict_task(task: Task) -> list[Row]:
     """Rows of one task, on a worker, which keeps what it has loaded."""
-    predictor, reader = _load_tools(task.query.network, task.digest, task.query.engine, task.query.selector)
-    return list(predictor.rows(reader.read(task.requests), task.query.pixel_scale))
+    query = task.query
+    predictor, reader = _load_tools(query.network, task.digest, query.engine, query.selector, query.companions)
+    return list(predictor.rows(reader.read(task.requests), query.pixel_scale))
 
 
 @lru_cache(maxsize=1)
 def _load_tools(
-    network: str, digest: str, engine: EngineName | None, selector: ImageSelector
+    network: str, digest: str, engine: EngineName | None, selector: ImageSelector, companions: CompanionFiles
 ) -> tuple[Predictor, reader.Reader]:
     """A predictor and a reader, which starts its child process again as needed; the child ends with this process."""
     if bundle.read_card(bundle.locate(network)).digest != digest:
         raise bundle.other_network(network)
-    return Predictor.load(network, engine, _device(engine)), reader.Reader(selector)
+    predictor = Predictor.load(network, engine, _device(engine))
+    return predictor, reader.Reader(selector, predictor.companions(companions))
 
 
 def _cutouts(predictor: Predictor, query: Query, at: Path) -> Cutouts:
@@ -284,18 +304,18 @@ def predict_to_table(
     cluster: str | None = None,
     force: bool = False,
     bar: Bar = silent,
-) -> tuple[int, int] | None:
+) -> Totals | None:
     """`predict` into a table; called again after it was stopped or killed, it goes on where it was.
 
     Where network, images or settings have changed meanwhile it begins anew, with a warning. out: its format follows
-    from the end of its name. Returns the numbers of its rows, and of those that failed; None where the table is
-    complete already. Raises `ConfigError` where there is no such format, else as `predict` does.
+    from the end of its name. Returns the numbers of its rows; None where the table is complete already. Raises
+    `ConfigError` where there is no such format, else as `predict` does.
     """
     query.refuse_table(out)
     if maps:
         files.refuse_overlap(out, maps)
     card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
-    plan, has = query.plan(card, images), {"has_macro": card.has_macro, "has_limit": card.detection is not None}
+    plan, heads = query.plan(card, images), tables.heads(card)
     if not force and not maps and tables.is_complete(out, plan):
         return None
     files.refuse_existing_file(out, mark=tables.MARK, force=force)
@@ -305,8 +325,24 @@ def predict_to_table(
         for row in predict(
             query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
         ):
-            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, **has))
-        return journal.finish(card.classes, **has)
+            journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, **heads))
+        return journal.finish(card.classes, **heads)
+
+
+def closing_line(name: str, card: Card, totals: Totals) -> str:
+    """A sentence on images that are all out of distribution for a network of photon counts; empty for others.
+
+    name: that of the network, or its folder. It goes on with the networks for images of telescopes that come with
+    sublens, if there are any.
+    """
+    if card.input.takes_noise or not 0 < totals.n_ood == totals.n_images - totals.n_failed:
+        return ""
+    n = totals.n_ood
+    count = f"{n:,} images: all" if n > 1 else "1 image:"
+    shipped = {other: bundle.read_card(folder) for other, folder in bundle.shipped().items()}
+    others = [other for other, about in shipped.items() if about.input.takes_noise]
+    advice = f"; for images of telescopes see {', '.join(others)}" if others else ""
+    return f"{count} out of distribution for {Path(name).name}, which knows {card.data.name} only{advice}."
 
 
 def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:

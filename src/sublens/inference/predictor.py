@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublens.config import InputConfig, Pixels, field_of_view
-from sublens.errors import BundleError, ImageError
-from sublens.images import listing, resample
+from sublens.errors import BundleError, ConfigError, ImageError
+from sublens.images import listing, resample, signal_to_noise
+from sublens.images.formats import NO_FILES, CompanionFiles
 from sublens.images.limits import name_errors
 from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
 from sublens.images.reader import Reader, ReadResult
@@ -156,6 +157,12 @@ class Row:
     """Name in the catalogue of positions, or among the files of a listing; empty where there is none."""
     plane: TangentPlane | None = None
     """Coordinates on the sky of the map of substructure; None where the image's are not known."""
+    noise: str = ""
+    """Source of its noise, as `Companions.noise_source` has it; empty where the network takes no signal to noise."""
+    psf_fwhm: float | None = None
+    """Full width of its point-spread function at half maximum, arcsec; None where it is not known."""
+    n_masked: int | None = None
+    """Number of masked pixels in the network's input; None where the network takes no signal to noise."""
 
     @property
     def name(self) -> str:
@@ -239,7 +246,7 @@ class Predictor:
         Each image is resampled by the pixel scale in its header and cut to size; a stack gives a prediction an
         image. Raises `ImageError` for the first image that cannot be used.
         """
-        with Reader(n_children=n_threads()) as reader:
+        with Reader(companions=self.companions(), n_children=n_threads()) as reader:
             results = reader.read(listing.list_images(map(parse_path, paths)))
             images = [self._usable(result, None) for result in results]
         return self.predict_images(images)
@@ -278,7 +285,31 @@ class Predictor:
             image = self._usable(result, pixel_scale)
         except ImageError as err:
             return _row_of(result, result.image, str(err)), None
-        return _row_of(result, image, plane=self._map_plane(image.plane) if image.plane else None), _Input.of(image)
+        row = _row_of(result, image, plane=self._map_plane(image.plane) if image.plane else None)
+        return self._with_noise(row, image), _Input.of(image)
+
+    def _with_noise(self, row: Row, image: Image) -> Row:
+        """The row of a framed image, with what is known of its noise where it has codes of signal to noise."""
+        if image.codes is None:
+            return row
+        masked = resample.central(image.codes, self._side) == signal_to_noise.MASKED
+        source = image.companions.noise_source.replace("weight", "map")
+        return replace(row, noise=source, psf_fwhm=image.psf_fwhm, n_masked=int(masked.sum()))
+
+    def companions(self, files: CompanionFiles = NO_FILES) -> CompanionFiles | None:
+        """The files with noise, PSF and mask that are read with images for this network; None for counts of photons.
+
+        Raises `ConfigError` where such a file is named for a network that takes none.
+        """
+        if self.input.takes_noise:
+            return files
+        if named := [f"--{kind}" for kind, name in files._asdict().items() if name]:
+            raise ConfigError(
+                f"{', '.join(named)} with a network that takes no noise",
+                need="a network for signal to noise",
+                next="Leave it out, or name such a network.",
+            )
+        return None
 
     def _usable(self, result: ReadResult, pixel_scale: float | None) -> Image:
         """An image in the frame that the network was trained on; raises `ImageError`, with the image's name."""
@@ -293,8 +324,8 @@ class Predictor:
         """An image in the frame that the network was trained on; raises the error that stands in place of one."""
         if isinstance(image, ImageError):
             raise image
-        side = field_of_view(self.input, self.image_shape)
-        framed = resample.resample_image(image, self.image_shape, side, self.pixel_scale, pixel_scale)
+        frame = resample.resample_weighed if self.input.takes_noise else resample.resample_image
+        framed = frame(image, self.image_shape, self._side, self.pixel_scale, pixel_scale)
         caution = self.calibration.caution if self.calibration else ""
         return replace(framed, notes=(*framed.notes, caution)) if caution else framed
 
@@ -302,8 +333,12 @@ class Predictor:
         """The coordinates of the network's map in those of an image in its frame."""
         if self.map is None:
             return None
-        side = field_of_view(self.input, self.image_shape)
-        return plane.cut(self.image_shape, (side, side)).zoomed(self.map.n_cells / side)
+        return plane.cut(self.image_shape, (self._side, self._side)).zoomed(self.map.n_cells / self._side)
+
+    @property
+    def _side(self) -> int:
+        """Side of the central square that the network takes in, pixels."""
+        return field_of_view(self.input, self.image_shape)
 
     def _with_predictions(self, batch: Sequence[tuple[Row, _Input | None]]) -> list[Row]:
         predictions = self._predict([image for _, image in batch if image])
@@ -314,7 +349,7 @@ class Predictor:
         """Arcsec a pixel of the training images; None where they were not simulated."""
         if self.map is None:
             return None
-        return self.map.n_cells * self.map.cell_arcsec / field_of_view(self.input, self.image_shape)
+        return self.map.n_cells * self.map.cell_arcsec / self._side
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w], in counts above their minimum."""

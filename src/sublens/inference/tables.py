@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from sublens.inference.predictor import Row
+from sublens.models.bundle import Card
 from sublens.storage import object_store
 
 BLOCK = 4096
@@ -76,10 +77,30 @@ LIMIT = Column(
 """Column of the detection limit."""
 
 
-def columns(classes: Sequence[str], *, has_macro: bool = False, has_limit: bool = False) -> list[Column]:
+NOISE = [
+    Column("noise", "text", "Source of the noise: a map, estimated, or a file named by option", "meta.note"),
+    Column("psf_fwhm", "number", "Full width of the point-spread function at half maximum", "instr.det.psf", "arcsec"),
+    Column("n_masked", "number", "Number of masked pixels in the network's input", "meta.number"),
+]
+"""Columns of a network that takes signal to noise."""
+
+
+def heads(card: Card) -> dict[str, bool]:
+    """Arguments of `columns` and `record` that say which columns a network has beyond those of all."""
+    return {
+        "has_macro": card.has_macro,
+        "has_noise": card.input.takes_noise,
+        "has_limit": card.detection is not None,
+    }
+
+
+def columns(
+    classes: Sequence[str], *, has_macro: bool = False, has_noise: bool = False, has_limit: bool = False
+) -> list[Column]:
     """The columns of a table of predictions of these classes.
 
-    has_macro: and of the lens that a macro head measures. has_limit: and of the detection limit.
+    has_macro: and of the lens that a macro head measures. has_noise: and of the noise of each image. has_limit: and
+    of the detection limit.
     """
     return [
         Column(
@@ -105,6 +126,7 @@ def columns(classes: Sequence[str], *, has_macro: bool = False, has_limit: bool 
         ),
         *(MACROMODEL if has_macro else []),
         *([LIMIT] if has_limit else []),
+        *(NOISE if has_noise else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
         Column("error", "text", "Why the image has no prediction; empty if it has one", "meta.code.error"),
         Column("ra", "number", "Right ascension of its centre, ICRS", "pos.eq.ra;meta.main", "deg"),
@@ -121,6 +143,7 @@ def record(
     version: str,
     *,
     has_macro: bool = False,
+    has_noise: bool = False,
     has_limit: bool = False,
 ) -> Record:
     """A row as a table of these `columns` has it; None where there is no value.
@@ -139,6 +162,7 @@ def record(
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
         **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
+        **({column.name: getattr(row, column.name) for column in NOISE} if has_noise else {}),
         "notes": "; ".join(row.notes),
         "error": row.error,
         "ra": row.ra,
@@ -147,6 +171,20 @@ def record(
         "version": version,
     }
     return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+
+
+class Totals(NamedTuple):
+    """Numbers of rows of a table."""
+
+    n_images: int = 0
+    n_failed: int = 0
+    """Those without a prediction."""
+    n_ood: int = 0
+    """Those that are out of distribution."""
+
+    def after(self, row: Record) -> "Totals":
+        """The numbers with one row more."""
+        return Totals(self.n_images + 1, self.n_failed + bool(row["error"]), self.n_ood + bool(row["ood"]))
 
 
 def set_text(members: Sequence[str] | None) -> str:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sublens.errors import ImageError
 from sublens.images import formats
-from sublens.images.formats import ImageSelector
+from sublens.images.formats import NO_FILES, CompanionFiles, ImageSelector
 from sublens.images.pixels import Image
 from sublens.images.reader import Extension, Reader, ReadResult
 from sublens.inference import predictor, tables
@@ -60,14 +61,19 @@ class Parsers:
             self._readers.put(reader)
         self._threads = ThreadPoolExecutor(n)
 
-    async def read(self, path: Path, selector: ImageSelector, deadline: float) -> ParsedFile:
-        """The images of a file; an error in place of each that cannot be read."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, path, selector, deadline)
+    async def read(
+        self, path: Path, selector: ImageSelector, deadline: float, companions: CompanionFiles | None = None
+    ) -> ParsedFile:
+        """The images of a file; an error in place of each that cannot be read. companions: see `Reader`."""
+        task = partial(self._read, path, selector, deadline, companions)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, task)
 
-    def _read(self, path: Path, selector: ImageSelector, deadline: float) -> ParsedFile:
+    def _read(
+        self, path: Path, selector: ImageSelector, deadline: float, companions: CompanionFiles | None
+    ) -> ParsedFile:
         reader = self._readers.get()
         try:
-            reader.selector = selector
+            reader.selector, reader.companions = selector, companions
             results, n_pixels, is_cut = list[ReadResult](), 0, False
             for result in reader.read([path]):
                 is_cut = len(results) == MAX_IMAGES or n_pixels >= MAX_PIXELS
@@ -156,7 +162,9 @@ def routes(service: Service, parsers: Parsers) -> APIRouter:
             path = Path(folder, f"upload{_suffix(upload.name)}")
             await _save(request, path)
             deadline = service.deadline()
-            parsed = await unless_gone(request, parsers.read(path, ImageSelector(hdu, array), deadline), deadline)
+            takes_noise = any(chosen.predictor.input.takes_noise for chosen in upload.networks)
+            reading = parsers.read(path, ImageSelector(hdu, array), deadline, NO_FILES if takes_noise else None)
+            parsed = await unless_gone(request, reading, deadline)
         answer = await unless_gone(request, _predict(service, upload, parsed, deadline, saliency), deadline)
         return as_json(answer)
 
