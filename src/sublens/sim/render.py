@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass, pictures, power_law, rays, tabulated
+from sublens.lensing import light, mass, pictures, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.sim import camera, defects, exposure, extra
@@ -24,6 +24,7 @@ from sublens.sim.galaxies import (
     lights_of,
     points_of_light,
 )
+from sublens.sim.halo import is_grid_here, smooth_convergence, smooth_deflection
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import Split, draw, noise_seeds
 from sublens.sim.psf import in_own_pixels
@@ -289,7 +290,7 @@ def deflection(truth: Truth, survey: Survey, x: Tensor, y: Tensor) -> mass.Field
 
 
 def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
-    alpha_x, alpha_y = _smooth_deflection(scene, survey, x, y)
+    alpha_x, alpha_y = smooth_deflection(scene, survey, x, y)
     strung = torch.from_numpy(np.flatnonzero(truth.scenes["string_mass_msun"] > 0)).to(x.device)
     if len(strung):
         parameters = (scene[f"string_{name}"][strung] for name in ("x", "y", "angle", "half_length", "theta_e"))
@@ -297,55 +298,6 @@ def _deflection(truth: Truth, scene: Columns, survey: Survey, x: Tensor, y: Tens
     if len(truth.subhaloes):
         _add_subhaloes(truth, survey, x, y, (alpha_x, alpha_y))
     return alpha_x, alpha_y
-
-
-def _smooth_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
-    if survey.halo.is_general:
-        return _general_deflection(scene, survey, x, y)
-    is_sphere = survey.halo.q.low == 1
-    if is_sphere and _is_grid_here(x, y):
-        return mass.sphere_in_shear(x, y, scene["halo_theta_e"], scene["gamma"], scene["shear_angle"])
-    shear = mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"])
-    if is_sphere:
-        halo = mass.sis_deflection(x, y, scene["halo_theta_e"])
-    else:
-        halo = mass.sie_deflection(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
-    return halo[0] + shear[0], halo[1] + shear[1]
-
-
-def _general_deflection(scene: Columns, survey: Survey, x: Tensor, y: Tensor) -> mass.Field:
-    """Deflection of power law, multipoles and shear."""
-    dx, dy, shape = x - scene["halo_x"], y - scene["halo_y"], (scene["halo_theta_e"], *_shape(scene))
-    parts = [
-        mass.shear_deflection(x, y, scene["gamma"], scene["shear_angle"]),
-        power_law.power_law_deflection(dx, dy, *shape, power_law.n_terms(survey.halo.q.low)),
-        *(power_law.multipole_deflection(dx, dy, order, *_multipole(scene, order)) for order in (3, 4)),
-    ]
-    alpha_x, alpha_y = zip(*parts, strict=True)
-    return sum(alpha_x[1:], alpha_x[0]), sum(alpha_y[1:], alpha_y[0])
-
-
-def _general_convergence(scene: Columns, x: Tensor, y: Tensor) -> Tensor:
-    dx, dy = x - scene["halo_x"], y - scene["halo_y"]
-    kappa = power_law.power_law_convergence(dx, dy, scene["halo_theta_e"], *_shape(scene))
-    for order in (3, 4):
-        kappa = kappa + power_law.multipole_convergence(dx, dy, order, *_multipole(scene, order))
-    return kappa
-
-
-def _shape(scene: Columns) -> tuple[Tensor, Tensor, Tensor]:
-    return scene["halo_q"], scene["halo_angle"], scene["slope"]
-
-
-def _multipole(scene: Columns, order: int) -> tuple[Tensor, Tensor]:
-    """Amplitude, arcsec, and angle."""
-    return scene["theta_e"] * scene[f"m{order}"], scene[f"m{order}_angle"]
-
-
-def _is_grid_here(x: Tensor, y: Tensor) -> bool:
-    """Whether x and y are axes of a grid, on the processor and without a gradient, for a compiled loop."""
-    is_grid = x.shape[-2] == 1 and y.shape[-1] == 1
-    return x.device.type == "cpu" and is_grid and not x.requires_grad
 
 
 def _of(plane: Tensor, rows: Tensor) -> Tensor:
@@ -361,7 +313,7 @@ def _add(deflections: mass.Field, total: mass.Field, rows: Tensor) -> None:
 
 def _add_subhaloes(truth: Truth, survey: Survey, x: Tensor, y: Tensor, total: mass.Field) -> None:
     """Add the deflections mass by mass: a block [b, n, h, w] would not fit the processor's cache."""
-    if survey.subhaloes.profile == "point" and _is_grid_here(x, y):
+    if survey.subhaloes.profile == "point" and is_grid_here(x, y):
         axes, planes = (x.numpy().ravel(), y.numpy().ravel()), (total[0].numpy(), total[1].numpy())
         masses = np.stack([truth.subhaloes[name] for name in PARAMETERS["point"]], axis=1).astype(axes[0].dtype)
         mass.add_points(*axes, masses, np.cumsum(truth.scenes["n_subhaloes"]), *planes)
@@ -390,10 +342,7 @@ def _has_kernel(device: str) -> bool:
 def _convergence(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
     x, y = _grid(survey, 1, device, dtype)
     scene = _scene(truth, x)
-    if survey.halo.is_general:
-        kappa = _general_convergence(scene, x, y)
-    else:
-        kappa = mass.sie_convergence(x, y, scene["halo_theta_e"], scene["halo_q"], scene["halo_angle"])
+    kappa = smooth_convergence(scene, survey, x, y)
     thin = truth  # masses whose convergence is zero or infinite
     if survey.subhaloes.profile != "point":
         thin = Truth(truth.scenes.copy(), truth.subhaloes[:0], truth.extra)
