@@ -2,8 +2,9 @@
 
 The fixed images are those that `sublens simulate` makes of the seeds `FIXED_SEEDS`: SELECTION and REFERENCE images
 of the split train, TEST images of the split test. The fresh ones are images of the split train after these, of the
-training's own seed. On a processor they enter a pool, from which batches are drawn at random; on a GPU every batch
-is new. Either way a batch depends on the survey, the seed, the step and the number of images in a batch alone.
+training's own seed; where the survey has contaminants, these take the place of a share of them. On a processor they
+enter a pool, from which batches are drawn at random; on a GPU every batch is new. Either way a batch depends on the
+survey, the seed, the step and the number of images in a batch alone.
 """
 
 import itertools
@@ -181,7 +182,7 @@ class SurveyStream:
 
     def _task(self, number: int, length: int) -> Task:
         start = SELECTION + REFERENCE + number * length
-        return Task(self.survey, self.seed, "train", range(start, start + length), False)
+        return Task(self.survey, self.seed, "train", range(start, start + length), False, self.survey.contaminants)
 
     def _on_device(self, drawn: "_Scenes", number: int, device: str) -> Sample:
         truth, key = drawn.truth, np.random.SeedSequence((self.seed, DEVICE_NOISE, number))
@@ -226,7 +227,7 @@ class _Scenes(NamedTuple):
 
 def _drawn(block: _BlockTask) -> _Scenes:
     survey = block.task.survey
-    truth = draw(survey, block.task.seed, block.task.split, block.task.indices)
+    truth = draw(survey, block.task.seed, block.task.split, block.task.indices, block.task.contaminants)
     return _Scenes(truth, block.msun(truth), marks(survey, truth.extra_or_blank()))
 
 

@@ -29,7 +29,18 @@ CAMERA = (
 is turned, and the Gaussian that blurs it, arcsec; and the settings of `Camera` of these names, the angle in radians."""
 DEFECTS = (*(f"n_{kind}" for kind in get_args(Kind)), "defects_seed")
 """Columns of the defects: the number of each kind, and the seed of their shapes."""
-EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA, *DEFECTS)])
+N_POINTS = 5
+"""Greatest number of a contaminant's own points of light."""
+CONTAMINANTS = (
+    *("contaminant", "contaminant_seed", "contaminant_size", "contaminant_separation", "contaminant_electrons"),
+    *(f"point_{name}_{number}" for number in range(N_POINTS) for name in ("x", "y", "electrons")),
+)
+"""Columns of scenes that are no lens of the survey's kind, all 0 for a lens.
+
+contaminant: the number of its kind in `contaminants.KINDS`, from 1. contaminant_seed: seed of all that has no column.
+contaminant_electrons: light of its galaxies, without the image of a disc, ring or tail, which stamp_intensity is
+for. point_x, point_y, arcsec, and point_electrons: images of its quasar, or its stars."""
+EXTRA = np.dtype([(name, "<f8") for name in (*MASS, *LIGHT, *CAMERA, *DEFECTS, *CONTAMINANTS)])
 """Columns of the table beside the scenes, one row an image."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sublens.lensing import rays
 from sublens.lensing.pictures import smooth_stamp
 from sublens.lensing.sersic import sersic, sersic_b, sersic_total
+from sublens.sim.extra import N_POINTS
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import NOUGHT, Beside, ClumpySource, Knots, LensLight, Neighbours, StampSource
 from sublens.surveys.priors import Floats, Prior
@@ -204,7 +205,19 @@ def points_of_light(scenes: Rows, more: Rows | None, survey: Survey) -> tuple[ND
         rate = per_second(survey.stars.magnitude.quantile(uniform[0]), survey.camera)
         owners.append(owner)
         points.append(np.stack([x, y, rate * scenes["exposure_s"][owner]], axis=1))
+    if more is not None:
+        owner, own = _own_points(more)
+        owners.append(owner)
+        points.append(own)
     return np.concatenate(owners), np.concatenate(points)
+
+
+def _own_points(more: Rows) -> tuple[NDArray[np.int64], Floats]:
+    """Points of light of contaminants, as `points_of_light` has them."""
+    columns = ("x", "y", "electrons")
+    points = np.stack([[more[f"point_{name}_{number}"] for name in columns] for number in range(N_POINTS)])
+    owners, numbers = np.nonzero(points[:, 2].T)
+    return owners, points[numbers, :, owners]
 
 
 def _stamps(scenes: Rows, more: Rows | None, survey: Survey) -> list[NDArray[np.float32]]:

@@ -21,9 +21,11 @@ from sublens.lensing.cosmology import einstein_radius, isothermal_radius
 from sublens.lensing.pictures import picture
 from sublens.lensing.sersic import sersic_total
 from sublens.sim import defects, exposure, extra, substructure
+from sublens.sim.contaminants import replaced
 from sublens.sim.galaxies import draw_light, per_second
 from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys.camera import Camera
+from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.light import Light, PixelatedSource, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey
@@ -44,6 +46,8 @@ LIGHT_WIDTH = 32
 """Uniform numbers set aside for the columns `extra.LIGHT` of one scene."""
 CAMERA_WIDTH, DEFECTS_WIDTH = 16, 8
 """Uniform numbers set aside for the observation and for the defects of one scene."""
+CONTAMINANTS_WIDTH = 16
+"""Uniform numbers set aside for what takes the place of one scene."""
 SUBHALO_WIDTH = 5
 """Uniform numbers set aside for one subhalo."""
 MOST_NUMBERS = 2**16
@@ -70,10 +74,12 @@ def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
     return [int(number) for number in _uniform(seed, split, "noise", indices, 4)[:, 0] * 2**53]
 
 
-def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
+def draw(survey: Survey, seed: int, split: Split, indices: range, contaminants: Contaminants | None = None) -> Truth:
     """The scenes of these images, whose indices must ascend from 0 or above.
 
-    Raises `ConfigError` where substructure outweighs its halo.
+    contaminants: what takes the place of a share of them, which (seed, split, index) decides alone; all others stay as
+    they are. None by default, since `survey.contaminants` are for its training. Raises `ConfigError` where substructure
+    outweighs its halo.
     """
     if indices.step < 1 or indices.start < 0:
         raise ValueError(f"{indices}: needs indices that ascend from 0 or above")
@@ -87,7 +93,7 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
 
     _draw_lens(scenes, survey, drawn)
     _draw_string(scenes, survey, drawn)
-    more = extra.blank(len(scenes)) if extra.is_kept(survey) else None
+    more = extra.blank(len(scenes)) if extra.is_kept(survey) or contaminants else None
     if more is not None:
         exposure.draw_columns(more, survey.camera, _uniform(seed, split, "camera", indices, CAMERA_WIDTH))
         defects.draw_numbers(more, survey.defects, _uniform(seed, split, "defects", indices, DEFECTS_WIDTH))
@@ -99,6 +105,9 @@ def draw(survey: Survey, seed: int, split: Split, indices: range) -> Truth:
     truth = Truth(scenes, _draw_subhaloes(smooth, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
+    if contaminants:
+        uniform = _uniform(seed, split, "contaminants", indices, CONTAMINANTS_WIDTH)
+        return replaced(truth, survey, contaminants, uniform)
     return truth
 
 

@@ -13,6 +13,7 @@ from sublens.lensing import light, mass, pictures, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.sim import camera, defects, exposure, extra
+from sublens.sim.contaminant_shapes import glows
 from sublens.sim.galaxies import (
     Columns,
     Glow,
@@ -20,7 +21,6 @@ from sublens.sim.galaxies import (
     add_rows,
     add_stamps,
     columns_of,
-    glows,
     lights_of,
     points_of_light,
 )
@@ -31,6 +31,7 @@ from sublens.sim.psf import in_own_pixels
 from sublens.sim.stars import add_points
 from sublens.sim.truth import Truth
 from sublens.surveys.camera import Camera, is_drawn
+from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey
 
@@ -68,10 +69,18 @@ def convergence(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.
 
 
 def simulate(
-    survey: Survey, seed: int, split: Split, indices: range, device: str = "cpu"
+    survey: Survey,
+    seed: int,
+    split: Split,
+    indices: range,
+    device: str = "cpu",
+    contaminants: Contaminants | None = None,
 ) -> tuple[Truth, NDArray[np.uint16]]:
-    """Scenes and their noisy images, [n, h, w]: counts above the minimum, or planes of signal to noise."""
-    truth, seeds = draw(survey, seed, split, indices), noise_seeds(seed, split, indices)
+    """Scenes and their noisy images, [n, h, w]: counts above the minimum, or planes of signal to noise.
+
+    contaminants: what takes the place of a share of the lenses, none by default; see `population.draw`.
+    """
+    truth, seeds = draw(survey, seed, split, indices, contaminants), noise_seeds(seed, split, indices)
     side, struck = survey.camera.n_pixels, defects.marks(survey, truth.extra_or_blank())
     counts = np.empty((len(truth), side, side), np.uint16)
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache
@@ -123,7 +132,7 @@ def _grid(survey: Survey, supersampling: int, device: str, dtype: torch.dtype) -
 
 
 def _images(truth: Truth, survey: Survey, device: str, dtype: torch.dtype) -> Tensor:
-    pixels, glow = survey.camera, glows(truth.scenes, truth.extra, survey)
+    pixels, glow = survey.camera, glows(truth, survey)
     if device == "cpu" and dtype == torch.float32 and _is_compiled(survey):
         light = _compiled_light(truth, survey, glow)
     else:

@@ -11,6 +11,7 @@ from sublens.parallel.mapper import Mapper
 from sublens.sim.population import Split
 from sublens.sim.render import Maps, maps, simulate
 from sublens.sim.truth import Truth
+from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.survey import Survey
 
 SLICE_PIXELS = 500 * 150 * 150
@@ -34,6 +35,7 @@ class Task(NamedTuple):
     split: Split
     indices: range
     with_maps: bool
+    contaminants: Contaminants | None = None
 
 
 def slices(
@@ -54,7 +56,7 @@ def simulated(task: Task) -> Slice:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        truth, counts = simulate(task.survey, task.seed, task.split, task.indices)
+        truth, counts = simulate(task.survey, task.seed, task.split, task.indices, contaminants=task.contaminants)
         return truth, counts, maps(truth, task.survey) if task.with_maps else {}
     finally:
         torch.set_num_threads(threads)

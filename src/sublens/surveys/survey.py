@@ -17,6 +17,7 @@ from pydantic import (
 
 from sublens.config import Frozen, later
 from sublens.surveys.camera import Camera
+from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.defects import Defects
 from sublens.surveys.light import (
     Beside,
@@ -31,6 +32,8 @@ from sublens.surveys.light import (
 )
 from sublens.surveys.mass import Cosmology, Halo, Shear, Subhaloes, Vortex
 
+MOST_CONTAMINANTS = 0.5
+"""Greatest share of a training's images that may be no lens."""
 Source = SersicSource | PixelatedSource | StampSource | ClumpySource
 
 
@@ -63,6 +66,8 @@ class Survey(Frozen):
     """Substructure of the class `vort`."""
     defects: Defects | None = later(None)
     """Defects of the images."""
+    contaminants: Contaminants | None = later(None)
+    """Images in a training on fresh ones that are no lens; none if left out."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -85,6 +90,16 @@ class Survey(Frozen):
         if camera and camera.pixels == "counts" and defects and defects.has_masks:
             raise ValueError('masked pixels need camera.pixels = "signal-to-noise"; or set masked = 0')
         return defects
+
+    @field_validator("contaminants")
+    @classmethod
+    def _can_be_learned(cls, contaminants: Contaminants | None, info: ValidationInfo) -> Contaminants | None:
+        camera = info.data.get("camera")
+        if contaminants and camera and camera.pixels == "counts":
+            raise ValueError('needs camera.pixels = "signal-to-noise": networks of counts do not tell contaminants')
+        if contaminants and contaminants.share > MOST_CONTAMINANTS:
+            raise ValueError(f"share is {contaminants.share:g}; needs {MOST_CONTAMINANTS:g} or less, to leave lenses")
+        return contaminants
 
     @property
     def has_general_light(self) -> bool:
