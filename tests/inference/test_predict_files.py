@@ -109,7 +109,7 @@ def test_files_raise_for_the_first_that_cannot_be_used(folder: Path, name: str, 
         Predictor.load("lensnet").files([folder / "1.npy", folder / name, folder / "missing.npy"])
 
 
-def stop(*arguments: object) -> None:
+def stop(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
