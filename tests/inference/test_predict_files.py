@@ -421,9 +421,9 @@ def test_a_long_name_of_an_image_shortens_that_of_its_map_and_is_noted(folder: P
 # --- networks that take signal to noise -------------------------------------------------------
 
 
-def even(codes: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> Outputs:
+def even(counts: NDArray[np.uint16]) -> Outputs:
     """Outputs of a network that knows nothing."""
-    return Outputs(np.zeros((len(codes), 3)), None, [])
+    return Outputs(np.zeros((len(counts), 3)), None, [])
 
 
 @pytest.fixture
