@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sublens.data.store import Chunk
 from sublens.errors import ConfigError
+from sublens.models import macro
 from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
@@ -183,7 +184,8 @@ class SurveyStream:
         images = render(truth, self.survey, device)
         counts = observe_together(truth, images, self.survey, drawn.struck, generator)
         labels, targets = (
-            torch.from_numpy(values).to(device) for values in (truth.scenes["label"].copy(), truth.macro_targets())
+            torch.from_numpy(values).to(device)
+            for values in (truth.scenes["label"].copy(), macro.targets(*macro.lenses(truth.scenes)))
         )
         return Sample(counts, labels, None if drawn.msun is None else torch.from_numpy(drawn.msun).to(device), targets)
 
@@ -205,7 +207,7 @@ class _Block(NamedTuple):
 
 def _rendered(block: _BlockTask) -> _Block:
     truth, counts, _ = simulated(block.task)
-    return _Block(counts, truth.scenes["label"].copy(), block.msun(truth), truth.macro_targets())
+    return _Block(counts, truth.scenes["label"].copy(), block.msun(truth), macro.targets(*macro.lenses(truth.scenes)))
 
 
 class _Scenes(NamedTuple):

@@ -310,7 +310,7 @@ def score_macromodels(predictions: PredictionTable, part: Part) -> dict[str, dic
     """`macro.score` under the name `macromodel`; empty where the network has no macro head or the part no truth."""
     if predictions.macromodels is None or part.truth is None:
         return {}
-    return {"macromodel": macro.score(predictions.macromodels, part.truth.macro_values())}
+    return {"macromodel": macro.score(predictions.macromodels, macro.values(*macro.lenses(part.truth.scenes)))}
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def calibrate(predictor: Predictor, training: Part, selection: Part, bar: Bar = 
     )
     if lens is None or selection.truth is None:
         return fitted
-    return replace(fitted, macro_scales=macro.fit_scales(lens, selection.truth.macro_values()))
+    return replace(fitted, macro_scales=macro.fit_scales(lens, macro.values(*macro.lenses(selection.truth.scenes))))
 
 
 def open_unseen_dataset(path: Path, card: Card, bar: Bar = silent, *, skip_bad: bool = False) -> Dataset:

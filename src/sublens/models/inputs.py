@@ -107,16 +107,17 @@ def _profile(image: Tensor, good: Tensor, noise: float) -> Tensor:
     What stands out of its ring's mean by more than `noise`, as arcs do, counts as just that much in a second mean.
     """
     rings = _rings(image.shape[-1])
-    members, weights = (torch.from_numpy(array).to(image.device, non_blocking=True) for array in rings[:2])
+    members, is_member = (torch.from_numpy(array).to(image.device, non_blocking=True) for array in rings[:2])
     values, weights = (
-        planes.flatten(1).index_select(1, members.flatten()).unflatten(1, members.shape) * weights.to(image.dtype)
+        planes.flatten(1).index_select(1, members.flatten()).view(-1, *members.shape) * is_member.to(image.dtype)
         for planes in (image * good, good)
     )
     total = weights.sum(2).clamp_min(1)
     mean = values.sum(2) / total
     clipped = torch.minimum(values, (mean[:, :, None] + noise) * weights)
     numbers = torch.from_numpy(rings.numbers).to(image.device, non_blocking=True)
-    return (clipped.sum(2) / total).index_select(1, numbers).view_as(image)
+    profile: Tensor = (clipped.sum(2) / total).index_select(1, numbers)
+    return profile.view_as(image)
 
 
 class _Rings(NamedTuple):

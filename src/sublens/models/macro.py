@@ -28,6 +28,11 @@ COLUMNS = ("theta_e", "theta_e_sigma", "axis_ratio", "axis_ratio_sigma", "positi
 UNITS = ("arcsec", "arcsec", "", "", "deg", "deg")
 
 
+def lenses(scenes: NDArray[np.void]) -> tuple[Floats, Floats, Floats]:
+    """Einstein radius, arcsec, axis ratio and position angle, radians, of the scenes [n] of a truth table."""
+    return scenes["theta_e"], scenes["halo_q"], scenes["halo_angle"]
+
+
 def targets(theta_e: Floats, q: Floats, angle: Floats) -> Floats:
     """What the head learns, (ln theta_e, e1, e2), [n, 3]; all 0 where theta_e is 0. angle: radians."""
     logs = np.log(theta_e, out=np.zeros(len(theta_e)), where=theta_e > 0)

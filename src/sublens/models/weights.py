@@ -73,5 +73,6 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
             next="Copy the whole folder again, or train again with this version.",
             path=folder / WEIGHTS,
         ) from err
-    heads = (part and to_device(part, device).eval() for part in (head, macro))
-    return to_device(model, device).eval(), *heads
+    for network in filter(None, (model, head, macro)):
+        to_device(network, device).eval()
+    return model, head, macro

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import light, mass
 from sublens.lensing.cosmology import einstein_radius, nfw_angles
-from sublens.models import macro
 from sublens.sim import defects, exposure, extra
 from sublens.surveys.camera import Camera
 from sublens.surveys.light import Light, PixelatedSource
@@ -89,14 +88,6 @@ class Truth:
         rows = np.repeat(starts[positions], chosen) + within
         extra = None if self.extra is None else self.extra[positions]
         return type(self)(self.scenes[positions], self.subhaloes[rows], extra)
-
-    def macro_targets(self) -> Floats:
-        """What a macro head learns of each lens, [n, 3]; see `macro.targets`."""
-        return macro.targets(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
-
-    def macro_values(self) -> Floats:
-        """Einstein radius, axis ratio and position angle of each lens, [n, 3]; see `macro.values`."""
-        return macro.values(self.scenes["theta_e"], self.scenes["halo_q"], self.scenes["halo_angle"])
 
 
 def joined(truths: Sequence[Truth]) -> Truth | None:

@@ -20,7 +20,7 @@ from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.inputs import to_input
-from sublens.models.macro import CONTAMINANT
+from sublens.models.macro import CONTAMINANT, lenses, targets
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.population import mass_map
 from sublens.surveys.survey import Survey
@@ -376,8 +376,8 @@ class BatchSource:
         if self.survey and part.truth:
             msun = torch.from_numpy(mass_map(part.truth, self.n_cells, self._field(self.survey)))
         counts = torch.from_numpy(self.part.counts(positions).astype(np.float32))
-        targets = torch.from_numpy(part.truth.macro_targets()) if part.truth else None
-        return Sample(counts, torch.from_numpy(part.labels), msun, targets)
+        lens = torch.from_numpy(targets(*lenses(part.truth.scenes))) if part.truth else None
+        return Sample(counts, torch.from_numpy(part.labels), msun, lens)
 
     def _flips(self, number: int) -> Tensor:
         """Whether each image of a step's batch is mirrored in x and in y, [b, 2]."""
@@ -385,17 +385,17 @@ class BatchSource:
         return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
 
     def _batch(self, sample: Sample, flips: Tensor) -> Batch:
-        counts, labels, msun, targets = sample.to(self.device)
+        counts, labels, msun, lens = sample.to(self.device)
         flips, masses, teacher_maps = flips.to(self.device, non_blocking=True), None, None
         if msun is not None:
             masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
         batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
-        if not self.has_macro or targets is None:
+        if not self.has_macro or lens is None:
             return batch
         is_contaminant = (labels == CONTAMINANT).float() if self.part.has_contaminants else None
-        return replace(batch, macro=macromodel.mirrored(targets.float(), flips), is_contaminant=is_contaminant)
+        return replace(batch, macro=macromodel.mirrored(lens.float(), flips), is_contaminant=is_contaminant)
 
     def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:
         return mirrored(to_input(counts, config), flips).contiguous(memory_format=torch.channels_last)
