@@ -249,7 +249,7 @@ def test_a_table_is_written_there_and_goes_on(
         predict_files.predict_to_table(query, shelf / "there.csv")
 
 
-def stop(*arguments: object) -> None:
+def stop(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
