@@ -20,8 +20,8 @@ from sublens.inference.predictor import Predictor
 from sublens.models.arc import PLAIN
 from sublens.models.detection import FALSE_POSITIVES, Detection
 from sublens.models.networks import build
-from sublens.sim.defects import marks
-from sublens.sim.exposure import observe
+from sublens.observation.defects import marks
+from sublens.observation.exposure import observe
 from sublens.sim.population import CLASSES, Truth
 from sublens.surveys.survey import Survey
 

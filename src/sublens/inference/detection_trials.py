@@ -12,9 +12,9 @@ from sublens.data.dataset import Dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
 from sublens.models.detection import LOG_MASSES, Detection
+from sublens.observation.defects import marks
+from sublens.observation.exposure import observe
 from sublens.progress import Bar, Count, silent
-from sublens.sim.defects import marks
-from sublens.sim.exposure import observe
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
 from sublens.sim.population import CLASSES, draw, noise_seeds
 from sublens.sim.render import render
