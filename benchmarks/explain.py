@@ -22,8 +22,8 @@ from sublens.inference.predictor import BATCH, Predictor
 from sublens.metrics import Floats
 from sublens.sim.population import CLASSES
 from sublens.sim.render import simulate
-from sublens.sim.truth import Truth
 from sublens.surveys.presets import preset
+from sublens.surveys.truth import Truth
 
 SEED = 61
 TRUTH_HEAD = "truth head"

@@ -34,15 +34,15 @@ from sublens.inference.predictor import Predictor
 from sublens.inference.torch_engine import FullNetwork
 from sublens.models import bundle, networks
 from sublens.models.heads import Moments
+from sublens.observation import camera
+from sublens.observation.defects import marks
+from sublens.observation.exposure import observe
 from sublens.parallel.torchrun import ALONE
-from sublens.sim import camera
-from sublens.sim.defects import marks
-from sublens.sim.exposure import observe
 from sublens.sim.population import CLASSES, draw, noise_seeds
 from sublens.sim.render import render
-from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 from sublens.training import loop, run
 from sublens.training.recorder import LOG
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from sublens.lensing.sersic import sersic_b
-from sublens.sim import camera
+from sublens.observation import camera
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
-from sublens.sim.truth import Truth
 from sublens.surveys.presets import names, preset
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 from sublens.training.recorder import processor
 
 BEADS = 100

@@ -28,7 +28,7 @@ from sublens.images.pixels import Image
 from sublens.inference import predict_dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models.calibration import Calibration, softmax
-from sublens.sim.camera import above_minimum
+from sublens.observation.camera import above_minimum
 from sublens.sim.population import CLASSES
 from sublens.sim.render import simulate
 from sublens.surveys.presets import preset

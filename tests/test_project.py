@@ -20,20 +20,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 FLOORS = (
     *("errors", "progress", "config", "metrics"),
-    *(
-        "storage",
-        "parallel",
-        "images",
-        "surveys",
-        "lensing",
-        "models",
-        "sim",
-        "data",
-        "inference",
-        "training",
-        "evaluation",
-        "report",
-    ),
+    *("storage", "parallel", "images", "surveys", "lensing", "models", "observation", "sim"),
+    *("data", "inference", "training", "evaluation", "report"),
     *("web", "workflows", "cli"),
 )
 """Packages and files of sublens; each imports only from those before it."""

@@ -18,10 +18,10 @@ from sublens.data.store import MANIFEST, Chunk, Origin
 from sublens.errors import DataError
 from sublens.sim import render
 from sublens.sim.population import draw
-from sublens.sim.truth import Truth
 from sublens.storage.files import sha256
 from sublens.surveys.presets import preset
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 
 def write(out: Path) -> str:

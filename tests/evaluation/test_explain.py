@@ -21,8 +21,8 @@ from sublens.inference.predictor import Predictor
 from sublens.models.networks import build
 from sublens.sim.population import draw
 from sublens.sim.render import simulate
-from sublens.sim.truth import Truth
 from sublens.surveys.presets import preset
+from sublens.surveys.truth import Truth
 
 METHODS: tuple[Method, ...] = ("hires-cam", "grad-cam", "occlusion")
 

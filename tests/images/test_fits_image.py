@@ -326,6 +326,7 @@ def test_files_beside_an_image_give_its_noise_psf_and_mask(tmp_path: Path) -> No
     assert image.noise is not None
     assert image.psf is not None
     assert (image.noise.max(), image.psf.shape) == (2, (5, 5))
+    assert image.mask is not None
     assert np.array_equal(image.mask, BAD)
     assert image.notes[-1] == "a mask beside it marks most of the pixels, so it was not used"
 
@@ -360,6 +361,7 @@ def test_a_mask_by_option_is_added_to_that_of_the_file(tmp_path: Path) -> None:
     path = save(tmp_path, "SCI DQ", DQ=BAD)
     np.save(tmp_path / "m.npy", np.eye(24, dtype=bool))
     image = whole(path, CompanionFiles(mask=str(tmp_path / "m.npy")))
+    assert image.mask is not None
     assert np.array_equal(image.mask, (BAD != 0) | np.eye(24, dtype=bool))
 
 

@@ -292,6 +292,9 @@ def test_noise_psf_mask_and_photometry_come_through_the_child(tmp_path: Path, fl
     with Reader(ImageSelector(flip_y=flip_y), NO_FILES) as reader:
         image = only(reader.read([tmp_path / "a.fits"]))
     assert isinstance(image, Image)
+    assert image.noise is not None
+    assert image.psf is not None
+    assert image.mask is not None
     rows = slice(None, None, -1 if flip_y else 1)
     assert np.array_equal(image.noise, np.where(err < 1e8, err, np.nan)[rows], equal_nan=True)
     assert np.array_equal(image.psf, psf[rows])

@@ -3,8 +3,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sublens.errors import ImageError
-from sublens.images.pixels import Image, TangentPlane
-from sublens.images.resample import resample_image
+from sublens.images.pixels import Companions, Image, TangentPlane
+from sublens.images.resample import resample_image, resample_weighed
+from sublens.images.signal_to_noise import MASKED, decode
 
 
 def blob(side: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.float64]:
@@ -112,3 +113,98 @@ def test_a_scale_that_the_user_knows_better_holds_for_maps_too() -> None:
     image = resample_image(Image(blob(60, 0.1), pixel_scale=0.05, plane=plane), (100, 100), 80, 0.05, image_scale=0.1)
     assert image.plane is not None
     assert image.plane.cd[3] * 3600 == pytest.approx(0.05)
+
+
+# --- signal to noise --------------------------------------------------------------------------
+
+
+def lens(side: int = 120, scale: float = 0.05, mask: NDArray[np.bool_] | None = None, **about: object) -> Image:
+    """A blob of peak 40 on noise of 2, whose map is given."""
+    pixels = 40 * blob(side, scale) + np.random.default_rng(1).normal(0, 2, (side, side))
+    own = Companions(np.full((side, side), 2.0), "map")._replace(**about)  # type: ignore[arg-type]
+    return Image(pixels, pixel_scale=scale, mask=mask, companions=own)
+
+
+def snr(image: Image, side: int = 80) -> NDArray[np.float64]:
+    codes = resample_weighed(image, (100, 100), side, 0.05).codes
+    assert codes is not None
+    return decode(codes).astype(np.float64)
+
+
+def test_an_image_in_the_right_frame_is_divided_by_its_noise_and_cut() -> None:
+    image = lens()
+    assert snr(image) == pytest.approx((image.pixels / 2)[10:110, 10:110], abs=0.011)
+
+
+def test_the_unit_of_pixels_and_noise_does_not_matter() -> None:
+    image = lens()
+    other = Image(image.pixels * 1e-20, pixel_scale=0.05, companions=Companions(np.full((120, 120), 2e-20), "map"))
+    assert np.abs(snr(image) - snr(other)).max() < 0.021
+
+
+@pytest.mark.parametrize(("side", "scale"), [(300, 0.02), (80, 0.1), (130, 0.04)])
+def test_noise_is_that_of_the_resampled_pixels(side: int, scale: float) -> None:
+    image = Image(np.zeros((side, side)) + lens(side, scale).pixels - 40 * blob(side, scale), pixel_scale=scale)
+    framed = resample_weighed(
+        Image(image.pixels, pixel_scale=scale, companions=lens(side, scale).companions), (100, 100), 80, 0.05
+    )
+    assert framed.codes is not None
+    assert decode(framed.codes).std() == pytest.approx(1, rel=0.06)
+    assert "its noise is correlated by that" in framed.notes
+
+
+def test_a_finer_image_gives_a_coarser_pixel_more_signal_to_noise() -> None:
+    assert snr(lens(300, 0.02))[45:55, 45:55].mean() > 1.8 * snr(lens())[45:55, 45:55].mean()
+
+
+@pytest.mark.parametrize(("side", "scale"), [(120, 0.05), (80, 0.1), (300, 0.02)])
+def test_masked_pixels_are_masked_and_do_not_spoil_their_neighbours(side: int, scale: float) -> None:
+    image = lens(side, scale)
+    mask = np.zeros((side, side), np.bool_)
+    half = round(0.2 / scale)
+    mask[side // 2 - half : side // 2 + half, side // 2 - half : side // 2 + half] = True
+    hit = Image(np.where(mask, 1e9, image.pixels), pixel_scale=scale, mask=mask, companions=image.companions)
+    plain, holed = snr(image), snr(hit)
+    assert 55 <= np.isnan(holed).sum() <= 110  # 64 pixels of the frame, and their edges
+    good = ~np.isnan(holed)
+    assert np.abs(plain - holed)[good].max() < 3
+
+
+def test_pixels_beyond_a_small_image_are_masked() -> None:
+    codes = resample_weighed(lens(90), (100, 100), 80, 0.05).codes
+    assert codes is not None
+    assert (codes[:5] == MASKED).all()
+    assert (codes[5:95, 5:95] != MASKED).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [(slice(0, 70), "60% of the field of the network are masked"), (slice(30, 60), None)],
+)
+def test_a_mask_over_half_of_the_field_is_refused(rows: slice, problem: str | None) -> None:
+    mask = np.zeros((120, 120), np.bool_)
+    mask[rows] = True
+    if problem is None:
+        assert np.isnan(snr(lens(mask=mask))).mean() == pytest.approx(0.3)
+        return
+    with pytest.raises(ImageError, match=problem):
+        snr(lens(mask=mask), side=100)
+
+
+def test_a_mask_over_the_ring_of_arcs_is_refused() -> None:
+    mask = blob(120, 0.05) > np.exp(-0.5 * (1.3 / 0.5) ** 2)
+    with pytest.raises(ImageError, match=r"7\d% of the central 3 arcsec are masked; needs at most 50%"):
+        snr(lens(mask=mask), side=100)
+
+
+def test_a_network_of_signal_to_noise_gets_its_codes_as_counts() -> None:
+    framed = resample_weighed(lens(), (100, 100), 80, 0.05)
+    assert framed.codes is not None
+    assert framed.counts() is framed.codes
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.1])
+def test_the_width_of_the_psf_is_in_arcsec(scale: float) -> None:
+    kernel = np.exp(-0.5 * ((np.arange(21)[:, None] - 10) ** 2 + (np.arange(21) - 10) ** 2) / 2.0**2)
+    framed = resample_weighed(lens(150, scale, psf=kernel), (100, 100), 80, 0.05)
+    assert framed.psf_fwhm == pytest.approx(2.355 * 2 * scale, rel=0.03)

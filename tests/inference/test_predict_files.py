@@ -17,15 +17,19 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from conftest import peak_memory
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 
 from sublens import cli
+from sublens.config import InputConfig
 from sublens.errors import ConfigError, DataError, ImageError
-from sublens.images.formats import ImageSelector
+from sublens.images.formats import CompanionFiles, ImageSelector
 from sublens.inference import predict_files, tables
+from sublens.inference.engines import Outputs
 from sublens.inference.journal import Journal
 from sublens.inference.predict_files import Listing, Query
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
+from sublens.models.bundle import CardMap
 
 N_STACKED, REPEATS, KILLS = 2_000, 100, 5
 
@@ -105,7 +109,7 @@ def test_files_raise_for_the_first_that_cannot_be_used(folder: Path, name: str, 
         Predictor.load("lensnet").files([folder / "1.npy", folder / name, folder / "missing.npy"])
 
 
-def stop(*arguments: object, **columns: bool) -> None:
+def stop(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -164,7 +168,8 @@ def test_a_folder_that_did_not_change_goes_on(folder: Path, tmp_path: Path) -> N
         patch.setattr("sublens.inference.journal.BATCH", 1)
         patch.setattr(Journal, "add", stop)  # no row is left to add
         totals = predict_files.predict_to_table(Query("lensnet", [folder]), tmp_path / "a.csv")
-        assert totals and totals[:2] == (6, 0)
+        assert totals is not None
+        assert totals[:2] == (6, 0)
 
 
 def test_two_commands_do_not_write_one_table(folder: Path, tmp_path: Path) -> None:
@@ -411,3 +416,140 @@ def test_a_long_name_of_an_image_shortens_that_of_its_map_and_is_noted(folder: P
     assert len(rows) == len(list((tmp_path / "maps").glob("*.fits"))) == 8
     assert len(set(noted)) == 2
     assert all(fits.getdata(tmp_path / "maps" / name).ndim == 2 for name in noted)
+
+
+# --- networks that take signal to noise -------------------------------------------------------
+
+
+def even(counts: NDArray[np.uint16]) -> Outputs:
+    """Outputs of a network that knows nothing."""
+    return Outputs(np.zeros((len(counts), 3)), None, [])
+
+
+@pytest.fixture
+def telescope(monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """A network for 120 pixels of 0.05 arcsec that takes signal to noise; every query is for it."""
+    settings = InputConfig(transform="signal-to-noise")
+    network = Predictor(even, ("no", "sphere", "vort"), (120, 120), settings, CardMap(n_cells=15, cell_arcsec=0.4))
+    monkeypatch.setattr(Predictor, "load", lambda *_: network)
+    return network
+
+
+def lens_image(path: Path, **planes: NDArray[Any]) -> Path:
+    """A FITS image of 130 x 130 pixels on noise of 2, and other extensions."""
+    pixels = np.random.default_rng(6).normal(5, 2, (130, 130))
+    hdus = [fits.ImageHDU(plane, name=name) for name, plane in {"SCI": pixels, **planes}.items()]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    fits.setval(path, "PIXSCALE", value=0.05, ext=1)
+    return path
+
+
+@pytest.mark.usefixtures("telescope")
+def test_a_row_says_where_its_noise_comes_from_and_how_much_is_masked(tmp_path: Path) -> None:
+    err = np.full((130, 130), 2.0)
+    err[60:64, 60:63] = 1e8
+    inputs = [lens_image(tmp_path / "plain.fits"), lens_image(tmp_path / "map.fits", ERR=err, PSF=np.ones((3, 3)))]
+    plain, with_map = predict_files.predict(Query("any", inputs))
+    assert (plain.noise, plain.psf_fwhm, plain.n_masked) == ("estimated", None, 0)
+    assert (with_map.noise, with_map.n_masked) == ("map", 12)
+    assert with_map.psf_fwhm == pytest.approx(0.17, abs=0.01)
+    assert with_map.prediction is not None
+    assert not with_map.prediction.is_ood
+
+
+@pytest.mark.usefixtures("telescope")
+def test_options_name_noise_psf_and_mask(tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.full((130, 130), 3.0))
+    np.save(tmp_path / "mask.npy", np.eye(130, dtype=bool))
+    named = CompanionFiles(noise=str(tmp_path / "noise.npy"), mask=str(tmp_path / "mask.npy"))
+    (row,) = predict_files.predict(Query("any", [lens_image(tmp_path / "a.fits")], companions=named))
+    assert (row.noise, row.n_masked) == ("option", 120)
+    assert "mask: " + str(tmp_path / "mask.npy") + " by option" in row.notes
+
+
+@pytest.mark.usefixtures("telescope")
+@pytest.mark.parametrize(
+    ("planes", "problem"),
+    [
+        ({"ERR": np.ones((60, 60))}, "its noise has 60 x 60 pixels; needs 130 x 130"),
+        ({"ERR": np.zeros((130, 130))}, "in no pixel; needs the noise of each pixel"),
+        ({"PSF": np.ones((131, 131))}, "point-spread function has 131 x 131 pixels, more than the image"),
+        ({"ERR": np.where(np.arange(130) < 75, 1e8, 2) * np.ones((130, 1))}, "of the field of the network are masked"),
+    ],
+)
+def test_noise_or_psf_that_does_not_fit_is_a_row_with_the_reason(
+    tmp_path: Path, planes: dict[str, NDArray[Any]], problem: str
+) -> None:
+    bad, good = predict_files.predict(
+        Query("any", [lens_image(tmp_path / "a.fits", **planes), lens_image(tmp_path / "b.fits")])
+    )
+    assert problem in bad.error
+    assert "a.fits: " in bad.error
+    assert bad.prediction is None
+    assert good.prediction is not None
+
+
+@pytest.mark.usefixtures("telescope")
+def test_real_lenses_get_their_noise_from_their_maps(real_data: Path) -> None:
+    rows = list(predict_files.predict(Query("any", [real_data / "slacs", real_data / "slacs0946+1006"])))
+    assert [row.error for row in rows] == [""] * 27
+    assert {row.noise for row in rows} == {"map"}
+    assert all(row.psf_fwhm and 0.07 < row.psf_fwhm < 0.1 for row in rows)
+    (euclid,) = predict_files.predict(Query("any", list((real_data / "euclid_q1").glob("*original.fits"))))
+    assert (euclid.noise, euclid.error) == ("map", "")
+
+
+def test_noise_by_option_is_refused_for_a_network_of_photon_counts(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--noise with a network that takes no noise; needs a network for signal"):
+        next(predict_files.predict(Query("lensnet", [folder], companions=CompanionFiles(noise="noise.fits"))))
+
+
+def test_noise_by_option_is_refused_beside_positions(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="beside a catalogue of positions; needs these in extensions"):
+        Query("lensnet", [folder], at=Path("a.csv"), companions=CompanionFiles(mask="mask.fits"))
+
+
+def test_the_plan_knows_the_files_that_options_name(folder: Path, tmp_path: Path) -> None:
+    card, images = bundle.read_card(bundle.locate("lensnet")), Listing.of([folder])
+    noise, plans = tmp_path / "noise.npy", list[dict[str, Any]]()
+    for side in (3, 4):
+        np.save(noise, np.ones((side, side)))
+        query = Query("lensnet", [folder], companions=CompanionFiles(noise=str(noise)))
+        plans.append(query.plan(card, images))
+    assert plans[0] != plans[1]
+    assert "companions" not in Query("lensnet", [folder]).plan(card, images)
+
+
+@pytest.mark.parametrize(
+    ("totals", "line"),
+    [
+        ((79, 0, 79), "79 images: all out of distribution for lensnet, which knows common-test-1 only"),
+        ((80, 1, 79), "79 images: all out of distribution for lensnet, which knows common-test-1 only"),
+        ((1, 0, 1), "1 image: out of distribution for lensnet, which knows common-test-1 only"),
+        ((79, 0, 78), ""),
+        ((2, 2, 0), ""),
+    ],
+)
+def test_images_that_are_all_out_of_distribution_get_a_closing_line(totals: tuple[int, int, int], line: str) -> None:
+    card = bundle.read_card(bundle.locate("lensnet"))
+    assert predict_files.closing_line("bundles/lensnet", card, tables.Totals(*totals)).startswith(line)
+    assert bool(line) == bool(predict_files.closing_line("lensnet", card, tables.Totals(*totals)))
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+def test_the_closing_line_names_networks_for_telescopes_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, has_other: bool
+) -> None:
+    card = bundle.read_card(bundle.locate("lensnet"))
+    hst = card.model_copy(update={"input": InputConfig(transform="signal-to-noise")})
+    cards = {"lensnet": card, **({"lensnet-hst": hst} if has_other else {})}
+    monkeypatch.setattr(bundle, "shipped", lambda: {name: Path(name) for name in cards})
+    monkeypatch.setattr(bundle, "read_card", lambda folder: cards[folder.name])
+    line = predict_files.closing_line("lensnet", card, tables.Totals(3, 0, 3))
+    assert line.endswith("; for images of telescopes see lensnet-hst." if has_other else "knows common-test-1 only.")
+    assert not predict_files.closing_line("lensnet-hst", hst, tables.Totals(3, 0, 3))
+
+
+def test_predict_ends_with_the_closing_line(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(real_data / "slacs" / "J0037-0942.fits", real_data / "slacs" / "J0044+0113.fits") == 0
+    assert "2 images: all out of distribution for lensnet" in capsys.readouterr().err

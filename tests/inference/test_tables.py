@@ -74,14 +74,9 @@ def written(path: Path, rows: list[Row]) -> Path:
     with Journal(path, {}) as journal:
         for row in rows:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
-        totals = tables.Totals(
-            len(rows),
-            *(
-                sum(map(bool, kind))
-                for kind in ([row.error for row in rows], [row.prediction and row.prediction.is_ood for row in rows])
-            ),
-        )
-        assert journal.finish(CLASSES) == totals
+        n_failed = sum(bool(row.error) for row in rows)
+        n_ood = sum(bool(row.prediction and row.prediction.is_ood) for row in rows)
+        assert journal.finish(CLASSES) == (len(rows), n_failed, n_ood)
     return path
 
 
@@ -225,3 +220,14 @@ def test_detection_limits_have_a_column_where_the_network_gives_them(tmp_path: P
 def test_networks_without_a_fit_have_no_column_of_limits() -> None:
     assert tables.LIMIT not in tables.columns(CLASSES)
     assert tables.LIMIT.name not in tables.record(predicted(0), CLASSES, "lensnet 0123", "1.0")
+
+
+def test_a_network_that_takes_noise_has_columns_on_it(tmp_path: Path) -> None:
+    row = replace(predicted(0), noise="estimated", psf_fwhm=0.125, n_masked=7)
+    for path in (tmp_path / "a.csv", tmp_path / "a.parquet"):
+        with Journal(path, {}) as journal:
+            journal.add((0, 0), tables.record(row, CLASSES, "lensnet-hst 0123", "1.0", has_noise=True))
+            journal.finish(CLASSES, has_noise=True)
+    assert parquet.read_table(tmp_path / "a.parquet").to_pylist()[0]["psf_fwhm"] == 0.125
+    (line,) = csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines())
+    assert [line[name] for name in ("noise", "psf_fwhm", "n_masked")] == ["estimated", "0.125", "7"]

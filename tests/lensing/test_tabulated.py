@@ -6,8 +6,8 @@ from conftest import changed
 from sublens.lensing import tabulated
 from sublens.sim.population import draw
 from sublens.sim.render import DEFLECTIONS, PARAMETERS
-from sublens.sim.truth import Truth
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 PROFILES = {
     "nfw": {"profile": "nfw", "concentration": {"uniform": (8, 20)}},

@@ -58,7 +58,8 @@ def test_a_store_is_the_same(tmp_path: Path, small_survey: Survey, small_slices:
 def test_a_table_is_the_same(folder: Path, tmp_path: Path, small_slices: None) -> None:
     query = Query("lensnet", [folder])
     alone = predict_files.predict_to_table(query, tmp_path / "alone.csv")
-    assert alone == predict_files.predict_to_table(query, tmp_path / "cluster.csv", cluster="local:2") == (60, 1)
+    assert alone == predict_files.predict_to_table(query, tmp_path / "cluster.csv", cluster="local:2")
+    assert (alone or ())[:2] == (60, 1)
     assert (tmp_path / "cluster.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
@@ -152,7 +153,8 @@ def test_a_cluster_that_shares_nothing_but_a_store_gives_the_same(
     with standing(tmp_path, {**plain, "HOME": str(tmp_path)}) as address:
         generate.simulate(small_survey, SIZES, there / "store", seed=3, cluster=address)  # type: ignore[arg-type]
         query = Query("lensnet", [there / "images"])
-        assert predict_files.predict_to_table(query, there / "table.jsonl", cluster=address) == (60, 1)
+        totals = predict_files.predict_to_table(query, there / "table.jsonl", cluster=address)
+        assert (totals or ())[:2] == (60, 1)
     assert sha256(there / "store" / "manifest.json") == sha256(tmp_path / "alone" / "manifest.json")
     rows = [json.loads(line) for line in object_store.local(there / "table.jsonl").read_text().splitlines()]
     assert [row["p_no"] for row in rows] == [one.prediction and one.prediction.probs["no"] for one in alone]

@@ -12,8 +12,8 @@ from sublens.errors import ConfigError
 from sublens.lensing.sersic import sersic_total
 from sublens.sim import galaxies, render
 from sublens.sim.population import draw
-from sublens.sim.truth import Truth
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 OFF: dict[str, Any] = {"lens_light": None, "neighbours": None, "stars": None}
 CAMERA: dict[str, Any] = {

@@ -13,10 +13,10 @@ from sublens.lensing.power_law import power_law_ring
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import CLASSES, draw, noise_seeds, share_inside_ring
 from sublens.sim.render import convergence, deflection, render, simulate
-from sublens.sim.truth import Truth, of_format_2, smoothed
 from sublens.surveys.presets import names, preset
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth, of_format_2, smoothed
 
 CT1 = preset("common-test-1")
 

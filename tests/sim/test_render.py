@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublens.lensing.sersic import sersic_b
+from sublens.observation import camera
 from sublens.parallel.mapper import HERE, open_processes
-from sublens.sim import camera, render
+from sublens.sim import render
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.slices import slices
-from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.camera import FWHM_PER_SIGMA, Gaussian, Moffat, Psf
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.presets import preset
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from sublens.sim import scene
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render
 from sublens.sim.scene import Scene, String, Subhalo
-from sublens.sim.truth import smoothed
 from sublens.surveys import presets
+from sublens.surveys.truth import smoothed
 
 
 @pytest.mark.parametrize("name", ["common-test-1", "model-1"])

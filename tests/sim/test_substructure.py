@@ -6,8 +6,8 @@ from scipy import stats
 from sublens.errors import ConfigError
 from sublens.lensing.cosmology import mean_concentration
 from sublens.sim.population import CLASSES, draw
-from sublens.sim.truth import Truth
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 RELATION = {"relation": "duffy2008", "scatter_dex": 0.16}
 FAINT = {"power_law": (-1.9, 1e7, 1e9)}

@@ -242,14 +242,14 @@ def test_a_table_is_written_there_and_goes_on(
         patch.setattr(Journal, "finish", stop)
         predict_files.predict_to_table(query, shelf / "there.csv")
     assert not (shelf / "there.csv").exists()
-    assert predict_files.predict_to_table(query, shelf / "there.csv") == (12, 1)
+    assert (predict_files.predict_to_table(query, shelf / "there.csv") or ())[:2] == (12, 1)
     assert not list(tmp_path.rglob("sublens/*"))
     assert object_store.local(shelf / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
     with pytest.raises(DataError, match="exists already"):
         predict_files.predict_to_table(query, shelf / "there.csv")
 
 
-def stop(*arguments: object) -> None:
+def stop(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 

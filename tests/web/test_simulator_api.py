@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from sublens.evaluation import saliency
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
-from sublens.sim import camera, scene
+from sublens.observation import camera
+from sublens.sim import scene
 from sublens.sim.scene import Scene
 from sublens.web import simulator_api
 from sublens.web.app import create_app

@@ -24,10 +24,10 @@ from sublens.parallel.dask import open_cluster
 from sublens.parallel.mapper import HERE
 from sublens.progress import Bar, Count, silent
 from sublens.sim.population import CLASSES
-from sublens.sim.truth import Truth, joined
 from sublens.storage import files, object_store
 from sublens.storage.files import sha256
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth, joined
 
 
 def _unchecked(number: int) -> None:

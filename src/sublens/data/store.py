@@ -33,11 +33,11 @@ from pydantic import Field
 
 from sublens.config import Frozen
 from sublens.errors import DataError
-from sublens.sim.truth import Truth, of_format_2
 from sublens.storage.files import NPY_ERRORS, PLAN, Kind, remove, sha256, whole_folder
 from sublens.storage.object_store import local
 from sublens.storage.seal import unsealed, write_sealed
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth, of_format_2
 
 FORMAT = 3
 """Format of a store. Those of format 2 have other tables of truth, see `population.of_format_2`, and surveys that

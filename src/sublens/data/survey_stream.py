@@ -23,19 +23,19 @@ from torch import Tensor
 from sublens.data.store import Chunk
 from sublens.errors import ConfigError
 from sublens.models import macro
+from sublens.observation.defects import Marks, marks
+from sublens.observation.exposure import observe_together
 from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
-from sublens.sim.defects import Marks, marks
-from sublens.sim.exposure import observe_together
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import Split, draw
 from sublens.sim.render import render
 from sublens.sim.slices import Task, simulated, slice_length, slices
-from sublens.sim.truth import Truth
 from sublens.surveys import presets
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 FIXED_SEEDS: dict[Split, int] = {"train": 27_112_026, "test": 1}
 """Seeds of the fixed images: the test part of common-test-1 is the benchmark's, and the others are in no other set."""

@@ -22,7 +22,7 @@ from sublens.inference.torch_engine import TorchEngine
 from sublens.metrics import LEVEL, Floats, Labels
 from sublens.models.heads import CELL, nearest_tap
 from sublens.models.inputs import counts_to_input
-from sublens.sim.truth import Truth
+from sublens.surveys.truth import Truth
 
 Method = Literal["hires-cam", "grad-cam", "occlusion"]
 """Name of a saliency method, see `saliency`."""

@@ -175,23 +175,23 @@ class _Own(NamedTuple):
         return raw._replace(companions=self.companions, mask=raw.mask if mask is None else mask, notes=notes)
 
 
-def _own_companions(path: Path, selector: ImageSelector, given: CompanionFiles) -> _Own:
+def _own_companions(path: Path, selector: ImageSelector, files: CompanionFiles) -> _Own:
     """Noise, point-spread function and mask of a file: as the user names them, else beside it, else inside."""
     beside = fits_image.files_beside(path)
     own = fits_image.read_companions(path, selector.hdu, selector.plane) if is_fits(path) else Companions()
     notes = list[str]()
-    if file := _named_file(given.noise, path) or beside.get(fits_image.NOISE_MAP):
-        source = "option" if given.noise else "map"
+    if file := _named_file(files.noise, path) or beside.get(fits_image.NOISE_MAP):
+        source = "option" if files.noise else "map"
         own = own._replace(noise=_read_companion(file, "noise"), noise_source=source)
-    if file := _named_file(given.psf, path) or beside.get(fits_image.PSF):
+    if file := _named_file(files.psf, path) or beside.get(fits_image.PSF):
         own = own._replace(psf=_read_companion(file, "PSF"), psf_source=file.name)
     masks = [_read_companion(file, "mask") for file in beside.values() if file.match(fits_image.MASKS)]
     kept = [mask for mask in masks if mask.mean() <= fits_image.MAX_MASKED]
     if len(kept) < len(masks):
         notes.append("a mask beside it marks most of the pixels, so it was not used")
-    if file := _named_file(given.mask, path):
+    if file := _named_file(files.mask, path):
         kept = [_read_companion(file, "mask")]
-    notes += [f"{kind}: {name} by option" for kind, name in given._asdict().items() if name]
+    notes += [f"{kind}: {name} by option" for kind, name in files._asdict().items() if name]
     return _Own(own, np.logical_or.reduce(kept) if kept else None, tuple(notes))
 
 

@@ -93,10 +93,13 @@ def resample_weighed(
     image = signal_to_noise.weigh(image)
     assert image.noise is not None
     assert image.mask is not None
-    pixels, noise, mask = _filled(image.pixels, image.mask), image.noise, image.mask
+    around = _around(image.pixels.shape, shape, zoom)
+    noise, mask = image.noise[around], image.mask[around]
+    pixels = _filled(image.pixels[around], mask)
     notes = [*image.notes, *_quality(image), *note]
     if zoom != 1.0:
-        pixels, noise, mask = _resampled_weighed(pixels, noise, mask, zoom, shape, size)
+        inner = (min(size[0], shape[0]), min(size[1], shape[1]))
+        pixels, noise, mask = _resampled_weighed(pixels, noise, mask, zoom, inner)
         notes.append("its noise is correlated by that")
     if size != shape:
         notes.append(f"cut to {shape[0]} x {shape[1]} pixels")
@@ -142,25 +145,25 @@ def _plane_in_frame(
     return image.plane.scaled(ratio).zoomed(zoom).cut(size, shape) if image.plane else None
 
 
+def _around(size: tuple[int, ...], shape: tuple[int, int], zoom: float) -> Field:
+    """Rows and columns of an image of that size that a frame of `shape`, `zoom` times as fine, can need."""
+    needed = (ceil((side + MARGIN) / zoom) + 2 * MARGIN for side in shape)
+    beyond = (max(0, (old - new) // 2) for old, new in zip(size, needed, strict=True))
+    rows, columns = (slice(first, old - first) for first, old in zip(beyond, size, strict=True))  # the same centre
+    return rows, columns
+
+
 def _resampled_weighed(
     pixels: NDArray[np.float64],
     noise: NDArray[np.float64],
     mask: NDArray[np.bool_],
     zoom: float,
-    shape: tuple[int, int],
-    size: tuple[int, ...],
+    size: tuple[int, int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Pixels, noise and mask on the central `shape` of a grid `zoom` times as fine, of that size."""
-    around = tuple(ceil((side + MARGIN) / zoom) + 2 * MARGIN for side in shape)
-    rows, columns = (
-        slice(max(0, (old - new) // 2), old - max(0, (old - new) // 2))
-        for old, new in zip(pixels.shape, around, strict=True)
-    )  # the same centre, and less to resample
-    pixels, noise, mask = pixels[rows, columns], noise[rows, columns], mask[rows, columns]
-    inner = (min(size[0], shape[0]), min(size[1], shape[1]))
-    variance = _resampled(_filled(noise, mask) ** 2, zoom, inner, order=1)
-    covered = _resampled(mask.astype(np.float64), zoom, inner, order=1)
-    return _resampled(pixels, zoom, inner), np.sqrt(variance) * _noise_kept(zoom), covered > MASKED_SHARE
+    """Pixels, noise and mask on the central `size` of a grid `zoom` times as fine."""
+    variance = _resampled(_filled(noise, mask) ** 2, zoom, size, order=1)
+    covered = _resampled(mask.astype(np.float64), zoom, size, order=1)
+    return _resampled(pixels, zoom, size), np.sqrt(variance) * _noise_kept(zoom), covered > MASKED_SHARE
 
 
 @lru_cache
@@ -173,17 +176,15 @@ def _noise_kept(zoom: float) -> float:
 
 
 def _filled(plane: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The plane [h, w] with a mean of its neighbours in place of each masked pixel, wide enough to have some."""
+    """The plane [h, w] with a mean of near neighbours in place of each masked pixel, or of all where it has none."""
     from scipy import ndimage  # slow to import
 
     if not mask.any() or mask.all():
         return plane
-    good, total, weight = np.where(mask, 0.0, plane), np.zeros(plane.shape), np.zeros(plane.shape)
-    for sigma, trust in ((FILL_SIGMA, 1.0), (4 * FILL_SIGMA, 1e-6), (16 * FILL_SIGMA, 1e-12)):
-        total += trust * ndimage.gaussian_filter(good, sigma)
-        weight += trust * ndimage.gaussian_filter((~mask).astype(np.float64), sigma)
-    level = float(np.median(plane[~mask]))
-    return np.where(mask, np.where(weight > 0, total / np.maximum(weight, 1e-300), level), plane)
+    total = ndimage.gaussian_filter(np.where(mask, 0.0, plane), FILL_SIGMA)
+    weight = ndimage.gaussian_filter((~mask).astype(np.float64), FILL_SIGMA)
+    mean = np.where(weight > 1e-6, total / np.maximum(weight, 1e-300), typical(plane[~mask]))
+    return np.where(mask, mean, plane)
 
 
 def central(codes: NDArray[np.uint16], side: int) -> NDArray[np.uint16]:

@@ -213,8 +213,8 @@ def sky_scatter(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
     """Standard deviation of the noise in the border of an image [h, w], as that of pixels without correlation.
 
     By second differences of the means of blocks, which a gradient of light does not change, and of which the
-    correlation of neighbours that drizzling leaves takes off a tenth. Raises `ImageError` where the border has too few good pixels, or
-    all are alike.
+    correlation of neighbours that drizzling leaves takes off a tenth. Raises `ImageError` where the border has too few
+    good pixels, or all are alike.
     """
     good = border(mask.shape) & ~mask
     advice = "Give its noise in an extension ERR, or with --noise."

@@ -12,10 +12,12 @@ from sublens.data.dataset import Dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
 from sublens.models.detection import LOG_MASSES, Detection
+from sublens.observation.defects import marks
+from sublens.observation.exposure import observe
 from sublens.progress import Bar, Count, silent
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
 from sublens.sim.population import CLASSES, draw, noise_seeds
-from sublens.sim.render import observe, render
+from sublens.sim.render import render
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
 
@@ -134,7 +136,8 @@ def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, 
     rng, indices = np.random.default_rng((seed, numbers.start)), _indices(numbers, "no")
     truth = draw(survey, seed, "test", indices)
     images = render(truth, survey)
-    planes = observe(truth, images, survey, noise_seeds(seed, "test", indices))
+    struck = marks(survey, truth.extra_or_blank())
+    planes = observe(truth, images, survey, struck, noise_seeds(seed, "test", indices))
     smooth = predictor.forward(planes)
     x = predictor.ring_features(planes, smooth.macromodels)
     log_mass, p_no = choose_masses(x, rng), np.full(len(truth), np.nan)
@@ -145,7 +148,9 @@ def _run_slice(predictor: Predictor, survey: Survey, seed: int, numbers: range, 
     if light.any():
         rows, some = rows[light], whole.take(np.flatnonzero(light))
         seeds = np.array(noise_seeds(seed, "test", _indices(numbers, "sphere")))[rows].tolist()
-        with_one = predictor.forward(observe(some, render(some, survey), survey, seeds))
+        with_one = predictor.forward(
+            observe(some, render(some, survey), survey, marks(survey, some.extra_or_blank()), seeds)
+        )
         p_no[rows] = _p_no(with_one)
     return Trials(x, log_mass, _p_no(smooth), p_no)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sublens.sim.population import CLASSES
 from sublens.sim.render import render, simulate
-from sublens.sim.truth import Truth, smoothed
 from sublens.storage.files import whole_file
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth, smoothed
 
 COLUMNS = 4
 """Images of each class."""

@@ -15,10 +15,10 @@ from sublens.lensing.sersic import sersic_total
 from sublens.sim import galaxies
 from sublens.sim.contaminants import STAMP_PIXEL
 from sublens.sim.galaxies import GALAXY, MARGIN, SCALE_LENGTH, Glow, Rows
-from sublens.sim.truth import Truth
 from sublens.surveys.contaminants import KINDS, Kind
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 STAMP_REACH = 4.0
 """Half of the side of the image of a disc, ring or tail, in sizes of the contaminant."""

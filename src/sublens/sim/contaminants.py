@@ -15,14 +15,14 @@ from sublens.lensing.lens_equation import Deflect, images
 from sublens.lensing.pictures import picture
 from sublens.lensing.sersic import sersic_total
 from sublens.models.macro import CONTAMINANT
-from sublens.sim.extra import N_POINTS
 from sublens.sim.galaxies import Rows, columns_of
 from sublens.sim.halo import smooth_deflection
-from sublens.sim.truth import Truth
 from sublens.surveys.contaminants import KINDS, Contaminants, Kind
+from sublens.surveys.extra import N_POINTS
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 STAMP_SHARE: dict[Kind, tuple[float, float]] = {"spirals": (0.4, 1.0), "mergers": (0.05, 0.35), "rings": (0.2, 0.8)}
 """Least and greatest share of a contaminant's light in its disc, its tidal tails or its ring."""

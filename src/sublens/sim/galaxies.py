@@ -15,8 +15,8 @@ from torch import Tensor
 from sublens.lensing import rays
 from sublens.lensing.pictures import smooth_stamp
 from sublens.lensing.sersic import sersic, sersic_b, sersic_total
-from sublens.sim.extra import N_POINTS
 from sublens.surveys.camera import Camera
+from sublens.surveys.extra import N_POINTS
 from sublens.surveys.light import NOUGHT, Beside, ClumpySource, Knots, LensLight, Neighbours, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey

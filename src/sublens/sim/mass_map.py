@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublens.sim.population import ANGLES, ANNULI, annuli
-from sublens.sim.truth import Truth
 from sublens.surveys.priors import Floats
+from sublens.surveys.truth import Truth
 
 STRING_SAMPLES = 64
 """Pieces of a string whose mass is shared out over cells."""

@@ -20,15 +20,17 @@ from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import einstein_radius, isothermal_radius
 from sublens.lensing.pictures import picture
 from sublens.lensing.sersic import sersic_total
-from sublens.sim import defects, exposure, extra, substructure
+from sublens.observation import defects, exposure
+from sublens.sim import substructure
 from sublens.sim.contaminants import replaced
 from sublens.sim.galaxies import draw_light, per_second
-from sublens.sim.truth import SCENE, SUBHALO, Truth
+from sublens.surveys import extra
 from sublens.surveys.camera import Camera
 from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.light import Light, PixelatedSource, StampSource
 from sublens.surveys.priors import Floats, Prior
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import SCENE, SUBHALO, Truth
 
 CLASSES = ("no", "sphere", "vort")
 """Smooth halo, subhaloes and vortex; a label is a position in this tuple."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from sublens.lensing import light, mass, pictures, rays, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
-from sublens.sim import camera, defects, exposure, extra
+from sublens.observation import camera, defects, exposure
+from sublens.observation.psf import in_own_pixels
+from sublens.observation.stars import add_points
 from sublens.sim.contaminant_shapes import glows
 from sublens.sim.galaxies import (
     Columns,
@@ -27,13 +29,12 @@ from sublens.sim.galaxies import (
 from sublens.sim.halo import is_grid_here, smooth_convergence, smooth_deflection
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import Split, draw, noise_seeds
-from sublens.sim.psf import in_own_pixels
-from sublens.sim.stars import add_points
-from sublens.sim.truth import Truth
+from sublens.surveys import extra
 from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.light import PixelatedSource, StampSource
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 CPU_BLOCK, GPU_BLOCK = 400_000, 24_000_000
 """Number of points at which light is computed together, over one image or several. On a processor such a

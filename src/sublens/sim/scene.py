@@ -12,16 +12,16 @@ from pydantic import Field
 from sublens.config import Frozen
 from sublens.errors import ConfigError, nearest
 from sublens.lensing.cosmology import einstein_radius
-from sublens.sim.defects import marks
-from sublens.sim.exposure import observe
+from sublens.observation.defects import marks
+from sublens.observation.exposure import observe
 from sublens.sim.population import CLASSES, draw, weigh
 from sublens.sim.render import render
 from sublens.sim.substructure import extend
-from sublens.sim.truth import SCENE, SUBHALO, Truth
 from sublens.surveys import presets
 from sublens.surveys.camera import Gaussian, typical_fwhm
 from sublens.surveys.light import SersicSource
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import SCENE, SUBHALO, Truth
 
 MASSES_MSUN = 1e6, 1e11
 """Least and greatest mass of a subhalo, solar masses."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sublens.parallel.mapper import Mapper
 from sublens.sim.population import Split
 from sublens.sim.render import Maps, maps, simulate
-from sublens.sim.truth import Truth
 from sublens.surveys.contaminants import Contaminants
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 SLICE_PIXELS = 500 * 150 * 150
 """Approximate number of pixels in a slice."""

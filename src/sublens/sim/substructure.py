@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from sublens.errors import ConfigError
 from sublens.lensing import mass, power_law
 from sublens.lensing.cosmology import mean_concentration, nfw_angles
-from sublens.sim.truth import SUBHALO
 from sublens.surveys.mass import MassConcentration, Subhaloes
 from sublens.surveys.priors import PRIORS, Floats, Prior
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import SUBHALO
 
 MOST = 1500
 """Greatest mean number of subhaloes in an image."""

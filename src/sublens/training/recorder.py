@@ -27,13 +27,13 @@ from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog
 from sublens.models.detection import Detection
 from sublens.models.networks import device, processor_facts
 from sublens.parallel import machine
+from sublens.parallel.signals import Requests
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
 from sublens.training import checkpoint, labels_only, loop
 from sublens.training.chance import ChanceWatch
 from sublens.training.checkpoint import Checkpoint
-from sublens.training.signals import Requests
 from sublens.training.state import TrainState
 
 LOG, SCORES, PREDICTIONS, GALLERY = "log.jsonl", "scores.json", "predictions.csv", "gallery.npz"

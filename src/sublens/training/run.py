@@ -21,6 +21,7 @@ from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError, DataError
 from sublens.models import bundle, networks
 from sublens.models.networks import device
+from sublens.parallel.signals import graceful_stop
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.progress import Bar, Say, silent
 from sublens.storage import files
@@ -37,7 +38,6 @@ from sublens.training.recorder import (
     open_log,
     open_no_log,
 )
-from sublens.training.signals import graceful_stop
 from sublens.training.state import TrainState
 
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.lensing.compiled import Reals, compiled
-from sublens.sim import camera
-from sublens.sim.psf import kernels
+from sublens.observation import camera
+from sublens.observation.psf import kernels
 from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.priors import Floats
 

@@ -8,7 +8,7 @@ from astropy.io import fits
 from conftest import changed
 
 from sublens.errors import ConfigError
-from sublens.sim import camera
+from sublens.observation import camera
 from sublens.surveys import presets
 from sublens.surveys.camera import Camera, Gaussian, Moffat
 

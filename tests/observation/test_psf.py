@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import changed
 
-from sublens.sim import camera, psf, render
+from sublens.observation import camera, psf
+from sublens.sim import render
 from sublens.sim.population import draw
 from sublens.surveys.camera import FWHM_PER_SIGMA
 from sublens.surveys.survey import Survey

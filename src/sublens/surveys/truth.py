@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.sim.extra import blank
+from sublens.surveys.extra import blank
 
 _REALS = (
     *("z_lens", "z_source", "exposure_s", "background", "noise_rms"),

@@ -5,13 +5,14 @@ from conftest import changed
 
 from sublens.errors import ConfigError
 from sublens.images.signal_to_noise import MASKED, decode, encode
-from sublens.sim import exposure, render
-from sublens.sim.defects import Marks, marks
-from sublens.sim.exposure import Conditions
-from sublens.sim.extra import blank
+from sublens.observation import exposure
+from sublens.observation.defects import Marks, marks
+from sublens.observation.exposure import Conditions
+from sublens.sim import render
 from sublens.sim.population import draw, noise_seeds
-from sublens.sim.truth import SCENE
+from sublens.surveys.extra import blank
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import SCENE
 
 NONE = Marks(*(np.zeros(0, kind) for kind in (np.int64, float, np.int64, float, np.int64)))
 

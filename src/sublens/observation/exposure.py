@@ -11,14 +11,14 @@ from torch import Generator, Tensor
 
 from sublens.images.signal_to_noise import LEAST, MASKED, MOST, STEP
 from sublens.lensing import compiled
-from sublens.sim import camera
-from sublens.sim.defects import Marks, strike
-from sublens.sim.psf import TURNS
-from sublens.sim.truth import Truth
+from sublens.observation import camera
+from sublens.observation.defects import Marks, strike
+from sublens.observation.psf import TURNS
 from sublens.surveys.camera import Camera, Psf
 from sublens.surveys.priors import Floats, Prior, clipped_quantile
 from sublens.surveys.psf_set import PsfSet
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 
 def draw_columns(extra: NDArray[np.void], settings: Camera, uniform: Floats) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import changed
 
-from sublens.sim import camera, stars
+from sublens.observation import camera, stars
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
 
 GAUSSIAN = {"profile": "gaussian", "fwhm": 0.12}

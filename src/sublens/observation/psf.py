@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ive
 from torch import Tensor
 
-from sublens.sim.camera import binned, blurred, convolved, finished, profiles, psf_parts
+from sublens.observation.camera import binned, blurred, convolved, finished, profiles, psf_parts
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
 from sublens.surveys.psf_set import MAX_REACH, PsfSet
 

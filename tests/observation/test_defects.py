@@ -6,7 +6,8 @@ import torch
 from conftest import SHARED, changed
 
 from sublens.images.signal_to_noise import MASKED, decode
-from sublens.sim import defects, render
+from sublens.observation import defects
+from sublens.sim import render
 from sublens.sim.population import draw
 from sublens.surveys.survey import Survey
 

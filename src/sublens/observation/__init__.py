@@ -1,0 +1,1 @@
+"""Observation of simulated light: point-spread function, noise, and what detectors and satellites leave."""
