@@ -8,17 +8,19 @@ import pytest
 import torch
 from conftest import changed
 
-from sublens.config import SplitConfig
+from sublens.config import InputConfig, SplitConfig, TrainConfig
 from sublens.data import generate, store, survey_stream
-from sublens.data.dataset import open_dataset
+from sublens.data.dataset import Part, open_dataset
 from sublens.data.survey_stream import Cells, Sample, SurveyStream
 from sublens.errors import ConfigError
 from sublens.images.signal_to_noise import LEAST, STEP
+from sublens.models.macro import CONTAMINANT
 from sublens.parallel.mapper import HERE, Mapper
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
 from sublens.sim.slices import slice_length
 from sublens.surveys.survey import Survey
+from sublens.training.loop import BatchSource
 
 CELLS = Cells(6, 7.2)
 
@@ -124,6 +126,41 @@ def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey) -> None
     assert windows[-1].start > windows[0].stop
     rendered = windows[-1].stop * slice_length(small_survey) - 40
     assert rendered == pytest.approx(199 * 8 / survey_stream.REUSE, abs=20)
+
+
+@pytest.fixture(scope="module")
+def mixed_survey() -> Survey:
+    """The small survey as planes of signal to noise, of which two in five training images are no lens."""
+    camera = {"n_pixels": 48, "pixel_scale": 0.15, "pixels": "signal-to-noise"}
+    return changed("common-test-1", name="mixed", camera=camera, contaminants={"share": 0.4})
+
+
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_batches_hold_their_share_of_contaminants_without_substructure(mixed_survey: Survey, kind: str) -> None:
+    samples = batches(SurveyStream(mixed_survey, 24, 1, CELLS), kind, 0, 8)
+    labels = torch.cat([sample.labels for sample in samples])
+    assert (labels == CONTAMINANT).float().mean().item() == pytest.approx(0.4, abs=0.12)
+    assert set(labels.tolist()) == {CONTAMINANT, 0, 1, 2}
+    assert all((sample.msun[sample.labels == CONTAMINANT] == 0).all() for sample in samples if sample.msun is not None)
+
+
+def test_fixed_images_hold_no_contaminants(mixed_survey: Survey) -> None:
+    plain = mixed_survey.model_copy(update={"contaminants": None})
+    fixed, same_fixed = (next(survey_stream.fixed_chunks(survey, "train", 20)) for survey in (mixed_survey, plain))
+    assert (fixed.labels >= 0).all()
+    assert np.array_equal(fixed.counts, same_fixed.counts)
+
+
+def test_training_on_a_survey_with_contaminants_tells_them_from_lenses(mixed_survey: Survey) -> None:
+    (chunk,) = survey_stream.fixed_chunks(mixed_survey, "train", 20)
+    part = Part((chunk.counts,), np.arange(20), chunk.labels, chunk.ids, chunk.truth)
+    config = TrainConfig(batch_size=24, flips=False)
+    source = BatchSource(part, InputConfig(), config, "cpu", endless=mixed_survey, has_macro=True)
+    with closing(source.epochs()) as epochs:
+        batch = next(next(epochs))
+    assert batch.is_contaminant is not None
+    assert 0 < batch.is_contaminant.sum() < 24
+    assert torch.equal(batch.is_contaminant == 1, batch.labels == CONTAMINANT)
 
 
 def test_no_fresh_image_is_a_fixed_one_of_the_same_seed(small_survey: Survey) -> None:

@@ -112,7 +112,7 @@ def test_contaminants_are_left_out_of_calibration_but_for_their_logit(trained: P
     labels = planes.train.labels.copy()
     labels[:5] = macro.CONTAMINANT
     mixed, predictor = replace(planes.train, labels=labels), Predictor.load(trained, "torch")
-    fitted = predict_dataset.calibrate(predictor, mixed, planes.selection)
+    fitted = predict_dataset.calibrate(predictor, mixed, planes.selection, knows_contaminants=True)
     assert fitted.contaminant_score is not None
     scores = replace(predictor, calibration=fitted).forward(planes.selection.counts(np.arange(len(planes.selection))))
     assert scores.is_ood is not None

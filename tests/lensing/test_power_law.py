@@ -89,3 +89,10 @@ def test_a_multipole_draws_contours_out_by_its_share() -> None:
         kappa = mass.sis_convergence(x, y, torch.tensor(1.0))
         kappa = kappa + power_law.multipole_convergence(x, y, 4, *numbers(0.02, 0.7))
         assert float(kappa) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [1.6, 2.0, 2.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_halo_without_mass_bends_no_ray(slope: float, dtype: torch.dtype) -> None:
+    values = (torch.tensor(value, dtype=dtype) for value in (0.3, 0.0, 0.0, 0.7, 0.2, slope))
+    assert [alpha.item() for alpha in power_law.power_law_deflection(*values, 20)] == [0, 0]

@@ -94,6 +94,15 @@ def test_labels_learn_nothing_from_contaminants() -> None:
     assert (logits.grad.abs().sum(1) == 0).tolist() == (labels == CONTAMINANT).tolist()  # type: ignore[union-attr]
 
 
+def test_a_batch_without_lenses_has_no_label_loss() -> None:
+    logits = torch.ones(N, 3, requires_grad=True)
+    batch = Batch(torch.zeros(N, 1, 8, 8), torch.full((N,), CONTAMINANT))
+    loss = loop._losses((logits, None, None, None), batch)[0]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()  # type: ignore[union-attr]
+
+
 def test_a_new_head_says_it_knows_nothing() -> None:
     model = build("lensnet", 2)
     head = MacroHead(model, 1.0)

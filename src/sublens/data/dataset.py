@@ -115,6 +115,12 @@ class Dataset:
         return self.survey.camera.pixels if self.survey else "counts"
 
     @property
+    def has_contaminants(self) -> bool:
+        """Whether some of the images that a network trains on are no lens."""
+        is_added = self.is_endless and self.survey is not None and self.survey.contaminants is not None
+        return is_added or self.train.has_contaminants
+
+    @property
     def imbalance(self) -> float:
         """Training images of the largest class over those of the smallest."""
         numbers = np.bincount(self.train.of_lenses().labels)

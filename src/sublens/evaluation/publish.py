@@ -72,7 +72,8 @@ def _write_bundle(folder: Path, best: Path, scores: tuple[CardScores, ...], data
     bundle.save_card(folder, Card(**fields))
     rounded = Predictor.load(folder, "torch", device())
     fields["graph"] = onnx_export.add_graph(folder, bundle.read_card(folder), part, bar)
-    calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar)
+    knows = card.knows_contaminants
+    calibration = predict_dataset.calibrate(rounded, dataset.train, part, bar, knows_contaminants=knows)
     fields["calibration"] = bundle.save_calibration(folder, calibration, len(part))
     fields["detection"] = detection_trials.fit_where_known(replace(rounded, calibration=calibration), dataset, bar)
     if card.rounding is None:  # else it is rounded and thinned already

@@ -260,7 +260,8 @@ def export(
             entry = entry.model_copy(update={"precision": "int8", **_rounding(card, place, folder, part, bar)})
         if int8 or mirrors:
             plain = _uncalibrated(folder / GRAPH, card)
-            fitted = predict_dataset.calibrate(plain, dataset.train, part, bar)
+            knows = card.knows_contaminants
+            fitted = predict_dataset.calibrate(plain, dataset.train, part, bar, knows_contaminants=knows)
             calibration = bundle.save_calibration(folder, fitted, len(part))
             detection = detection_trials.fit_where_known(replace(plain, calibration=fitted), dataset, bar)
         elif calibration:

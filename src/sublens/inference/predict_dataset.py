@@ -127,19 +127,21 @@ def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
     return BatchPrediction(outputs[0].classes, moments=moments, **{name: joined(name) for name in names})
 
 
-def calibrate(predictor: Predictor, training: Part, selection: Part, bar: Bar = silent) -> Calibration:
+def calibrate(
+    predictor: Predictor, training: Part, selection: Part, bar: Bar = silent, *, knows_contaminants: bool = False
+) -> Calibration:
     """Calibrate a trained network on the selection part; see `calibration.fit`.
 
-    training: training images, of which up to `IN_DISTRIBUTION` are used. Contaminants are left out of both parts; where
-    `training` holds some, their logit is part of the OOD score.
+    training: training images, of which up to `IN_DISTRIBUTION` are used. Contaminants are left out of both parts.
+    knows_contaminants: whether the network learned from some, so that their logit is part of the OOD score.
     """
-    has_contaminants, training, selection = training.has_contaminants, training.of_lenses(), selection.of_lenses()
+    training, selection = training.of_lenses(), selection.of_lenses()
     plain, few = replace(predictor, calibration=None), training.few(IN_DISTRIBUTION)
     with bar("calibrating", len(few) + len(selection)) as advance:
         count = Count(advance)
         reference, outputs = (outputs_of_all(plain, part, count.add) for part in (few, selection))
     lens, logits = outputs.macro, None
-    if lens is not None and has_contaminants:
+    if lens is not None and knows_contaminants:
         logits = lens[:, macro.CONTAMINANT]
     fitted = calibration.fit(
         outputs.logits, selection.labels, outputs.moments, reference.moments, contaminant_logits=logits

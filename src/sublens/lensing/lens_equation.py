@@ -22,8 +22,8 @@ SMALLEST = 1e-3
 def images(source: tuple[float, float], deflect: Deflect, reach: float) -> Floats:
     """The images of a point source, [k, 3]: x and y, arcsec, and magnification, the most magnified first.
 
-    source: its position, arcsec. deflect: deflection of the lens. reach: half of the side of the square around the
-    origin that is searched, arcsec. A central image fainter than `SMALLEST` is left out.
+    source: its position, arcsec. deflect: deflection of the lens, finite everywhere. reach: half of the
+    side of the square around the origin that is searched, arcsec. A central image fainter than `SMALLEST` is left out.
     """
     corners, side = np.full((1, 2), -reach), 2 * reach
     for parts in PARTS:

@@ -45,7 +45,7 @@ def power_law_deflection(
             factor * (term_u * double_v + term_v * double_u),
         )
         along, across = along + term_u, across + term_v
-    scale = 2 * b / (1 + q) * torch.exp((t - 1) * torch.log(b / radius))
+    scale = 2 * b / (1 + q) * torch.exp((t - 1) * torch.log(b.clamp_min(TINY) / radius))
     return scale * (cos * along - sin * across), scale * (sin * along + cos * across)
 
 

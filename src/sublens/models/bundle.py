@@ -238,6 +238,11 @@ class Card(Frozen):
     selection part of the data it was tested on."""
 
     @property
+    def knows_contaminants(self) -> bool:
+        """Whether the network learned from images that are no lens, as its calibration says."""
+        return self.calibration is not None and self.calibration.contaminant_score is not None
+
+    @property
     def identity(self) -> str:
         """Origin of a prediction in a table: the network, its weights, and its graph's computation unless plain."""
         parts = [self.network, self.weights_sha256[:12]]

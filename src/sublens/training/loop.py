@@ -171,12 +171,18 @@ def _weights(config: TrainConfig) -> tuple[float, float, float, float]:
 
 def _losses(outputs: Outputs, batch: Batch) -> Losses:
     logits, masses, student_maps, lens = outputs
-    loss, truth, distill = F.cross_entropy(logits.float(), batch.labels, ignore_index=CONTAMINANT), None, None
+    loss, truth, distill = _label_loss(logits.float(), batch.labels), None, None
     if masses is not None and batch.masses is not None:
         truth = F.mse_loss(masses.float(), batch.masses)
     if student_maps is not None and batch.teacher_maps is not None:
         distill = distill_loss(student_maps, batch.teacher_maps)
     return loss, truth, distill, *macromodel.losses(lens, batch.macro, batch.labels, batch.is_contaminant)
+
+
+def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the lenses among the images; 0 where all are contaminants."""
+    loss = F.cross_entropy(logits, labels, ignore_index=CONTAMINANT)
+    return torch.where((labels != CONTAMINANT).any(), loss, 0.0)
 
 
 class _WithHeads(nn.Module):
@@ -326,6 +332,11 @@ class BatchSource:
         return self.config.batch_size if self.endless else min(self.config.batch_size, len(self.part))
 
     @property
+    def has_contaminants(self) -> bool:
+        """Whether some of the images are no lens."""
+        return self.endless.contaminants is not None if self.endless else self.part.has_contaminants
+
+    @property
     def log_every(self) -> int:
         """Steps from one line of the log to the next: more on a GPU, which every line keeps waiting."""
         return 1 if self.device == "cpu" else max(1, min(MOST_UNLOGGED, len(self) // LEAST_LINES))
@@ -399,7 +410,7 @@ class BatchSource:
         batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
         if not self.has_macro or lens is None:
             return batch
-        is_contaminant = (labels == CONTAMINANT).float() if self.part.has_contaminants else None
+        is_contaminant = (labels == CONTAMINANT).float() if self.has_contaminants else None
         return replace(batch, macro=macromodel.mirrored(lens.float(), flips), is_contaminant=is_contaminant)
 
     def _prepared(self, counts: Tensor, config: InputConfig, flips: Tensor) -> Tensor:

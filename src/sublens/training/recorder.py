@@ -344,7 +344,9 @@ class TrainingRecorder:
         self._warn_of_chance("ended")
         part, graph = self.dataset.selection, None
         predictor = Predictor.load(self.out, "torch", device())
-        fitted = predict_dataset.calibrate(predictor, self.dataset.train, part, bar)
+        fitted = predict_dataset.calibrate(
+            predictor, self.dataset.train, part, bar, knows_contaminants=self.dataset.has_contaminants
+        )
         detection = detection_trials.fit_where_known(replace(predictor, calibration=fitted), self.dataset, bar)
         try:
             graph = onnx_export.add_graph(self.out, bundle.read_card(self.out), part, bar)
