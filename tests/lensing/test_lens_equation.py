@@ -1,11 +1,10 @@
-from typing import Any
-
 import numpy as np
 import pytest
 from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LensModel.Solver.lens_equation_solver import LensEquationSolver
 
 from sublens.lensing.lens_equation import Deflect, images
+from sublens.surveys.priors import Floats
 
 HALO = {"theta_E": 1.2, "e1": 0.15, "e2": -0.1, "gamma": 2.1, "center_x": 0.03, "center_y": -0.02}
 SHEAR = {"gamma1": 0.05, "gamma2": -0.03}
@@ -16,10 +15,14 @@ def power_law() -> tuple[LensModel, list[dict[str, float]]]:
 
 
 def deflection(model: LensModel, parameters: list[dict[str, float]]) -> Deflect:
-    return lambda x, y: tuple(np.reshape(a, x.shape) for a in model.alpha(x.ravel(), y.ravel(), parameters))
+    def deflect(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        alpha_x, alpha_y = model.alpha(x.ravel(), y.ravel(), parameters)
+        return alpha_x.reshape(x.shape), alpha_y.reshape(x.shape)
+
+    return deflect
 
 
-def sphere(x: Any, y: Any) -> Any:
+def sphere(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     radius = np.maximum(np.hypot(x, y), 1e-12)
     return x / radius, y / radius
 

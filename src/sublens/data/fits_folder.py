@@ -14,6 +14,7 @@ import numpy as np
 
 from sublens.data.store import Chunk, Origin, Source
 from sublens.storage.files import Kind, whole_folder
+from sublens.surveys.extra import CONTAMINANTS
 from sublens.surveys.survey import Survey
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _hdus(chunk: Chunk, row: int, label: str, survey: Survey) -> "HDUList":
     header["SURVEY"] = (survey.name, "preset it was simulated with")
     header["GAIN"] = (survey.camera.gain, "electrons a count")
     for table in (truth.scenes, *(() if truth.extra is None else (truth.extra,))):
-        for column in table.dtype.names or ():
+        for column in (name for name in table.dtype.names or () if name not in CONTAMINANTS):
             header[f"HIERARCH SUBLENS {column}"] = table[column][0].item()
     planes = [fits.ImageHDU(plane[row], _pixels(survey), EXTENSIONS[name]) for name, plane in chunk.maps.items()]
     subhaloes = fits.BinTableHDU(truth.subhaloes, name="SUBHALO")

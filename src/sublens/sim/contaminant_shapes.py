@@ -62,8 +62,8 @@ def _glow(plain: Glow, scene: np.void, more: np.void, area: float) -> Glow:
     if kind == "fields":
         return Glow(plain.galaxies[:0], NONE)
     rng = Generator(SFC64((int(more["contaminant_seed"]), 0)))
-    lengths = (more[f"contaminant_{name}"] for name in ("size", "separation"))
-    frame = Frame(rng, scene["source_x"], scene["source_y"], *lengths, more["contaminant_electrons"] * area)
+    size, separation, electrons = (more[f"contaminant_{name}"] for name in ("size", "separation", "electrons"))
+    frame = Frame(rng, scene["source_x"], scene["source_y"], size, separation, electrons * area)
     own, stamp = SHAPES[kind](frame)
     lit = (table[table["intensity"] > 0] for table in (plain.galaxies, own))
     return Glow(np.concatenate(list(lit)), stamp)
