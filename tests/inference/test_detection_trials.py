@@ -22,8 +22,9 @@ from sublens.models.detection import FALSE_POSITIVES, Detection
 from sublens.models.networks import build
 from sublens.observation.defects import marks
 from sublens.observation.exposure import observe
-from sublens.sim.population import CLASSES, Truth
+from sublens.sim.population import CLASSES
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 MIDDLE, STEEPNESS = 9.4, 6.0
 """log10 of the mass that the network below finds every other time, and how steeply it finds more."""

@@ -263,10 +263,11 @@ def by_scipy(light: np.ndarray, psf: Psf, scale: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
     from scipy.signal import fftconvolve
 
+    assert isinstance(psf, Gaussian | Moffat)
+    assert isinstance(psf.fwhm, float)
     if isinstance(psf, Gaussian):
         sigma = psf.fwhm / FWHM_PER_SIGMA / scale
         return np.asarray(gaussian_filter(light, sigma, mode="nearest", radius=int(np.ceil(4.0556 * sigma - 0.5))))
-    assert isinstance(psf, Moffat)
     core = psf.fwhm / scale / 2 / (2 ** (1 / psf.beta) - 1) ** 0.5
     reach = int(np.ceil(core * (1e-4 ** (1 / (1 - psf.beta)) - 1) ** 0.5 - 0.5))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]

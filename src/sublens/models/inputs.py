@@ -74,24 +74,23 @@ def _resized(images: Tensor, config: InputConfig) -> Tensor:
 def _planes(codes: Tensor, config: InputConfig) -> Tensor:
     """Codes of signal to noise [b, h, w], 0 where masked -> the channels that `config.planes` names, [b, c, s, s].
 
-    `image` is asinh(S/N / stretch), `detail` the same less its blur, times the stretch, so that faint noise has a width
-    of 1; masked pixels take the blur of their neighbours in `image`, and 0 in `detail`. Binned pixels have the mean
-    S/N of those that are not masked, times the binning: their noise is 1 where none is masked.
+    `image` is asinh(S/N / stretch). `detail` is the S/N less its blur, with the same stretch above that of the noise,
+    which keeps its width of about 1 where the lens galaxy is bright as well. Masked pixels take the blur of their
+    neighbours in `image`, and 0 in `detail`. Binned pixels have the mean S/N of those that are not masked, times the
+    binning: their noise is 1 where none is masked.
     """
     codes = _crop(codes, field_of_view(config, (codes.shape[1], codes.shape[2])))
     good = (codes != MASKED).to(codes.dtype)
     share = _bin(good, config.binning)
     mean = _bin((codes * STEP + LEAST) * good, config.binning) / share.clamp_min(0.5 / config.binning**2)
-    image, good = torch.asinh(config.binning * mean / config.stretch), (share > 0).to(codes.dtype)
+    snr, good = config.binning * mean, (share > 0).to(codes.dtype)
     sigma = (config.highpass or BLUR) / config.binning
-    smooth = faint = _smoothed(image, good, sigma)
-    residual = image
-    if config.subtract == "profile":
-        residual = image - _profile(image, good, 1 / config.stretch)
-        faint = _smoothed(residual, good, sigma)
+    residual = snr - _profile(snr, good, 1.0) if config.subtract == "profile" else snr
+    faint = (residual - _smoothed(residual, good, sigma)) * good
+    image = torch.asinh(snr / config.stretch)
     planes = {
-        "image": torch.where(good > 0, image, smooth),
-        "detail": config.stretch * (residual - faint) * good,
+        "image": torch.where(good > 0, image, _smoothed(image, good, sigma)),
+        "detail": config.stretch * torch.asinh(faint / config.stretch),
         "mask": 1 - share,
     }
     return torch.stack([planes[name] for name in config.planes], 1)
