@@ -2,7 +2,6 @@
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,8 +84,7 @@ def _planes(codes: Tensor, config: InputConfig) -> Tensor:
     mean = _bin((codes * STEP + LEAST) * good, config.binning) / share.clamp_min(0.5 / config.binning**2)
     snr, good = config.binning * mean, (share > 0).to(codes.dtype)
     sigma = (config.highpass or BLUR) / config.binning
-    residual = snr - _profile(snr, good, 1.0) if config.subtract == "profile" else snr
-    faint = (residual - _smoothed(residual, good, sigma)) * good
+    faint = (snr - _smoothed(snr, good, sigma)) * good
     image = torch.asinh(snr / config.stretch)
     planes = {
         "image": torch.where(good > 0, image, _smoothed(image, good, sigma)),
@@ -99,47 +97,6 @@ def _planes(codes: Tensor, config: InputConfig) -> Tensor:
 def _smoothed(image: Tensor, good: Tensor, sigma: float) -> Tensor:
     """The Gaussian blur of an image [b, s, s] over its good pixels."""
     return (_blurred(image * good, sigma) / _blurred(good, sigma).clamp_min(LEAST_WEIGHT)).to(image.dtype)
-
-
-def _profile(image: Tensor, good: Tensor, noise: float) -> Tensor:
-    """The mean of rings a pixel wide around the centre of images [b, s, s], at each pixel.
-
-    What stands out of its ring's mean by more than `noise`, as arcs do, counts as just that much in a second mean.
-    """
-    rings = _rings(image.shape[-1])
-    members, is_member = (torch.from_numpy(array).to(image.device, non_blocking=True) for array in rings[:2])
-    values, weights = (
-        planes.flatten(1).index_select(1, members.flatten()).view(-1, *members.shape) * is_member.to(image.dtype)
-        for planes in (image * good, good)
-    )
-    total = weights.sum(2).clamp_min(1)
-    mean = values.sum(2) / total
-    clipped = torch.minimum(values, (mean[:, :, None] + noise) * weights)
-    numbers = torch.from_numpy(rings.numbers).to(image.device, non_blocking=True)
-    profile: Tensor = (clipped.sum(2) / total).index_select(1, numbers)
-    return profile.view_as(image)
-
-
-class _Rings(NamedTuple):
-    """Rings a pixel wide around the centre of a square."""
-
-    members: NDArray[np.int64]
-    """Positions of each ring's pixels, [n, m]; those of small rings repeat 0."""
-    weights: NDArray[np.float32]
-    """1 for a pixel of the ring and 0 after them, [n, m]."""
-    numbers: NDArray[np.int64]
-    """Ring of each pixel, [side * side]."""
-
-
-@lru_cache
-def _rings(side: int) -> _Rings:
-    offsets = np.arange(side) - (side - 1) / 2
-    numbers = np.hypot(offsets, offsets[:, None]).round().astype(np.int64).ravel()
-    sizes = np.bincount(numbers)
-    weights = (np.arange(sizes.max()) < sizes[:, None]).astype(np.float32)
-    members = np.zeros(weights.shape, np.int64)
-    members[weights > 0] = np.argsort(numbers, kind="stable")
-    return _Rings(members, weights, numbers)
 
 
 @lru_cache
