@@ -1,15 +1,15 @@
-"""Point-spread functions of the presets' cameras, worked out from their telescopes' pupils.
+"""Point-spread functions of the presets' cameras, worked out from their telescopes' apertures.
 
     python scripts/make_psf.py src/sublens/surveys
 
 Writes NAME-psf.npy, float32 [n, k, k], each adding up to 1, for every camera of `TELESCOPES`. Fraunhofer diffraction:
-the squared modulus of the Fourier transform of a pupil with a random wavefront error of low orders, averaged over the
+the squared modulus of the Fourier transform of a aperture with a random wavefront error of low orders, averaged over the
 filter; then one Gaussian for jitter, the detector's diffusion and drizzling, the place of the star within its pixel,
 and the mean over the pixel, which a recorded point-spread function holds. Light a pixel in rings one pixel wide, here
 and as published with an image: hst-acs 0.12 to 0.18, 0.056, 0.012, 0.004 against 0.198, 0.053, 0.014, 0.004 (SLACS
 J0037-0942); euclid-vis 0.13 to 0.18, 0.060, 0.013, 0.004 against 0.162, 0.061, 0.013, 0.003 (a lens of Euclid's Q1).
 
-Sources: pupil, vanes and filters from the instruments' handbooks (ACS and WFC3: STScI; Euclid VIS: Cropper et al. 2024,
+Sources: aperture, vanes and filters from the instruments' handbooks (ACS and WFC3: STScI; Euclid VIS: Cropper et al. 2024,
 arXiv:2405.13492; NIRCam: JDox).
 """
 
@@ -25,22 +25,22 @@ Floats = NDArray[np.float64]
 ARCSEC = float(np.degrees(1)) * 3600
 """Arcsec in a radian."""
 POINTS, PARTS, N_WAVES = 128, 5, 5
-"""Points across the pupil, parts of a pixel along a side, and wavelengths across a filter."""
+"""Points across the aperture, parts of a pixel along a side, and wavelengths across a filter."""
 NUMBER, SEED = 16, 1
 """Point-spread functions of each camera, and the seed of their wavefronts."""
 
 
 class Telescope(NamedTuple):
-    """Pupil, filter and pixels of one camera."""
+    """Aperture, filter and pixels of one camera."""
 
     diameter: float
     """Metres."""
     obscuration: float
-    """Diameter of the central obscuration over that of the pupil."""
+    """Diameter of the central obscuration over that of the aperture."""
     vanes: tuple[float, ...]
     """Directions of the vanes that hold the secondary mirror, degrees."""
     vane_width: float
-    """Width of a vane over the pupil's radius."""
+    """Width of a vane over the aperture's radius."""
     wavelengths: tuple[float, float]
     """Ends of the filter, micrometres."""
     wavefront: float
@@ -52,26 +52,26 @@ class Telescope(NamedTuple):
     side: int
     """Pixels along a side, odd."""
     is_hexagonal: bool = False
-    """Whether the pupil's edge is a hexagon instead of a circle."""
+    """Whether the aperture's edge is a hexagon instead of a circle."""
 
 
 QUARTERS = (0.0, 90.0, 180.0, 270.0)
 TELESCOPES = {
-    "hst-acs": Telescope(2.4, 0.33, QUARTERS, 0.022, (0.71, 0.96), 0.035, (0.02, 0.035), 0.05, 27),
-    "hst-wfc3": Telescope(2.4, 0.33, QUARTERS, 0.022, (1.40, 1.70), 0.035, (0.03, 0.05), 0.08, 27),
-    "euclid-vis": Telescope(1.2, 0.34, (0.0, 120.0, 240.0), 0.02, (0.55, 0.92), 0.03, (0.05, 0.07), 0.1, 21),
-    "jwst-nircam": Telescope(6.5, 0.12, (90.0, 210.0, 330.0), 0.03, (1.33, 1.67), 0.06, (0.012, 0.02), 0.031, 41, True),
+    "hst-acs": Telescope(2.4, 0.33, QUARTERS, 0.022, (0.71, 0.96), 0.035, (0.02, 0.035), 0.05, 41),
+    "hst-wfc3": Telescope(2.4, 0.33, QUARTERS, 0.022, (1.40, 1.70), 0.035, (0.03, 0.05), 0.08, 41),
+    "euclid-vis": Telescope(1.2, 0.34, (0.0, 120.0, 240.0), 0.02, (0.55, 0.92), 0.03, (0.05, 0.07), 0.1, 41),
+    "jwst-nircam": Telescope(6.5, 0.12, (90.0, 210.0, 330.0), 0.03, (1.33, 1.67), 0.06, (0.012, 0.02), 0.031, 61, True),
 }
 
 
 def axes() -> tuple[Floats, Floats]:
-    """Positions across the pupil in units of its radius, a row and a column."""
+    """Positions across the aperture in units of its radius, a row and a column."""
     axis = np.asarray((np.arange(POINTS) - (POINTS - 1) / 2) / (POINTS / 2), np.float64)
     return axis[None, :], axis[:, None]
 
 
 def aperture(telescope: Telescope) -> NDArray[np.bool_]:
-    """Points of the pupil that light passes, [POINTS, POINTS]."""
+    """Points of the aperture that light passes, [POINTS, POINTS]."""
     x, y = axes()
     r = np.hypot(x, y)
     is_open = (r <= 1) & (r >= telescope.obscuration)

@@ -84,8 +84,6 @@ class InputConfig(Frozen):
     pixel that is masked."""
     stretch: PositiveFloat = later(STRETCH)
     """Signal to noise at which the stretch, asinh(S/N / stretch), turns from linear to logarithmic."""
-    subtract: Literal["none", "profile"] = later("none")
-    """`profile`: the mean of rings around the centre, mostly light of the lens, is taken off before `detail`."""
 
     @model_validator(mode="after")
     def _fits_transform(self) -> Self:
@@ -94,10 +92,8 @@ class InputConfig(Frozen):
                 raise ValueError("channels counts copies of one plane; needs planes alone for signal-to-noise")
             if not self.planes or len(set(self.planes)) < len(self.planes):
                 raise ValueError("planes needs one or more of image, detail and mask, each once")
-        elif any(
-            getattr(self, name) != type(self).model_fields[name].default for name in ("planes", "stretch", "subtract")
-        ):
-            raise ValueError("planes, stretch and subtract need transform = signal-to-noise")
+        elif (self.planes, self.stretch) != (PLANES, STRETCH):
+            raise ValueError("planes and stretch need transform = signal-to-noise")
         return self
 
     @property

@@ -60,13 +60,16 @@ def test_the_truth_of_a_general_halo_is_read_back(tmp_path: Path) -> None:
     (read,) = store.read_split(tmp_path / "s", store.read_manifest(tmp_path / "s"), "train")
     drawn = draw(survey, 1, "train", range(7))
     assert read.truth
-    assert np.array_equal(read.truth.extra, drawn.extra)
-    assert np.array_equal(read.truth.take(np.array([4, 2])).extra, drawn.extra[[4, 2]])
+    assert drawn.extra is not None
+    np.testing.assert_equal(read.truth.extra, drawn.extra)
+    np.testing.assert_equal(read.truth.take(np.array([4, 2])).extra, drawn.extra[[4, 2]])
 
 
 def test_a_survey_without_settings_of_real_lenses_has_no_further_table(small_store: Path) -> None:
     assert not list(small_store.rglob("extra*"))
-    assert store.read_split(small_store, store.read_manifest(small_store), "train")[0].truth.extra is None
+    (train,) = store.read_split(small_store, store.read_manifest(small_store), "train")
+    assert train.truth
+    assert train.truth.extra is None
 
 
 def test_images_are_memory_mapped(tmp_path: Path) -> None:

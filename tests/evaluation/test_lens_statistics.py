@@ -15,7 +15,7 @@ def lens(*, q: float = 1.0, angle: float = 0.0, arcs: float = 0.0, m: int = 3, n
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     galaxy = 100 * np.exp(-np.sqrt(q * u**2 + v**2 / q) / 0.5)
     ring = arcs * np.exp(-((np.hypot(x, y) - 1.3) ** 2) / 0.02) * np.cos(m * np.arctan2(y, x))
-    return galaxy + ring + noise * np.random.default_rng(0).normal(size=x.shape)
+    return np.asarray(galaxy + ring + noise * np.random.default_rng(0).normal(size=x.shape))
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.7, 2.0])

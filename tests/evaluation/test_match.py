@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from numpy.typing import NDArray
 from test_cli import sublens
 
 from sublens.errors import ImageError
@@ -23,7 +24,7 @@ SKY = 0.3
 """Noise of the sky, electrons a pixel a second."""
 
 
-def lenses(n: int = 6, exposure: float = 2000.0, **changes: object) -> dict[str, Image]:
+def lenses(n: int = 6, exposure: float = 2000.0) -> dict[str, Image]:
     """Lenses of `hst` in electrons a second, with maps of their noise and no exposure in their headers."""
     electrons = render(draw(preset("hst"), 5, "train", range(0, 3 * n, 3)), preset("hst")).double().numpy()
     rates, rng = electrons / (4 * 1350), np.random.default_rng(0)
@@ -36,11 +37,19 @@ def lenses(n: int = 6, exposure: float = 2000.0, **changes: object) -> dict[str,
         )
         for rate, sigma in zip(rates, noise, strict=True)
     ]
-    return {f"{number}.fits": replace(image, **changes) for number, image in enumerate(images)}
+    return {f"{number}.fits": image for number, image in enumerate(images)}
 
 
-def with_companions(images: dict[str, Image], **changes: object) -> dict[str, Image]:
-    return {path: replace(image, companions=image.companions._replace(**changes)) for path, image in images.items()}
+def with_companions(
+    images: dict[str, Image],
+    exposure: float | None = None,
+    zero_point: float | None = None,
+    psf: NDArray[np.float64] | None = None,
+) -> dict[str, Image]:
+    return {
+        path: replace(image, companions=image.companions._replace(exposure=exposure, zero_point=zero_point, psf=psf))
+        for path, image in images.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +130,13 @@ def test_images_of_two_scales_are_refused() -> None:
 
 
 def test_images_without_scale_or_noise_are_refused() -> None:
+    (image,) = lenses(1).values()
     with pytest.raises(ImageError, match=r"0.fits: has no pixel scale.*--pixel-scale"):
-        match(lenses(1, pixel_scale=None), "hst", "mine")
+        match({"0.fits": replace(image, pixel_scale=None)}, "hst", "mine")
     flat = np.zeros((80, 80))
     flat[40, 40] = 1
     with pytest.raises(ImageError, match="0.fits: has no noise"):
-        match(lenses(1, pixels=flat, companions=Companions()), "hst", "mine")
+        match({"0.fits": replace(image, pixels=flat, companions=Companions())}, "hst", "mine")
 
 
 def test_light_of_a_masked_image_is_that_of_the_whole() -> None:

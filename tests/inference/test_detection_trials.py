@@ -20,18 +20,19 @@ from sublens.inference.predictor import Predictor
 from sublens.models.arc import PLAIN
 from sublens.models.detection import FALSE_POSITIVES, Detection
 from sublens.models.networks import build
-from sublens.observation.defects import marks
+from sublens.observation.defects import Marks
 from sublens.observation.exposure import observe
-from sublens.sim.population import CLASSES, Truth
+from sublens.sim.population import CLASSES
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 MIDDLE, STEEPNESS = 9.4, 6.0
 """log10 of the mass that the network below finds every other time, and how steeply it finds more."""
 
 
-def marked(truth: Truth, images: Tensor, survey: Survey, seeds: Sequence[int]) -> NDArray[np.uint16]:
+def marked(truth: Truth, images: Tensor, survey: Survey, hits: Marks, seeds: Sequence[int]) -> NDArray[np.uint16]:
     """Images in whose first pixel log10 of the subhalo's mass is noted, in thousandths."""
-    counts = observe(truth, images, survey, marks(survey, truth.extra_or_blank()), seeds)
+    counts = observe(truth, images, survey, hits, seeds)
     masses = np.bincount(truth.owners(), truth.subhaloes["mass_msun"], minlength=len(truth))
     counts[:, 0, 0] = np.rint(1000 * np.log10(np.maximum(masses, 1)))
     return counts

@@ -49,7 +49,7 @@ def test_a_network_of_signal_to_noise_has_a_macro_head(trained: Path) -> None:
 
 
 def test_a_network_without_the_profile_of_the_lens_has_a_graph(planes: Dataset, tmp_path: Path) -> None:
-    network_input = {"transform": "signal-to-noise", "binning": 2, "subtract": "profile", "planes": ["detail"]}
+    network_input = {"transform": "signal-to-noise", "binning": 2, "planes": ["detail"]}
     run.train_run(planes, checked({**QUICK, "input": network_input}, RunConfig), tmp_path / "run")
     assert bundle.read_card(tmp_path / "run").graph
 

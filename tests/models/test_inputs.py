@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sublens.config import InputConfig, ModelConfig, RunConfig
@@ -58,39 +56,33 @@ def test_a_binned_pixel_is_the_mean_of_those_with_a_value() -> None:
 
 
 def test_an_image_without_values_is_all_sky() -> None:
-    image, detail, masked = planes(noise(), np.ones((1, SIDE, SIDE), bool), binning=2, subtract="profile")[0]
+    image, detail, masked = planes(noise(), np.ones((1, SIDE, SIDE), bool), binning=2)[0]
     assert not image.any()
     assert not detail.any()
     assert (masked == 1).all()
 
 
-@pytest.mark.parametrize("subtract", ["none", "profile"])
-def test_planes_do_not_depend_on_the_other_images(subtract: str) -> None:
+def test_planes_do_not_depend_on_the_other_images() -> None:
     snr, mask = 10 + noise(5), noise(5, seed=1) > 2
-    alone = torch.cat([planes(snr[k : k + 1], mask[k : k + 1], subtract=subtract) for k in range(5)])
-    assert torch.equal(planes(snr, mask, subtract=subtract), alone)
+    alone = torch.cat([planes(snr[k : k + 1], mask[k : k + 1]) for k in range(5)])
+    assert torch.equal(planes(snr, mask), alone)
 
 
-@given(st.sampled_from([(1,), (2,), (1, 2)]), st.sampled_from(["none", "profile"]))
-def test_a_mirrored_image_has_mirrored_planes(axes: tuple[int, ...], subtract: str) -> None:
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+def test_a_mirrored_image_has_mirrored_planes(axes: tuple[int, ...]) -> None:
     snr, mask = galaxy() + noise(), noise(seed=1) > 2
-    mirrored = planes(np.flip(snr, axes).copy(), np.flip(mask, axes).copy(), subtract=subtract, binning=2)
-    straight = planes(snr, mask, subtract=subtract, binning=2).flip([axis + 1 for axis in axes])
-    torch.testing.assert_close(mirrored, straight, atol=1e-5, rtol=0)
+    mirrored = planes(np.flip(snr, axes).copy(), np.flip(mask, axes).copy(), binning=2)
+    straight = planes(snr, mask, binning=2).flip([axis + 1 for axis in axes])
+    torch.testing.assert_close(mirrored, straight, atol=1e-4, rtol=0)  # of an S/N of up to 200
 
 
-def test_a_round_galaxy_leaves_no_detail_once_its_profile_is_off() -> None:
-    plain, flat = (planes(galaxy(), planes=["detail"], subtract=subtract) for subtract in ("none", "profile"))
-    assert flat.abs().max() < 0.3 * plain.abs().max()
-
-
-def test_an_arc_stays_when_the_profile_is_off() -> None:
+def test_an_arc_keeps_its_contrast_on_the_light_of_a_galaxy() -> None:
     arc = np.zeros((1, SIDE, SIDE))
-    arc[0, 8:11, 16:24] = 30
-    plain, flat = (
-        planes(galaxy() + arc, planes=["detail"], subtract=subtract)[0, 0] for subtract in ("none", "profile")
+    arc[0, 8:11, 16:24] = 3
+    dark, bright = (
+        planes(light + arc, planes=["detail"]) - planes(light, planes=["detail"]) for light in (0 * arc, galaxy())
     )
-    assert flat[9, 20] > 0.8 * plain[9, 20] > 2
+    assert bright[0, 0, 9, 20] > 0.5 * dark[0, 0, 9, 20] > 0.5
 
 
 @pytest.mark.parametrize(

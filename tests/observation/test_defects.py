@@ -14,12 +14,12 @@ from sublens.surveys.survey import Survey
 SIDE = 48
 
 
-def with_defects(pixels: str = "signal-to-noise", **kinds: dict[str, Any]) -> Survey:
+def with_defects(pixels: str = "signal-to-noise", /, **kinds: dict[str, Any]) -> Survey:
     camera = {"n_pixels": SIDE, "pixel_scale": 0.15, "pixels": pixels}
     return changed("common-test-1", camera=camera, defects=kinds)
 
 
-def struck(n: int = 200, **kinds: dict[str, Any]) -> defects.Marks:
+def struck(n: int = 200, /, **kinds: dict[str, Any]) -> defects.Marks:
     survey = with_defects(**kinds)
     return defects.marks(survey, draw(survey, 1, "train", range(n)).extra_or_blank())
 
@@ -132,7 +132,7 @@ def test_one_kind_of_defect_leaves_the_others_where_they_are() -> None:
 
 
 def test_marks_within_a_stretch_are_those_of_its_scenes() -> None:
-    kinds = {"cosmic_rays": {"number": 5, "masked": 0.5}, "dead_pixels": {"number": 2}}
+    kinds: dict[str, dict[str, float]] = {"cosmic_rays": {"number": 5, "masked": 0.5}, "dead_pixels": {"number": 2}}
     survey = with_defects(**kinds)
     extra = draw(survey, 1, "train", range(9)).extra_or_blank()
     part = defects.marks(survey, extra).within(3 * SIDE**2, 7 * SIDE**2)

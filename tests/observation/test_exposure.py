@@ -32,7 +32,7 @@ def conditions(n: int, sky: float = 100, rms: float = 0, **extra: float) -> Cond
 
 def observed(light: float, side: int = 200, **settings: float) -> np.ndarray:
     images = torch.full((1, side, side), light)
-    return decode(exposure.planes(images, conditions(1, **settings), NONE, [5]))[0]
+    return np.asarray(decode(exposure.planes(images, conditions(1, **settings), NONE, [5]))[0])
 
 
 def test_sky_alone_has_a_signal_to_noise_of_mean_0_and_variance_1() -> None:

@@ -14,7 +14,7 @@ from sublens.surveys.survey import Survey
 SPOT = np.hanning(9)[1:-1, None] * np.hanning(9)[1:-1]
 
 
-def drawn_through(supersampling: int = 1, **settings: object) -> Survey:
+def drawn_through(supersampling: int = 1, /, **settings: object) -> Survey:
     pixels = {"n_pixels": 48, "pixel_scale": 0.15, "supersampling": supersampling, "psf": settings}
     return changed("common-test-1", camera=pixels)
 

@@ -7,6 +7,7 @@ from conftest import changed
 
 from sublens.observation import camera, stars
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
+from sublens.surveys.extra import blank
 
 GAUSSIAN = {"profile": "gaussian", "fwhm": 0.12}
 MOFFAT = {"profile": "moffat", "fwhm": 0.12, "beta": 3}
@@ -19,7 +20,7 @@ def cameras(psf: dict[str, Any], n_pixels: int = 60, supersampling: int = 2) -> 
 
 def star(pixels: Camera, x: float, y: float, light: float = 1000) -> np.ndarray:
     image = np.zeros((1, pixels.n_pixels, pixels.n_pixels))
-    stars.add_points(image, np.zeros(1, np.int64), np.array([[x, y, light]]), pixels)
+    stars.add_points(image, np.zeros(1, np.int64), np.array([[x, y, light]]), pixels, blank(1))
     return np.asarray(image[0])
 
 

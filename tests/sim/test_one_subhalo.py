@@ -5,10 +5,11 @@ import pytest
 from conftest import changed
 
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
-from sublens.sim.population import CLASSES, Truth, draw
+from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import Truth
 
 
 @pytest.fixture(scope="module")

@@ -263,10 +263,11 @@ def by_scipy(light: np.ndarray, psf: Psf, scale: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
     from scipy.signal import fftconvolve
 
+    assert isinstance(psf, Gaussian | Moffat)
+    assert isinstance(psf.fwhm, float)
     if isinstance(psf, Gaussian):
         sigma = psf.fwhm / FWHM_PER_SIGMA / scale
         return np.asarray(gaussian_filter(light, sigma, mode="nearest", radius=int(np.ceil(4.0556 * sigma - 0.5))))
-    assert isinstance(psf, Moffat)
     core = psf.fwhm / scale / 2 / (2 ** (1 / psf.beta) - 1) ** 0.5
     reach = int(np.ceil(core * (1e-4 ** (1 / (1 - psf.beta)) - 1) ** 0.5 - 0.5))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -274,7 +275,11 @@ def by_scipy(light: np.ndarray, psf: Psf, scale: float) -> np.ndarray:
     return np.asarray(fftconvolve(np.pad(light, reach, mode="edge"), kernel / kernel.sum(), mode="valid"))
 
 
-@pytest.mark.parametrize("name", presets.names())
+REAL = [name for name in presets.names() if preset(name).camera.pixels == "signal-to-noise"]
+"""The presets of real telescope images."""
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names() if name not in REAL])
 def test_noiseless_images_agree_with_lenstronomy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 1e-6 of their peak in double precision and 1e-5 in single; all classes but `vort`, which it lacks."""
     monkeypatch.setattr(render, "STEEP", np.inf)  # the same points on both sides
@@ -308,20 +313,20 @@ def test_a_pixel_is_within_a_third_of_its_noise_of_a_much_finer_rendering(
     assert (np.abs(image - expected) < np.sqrt(expected + sky[:, None, None]) / 3).all()
 
 
-FINE = dict.fromkeys(SAMPLED, 12) | {"jwst": 8, "model-1": 8}
+FINE = dict.fromkeys(SAMPLED, 12) | {"jwst": 8, "model-1": 8, "jwst-nircam": 8}
 """Points along one side of a pixel in the finer rendering, before those that are added where light is steep."""
 
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_compiled_light_is_that_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finer points and all, to a hundredth of a pixel's noise."""
+    """Finer points and all, to a hundredth of a pixel's noise; to a twentieth with the tables of extended subhaloes."""
     survey = preset(name)
     truth = draw(survey, 3, "train", range(3))
     compiled = render.render(truth, survey).numpy()
     monkeypatch.setattr(render, "_is_compiled", lambda survey: False)
     expected = render.render(truth, survey).numpy()
     sky = truth.scenes["background"] + truth.scenes["noise_rms"] ** 2
-    assert (np.abs(compiled - expected) < np.sqrt(expected + sky[:, None, None]) / 100).all()
+    assert (np.abs(compiled - expected) < np.sqrt(expected + sky[:, None, None]) / (20 if name in REAL else 100)).all()
 
 
 @pytest.mark.parametrize("q", [0.2, 0.9, 0.953, 0.955, 0.9999, 1])

@@ -34,6 +34,7 @@ def reading(tmp_path: Path, text: str) -> Survey:
         ({"normal": [1, 0.5]}, stats.norm(1, 0.5)),
         ({"log_uniform": [0.1, 10]}, stats.loguniform(0.1, 10)),
         ({"power_law": [-1, 0.1, 10]}, stats.loguniform(0.1, 10)),
+        ({"truncated_normal": [2, 0.5, 1, 2.5]}, stats.truncnorm(-2, 1, 2, 0.5)),
         ({"power_law": [1, 0, 2]}, None),
         ({"power_law": [2, 0.001, 3]}, stats.powerlaw(3, scale=3)),
     ],
@@ -92,7 +93,7 @@ def test_only_the_replica_keeps_the_deeplense_distances() -> None:
 
 
 def test_there_is_a_preset_for_every_survey() -> None:
-    assert presets.names() == ["common-test-1", "euclid", "hst", "jwst", "model-1", "model-2", "model-3", "rubin"]
+    assert presets.names() == sorted((*OLD_PRESETS, "euclid-vis", "hst-acs", "hst-wfc3", "jwst-nircam"))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def batch_of(n: int) -> Batch:
 def without_batch_norm() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
-    return loop._WithHeads(nn.Sequential(*layers), None, None)
+    return loop._WithHeads(nn.Sequential(*layers), None, None, None)
 
 
 def gradient(module: nn.Module, batch: Batch) -> tuple[list[Tensor | None], list[Tensor]]:
@@ -54,7 +54,7 @@ def test_replicas_give_the_gradient_and_the_losses_of_the_whole_batch(threads: i
     losses, planes = gradient(module, batch)
     whole = loop._backward(RATED, False, copied := copy.deepcopy(without_batch_norm()), batch, 1.0)
     torch.testing.assert_close(losses[0], whole[0])
-    assert losses[1:] == [None, None]
+    assert losses[1:] == [None] * 4
     torch.testing.assert_close(planes, [weight.grad for weight in copied.parameters()])
 
 
@@ -70,7 +70,7 @@ def test_parts_hold_every_image_with_its_targets_once() -> None:
 
 def test_running_statistics_are_means_over_the_replicas(threads: int) -> None:
     batch, norm = batch_of(48), nn.BatchNorm2d(1)
-    module = loop._WithHeads(nn.Sequential(norm, nn.Flatten(), nn.Linear(48 * 48, 3)), None, None)
+    module = loop._WithHeads(nn.Sequential(norm, nn.Flatten(), nn.Linear(48 * 48, 3)), None, None, None)
     gradient(module, replace(batch, masses=None))
     expected = torch.stack([0.9 + 0.1 * part.images.var() for part, _ in parts(batch, threads)]).mean()
     assert norm.running_var is not None

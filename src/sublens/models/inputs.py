@@ -2,7 +2,6 @@
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,24 +73,22 @@ def _resized(images: Tensor, config: InputConfig) -> Tensor:
 def _planes(codes: Tensor, config: InputConfig) -> Tensor:
     """Codes of signal to noise [b, h, w], 0 where masked -> the channels that `config.planes` names, [b, c, s, s].
 
-    `image` is asinh(S/N / stretch), `detail` the same less its blur, times the stretch, so that faint noise has a width
-    of 1; masked pixels take the blur of their neighbours in `image`, and 0 in `detail`. Binned pixels have the mean
-    S/N of those that are not masked, times the binning: their noise is 1 where none is masked.
+    `image` is asinh(S/N / stretch). `detail` is the S/N less its blur, with the same stretch above that of the noise,
+    which keeps its width of about 1 where the lens galaxy is bright as well. Masked pixels take the blur of their
+    neighbours in `image`, and 0 in `detail`. Binned pixels have the mean S/N of those that are not masked, times the
+    binning: their noise is 1 where none is masked.
     """
     codes = _crop(codes, field_of_view(config, (codes.shape[1], codes.shape[2])))
     good = (codes != MASKED).to(codes.dtype)
     share = _bin(good, config.binning)
     mean = _bin((codes * STEP + LEAST) * good, config.binning) / share.clamp_min(0.5 / config.binning**2)
-    image, good = torch.asinh(config.binning * mean / config.stretch), (share > 0).to(codes.dtype)
+    snr, good = config.binning * mean, (share > 0).to(codes.dtype)
     sigma = (config.highpass or BLUR) / config.binning
-    smooth = faint = _smoothed(image, good, sigma)
-    residual = image
-    if config.subtract == "profile":
-        residual = image - _profile(image, good, 1 / config.stretch)
-        faint = _smoothed(residual, good, sigma)
+    faint = (snr - _smoothed(snr, good, sigma)) * good
+    image = torch.asinh(snr / config.stretch)
     planes = {
-        "image": torch.where(good > 0, image, smooth),
-        "detail": config.stretch * (residual - faint) * good,
+        "image": torch.where(good > 0, image, _smoothed(image, good, sigma)),
+        "detail": config.stretch * torch.asinh(faint / config.stretch),
         "mask": 1 - share,
     }
     return torch.stack([planes[name] for name in config.planes], 1)
@@ -100,47 +97,6 @@ def _planes(codes: Tensor, config: InputConfig) -> Tensor:
 def _smoothed(image: Tensor, good: Tensor, sigma: float) -> Tensor:
     """The Gaussian blur of an image [b, s, s] over its good pixels."""
     return (_blurred(image * good, sigma) / _blurred(good, sigma).clamp_min(LEAST_WEIGHT)).to(image.dtype)
-
-
-def _profile(image: Tensor, good: Tensor, noise: float) -> Tensor:
-    """The mean of rings a pixel wide around the centre of images [b, s, s], at each pixel.
-
-    What stands out of its ring's mean by more than `noise`, as arcs do, counts as just that much in a second mean.
-    """
-    rings = _rings(image.shape[-1])
-    members, is_member = (torch.from_numpy(array).to(image.device, non_blocking=True) for array in rings[:2])
-    values, weights = (
-        planes.flatten(1).index_select(1, members.flatten()).view(-1, *members.shape) * is_member.to(image.dtype)
-        for planes in (image * good, good)
-    )
-    total = weights.sum(2).clamp_min(1)
-    mean = values.sum(2) / total
-    clipped = torch.minimum(values, (mean[:, :, None] + noise) * weights)
-    numbers = torch.from_numpy(rings.numbers).to(image.device, non_blocking=True)
-    profile: Tensor = (clipped.sum(2) / total).index_select(1, numbers)
-    return profile.view_as(image)
-
-
-class _Rings(NamedTuple):
-    """Rings a pixel wide around the centre of a square."""
-
-    members: NDArray[np.int64]
-    """Positions of each ring's pixels, [n, m]; those of small rings repeat 0."""
-    weights: NDArray[np.float32]
-    """1 for a pixel of the ring and 0 after them, [n, m]."""
-    numbers: NDArray[np.int64]
-    """Ring of each pixel, [side * side]."""
-
-
-@lru_cache
-def _rings(side: int) -> _Rings:
-    offsets = np.arange(side) - (side - 1) / 2
-    numbers = np.hypot(offsets, offsets[:, None]).round().astype(np.int64).ravel()
-    sizes = np.bincount(numbers)
-    weights = (np.arange(sizes.max()) < sizes[:, None]).astype(np.float32)
-    members = np.zeros(weights.shape, np.int64)
-    members[weights > 0] = np.argsort(numbers, kind="stable")
-    return _Rings(members, weights, numbers)
 
 
 @lru_cache

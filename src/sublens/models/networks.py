@@ -179,7 +179,6 @@ def describe_input(config: InputConfig) -> str:
         f"binned {binning} x {binning}" if binning > 1 else "",
         "scaled to [0, 1]" if config.transform == "minmax" else "",
         f"planes of signal to noise: {', '.join(config.planes)}" if config.transform == "signal-to-noise" else "",
-        "less the profile of its rings" if config.subtract == "profile" else "",
         f"high-pass of {config.highpass:g} pixels" if config.highpass else "",
         f"resampled to {resize} x {resize}" if resize else "",
         f"{config.channels} equal channels" if config.channels > 1 else "",

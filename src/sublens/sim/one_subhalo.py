@@ -7,11 +7,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.sim import population
-from sublens.sim.population import SUBHALO, Truth
+from sublens.sim import population, substructure
 from sublens.sim.render import render
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
+from sublens.surveys.truth import SUBHALO, Truth
 
 ANGLES = 90
 """Directions from the lens among which that of the subhalo is drawn."""
@@ -60,7 +60,7 @@ def with_subhalo(truth: Truth, survey: Survey, x: Floats, y: Floats, msun: Float
     """
     subhaloes = np.zeros(len(truth), SUBHALO)
     subhaloes["x"], subhaloes["y"], subhaloes["mass_msun"] = x, y, msun
-    population.extend(subhaloes, iter(rng.random((2, len(truth)))), truth.scenes, survey)
+    substructure.extend(subhaloes, iter(rng.random((2, len(truth)))), truth.scenes, survey)
     scenes, ends = truth.scenes.copy(), np.cumsum(truth.scenes["n_subhaloes"])
     scenes["n_subhaloes"] += 1
     whole = replace(truth, scenes=scenes, subhaloes=np.insert(truth.subhaloes, ends, subhaloes))

@@ -14,7 +14,7 @@ from pydantic import PositiveFloat, ValidationInfo, field_serializer, model_vali
 from sublens.config import Frozen
 from sublens.errors import ConfigError, ImageError, SublensError
 from sublens.images import fits_image, formats, wcs
-from sublens.images.limits import check_sides, name_errors, translate_errors
+from sublens.images.limits import check_sides, name_errors, translate_errors, unpack
 from sublens.images.pixels import Image, RawImage, fill_missing
 from sublens.storage.files import sha256
 from sublens.surveys.priors import Floats
@@ -166,7 +166,7 @@ def _extensions(path: Path) -> Iterator[Image]:
     """The images of a FITS file but for noise maps, masks and the like."""
     with name_errors(path), translate_errors("a FITS file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # blemishes of headers
-        with fits_image.unpack(path) as file, fits_image.open_hdus(file) as hdus:
+        with unpack(path) as file, fits_image.open_hdus(file) as hdus:
             for number, hdu in enumerate(hdus):
                 if hdu.is_image and hdu.header.get("NAXIS") == 2 and hdu.name.upper() not in fits_image.ROLES:
                     check_sides(hdu.shape)
