@@ -114,6 +114,9 @@ class ModelConfig(Frozen):
     """One of ours (`sublens networks` lists them) or any timm name."""
     pretrained: bool = False
     """Start from ImageNet weights."""
+    start: str | None = later(None)
+    """Trained network whose weights the training starts from, of the same kind, classes and input: its folder, or a
+    name that `sublens networks` lists."""
 
 
 MACRO_WEIGHT = 0.3

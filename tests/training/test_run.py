@@ -20,7 +20,7 @@ import torch
 from conftest import children, wait_until_gone
 
 from sublens import metrics
-from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig
+from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig, checked
 from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
@@ -208,6 +208,25 @@ def test_a_teacher_is_not_replaced_by_its_student(easy: Dataset, done: Path) -> 
     with pytest.raises(DataError, match="overlaps"):
         run.train_run(easy, config, done, force=True)
     assert (done / bundle.WEIGHTS).is_file()
+
+
+def starting_from(folder: Path, **model: object) -> RunConfig:
+    settings = QUICK.model_dump(exclude_none=True)
+    return checked({**settings, "model": {"name": "lensnet", "start": str(folder), **model}}, RunConfig)
+
+
+def test_a_training_starts_from_the_weights_of_another(easy: Dataset, done: Path, tmp_path: Path) -> None:
+    state = run.build_state(easy, run.resolved_for(tmp_path / "run", starting_from(done), easy, resume=False), ALONE)
+    trained = load_weights(done, bundle.read_card(done))[0].state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in state.model.state_dict().items())
+    assert state.start
+    assert state.start.weights_sha256 == bundle.read_card(done).weights_sha256
+    assert f"started from lensnet@{state.start.weights_sha256[:12]}" in state.supervision
+
+
+def test_a_training_starts_from_no_other_kind_of_network(easy: Dataset, done: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its network is lensnet, and this one's resnet18"):
+        run.train_run(easy, starting_from(done, name="resnet18"), tmp_path / "run")
 
 
 def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ class Card(Frozen):
     """Whether a macro head measures the lens."""
     teacher: CardTeacher | None = None
     """Teacher of a distilled network; None for others."""
+    start: CardTeacher | None = later(None)
+    """Trained network whose weights it started from; None for others."""
     supervision: str | None = None
     """What the network learned from, in words; None in cards of earlier versions."""
     calibration: CardCalibration | None = None

@@ -76,3 +76,14 @@ def load(folder: Path, card: Card, device: str = "cpu") -> tuple[nn.Module, Trut
     for network in filter(None, (model, head, macro)):
         to_device(network, device).eval()
     return model, head, macro
+
+
+def copy_into(folder: Path, card: Card, model: nn.Module, head: nn.Module | None, macro: nn.Module | None) -> None:
+    """Copy the weights of a trained network to another of its kind, and to its heads; heads that it lacks stay.
+
+    Raises `BundleError` as `load` does.
+    """
+    theirs = load(folder, card)
+    for ours, trained in zip((model, head, macro), theirs, strict=True):
+        if ours and trained:
+            ours.load_state_dict(trained.state_dict())

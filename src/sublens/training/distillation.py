@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublens.config import InputConfig, field_of_view, input_side, zoom
+from sublens.config import InputConfig, RunConfig, field_of_view, input_side, zoom
 from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError
 from sublens.models import bundle, weights
@@ -60,18 +60,43 @@ class Teacher:
     @property
     def card_entry(self) -> CardTeacher:
         """The teacher's entry in its student's card."""
-        return CardTeacher(
-            network=self.card.network,
-            weights_sha256=self.card.weights_sha256,
-            trained_on=self.card.data.hash,
-            track=self.card.track,
-        )
+        return card_entry(self.card)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Its feature maps [b, c, g, g] of images prepared for it."""
         with torch.no_grad():
             self.model(images)
         return self.maps()
+
+
+def card_entry(card: Card) -> CardTeacher:
+    """Entry of a trained network in the card of one that learned from it."""
+    return CardTeacher(
+        network=card.network, weights_sha256=card.weights_sha256, trained_on=card.data.hash, track=card.track
+    )
+
+
+def start_from(
+    name: str, config: RunConfig, dataset: Dataset, model: nn.Module, head: nn.Module | None, macro: nn.Module | None
+) -> CardTeacher:
+    """Give a network, and its heads, the weights of a trained one; returns the entry of that in the card.
+
+    name: its folder, or that of a bundle. Raises `ConfigError` where it is another network, has other classes or
+    another input, or learned from the selection part.
+    """
+    folder = bundle.locate(name)
+    card = bundle.read_card(folder)
+    theirs, ours = (card.network, card.classes, card.input), (config.model.name, dataset.classes, config.input)
+    for what, before, now in zip(("network", "classes", "input"), theirs, ours, strict=True):
+        if before != now:
+            raise ConfigError(
+                f"model.start {name}: its {what} is {before}, and this one's {now}",
+                need="a network of the same kind, for the same classes and input",
+                next="Set the same, or leave out model.start.",
+            )
+    _refuse_other_split(name, card, dataset)
+    weights.copy_into(folder, card, model, head, macro)
+    return card_entry(card)
 
 
 def _refuse_other_field(name: str, card: Card, student_input: InputConfig, shape: tuple[int, int]) -> None:
@@ -94,9 +119,9 @@ def _refuse_other_field(name: str, card: Card, student_input: InputConfig, shape
 def _refuse_other_split(name: str, card: Card, dataset: Dataset) -> None:
     if card.data.hash == dataset.hash and card.settings.split != dataset.split:
         raise ConfigError(
-            f"train.teacher {name} learned from images that are not in this network's training part",
+            f"{name} learned from images that are not in this network's training part",
             need="the same division of the data for both",
-            next="Give the teacher's split.seed, split.selection and split.test.",
+            next="Give its split.seed, split.selection and split.test.",
         )
 
 

@@ -389,6 +389,7 @@ class TrainingRecorder:
             "map": self.state.card_map(self.dataset),
             "has_macro": self.state.macro is not None,
             "teacher": self.state.batches.teacher and self.state.batches.teacher.card_entry,
+            "start": self.state.start,
             "supervision": self.state.supervision,
             "calibration": calibration,
             "detection": detection,

@@ -28,7 +28,7 @@ from sublens.storage import files
 from sublens.surveys.survey import Survey
 from sublens.training import checkpoint, duration, labels_only, loop, macromodel
 from sublens.training.checkpoint import Checkpoint
-from sublens.training.distillation import StudentMaps, Teacher
+from sublens.training.distillation import StudentMaps, Teacher, start_from
 from sublens.training.recorder import (
     LOG,
     NullRecorder,
@@ -142,9 +142,10 @@ def _announce_time(dataset: Dataset, config: RunConfig, n_done: int, ranks: Rank
 
 
 def refuse_teacher(out: Path, config: RunConfig) -> None:
-    """Raise `DataError` where training in `out` could damage the teacher."""
-    if config.train.teacher not in (None, AUTO):
-        files.refuse_overlap(out, bundle.locate(config.train.teacher))
+    """Raise `DataError` where training in `out` could damage the teacher, or the network that it starts from."""
+    for name in (config.train.teacher, config.model.start):
+        if name not in (None, AUTO):
+            files.refuse_overlap(out, bundle.locate(name))
 
 
 def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState:
@@ -155,7 +156,9 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
     networks.check_input_size(model, name, network_input.n_channels, side)
     head, n_cells = loop.truth_head(model, network_input, dataset, config.train)
     macro = macromodel.head(model, network_input, dataset, config.train)
-    teacher, student = None, None
+    teacher, student, start = None, None, None
+    if config.model.start:
+        start = start_from(config.model.start, config, dataset, model, head, macro)
     if config.train.teacher:
         teacher = Teacher.load(config.train.teacher, dataset, network_input, device())
         student = StudentMaps(model, network_input, teacher)
@@ -174,6 +177,7 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
         loop.make_optimizer(modules, config.train),
         batches,
         networks.has_bf16_gain(name, device(), side),
+        start,
     )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from sublens.config import field_of_view
 from sublens.data.dataset import Dataset
 from sublens.models import bundle
-from sublens.models.bundle import CardMap
+from sublens.models.bundle import CardMap, CardTeacher
 from sublens.models.heads import MacroHead, TruthHead
 from sublens.training import loop
 from sublens.training.distillation import StudentMaps
@@ -25,6 +25,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     batches: loop.BatchSource
     has_bf16: bool
+    start: CardTeacher | None = None
+    """Card's entry of the network whose weights the training started from."""
 
     def card_map(self, dataset: Dataset) -> CardMap | None:
         """The card's entry of the truth head's map; None without a head."""
@@ -40,6 +42,7 @@ class TrainState:
         parts = [
             bundle.SIMULATOR if self.head else bundle.LABELS,
             f"taught by {teacher.identity}" if teacher else "",
+            f"started from {self.start.network}@{self.start.weights_sha256[:12]}" if self.start else "",
             f"high-pass of {highpass:g} pixels" if highpass else "",
         ]
         return ", ".join(filter(None, parts))
