@@ -102,5 +102,5 @@ def test_a_multipole_draws_contours_out_by_its_share() -> None:
 @pytest.mark.parametrize("slope", [1.6, 2.0, 2.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_halo_without_mass_bends_no_ray(slope: float, dtype: torch.dtype) -> None:
-    values = (torch.tensor(value, dtype=dtype) for value in (0.3, 0.0, 0.0, 0.7, 0.2, slope))
-    assert [alpha.item() for alpha in power_law.power_law_deflection(*values, 20)] == [0, 0]
+    x, y, theta_e, q, angle, own = (torch.tensor(value, dtype=dtype) for value in (0.3, 0.0, 0.0, 0.7, 0.2, slope))
+    assert [alpha.item() for alpha in power_law.power_law_deflection(x, y, theta_e, q, angle, own, 20)] == [0, 0]
