@@ -125,9 +125,8 @@ def main() -> None:
     _, codes = simulate(preset(options.survey), SEED, "test", range(0, len(CLASSES) * N_TRIED, len(CLASSES)))
     otherwise, flagged = answers(predictor, codes)
     chosen = codes[~otherwise & ~flagged][:N_IMAGES]
-    print(
-        f"{np.mean(~otherwise & ~flagged):.0%} of {N_TRIED} lenses are called `no` and not flagged; {len(chosen)} of them:"
-    )
+    called = np.mean(~otherwise & ~flagged)
+    print(f"{called:.0%} of {N_TRIED} are called `no` and not flagged; {len(chosen)} of them:")
     print("| defect | called otherwise | of these not flagged | flagged of all |")
     print("|---|---:|---:|---:|")
     for name, defect in DEFECTS.items():
