@@ -25,6 +25,10 @@ class KnownNoise(NamedTuple):
     """Number of masked pixels in the network's input; None where the network takes no signal to noise."""
 
 
+UNKNOWN = KnownNoise()
+"""Noise of an image for a network that takes no signal to noise."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Size, pixel scale and unit of the images that a network was trained on."""
@@ -88,7 +92,7 @@ class Frame:
     def known_noise(self, image: Image) -> KnownNoise:
         """The noise of an image in this frame."""
         if image.codes is None:
-            return KnownNoise()
+            return UNKNOWN
         masked = resample.central(image.codes, self.side) == signal_to_noise.MASKED
         source = image.companions.noise_source.replace("weight", "map")
         return KnownNoise(source, image.psf_fwhm, int(masked.sum()))
