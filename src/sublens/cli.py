@@ -150,8 +150,8 @@ Arguments = Annotated[
     typer.Argument(
         metavar="[BUNDLE] IMAGE...",
         parser=parse_path,
-        help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
-        "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
+        help="A trained network, lensnet if none is named or fits (see `sublens networks`), and images: files, "
+        "folders, patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
     ),
 ]
 Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
@@ -728,6 +728,8 @@ def predict(
 
     A line for each image: its label, the probability of each class, and how far to trust them.
 
+    Where no network is named, one for images of telescopes is taken whose pixel scale fits the first of
+    them, if it comes with sublens; else lensnet.
     The prediction set holds the true class of nine images in ten ({}: no class is probable enough for that).
     An image that is out of distribution is unlike the training images: its prediction cannot be trusted.
     A table with --out goes on where it was when the command is run again, and begins anew where its images

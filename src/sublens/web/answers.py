@@ -273,6 +273,7 @@ def network_prediction(
 ) -> NetworkPrediction:
     """A prediction as it is sent. seconds: time that the network took for its batch. known: noise of the image."""
     classes, masses = prediction.prediction_set, prediction.masses
+    measured: dict[str, Any] = {**(prediction.macromodel or {}), **known._asdict(), "noise": known.noise or None}
     return NetworkPrediction(
         network=network,
         label=prediction.label,
@@ -284,8 +285,7 @@ def network_prediction(
         latency_ms=round(1e3 * seconds, 3),
         map=None if masses is None else array(masses),
         limit_msun=prediction.limit_msun,
-        **(prediction.macromodel or {}),
-        **known._replace(noise=known.noise or None)._asdict(),
+        **measured,
     )
 
 
