@@ -101,8 +101,7 @@ def with_defect(codes: NDArray[np.uint16], defect: Defect) -> NDArray[np.uint16]
     """Planes [n, h, w] with a defect in each."""
     planes = []
     for plane in codes:
-        snr = decode(plane)
-        snr = np.where(plane == MASKED, 0, snr)
+        snr = np.where(plane == MASKED, 0, decode(plane)).astype(np.float64)
         defect(snr, *brightest(snr))
         planes.append(encode(snr, np.ones_like(snr), plane == MASKED))
     return np.stack(planes)

@@ -13,7 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import settings
 
-from sublens.config import InputConfig, RunConfig, SplitConfig
+from sublens.config import InputConfig, RunConfig, SplitConfig, checked
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.data.store import Chunk
@@ -23,6 +23,7 @@ from sublens.storage.files import sha256
 from sublens.storage.object_store import Remote
 from sublens.surveys.presets import preset
 from sublens.surveys.survey import Survey
+from sublens.training.run import train_run
 from sublens.web.app import create_app
 from sublens.web.guard import Guard
 from sublens.web.prometheus import Metrics
@@ -131,6 +132,34 @@ def bucket() -> Iterator[Remote]:
         S3FileSystem(endpoint_override=given["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir("lenses")
         yield Remote("s3://lenses")
     server.stop()
+
+
+QUICK = {"train": {"epochs": 1, "batch_size": 16}}
+
+
+@pytest.fixture(scope="session")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small data set of signal to noise."""
+    camera = {"n_pixels": 48, "pixel_scale": 0.15, "pixels": "signal-to-noise"}
+    out = tmp_path_factory.mktemp("stores") / "planes"
+    simulate(changed("common-test-1", name="planes", camera=camera), {"train": 120, "test": 30}, out, seed=5)
+    return open_dataset(out, SplitConfig(selection=0.4))
+
+
+@pytest.fixture(scope="session")
+def weigher(planes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network of signal to noise, with 48 pixels of 0.15 arcsec."""
+    out = tmp_path_factory.mktemp("runs") / "weigher"
+    train_run(planes, checked(QUICK, RunConfig), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def weighing_client(weigher: Path) -> Iterator[TestClient]:
+    """The service with lensnet and a network of signal to noise."""
+    metrics = Metrics()
+    with TestClient(create_app(Service(load_networks(["lensnet", str(weigher)], metrics), metrics))) as opened_:
+        yield opened_
 
 
 def peak_memory(process: int | str = "self") -> int:

@@ -536,6 +536,20 @@ def test_predict_takes_the_shipped_network_unless_told_otherwise(
     assert labels == ["no", "sphere", "vort", "no", "sphere", "vort"]
 
 
+def test_predict_says_which_network_it_chose_and_why(
+    weigher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky = np.random.default_rng(1).standard_normal((60, 60))
+    sky[30, 30] = 40
+    axes = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.15 / 3600, "CDELT2": 0.15 / 3600}
+    fits.writeto(tmp_path / "a.fits", sky, fits.Header(axes))
+    monkeypatch.setattr(bundle, "shipped", lambda: {"lensnet-hst": weigher})
+    assert sublens("predict", tmp_path / "a.fits") == 0
+    printed = capsys.readouterr()
+    assert "lensnet-hst chosen: 0.15 arcsec a pixel; name another network to use it" in printed.err
+    assert "theta_e" in printed.out.splitlines()[0].split("\t")
+
+
 def test_a_network_without_a_truth_head_draws_no_maps(
     easy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sublens.config import RunConfig
     from sublens.data.dataset import Dataset
+    from sublens.inference.predict_files import Query
     from sublens.inference.predictor import Row
     from sublens.inference.tables import Cell, Totals
     from sublens.models.bundle import Card
@@ -149,8 +150,8 @@ Arguments = Annotated[
     typer.Argument(
         metavar="[BUNDLE] IMAGE...",
         parser=parse_path,
-        help="A trained network, lensnet if none is named (see `sublens networks`), and images: files, folders, "
-        "patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
+        help="A trained network, lensnet if none is named or fits (see `sublens networks`), and images: files, "
+        "folders, patterns; .npy, .npz, FITS, PNG, TIFF, JPEG, HDF5 or zarr.",
     ),
 ]
 Hdu = Annotated[str | None, typer.Option("--hdu", help="FITS extension, by number or name.")]
@@ -727,6 +728,8 @@ def predict(
 
     A line for each image: its label, the probability of each class, and how far to trust them.
 
+    Where no network is named, one for images of telescopes is taken whose pixel scale fits the first of
+    them, if it comes with sublens; else lensnet.
     The prediction set holds the true class of nine images in ten ({}: no class is probable enough for that).
     An image that is out of distribution is unlike the training images: its prediction cannot be trusted.
     A table with --out goes on where it was when the command is run again, and begins anew where its images
@@ -745,12 +748,14 @@ def predict(
     from sublens.progress import visible
     from sublens.storage import files
 
-    name, inputs = _network_and_images(arguments)
-    card = bundle.read_card(bundle.locate(name))
+    named, inputs = _network_and_images(arguments)
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
     own = CompanionFiles(*(None if path is None else str(path) for path in (noise, psf, mask)))
-    query = predict_files.Query(name, inputs, at, selector, pixel_scale, engine, chosen, own)
+    query = predict_files.Query(named or DEFAULT_BUNDLE, inputs, at, selector, pixel_scale, engine, chosen, own)
+    query = query if named else _with_network(query)
+    name = query.network
+    card = bundle.read_card(bundle.locate(name))
     if maps:
         files.refuse_overlap(maps, *query.sources())
         files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
@@ -781,8 +786,21 @@ def _keep_blas_single() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
-    """The network that the first argument names, lensnet if it names none, and the images.
+def _with_network(query: "Query") -> "Query":
+    """The query with the network that fits its images, if one does, and a line on stderr that says so."""
+    from dataclasses import replace
+
+    from sublens.inference import choice
+
+    if fitting := choice.choose(query):
+        name, scale = fitting
+        _say(f"{name} chosen: {scale:g} arcsec a pixel; name another network to use it")
+        return replace(query, network=name)
+    return query
+
+
+def _network_and_images(arguments: list[Path]) -> tuple[str | None, list[Path]]:
+    """The network that the first argument names, None if it names none, and the images.
 
     A folder that is no bundle holds images; a name that is neither a file nor a pattern is that of a network.
     """
@@ -790,7 +808,7 @@ def _network_and_images(arguments: list[Path]) -> tuple[str, list[Path]]:
 
     first, *rest = arguments
     is_name = not (first.suffix or any(sign in str(first) for sign in "*?[") or first.exists())
-    name, inputs = (str(first), rest) if bundle.is_bundle(first) or is_name else (DEFAULT_BUNDLE, arguments)
+    name, inputs = (str(first), rest) if bundle.is_bundle(first) or is_name else (None, arguments)
     if not inputs:
         raise typer.BadParameter("name at least one image after the bundle")
     return name, inputs
@@ -904,7 +922,8 @@ def explain(
     from sublens.progress import visible
     from sublens.storage import files
 
-    name, inputs = _network_and_images(arguments)
+    named, inputs = _network_and_images(arguments)
+    name = named or DEFAULT_BUNDLE
     files.refuse_overlap(out, bundle.locate(name), *listing.named(inputs))
     files.refuse_existing(out, kind=files.Kind.EXPLANATIONS, force=force)
     n_images = n_failed = 0

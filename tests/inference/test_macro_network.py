@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import changed
+from conftest import QUICK
 
-from sublens.config import InputConfig, RunConfig, SplitConfig, checked
-from sublens.data.dataset import Dataset, open_dataset
-from sublens.data.generate import simulate
+from sublens.config import InputConfig, RunConfig, checked
+from sublens.data.dataset import Dataset
 from sublens.errors import ConfigError, DataError
 from sublens.evaluation import evaluate
 from sublens.inference import predict_dataset, tables
@@ -20,27 +19,9 @@ from sublens.models import bundle, macro
 from sublens.training import run
 from sublens.training.distillation import Teacher
 
-QUICK = {"train": {"epochs": 1, "batch_size": 16}}
 
-
-@pytest.fixture(scope="module")
-def planes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A small data set of signal to noise."""
-    camera = {"n_pixels": 48, "pixel_scale": 0.15, "pixels": "signal-to-noise"}
-    out = tmp_path_factory.mktemp("stores") / "planes"
-    simulate(changed("common-test-1", name="planes", camera=camera), {"train": 120, "test": 30}, out, seed=5)
-    return open_dataset(out, SplitConfig(selection=0.4))
-
-
-@pytest.fixture(scope="module")
-def trained(planes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "macro"
-    run.train_run(planes, checked(QUICK, RunConfig), out)
-    return out
-
-
-def test_a_network_of_signal_to_noise_has_a_macro_head(trained: Path) -> None:
-    card = bundle.read_card(trained)
+def test_a_network_of_signal_to_noise_has_a_macro_head(weigher: Path) -> None:
+    card = bundle.read_card(weigher)
     assert card.has_macro
     assert card.input == InputConfig(transform="signal-to-noise", crop=48, binning=2)
     assert card.calibration is not None
@@ -54,30 +35,30 @@ def test_a_network_without_the_profile_of_the_lens_has_a_graph(planes: Dataset, 
     assert bundle.read_card(tmp_path / "run").graph
 
 
-def test_the_log_has_the_loss_of_the_macro_head(trained: Path) -> None:
-    steps = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+def test_the_log_has_the_loss_of_the_macro_head(weigher: Path) -> None:
+    steps = [json.loads(line) for line in (weigher / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(step["macro_loss"]) for step in steps if step["kind"] == "step")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_all_engines_measure_the_same_lens(trained: Path, planes: Dataset, engine: str) -> None:
+def test_all_engines_measure_the_same_lens(weigher: Path, planes: Dataset, engine: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino")
     outputs = [
-        predict_dataset.outputs_of_all(Predictor.load(trained, name), planes.test)  # type: ignore[arg-type]
+        predict_dataset.outputs_of_all(Predictor.load(weigher, name), planes.test)  # type: ignore[arg-type]
         for name in ("torch", engine)
     ]
     np.testing.assert_allclose(outputs[0].macro, outputs[1].macro, atol=0.02 if engine == "openvino" else 1e-4)  # type: ignore[arg-type]
 
 
-def test_the_scores_hold_those_of_the_macromodel(trained: Path, planes: Dataset) -> None:
-    scores = evaluate.measure_run(trained, planes)["macromodel"]
+def test_the_scores_hold_those_of_the_macromodel(weigher: Path, planes: Dataset) -> None:
+    scores = evaluate.measure_run(weigher, planes)["macromodel"]
     assert set(scores) == {"theta_e", "axis_ratio", "position_angle"}
     assert all(0 <= score["coverage"] <= 1 for score in scores.values())
 
 
-def test_a_prediction_holds_the_lens(trained: Path, planes: Dataset) -> None:
-    output = Predictor.load(trained).forward(planes.test.counts(np.arange(3)))
+def test_a_prediction_holds_the_lens(weigher: Path, planes: Dataset) -> None:
+    output = Predictor.load(weigher).forward(planes.test.counts(np.arange(3)))
     prediction = output.prediction(1)
     assert prediction.macromodel is not None
     assert tuple(prediction.macromodel) == macro.COLUMNS
@@ -101,17 +82,17 @@ def test_a_table_without_a_head_has_the_columns_of_before() -> None:
     assert not names & set(macro.COLUMNS)
 
 
-def test_other_pixels_are_refused(trained: Path, small_dataset: Dataset, planes: Dataset) -> None:
+def test_other_pixels_are_refused(weigher: Path, small_dataset: Dataset, planes: Dataset) -> None:
     with pytest.raises(DataError, match="signal-to-noise"):
-        evaluate.measure_run(trained, small_dataset, force=True)
+        evaluate.measure_run(weigher, small_dataset, force=True)
     with pytest.raises(ConfigError, match="signal-to-noise"):
-        Teacher.load(str(trained), small_dataset, InputConfig(), "cpu")
+        Teacher.load(str(weigher), small_dataset, InputConfig(), "cpu")
 
 
-def test_contaminants_are_left_out_of_calibration_but_for_their_logit(trained: Path, planes: Dataset) -> None:
+def test_contaminants_are_left_out_of_calibration_but_for_their_logit(weigher: Path, planes: Dataset) -> None:
     labels = planes.train.labels.copy()
     labels[:5] = macro.CONTAMINANT
-    mixed, predictor = replace(planes.train, labels=labels), Predictor.load(trained, "torch")
+    mixed, predictor = replace(planes.train, labels=labels), Predictor.load(weigher, "torch")
     fitted = predict_dataset.calibrate(predictor, mixed, planes.selection, knows_contaminants=True)
     assert fitted.contaminant_score is not None
     scores = replace(predictor, calibration=fitted).forward(planes.selection.counts(np.arange(len(planes.selection))))

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sublens.errors import ConfigError
+from sublens.images.signal_to_noise import MASKED, decode
 from sublens.sim import scene
 from sublens.sim.population import CLASSES, draw
-from sublens.sim.render import render
+from sublens.sim.render import render, simulate
 from sublens.sim.scene import Scene, String, Subhalo
 from sublens.surveys import presets
 from sublens.surveys.truth import smoothed
@@ -31,6 +32,32 @@ def test_every_survey_can_be_drawn_from_and_observed(name: str, label: str) -> N
     side = presets.preset(name).camera.n_pixels
     assert scene.observed(lens).shape == (1, side, side)
     assert Scene.model_validate_json(lens.model_dump_json()) == lens
+
+
+TELESCOPES = [name for name in presets.names() if presets.preset(name).camera.pixels == "signal-to-noise"]
+
+
+@pytest.mark.parametrize("name", TELESCOPES)
+def test_a_scene_of_a_telescope_is_as_bright_as_its_survey_has_it(name: str) -> None:
+    lens = scene.drawn(name, "no", 4)
+    codes, (_, drawn) = scene.observed(lens)[0], simulate(presets.preset(name), 4, "test", range(1))
+    assert (codes > MASKED).all()
+    own, of_survey = (np.nanpercentile(decode(plane), (20, 99)) for plane in (codes, drawn[0]))
+    assert own == pytest.approx(of_survey, rel=0.5, abs=1)
+
+
+def test_the_lens_galaxy_shines_in_surveys_of_signal_to_noise_alone() -> None:
+    lens = scene.drawn("hst-acs", "no", 4)
+    dark = scene.noiseless(lens.model_copy(update={"lens_light": None}))
+    assert scene.noiseless(lens)[60, 60] > 10 * dark[60, 60]
+    assert scene.drawn("euclid", "no", 4).lens_light is None
+
+
+def test_a_width_beyond_the_images_of_a_survey_blurs_them() -> None:
+    lens = scene.drawn("hst-acs", "no", 4)
+    narrow, wide = (lens.model_copy(update={"psf_fwhm": width}) for width in (0.03, 0.3))
+    np.testing.assert_allclose(scene.noiseless(narrow), scene.noiseless(lens), rtol=1e-5)
+    assert scene.noiseless(wide).max() < 0.9 * scene.noiseless(lens).max()
 
 
 def test_substructure_is_taken_out_of_the_halo() -> None:

@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import * as predictions from "../../src/sublens/web/static/predictions.js";
 
-const { claimedSet, conclusion, oodFlag, oodInWords, oodWarning, setInBraces, setInWords } = predictions;
+const { claimedSet, conclusion, measured, oodFlag, oodInWords, oodWarning, setInBraces, setInWords, unknownSurvey } =
+  predictions;
 const NETWORK = {
   name: "a",
   classes: ["no", "sphere", "vort"],
@@ -88,4 +89,28 @@ test("the network with the best score is followed, and one without scores is non
     { name: "c", scores: [{ auc: 0.8 }] },
   ];
   assert.equal(predictions.best(networks), "b");
+});
+
+test("what a network measures is given with its deviation, the rest is left out", () => {
+  assert.deepEqual(measured(PREDICTION), []);
+  assert.deepEqual(measured(undefined), []);
+  const lens = { theta_e: 1.234, theta_e_sigma: 0.051, position_angle: 30.4, position_angle_sigma: 4.2, n_masked: 0 };
+  assert.deepEqual(measured(other({ ...lens, limit_msun: 3e9, noise: "map" })), [
+    ["Einstein radius", "1.23″ ± 0.05″"],
+    ["Position angle from x", "30° ± 4°"],
+    ["Detection limit", "3.0 × 10⁹ M☉, found nine times in ten on the arc"],
+    ["Noise", "map"],
+    ["Masked pixels", "0"],
+  ]);
+});
+
+test("a survey that networks do not know is named with them", () => {
+  const networks = ["a", "b"].map((name) => ({ ...NETWORK, name, data: { name: "common-test-1" } }));
+  assert.equal(unknownSurvey([PREDICTION, other({})], networks, "common-test-1"), "");
+  const words = "a and b know common-test-1 only: their answers are flagged out of distribution.";
+  assert.equal(unknownSurvey([PREDICTION, other({})], networks, "rubin"), words);
+  const one = unknownSurvey([PREDICTION, other({ label: null })], networks, "rubin");
+  assert.equal(one, "a knows common-test-1 only: its answer is flagged out of distribution.");
+  const none = unknownSurvey([other({ label: null })], networks, "hst-acs");
+  assert.equal(none, "No network here takes images of hst-acs; each says why.");
 });

@@ -22,6 +22,11 @@ test("a row holds the prediction of the chosen network, and the correction", () 
   });
 });
 
+test("a row holds what the network measures, where it does", () => {
+  assert.equal(row({ ...PREDICTION, theta_e: 1.2 }).theta_e, 1.2);
+  assert.ok(!("limit_msun" in row({ ...PREDICTION, theta_e: 1.2 })));
+});
+
 test("the OOD flag of an image without a prediction is null", () => {
   assert.equal(record(image({ error: "broken" }), "net", NONE).ood, null);
   assert.equal(row({ label: null, error: "small", ood_score: null, ood: false }).ood, null);

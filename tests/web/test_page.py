@@ -515,6 +515,17 @@ DIALS = {
 }
 
 
+def test_a_survey_that_a_network_does_not_know_is_said_to_be_so(lens: Page) -> None:
+    lens.select_option("#survey", "rubin")
+    expect(lens.locator("#explore-conclusion")).to_contain_text("flagged out of distribution", timeout=20_000)
+    lens.select_option("#survey", "hst-acs")
+    words = "No network here takes images of hst-acs; each says why."
+    expect(lens.locator("#explore-conclusion")).to_have_text(words, timeout=20_000)
+    expect(lens.locator("#explore-bars")).to_contain_text("knows common-test-1 only, while hst-acs has signal to noise")
+    expect(lens.locator("#explore-bars .fill")).to_have_count(0)
+    expect(lens.locator("#sky-high")).to_contain_text("S/N")
+
+
 def test_every_dial_changes_image_and_probabilities(lens: Page) -> None:
     smoothed(lens)  # so that no probability is quite 0 or 1
     for dial, value in DIALS.items():

@@ -1,5 +1,6 @@
 """Files in, predictions out, over HTTP."""
 
+import csv
 import io
 import json
 import tempfile
@@ -16,8 +17,10 @@ from fastapi.testclient import TestClient
 from pyarrow import parquet
 
 from sublens.inference.predictor import Predictor
+from sublens.models import macro
 from sublens.sim import scene
 from sublens.web import predict_api
+from sublens.web.answers import Measured
 from sublens.web.app import create_app
 from sublens.web.prometheus import Metrics
 from sublens.web.service import Service, load_networks
@@ -81,6 +84,39 @@ def test_missing_pixels_are_filled_or_flagged_as_in_the_library(client: TestClie
     assert many["prediction_set"] is None
     assert "4 missing pixels" in few["notes"][-1]
     assert "36 missing pixels" in many["notes"][-1]
+
+
+def of_telescope() -> bytes:
+    """A FITS file with a noise map and a masked pixel, 60 pixels of 0.15 arcsec."""
+    sky = np.random.default_rng(3).standard_normal((60, 60))
+    sky[25:30, 20:40] += 20
+    noise = np.ones_like(sky)
+    noise[30, 30] = 1e8
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.15 / 3600, "CDELT2": 0.15 / 3600})
+    hdus = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(sky, header, "SCI"), fits.ImageHDU(noise, header, "ERR")])
+    return written(lambda file: hdus.writeto(file))
+
+
+def test_a_network_of_signal_to_noise_gives_what_it_measures(weighing_client: TestClient) -> None:
+    (image,) = post(weighing_client, of_telescope(), "a.fits", network="weigher").json()["images"]
+    (prediction,) = image["predictions"]
+    assert set(macro.COLUMNS) <= set(prediction)
+    assert (prediction["noise"], prediction["n_masked"], prediction["theta_e"] > 0) == ("map", 1, True)
+    assert (image["pixels"], image["counts"]["dtype"]) == ("signal-to-noise", "float32")
+
+
+def test_a_network_of_photons_answers_as_before(weighing_client: TestClient) -> None:
+    (image,) = post(weighing_client, of_telescope(), "a.fits", network="lensnet", pixel_scale=0.15).json()["images"]
+    assert "pixels" not in image
+    assert not set(Measured.model_fields) & set(image["predictions"][0])
+
+
+def test_the_catalogue_has_what_the_network_measures(weighing_client: TestClient) -> None:
+    probs = {"no": 0.6, "sphere": 0.2, "vort": 0.2}
+    row = {"id": "a", "label": "no", "probs": probs, "theta_e": 1.1, "noise": "map", "n_masked": 3}
+    answer = weighing_client.post("/v1/catalogue", json={"network": "weigher", "rows": [row]})
+    (record,) = csv.DictReader(io.StringIO(answer.text))
+    assert [record[name] for name in ("theta_e", "noise", "n_masked", "axis_ratio")] == ["1.1", "map", "3", ""]
 
 
 def test_a_stack_is_predicted_image_by_image_up_to_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -16,6 +17,8 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from sublens.evaluation import saliency
+from sublens.images import signal_to_noise
+from sublens.images.pixels import Companions, Image
 from sublens.inference.predictor import Predictor
 from sublens.models import bundle
 from sublens.observation import camera
@@ -60,6 +63,40 @@ def test_the_image_of_another_camera_is_resampled_with_a_note(client: TestClient
     answer = client.post("/v1/simulate", json={"survey": "rubin"}).json()
     assert decoded(answer["counts"]).shape == (44, 44)
     assert "resampled from 0.2 to 0.05 arcsec a pixel" in answer["predictions"][0]["notes"]
+
+
+def test_a_network_of_photons_gives_no_answer_for_signal_to_noise(weighing_client: TestClient) -> None:
+    drawn = weighing_client.get("/v1/scene", params={"survey": "hst-acs", "seed": 4}).json()
+    answer = weighing_client.post("/v1/simulate", json=drawn).json()
+    photons, _ = answer["predictions"]
+    assert (photons["label"], photons["probs"]) == (None, {})
+    assert "knows common-test-1 only, while hst-acs has signal to noise" in photons["error"]
+    refused = weighing_client.post("/v1/smallest-mass?network=lensnet&x=1&y=0", json=drawn)
+    assert (refused.status_code, refused.json()["need"]) == (422, "a network for signal to noise")
+
+
+def test_a_network_of_signal_to_noise_sees_the_codes_of_the_scene(weighing_client: TestClient, weigher: Path) -> None:
+    drawn = weighing_client.get("/v1/scene", params={"survey": "euclid-vis", "seed": 4}).json()
+    answer = weighing_client.post("/v1/simulate", json=drawn).json()
+    codes, shown = scene.observed(Scene.model_validate(drawn))[0], decoded(answer["counts"])
+    assert answer["pixels"] == "signal-to-noise"
+    np.testing.assert_allclose(shown, signal_to_noise.decode(codes))
+    image = Image(shown.astype(float), pixel_scale=0.1, companions=Companions(np.ones(shown.shape), "map"))
+    predictor, prediction = Predictor.load(weigher), answer["predictions"][1]
+    (expected,) = predictor.predict_images([predictor.framed(image, None)])
+    assert prediction["probs"] == pytest.approx(expected.probs, abs=1e-6)
+    assert prediction["theta_e"] == pytest.approx((expected.macromodel or {})["theta_e"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("survey", "is_known"), [("common-test-1", True), ("rubin", False)])
+def test_an_answer_for_a_survey_that_a_network_does_not_know_is_flagged(
+    survey: str, is_known: bool, client: TestClient
+) -> None:
+    drawn = client.get("/v1/scene", params={"survey": survey, "label": "no", "seed": 4}).json()
+    (prediction,) = client.post("/v1/simulate?network=lensnet", json=drawn).json()["predictions"]
+    note = "lensnet knows common-test-1 only: its answer is flagged out of distribution"
+    assert (note in prediction["notes"], prediction["ood"]) == (not is_known, not is_known)
+    assert (prediction["prediction_set"] is None) == (not is_known)
 
 
 def test_the_smallest_mass_comes_step_by_step(client: TestClient) -> None:

@@ -19,7 +19,7 @@ DETECTED = 0.5
 """Mean probability of substructure from which on a mass counts as detected."""
 
 Classifier = Callable[[NDArray[np.uint16]], NDArray[np.float64]]
-"""Images [n, h, w] as counts above their minimum -> the probability that each holds substructure, [n]."""
+"""Images [n, h, w] of `scene.observed` -> the probability that each holds substructure, [n]."""
 
 
 @dataclass(frozen=True)

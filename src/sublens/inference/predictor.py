@@ -10,14 +10,15 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublens.config import InputConfig, Pixels, field_of_view
+from sublens.config import InputConfig, Pixels
 from sublens.errors import BundleError, ConfigError, ImageError
-from sublens.images import listing, resample, signal_to_noise
+from sublens.images import listing
 from sublens.images.formats import NO_FILES, CompanionFiles
 from sublens.images.limits import name_errors
-from sublens.images.pixels import Image, RawImage, TangentPlane, fill_missing
+from sublens.images.pixels import Image, TangentPlane
 from sublens.images.reader import Reader, ReadResult
 from sublens.inference.engines import MASS_UNIT_MSUN, Engine, EngineName, OnnxRuntime, OpenVino
+from sublens.inference.frames import Frame
 from sublens.models import arc, bundle, macro
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
@@ -158,11 +159,9 @@ class Row:
     plane: TangentPlane | None = None
     """Coordinates on the sky of the map of substructure; None where the image's are not known."""
     noise: str = ""
-    """Source of its noise, as `Companions.noise_source` has it; empty where the network takes no signal to noise."""
+    """Source of its noise; it and the next two as in `KnownNoise`."""
     psf_fwhm: float | None = None
-    """Full width of its point-spread function at half maximum, arcsec; None where it is not known."""
     n_masked: int | None = None
-    """Number of masked pixels in the network's input; None where the network takes no signal to noise."""
 
     @property
     def name(self) -> str:
@@ -285,16 +284,8 @@ class Predictor:
             image = self._usable(result, pixel_scale)
         except ImageError as err:
             return _row_of(result, result.image, str(err)), None
-        row = _row_of(result, image, plane=self._map_plane(image.plane) if image.plane else None)
-        return self._with_noise(row, image), _Input.of(image)
-
-    def _with_noise(self, row: Row, image: Image) -> Row:
-        """The row of a framed image, with what is known of its noise where it has codes of signal to noise."""
-        if image.codes is None:
-            return row
-        masked = resample.central(image.codes, self._side) == signal_to_noise.MASKED
-        source = image.companions.noise_source.replace("weight", "map")
-        return replace(row, noise=source, psf_fwhm=image.psf_fwhm, n_masked=int(masked.sum()))
+        row = _row_of(result, image, plane=self.frame.map_plane(image.plane))
+        return replace(row, **self.frame.known_noise(image)._asdict()), _Input.of(image)
 
     def companions(self, files: CompanionFiles = NO_FILES) -> CompanionFiles | None:
         """The files with noise, PSF and mask that are read with images for this network; None for counts of photons.
@@ -324,21 +315,14 @@ class Predictor:
         """An image in the frame that the network was trained on; raises the error that stands in place of one."""
         if isinstance(image, ImageError):
             raise image
-        frame = resample.resample_weighed if self.input.takes_noise else resample.resample_image
-        framed = frame(image, self.image_shape, self._side, self.pixel_scale, pixel_scale)
+        framed = self.frame.framed(image, pixel_scale)
         caution = self.calibration.caution if self.calibration else ""
         return replace(framed, notes=(*framed.notes, caution)) if caution else framed
 
-    def _map_plane(self, plane: TangentPlane) -> TangentPlane | None:
-        """The coordinates of the network's map in those of an image in its frame."""
-        if self.map is None:
-            return None
-        return plane.cut(self.image_shape, (self._side, self._side)).zoomed(self.map.n_cells / self._side)
-
     @property
-    def _side(self) -> int:
-        """Side of the central square that the network takes in, pixels."""
-        return field_of_view(self.input, self.image_shape)
+    def frame(self) -> Frame:
+        """Size, pixel scale and unit of the images that the network takes."""
+        return Frame.of(self.image_shape, self.input, self.map)
 
     def _with_predictions(self, batch: Sequence[tuple[Row, _Input | None]]) -> list[Row]:
         predictions = self._predict([image for _, image in batch if image])
@@ -347,9 +331,7 @@ class Predictor:
     @property
     def pixel_scale(self) -> float | None:
         """Arcsec a pixel of the training images; None where they were not simulated."""
-        if self.map is None:
-            return None
-        return self.map.n_cells * self.map.cell_arcsec / self._side
+        return self.frame.pixel_scale
 
     def probs(self, counts: NDArray[np.uint16]) -> NDArray[np.float64]:
         """Probabilities [b, c] of images [b, h, w], in counts above their minimum."""
@@ -408,23 +390,9 @@ class Predictor:
 
         Raises `ImageError`, which calls it `name`, where it is infinite, constant, mostly missing or of another size.
         """
-        mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
-        pixels = np.asarray(array)
-        if pixels.ndim in (2, 3):
-            self.check_size(pixels.shape[-2:], name)  # before the pixels are checked, which takes a while
+        image = self.frame.image(array, name)
         with name_errors(name):
-            return self.framed(fill_missing(RawImage(pixels, mask=mask), name), self.pixel_scale)
-
-    def check_size(self, shape: tuple[int, ...], name: str) -> None:
-        """Raise `ImageError`, which calls the image `name`, where it is not [h, w] of the training images."""
-        if shape != self.image_shape:
-            have, need = (f"{h} x {w}" for h, w in (shape, self.image_shape))
-            raise ImageError(
-                f"is {have} pixels",
-                need=f"{need} pixels, as in the network's training images",
-                next="Crop or resample the image.",
-                path=name,
-            )
+            return self.framed(image, self.pixel_scale)
 
     def predict_images(self, images: Sequence[Image]) -> list[Prediction]:
         """Predictions for images in the frame of the network, as `framed` makes them, `BATCH` at a time."""

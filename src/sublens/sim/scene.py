@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sublens.config import Frozen
+from sublens.config import Frozen, later
 from sublens.errors import ConfigError, nearest
+from sublens.images import signal_to_noise
 from sublens.lensing.cosmology import einstein_radius
 from sublens.observation.defects import marks
 from sublens.observation.exposure import observe
 from sublens.sim.population import CLASSES, draw, weigh
 from sublens.sim.render import render
 from sublens.sim.substructure import extend
-from sublens.surveys import presets
-from sublens.surveys.camera import Gaussian, typical_fwhm
-from sublens.surveys.light import SersicSource
+from sublens.surveys import extra, light, presets
+from sublens.surveys.camera import Gaussian, Psf, typical_fwhm
+from sublens.surveys.light import ClumpySource, SersicSource
+from sublens.surveys.psf_set import PsfSet
 from sublens.surveys.survey import Survey
 from sublens.surveys.truth import SCENE, SUBHALO, Truth
 
@@ -48,6 +50,17 @@ class Source(Frozen):
     n: Annotated[float, Field(ge=0.3, le=10)] = 1.0
     """Sersic index."""
     r_eff: Annotated[float, Field(ge=0.01, le=5)] = 0.25
+    """Effective radius, arcsec."""
+    intensity: Annotated[float, Field(gt=0, le=1e7)] = 40.0
+    """Electrons a pixel at the effective radius, in the whole exposure."""
+
+
+class LensLight(Frozen):
+    """The lens galaxy's light: a Sersic profile at the origin with the halo's axis ratio and angle."""
+
+    n: Annotated[float, Field(ge=0.3, le=10)] = 4.0
+    """Sersic index."""
+    r_eff: Annotated[float, Field(ge=0.01, le=20)] = 1.0
     """Effective radius, arcsec."""
     intensity: Annotated[float, Field(gt=0, le=1e7)] = 40.0
     """Electrons a pixel at the effective radius, in the whole exposure."""
@@ -97,8 +110,11 @@ class Scene(Frozen):
     """Position angle of the external shear, radians."""
     source: Source = Source()
     """Lensed galaxy."""
+    lens_light: LensLight | None = later(None)
+    """Light of the lens galaxy; dark if left out."""
     psf_fwhm: Annotated[float, Field(ge=0.02, le=1)] = DEFAULT_FWHM
-    """Full width at half maximum of the Gaussian point-spread function, arcsec."""
+    """Full width at half maximum of the point-spread function, arcsec: of a Gaussian, or, in a survey with a set of
+    images, of the first of these, blurred to that width where its own is smaller."""
     background: Annotated[float, Field(ge=0, le=1e7)] = 10.0
     """Sky, electrons a pixel."""
     noise_rms: Annotated[float, Field(ge=0, le=1e4)] = 0.0
@@ -125,12 +141,15 @@ def survey_of(scene: Scene) -> Survey:
             next=nearest(scene.survey, presets.names()),
         )
     base = _preset(scene.survey)
+    has_set = isinstance(base.camera.psf, PsfSet)
+    psf = base.camera.psf if has_set else Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)
     return base.model_copy(
         update={
-            "camera": base.camera.model_copy(update={"psf": Gaussian(profile="gaussian", fwhm=scene.psf_fwhm)}),
+            "camera": base.camera.model_copy(update={"psf": psf}),
             "halo": base.halo.isothermal(scene.halo_q),
             "source": SersicSource(n=1, r_eff=1, angle=0, x=0, y=0, intensity=1),  # type: ignore[arg-type]
-            **dict.fromkeys(("lens_light", "neighbours", "stars")),
+            "lens_light": light.LensLight(n=1, r_eff=1, intensity=1) if scene.lens_light else None,  # type: ignore[arg-type]
+            **dict.fromkeys(("neighbours", "stars")),
         }
     )
 
@@ -138,6 +157,14 @@ def survey_of(scene: Scene) -> Survey:
 @lru_cache(maxsize=16)
 def _preset(name: str) -> Survey:
     return presets.preset(name)
+
+
+@lru_cache(maxsize=16)
+def _fwhm(psf: Psf, pixel_scale: float) -> float:
+    """Full width at half maximum, arcsec: the typical one, or that of the first image of a set."""
+    if isinstance(psf, PsfSet):
+        return signal_to_noise.fwhm(psf.kernels(pixel_scale)[0]) * pixel_scale
+    return typical_fwhm(psf, DEFAULT_FWHM)
 
 
 @lru_cache(maxsize=16)
@@ -167,14 +194,26 @@ def truth(scene: Scene) -> Truth:
         row[name] = getattr(scene, name)
     for name, value in scene.source:
         row[f"source_{name}"] = value
+    for name, value in scene.lens_light or ():
+        row[f"lens_{name}"] = value
     for name, value in scene.string or ():
         row[f"string_{name}"] = value
     row["n_subhaloes"] = len(scene.subhaloes)
     row["label"] = CLASSES.index("vort" if scene.string else "sphere" if scene.subhaloes else "no")
-    table = Truth(row, _subhaloes(scene, survey, row))
+    table = Truth(row, _subhaloes(scene, survey, row), _extra(scene, survey) if extra.is_kept(survey) else None)
     weigh(table, survey)
     _refuse_outweighed(scene, table)
     return table
+
+
+def _extra(scene: Scene, survey: Survey) -> NDArray[np.void]:
+    """The scene's row of dtype EXTRA: without defects and sky that is left over, but with the survey's correlation."""
+    row, camera = extra.blank(1), survey.camera
+    row["lens_q"], row["lens_angle"] = scene.halo_q, scene.halo_angle
+    row["noise_correlation"] = camera.noise_correlation.quantile(np.array([0.5]))
+    row["psf_fwhm"] = scene.psf_fwhm
+    row["psf_broadening"] = max(scene.psf_fwhm**2 - _fwhm(camera.psf, camera.pixel_scale) ** 2, 0) ** 0.5
+    return row
 
 
 def _refuse_outweighed(scene: Scene, table: Truth) -> None:
@@ -214,7 +253,10 @@ def noiseless(scene: Scene) -> NDArray[np.float32]:
 
 
 def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
-    """Noisy images: counts above the minimum, [n, h, w], with the noise of this seed and those after it."""
+    """Noisy images [n, h, w], with the noise of this seed and those after it.
+
+    Counts above the minimum, or codes of signal to noise where the survey has these; no pixel is masked.
+    """
     survey, single = survey_of(scene), truth(scene)
     image = render(single, survey).expand(n_noise, -1, -1).contiguous()
     rows = single.take(np.zeros(n_noise, np.int64))
@@ -223,18 +265,20 @@ def observed(scene: Scene, n_noise: int = 1) -> NDArray[np.uint16]:
 
 
 def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Scene:
-    """A scene of this class from the survey's own distributions, without the lens galaxy's light.
+    """A scene of this class from the survey's own distributions.
 
-    Its redshifts become the medians, and each mass keeps its share of the whole. Raises `ConfigError`
-    where there is no survey of that name, or its source is a picture.
+    Its redshifts become the medians, and each mass keeps its share of the whole. The lens galaxy is dark unless the
+    survey has signal to noise; all light of source and galaxy is that of one profile each. Raises `ConfigError` where
+    there is no survey of that name, or its source is a picture.
     """
     survey_of(Scene(survey=survey))  # raises for an unknown name
     base = _preset(survey)
-    if not isinstance(base.source, SersicSource):
+    if not isinstance(base.source, SersicSource | ClumpySource):
         raise ConfigError(
             "has a picture for a source", need="a Sersic source", next="Choose another survey.", path=survey
         )
-    whole = draw(base, seed, "test", range(CLASSES.index(label), CLASSES.index(label) + 1))
+    has_light = bool(base.lens_light) and base.camera.pixels == "signal-to-noise"
+    whole = draw(_plain(base), seed, "test", range(CLASSES.index(label), CLASSES.index(label) + 1))
     row = whole.scenes[0]
     theta_e = float(row["theta_e"])
     scale = (theta_e / _unit(survey)) ** 2 / float(row["lens_mass_msun"])
@@ -243,11 +287,22 @@ def drawn(survey: str, label: Literal["no", "sphere", "vort"], seed: int) -> Sce
         theta_e=_short(theta_e),
         **_columns(row, "", "halo_q", "halo_angle", "gamma", "shear_angle", "background", "noise_rms"),
         source=Source(**_columns(row, "source_", "x", "y", "q", "angle", "n", "r_eff", "intensity")),
-        psf_fwhm=_short(typical_fwhm(base.camera.psf, DEFAULT_FWHM)),
+        lens_light=LensLight(**_columns(row, "lens_", "n", "r_eff", "intensity")) if has_light else None,
+        psf_fwhm=_short(_fwhm(base.camera.psf, base.camera.pixel_scale)),
         subhaloes=_drawn_subhaloes(whole, scale),
         string=_drawn_string(row, scale) if label == "vort" else None,
         seed=seed,
     )
+
+
+def _plain(survey: Survey) -> Survey:
+    """The survey with all light of its source, and of its lens galaxy, in one profile each."""
+    source, lens = survey.source, survey.lens_light
+    if isinstance(source, ClumpySource):
+        names = SersicSource.model_fields.keys() - {"profile"}
+        source = SersicSource(**{name: getattr(source, name) for name in names})
+    parts = {"disc": None, "nucleus": None}
+    return survey.model_copy(update={"source": source, "lens_light": lens and lens.model_copy(update=parts)})
 
 
 def _drawn_subhaloes(whole: Truth, scale: float) -> tuple[Subhalo, ...]:

@@ -2,15 +2,18 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
 from pydantic.json_schema import models_json_schema
 
+from sublens.config import Pixels, later
 from sublens.errors import SublensError
+from sublens.images import signal_to_noise
+from sublens.inference.frames import UNKNOWN, KnownNoise
 from sublens.inference.predictor import Prediction
 from sublens.models.bundle import Card, CardData, CardMachine, CardMap, CardScores, CardTraining
 from sublens.web.problem import ProblemDetails
@@ -33,7 +36,32 @@ class Array(Answer):
     """Little-endian bytes in base64, rows along y first."""
 
 
-class NetworkPrediction(Answer):
+class Measured(Answer):
+    """Numbers that only some networks give for an image; those that are not known are left out."""
+
+    theta_e: FiniteFloat | None = later(None)
+    """Einstein radius of the lens, arcsec."""
+    theta_e_sigma: FiniteFloat | None = later(None)
+    """Its standard deviation, arcsec."""
+    axis_ratio: FiniteFloat | None = later(None)
+    """Axis ratio of the lens's mass."""
+    axis_ratio_sigma: FiniteFloat | None = later(None)
+    """Its standard deviation."""
+    position_angle: FiniteFloat | None = later(None)
+    """Angle from the image's x axis to the long axis of the mass, counter-clockwise, degrees."""
+    position_angle_sigma: FiniteFloat | None = later(None)
+    """Its standard deviation, degrees."""
+    limit_msun: FiniteFloat | None = later(None)
+    """Least mass of one subhalo on the arc that would have been found nine times in ten, Msun."""
+    noise: Annotated[str, Field(max_length=100)] | None = later(None)
+    """Source of the noise: a map, or estimated."""
+    psf_fwhm: FiniteFloat | None = later(None)
+    """Full width of the point-spread function at half maximum, arcsec."""
+    n_masked: Annotated[int, Field(ge=0)] | None = later(None)
+    """Number of masked pixels in the network's input."""
+
+
+class NetworkPrediction(Measured):
     """The prediction of one network for one image, or the error in its place."""
 
     network: str
@@ -80,6 +108,8 @@ class ImagePredictions(Answer):
     error: str | None = None
     counts: Array | None = None
     """The image in the frame of the first network that can use it; null where the image is unusable or large."""
+    pixels: Pixels = later("counts")
+    """Unit of `counts`; in signal to noise, masked pixels are 0. Left out for counts above the least."""
     pixel_scale: float | None = None
     """Arcsec a pixel of `counts`."""
     is_scale_known: bool = False
@@ -101,7 +131,9 @@ class SimulatedImage(Answer):
     """The image of a scene and the predictions for it."""
 
     counts: Array
-    """The image with noise, counts above the minimum."""
+    """The image with noise, counts above the minimum or signal to noise."""
+    pixels: Pixels = later("counts")
+    """Unit of `counts`. Left out for counts above the least."""
     noiseless: Array
     """The image without sky and noise, electrons a pixel."""
     residual: Array
@@ -226,11 +258,22 @@ def array(values: NDArray[np.generic]) -> Array:
     )
 
 
+def plane(pixels: NDArray[np.uint16], unit: Pixels) -> Array:
+    """The image of a network's frame as it is sent: counts as they are, codes as signal to noise, 0 where masked."""
+    return array(pixels if unit == "counts" else np.nan_to_num(signal_to_noise.decode(pixels)))
+
+
 def network_prediction(
-    network: str, prediction: Prediction, *, seconds: float, notes: Sequence[str] = ()
+    network: str,
+    prediction: Prediction,
+    *,
+    seconds: float,
+    notes: Sequence[str] = (),
+    known: KnownNoise = UNKNOWN,
 ) -> NetworkPrediction:
-    """A prediction as it is sent. seconds: time that the network took for its batch."""
+    """A prediction as it is sent. seconds: time that the network took for its batch. known: noise of the image."""
     classes, masses = prediction.prediction_set, prediction.masses
+    measured: dict[str, Any] = {**(prediction.macromodel or {}), **known._asdict(), "noise": known.noise or None}
     return NetworkPrediction(
         network=network,
         label=prediction.label,
@@ -241,6 +284,8 @@ def network_prediction(
         notes=list(notes),
         latency_ms=round(1e3 * seconds, 3),
         map=None if masses is None else array(masses),
+        limit_msun=prediction.limit_msun,
+        **measured,
     )
 
 

@@ -155,7 +155,7 @@ def routes(service: Service) -> APIRouter:
         network = service.network(name)
         network.batcher.check_room()
         body, images = _read(await request.body(), request.headers.get(HEADER))
-        network.predictor.check_size(images.shape[1:], "image")  # before it waits in the queue
+        network.predictor.frame.check_size(images.shape[1:], "image")  # before it waits in the queue
         deadline = service.deadline()
         if body.parameters.timeout:
             deadline = min(deadline, time.monotonic() + body.parameters.timeout / 1e6)

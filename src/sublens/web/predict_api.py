@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from sublens.config import Pixels
 from sublens.errors import ImageError
 from sublens.images import formats
 from sublens.images.formats import NO_FILES, CompanionFiles, ImageSelector
@@ -21,8 +22,9 @@ from sublens.images.pixels import Image
 from sublens.images.reader import Extension, Reader, ReadResult
 from sublens.inference import predictor, tables
 from sublens.inference.predictor import Prediction
+from sublens.models import macro
 from sublens.storage import scratch
-from sublens.web.answers import FileExtension, FilePredictions, ImagePredictions, array, as_json
+from sublens.web.answers import FileExtension, FilePredictions, ImagePredictions, Measured, as_json, plane
 from sublens.web.problem import ERROR_RESPONSES, Problem
 from sublens.web.service import ImageOutcome, NamedImage, ServedNetwork, Service, assumed_scale, together, unless_gone
 
@@ -92,20 +94,18 @@ class Parsers:
             reader.__exit__(None, None, None)
 
 
-class CatalogueRow(BaseModel):
+class CatalogueRow(Measured):
     """One image, its prediction, and a person's correction."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     id: Annotated[str, Field(max_length=300)]
     path: Annotated[str, Field(max_length=300)] = ""
     label: Annotated[str, Field(max_length=100)] = ""
     """The predicted class; empty where there is no prediction."""
-    probs: Annotated[dict[str, FiniteFloat], Field(max_length=100)] = {}
+    probs: dict[str, FiniteFloat] = Field({}, max_length=100)
     prediction_set: Annotated[list[str], Field(max_length=100)] | None = None
     ood_score: FiniteFloat | None = None
     ood: bool | None = None
-    notes: Annotated[list[str], Field(max_length=100)] = []
+    notes: list[str] = Field([], max_length=100)
     error: Annotated[str, Field(max_length=1000)] = ""
     ra: FiniteFloat | None = None
     dec: FiniteFloat | None = None
@@ -283,8 +283,9 @@ def _image(upload: Upload, result: ReadResult, outcomes: Iterator[Sequence[Image
     framed = zip(own, upload.networks, strict=True)
     first = next(((outcome.counts, network) for outcome, network in framed if outcome.counts is not None), None)
     counts, scale = first[0] if first else None, upload.pixel_scale or image.pixel_scale
+    pixels: Pixels = "counts"
     if first:
-        scale = first[1].predictor.pixel_scale or scale
+        scale, pixels = first[1].predictor.pixel_scale or scale, first[1].pixels
     elif max(image.pixels.shape) <= MAX_SHOWN:
         counts = image.counts()
     answer = ImagePredictions(
@@ -292,7 +293,8 @@ def _image(upload: Upload, result: ReadResult, outcomes: Iterator[Sequence[Image
         number=result.number,
         ra=image.ra,
         dec=image.dec,
-        counts=None if counts is None else array(counts),
+        counts=None if counts is None else plane(counts, pixels),
+        pixels=pixels,
         pixel_scale=scale,
         is_scale_known=upload.pixel_scale is not None or image.pixel_scale is not None,
         predictions=[outcome.prediction for outcome in own],
@@ -317,7 +319,7 @@ CORRECTION = (
 
 def _table(network: ServedNetwork, rows: Sequence[CatalogueRow], form: str) -> bytes:
     """The bytes of a table in that format."""
-    columns = [*tables.columns(network.card.classes), *CORRECTION]
+    columns = [*tables.columns(network.card.classes, **tables.heads(network.card)), *CORRECTION]
     records = [_record(network, row) for row in rows]
     with scratch.folder() as folder:
         path = Path(folder, f"table.{form}")
@@ -336,9 +338,13 @@ def _record(network: ServedNetwork, row: CatalogueRow) -> tables.Record:
         ra=row.ra,
         dec=row.dec,
         id=row.id,
+        noise=row.noise or "",
+        psf_fwhm=row.psf_fwhm,
+        n_masked=row.n_masked,
     )
     own = {"path": row.path, "correction": row.correction, "comment": row.comment}
-    return {**tables.record(plain, card.classes, card.identity, version("sublens")), **own}
+    record = tables.record(plain, card.classes, card.identity, version("sublens"), **tables.heads(card))
+    return {**record, **own}
 
 
 def _prediction(row: CatalogueRow, classes: Sequence[str]) -> Prediction:
@@ -356,4 +362,6 @@ def _prediction(row: CatalogueRow, classes: Sequence[str]) -> Prediction:
         prediction_set=None if row.prediction_set is None else tuple(row.prediction_set),
         ood=row.ood_score,
         is_ood=row.ood,
+        limit_msun=row.limit_msun,
+        macromodel={name: value for name in macro.COLUMNS if (value := getattr(row, name)) is not None} or None,
     )

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from sublens.config import field_of_view
+from sublens.config import Pixels, field_of_view
 from sublens.errors import ConfigError, ImageError, nearest
 from sublens.images.pixels import Image
 from sublens.images.resample import SAME_SCALE
+from sublens.inference.frames import KnownNoise
 from sublens.inference.predictor import BATCH, Predictor
 from sublens.models import bundle
 from sublens.models.bundle import Card
@@ -53,6 +54,7 @@ class FramedImage(NamedTuple):
     notes: Sequence[str]
     has_hole: bool
     """Whether more pixels are missing than can be filled."""
+    known: KnownNoise
 
 
 class ImageOutcome(NamedTuple):
@@ -87,6 +89,11 @@ class ServedNetwork:
     predictor: Predictor
     """For framing images; only the batcher may run the network."""
     batcher: Batcher
+
+    @property
+    def pixels(self) -> Pixels:
+        """Unit of the images in its frame."""
+        return "signal-to-noise" if self.predictor.input.takes_noise else "counts"
 
     def summary(self) -> NetworkSummary:
         """The network as `/v1/networks` lists it."""
@@ -140,7 +147,9 @@ class ServedNetwork:
                 outcomes.append(ImageOutcome(answers.failed_prediction(self.name, image), None))
                 continue
             prediction, seconds = next(predictions)
-            answer = answers.network_prediction(self.name, prediction, seconds=seconds, notes=image.notes)
+            answer = answers.network_prediction(
+                self.name, prediction, seconds=seconds, notes=image.notes, known=image.known
+            )
             outcomes.append(ImageOutcome(answer, image.counts))
         return outcomes
 
@@ -155,7 +164,8 @@ class ServedNetwork:
             if not pixel_scale and not named.image.pixel_scale:
                 self._check_assumed(assumed_scale)
             image = self.predictor.framed(named.image, pixel_scale)
-            return FramedImage(image.counts(), image.notes, image.has_hole)
+            known = self.predictor.frame.known_noise(image)
+            return FramedImage(image.counts(), image.notes, image.has_hole, known)
         except ImageError as err:
             return err.about(named.name)
 

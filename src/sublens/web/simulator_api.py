@@ -11,16 +11,19 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 
-from sublens.errors import SublensError
+from sublens.errors import ConfigError, SublensError
 from sublens.evaluation.detection_limit import N_NOISE, Classifier, Step, smallest_mass
-from sublens.images.pixels import Image
+from sublens.images import signal_to_noise
+from sublens.images.pixels import Companions, Image
 from sublens.inference.predictor import BATCH
 from sublens.parallel.threads import n_threads
 from sublens.sim import scene
 from sublens.sim.scene import MASSES_MSUN, Scene
 from sublens.surveys import presets
+from sublens.surveys.survey import Survey
 from sublens.web import problem
 from sublens.web.answers import (
+    NetworkPrediction,
     SearchResult,
     SearchStep,
     SimulatedImage,
@@ -29,6 +32,8 @@ from sublens.web.answers import (
     SurveySummary,
     array,
     as_json,
+    failed_prediction,
+    plane,
 )
 from sublens.web.problem import ERROR_RESPONSES, Problem, ProblemDetails, overloaded
 from sublens.web.service import NamedImage, ServedNetwork, Service, together, unless_gone
@@ -84,6 +89,8 @@ def routes(service: Service) -> APIRouter:
                 need=f"a network with the class {SMOOTH!r}",
                 next="Choose another network.",
             )
+        if err := _misfit(served, await service.pool.run(lambda: scene.survey_of(lens))):
+            raise err
         await service.pool.run(lambda: scene.truth(lens))  # so that a scene that cannot be gets its 422
         return StreamingResponse(_search(service, served, lens, (x, y)), media_type="application/x-ndjson")
 
@@ -132,7 +139,7 @@ def warm_up() -> None:
 
 
 def _render(lens: Scene) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32]]:
-    """Counts, and the noiseless images with and without substructure."""
+    """Counts or codes of signal to noise, and the noiseless images with and without substructure."""
     return scene.observed(lens)[0], scene.noiseless(lens), scene.noiseless(scene.smooth(lens))
 
 
@@ -140,21 +147,57 @@ async def _simulate(
     service: Service, request: Request, lens: Scene, networks: Sequence[ServedNetwork]
 ) -> SimulatedImage:
     deadline, start = service.deadline(), time.perf_counter()
-    counts, noiseless, smooth = await unless_gone(request, service.pool.run(lambda: _render(lens)), deadline)
+    pixels, noiseless, smooth = await unless_gone(request, service.pool.run(lambda: _render(lens)), deadline)
     render_ms = round(1e3 * (time.perf_counter() - start), 3)
-    pixel_scale = scene.survey_of(lens).camera.pixel_scale
-    image = NamedImage("the simulated image", Image(counts.astype(np.float64), pixel_scale=pixel_scale))
-    work = together(network.predict([image], deadline, service.pool) for network in networks)
-    outcomes = await unless_gone(request, work, deadline)
+    survey = scene.survey_of(lens)
+    image = NamedImage("the simulated image", _image(pixels, survey))
+    work = together(_predict(service, network, image, survey, deadline) for network in networks)
     return SimulatedImage(
-        counts=array(counts),
+        counts=plane(pixels, survey.camera.pixels),
+        pixels=survey.camera.pixels,
         noiseless=array(noiseless),
         residual=array(noiseless - smooth),
-        pixel_scale=pixel_scale,
+        pixel_scale=survey.camera.pixel_scale,
         halo_mass_msun=scene.halo_msun(lens),
         render_ms=render_ms,
-        predictions=[outcome.prediction for (outcome,) in outcomes],
+        predictions=await unless_gone(request, work, deadline),
     )
+
+
+def _image(pixels: NDArray[np.uint16], survey: Survey) -> Image:
+    """The image of counts, or of codes of signal to noise, in which the noise of each pixel is 1."""
+    scale = survey.camera.pixel_scale
+    if survey.camera.pixels == "counts":
+        return Image(pixels.astype(np.float64), pixel_scale=scale)
+    noise = Companions(noise=np.ones(pixels.shape), noise_source="map")
+    return Image(signal_to_noise.decode(pixels).astype(np.float64), pixel_scale=scale, companions=noise)
+
+
+def _misfit(network: ServedNetwork, survey: Survey) -> ConfigError | None:
+    """The error of a network that cannot take the images of a survey, or None."""
+    if survey.camera.pixels == "counts" or network.predictor.input.takes_noise:
+        return None
+    return ConfigError(
+        f"{network.name} takes counts of photons and knows {network.card.data.name} only, "
+        f"while {survey.name} has signal to noise",
+        need="a network for signal to noise",
+        next="Choose another network or survey.",
+    )
+
+
+async def _predict(
+    service: Service, network: ServedNetwork, image: NamedImage, survey: Survey, deadline: float
+) -> NetworkPrediction:
+    """The prediction for an image of the survey; out of distribution where the network was trained on another."""
+    if err := _misfit(network, survey):
+        return failed_prediction(network.name, err)
+    ((prediction, _),) = await network.predict([image], deadline, service.pool)
+    known = network.card.data.name
+    if known == survey.name or prediction.error:
+        return prediction
+    note = f"{network.name} knows {known} only: its answer is flagged out of distribution"
+    flags = {"ood": True, "prediction_set": None, "limit_msun": None, "notes": [*prediction.notes, note]}
+    return prediction.model_copy(update=flags)
 
 
 async def _search(
@@ -175,11 +218,10 @@ async def _search(
 
 def _classifier(service: Service, network: ServedNetwork, lens: Scene) -> Classifier:
     """The probability of substructure in images of the scene's survey; it waits for the network's own thread."""
-    pixel_scale, smooth = scene.survey_of(lens).camera.pixel_scale, network.card.classes.index(SMOOTH)
+    survey, smooth = scene.survey_of(lens), network.card.classes.index(SMOOTH)
 
-    def substructure(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
-        images = [Image(image.astype(np.float64), pixel_scale=pixel_scale) for image in counts]
-        framed = np.stack([network.predictor.framed(image, None).counts() for image in images])
+    def substructure(pixels: NDArray[np.uint16]) -> NDArray[np.float64]:
+        framed = np.stack([network.predictor.framed(_image(image, survey), None).counts() for image in pixels])
         result = network.batcher.submit(len(framed), lambda: framed, service.deadline()).result()
         return np.asarray(1 - result.output.probs[:, smooth])
 

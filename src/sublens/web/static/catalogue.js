@@ -24,6 +24,7 @@ const PAGE = 100;
  * @property {number | null} dec
  * @property {string} error  why no network can use it, else ""
  * @property {Plane | null} counts
+ * @property {boolean} hasNoise  whether `counts` is signal to noise
  * @property {Plane | null} thumb
  * @property {number | null} pixelScale  arcsec
  * @property {boolean} isScaleKnown

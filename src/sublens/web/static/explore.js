@@ -8,7 +8,7 @@ import { Latest } from "./latest.js";
 import { Masses } from "./masses.js";
 import { milliseconds, typed } from "./numbers.js";
 import { Panels } from "./panels.js";
-import { best, conclusion } from "./predictions.js";
+import { best, conclusion, unknownSurvey } from "./predictions.js";
 import { LEAST_MSUN, MOST_MSUN, MOST_SUBHALOES, packed, rounded, tidied, unpacked } from "./scene.js";
 import { Search } from "./search.js";
 
@@ -40,6 +40,7 @@ export function startExplore({ networks }, remember) {
  *
  * @typedef {object} Simulated  the answer of /v1/simulate
  * @property {EncodedArray} counts
+ * @property {string} [pixels]  unit of `counts`, where it is not counts
  * @property {EncodedArray} residual
  * @property {number} pixel_scale
  * @property {number} render_ms
@@ -213,7 +214,8 @@ export class Desk {
     this.isStale = false;
     this.since = undefined;
     try {
-      this.take(await json("/v1/simulate", { body: this.scene }), since);
+      const { survey } = this.scene;
+      this.take(await json("/v1/simulate", { body: this.scene }), since, survey);
     } catch (error) {
       const { message, need, next } = /** @type {import("./api.js").Problem} */ (error);
       complain(find("explore-problem"), {
@@ -226,13 +228,15 @@ export class Desk {
     await this.ask();
   }
 
-  /** Shows an answer. @param {Simulated} result @param {number} since when the change was made, ms */
-  take(result, since) {
+  /** Shows an answer. @param {Simulated} result @param {number} since when the change was made, ms @param {string} survey of the scene */
+  take(result, since, survey) {
     complain(find("explore-problem"), null);
     this.predictions = result.predictions;
     this.panels.take(result);
     this.paint();
-    const words = conclusion(this.predictions);
+    const unknown = unknownSurvey(this.predictions, this.networks, survey);
+    const isAnswered = this.predictions.some(({ label }) => label);
+    const words = [isAnswered ? conclusion(this.predictions) : "", unknown].filter(Boolean).join(" ");
     find("explore-conclusion").textContent = words;
     say(words);
     const rest = `the scene itself took ${milliseconds(result.render_ms)}`;

@@ -27,6 +27,7 @@ export class Panels {
   drawn;
   /** The mass that is being dragged. @type {Which | null} */
   held = null;
+  hasNoise = false; // whether the image is signal to noise
   /** Where it was last. */
   from = { x: 0, y: 0 };
 
@@ -47,6 +48,7 @@ export class Panels {
   take(result) {
     const counts = plane(result.counts);
     this.planes = { counts, residual: plane(result.residual) };
+    this.hasNoise = result.pixels === "signal-to-noise";
     /** @type {Record<string, Plane | null>} */
     this.maps = Object.fromEntries(result.predictions.map(({ network, map }) => [network, map && plane(map)]));
     const size = { width: counts.width, height: counts.height, scale: result.pixel_scale };
@@ -72,11 +74,13 @@ export class Panels {
     this.pictures.sky.layers = [{ source: painted(counts, range, stretch, colours) }];
     this.pictures.sky.isLight = colours === "inverted";
     paintScale(find("sky-ramp"), colours);
-    [find("sky-low").textContent, find("sky-high").textContent] = [many(range[0]), `${many(range[1])} e⁻`];
+    const [low, high] = this.hasNoise ? range.map((value) => signed(value, 1)) : range.map(many);
+    find("sky-low").textContent = low;
+    find("sky-high").textContent = this.hasNoise ? `${high} S/N` : `${high} e⁻`;
     const { width, height } = counts;
     find("sky").setAttribute(
       "aria-label",
-      `Simulated image, ${width} by ${height} pixels, up to ${many(range[1])} electrons. ${find("mass-words").textContent}.`,
+      `Simulated image, ${width} by ${height} pixels, up to ${this.hasNoise ? `a signal to noise of ${high}` : `${high} electrons`}. ${find("mass-words").textContent}.`,
     );
   }
 

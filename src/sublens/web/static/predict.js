@@ -189,6 +189,7 @@ function tellApart(/** @type {Job[]} */ files, /** @type {Set<string>} */ paths)
  * @property {number | null} dec
  * @property {string | null} error
  * @property {EncodedArray | null} counts
+ * @property {string} [pixels]  unit of `counts`, where it is not counts
  * @property {number | null} pixel_scale
  * @property {boolean} is_scale_known
  * @property {EncodedPrediction[]} predictions
@@ -227,6 +228,7 @@ function item(job, image, extensions) {
     dec: image.dec,
     error: image.error ?? "",
     counts,
+    hasNoise: image.pixels === "signal-to-noise",
     thumb: counts && thumb(counts),
     pixelScale: image.pixel_scale,
     isScaleKnown: image.is_scale_known,
@@ -252,6 +254,7 @@ function failed(job, error) {
     dec: null,
     error: words,
     counts: null,
+    hasNoise: false,
     thumb: null,
     pixelScale: null,
     isScaleKnown: false,

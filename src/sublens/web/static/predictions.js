@@ -1,6 +1,6 @@
 /** Predictions in plain words. */
 
-import { listed, percent } from "./numbers.js";
+import { listed, mass, percent } from "./numbers.js";
 
 /** @typedef {import("./api.js").Plane} Plane */
 
@@ -45,7 +45,33 @@ import { listed, percent } from "./numbers.js";
  * @property {number | null} latency_ms
  * @property {Plane | null} map
  * @property {Plane | null} saliency
+ *
+ * and where the network gives them:
+ * @property {number} [theta_e]  arcsec
+ * @property {number} [theta_e_sigma]
+ * @property {number} [axis_ratio]
+ * @property {number} [axis_ratio_sigma]
+ * @property {number} [position_angle]  degrees
+ * @property {number} [position_angle_sigma]
+ * @property {number} [limit_msun]
+ * @property {string} [noise]
+ * @property {number} [psf_fwhm]  arcsec
+ * @property {number} [n_masked]
  */
+
+/** Numbers that only some networks give, as `Prediction` and rows of the catalogue name them. */
+export const MEASURED = /** @type {const} */ ([
+  "theta_e",
+  "theta_e_sigma",
+  "axis_ratio",
+  "axis_ratio_sigma",
+  "position_angle",
+  "position_angle_sigma",
+  "limit_msun",
+  "noise",
+  "psf_fwhm",
+  "n_masked",
+]);
 
 export const MEANINGS = /** @type {Record<string, string>} */ ({
   no: "no substructure",
@@ -121,6 +147,46 @@ export function oodInWords(prediction, network) {
 /** @param {Prediction} prediction @param {Network} network */
 function scoreInWords({ ood_score: score }, { ood_threshold: limit }) {
   return `Its OOD score is ${score?.toFixed(2)}${limit === null ? "" : `, the limit ${limit.toFixed(2)}`}`;
+}
+
+/**
+ * Numbers that the network gives beside its classes, each with its name; none from a network of photon counts.
+ * @param {Prediction | undefined} prediction
+ * @returns {[string, string][]}
+ */
+export function measured(prediction) {
+  const { limit_msun: limit, noise, psf_fwhm: fwhm, n_masked: masked } = prediction ?? {};
+  const within = (/** @type {number | undefined} */ value, /** @type {number | undefined} */ sigma, digits = 2, unit = "") =>
+    value === undefined ? "" : `${value.toFixed(digits)}${unit} ± ${(sigma ?? 0).toFixed(digits)}${unit}`;
+  const rows = /** @type {[string, string][]} */ ([
+    ["Einstein radius", within(prediction?.theta_e, prediction?.theta_e_sigma, 2, "″")],
+    ["Axis ratio of the mass", within(prediction?.axis_ratio, prediction?.axis_ratio_sigma)],
+    ["Position angle from x", within(prediction?.position_angle, prediction?.position_angle_sigma, 0, "°")],
+    ["Detection limit", limit === undefined ? "" : `${mass(limit)} M☉, found nine times in ten on the arc`],
+    ["Noise", noise ?? ""],
+    ["PSF width", fwhm === undefined ? "" : `${fwhm.toFixed(2)}″`],
+    ["Masked pixels", masked === undefined ? "" : String(masked)],
+  ]);
+  return rows.filter(([, text]) => text);
+}
+
+/**
+ * Which networks do not know a survey, or that none takes its images; empty where all know it.
+ * @param {Prediction[]} predictions for an image of the survey
+ * @param {Network[]} networks
+ * @param {string} survey
+ */
+export function unknownSurvey(predictions, networks, survey) {
+  const made = new Set(predictions.filter(({ label }) => label).map(({ network }) => network));
+  if (predictions.length && !made.size) return `No network here takes images of ${survey}; each says why.`;
+  const foreign = networks.filter(({ name, data }) => made.has(name) && data.name !== survey);
+  const known = [...new Set(foreign.map(({ data }) => data.name))];
+  const sentences = known.map((trained) => {
+    const names = foreign.filter(({ data }) => data.name === trained).map(({ name }) => name);
+    const [know, answers] = names.length > 1 ? ["know", "their answers are"] : ["knows", "its answer is"];
+    return `${listed(names)} ${know} ${trained} only: ${answers} flagged out of distribution.`;
+  });
+  return sentences.join(" ");
 }
 
 /** Whether the networks agree. @param {Prediction[]} predictions */

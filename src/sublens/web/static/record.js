@@ -1,6 +1,6 @@
 /** An image's row of the catalogue, as the service takes it. */
 
-import { claimedSet, oodFlag } from "./predictions.js";
+import { claimedSet, MEASURED, oodFlag } from "./predictions.js";
 
 /**
  * @param {Pick<import("./catalogue.js").Item, "id" | "job" | "error" | "ra" | "dec" | "predictions">} item
@@ -21,6 +21,7 @@ export function record(item, network, correction) {
     error: item.error || prediction?.error || "",
     ra: item.ra,
     dec: item.dec,
+    ...Object.fromEntries(MEASURED.filter((name) => prediction && name in prediction).map((name) => [name, prediction[name]])),
     ...correction,
   };
 }

@@ -9,6 +9,7 @@ import { makeMovable, Picture } from "./picture.js";
 import {
   conclusion,
   MEANINGS,
+  measured,
   named,
   oodFlag,
   oodInWords,
@@ -128,6 +129,7 @@ export class Viewer {
     const predictions = Object.values(item.predictions);
     find("headline").replaceChildren(...headline(item, prediction, this.chosen().name));
     this.showTrust(item, prediction);
+    this.showMeasured(prediction);
     const notes = prediction?.notes ?? [];
     find("notes").hidden = !notes.length;
     find("notes").replaceChildren(...notes.map((text) => make("li", { text })));
@@ -146,6 +148,15 @@ export class Viewer {
     complain(find("warning"), prediction && isOod && { message: oodWarning(prediction, network) });
     find("set-words").textContent = prediction?.label ? setInWords(prediction, network) : error;
     find("ood-words").textContent = prediction?.label && !isOod ? oodInWords(prediction, network) : "";
+  }
+
+  /** @param {Prediction} [prediction] */
+  showMeasured(prediction) {
+    const rows = measured(prediction);
+    find("measured").hidden = !rows.length;
+    find("measured-rows").replaceChildren(
+      ...rows.map(([name, text]) => make("tr", {}, make("th", { scope: "row", text: name }), make("td", { text }))),
+    );
   }
 
   paint() {
@@ -222,7 +233,8 @@ export class Viewer {
     const { u, v } = this.picture.placeAt(event.offsetX, event.offsetY);
     const [column, row] = [Math.floor(u), Math.floor(v)];
     if (column < 0 || row < 0 || column >= counts.width || row >= counts.height) return;
-    const value = `${counts.values[row * counts.width + column]} counts above the least`;
+    const level = counts.values[row * counts.width + column];
+    const value = this.item?.hasNoise ? `signal to noise ${signed(level, 1)}` : `${level} counts above the least`;
     const { x, y } = this.picture.skyAt(event.offsetX, event.offsetY);
     const place = this.picture.size.scale ? `x ${signed(x, 2)}″, y ${signed(y, 2)}″` : `column ${column}, row ${row}`;
     find("readout").textContent = `${place}: ${value}`;
