@@ -7,7 +7,8 @@ the squared modulus of the Fourier transform of an aperture with a random wavefr
 the filter; then one Gaussian for jitter, the detector's diffusion and drizzling, the place of the star within its
 pixel, and the mean over the pixel, which a recorded point-spread function holds. Light a pixel in rings one pixel
 wide, here and as published with an image: hst-acs 0.12 to 0.18, 0.056, 0.012, 0.004 against 0.198, 0.053, 0.014, 0.004
-(SLACS J0037-0942); euclid-vis 0.13 to 0.18, 0.060, 0.013, 0.004 against 0.162, 0.061, 0.013, 0.003 (a lens of Euclid's Q1).
+(SLACS J0037-0942); euclid-vis 0.13 to 0.18, 0.060, 0.013, 0.004 against 0.162, 0.061, 0.013, 0.003 (a lens of Euclid's
+first quick release).
 
 Sources: apertures, vanes and filters from the instruments' handbooks (ACS and WFC3: STScI; Euclid VIS: Cropper et al.
 2024, arXiv:2405.13492; NIRCam: JDox).
