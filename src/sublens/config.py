@@ -132,6 +132,9 @@ class TrainConfig(Frozen):
     """Training images an epoch, in whole batches. Unset: one pass over all of them, or 30,000 of a survey."""
     cache: PositiveInt | None = None
     """Images of a survey that are kept to draw batches from on a processor. Unset: 10,000."""
+    reuse: PositiveInt = later(8)
+    """Times that an image of a survey is drawn on a processor before it leaves the cache, on average. Fewer take longer
+    to render, and keep a network from learning images by heart where what they show is faint."""
     minutes: PositiveFloat | None = None
     """Length of the training, minutes, instead of `epochs`."""
     batch_size: PositiveInt | None = None

@@ -119,13 +119,14 @@ def test_images_rendered_for_a_gpu_are_the_scene_with_its_noise(small_survey: Su
     assert (excess.square() / rates).mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey) -> None:
-    stream = SurveyStream(small_survey, 8, 1, cache=100)
+@pytest.mark.parametrize("reuse", [4, 8])
+def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey, reuse: int) -> None:
+    stream = SurveyStream(small_survey, 8, 1, cache=100, reuse=reuse)
     windows = [stream.window(step) for step in range(200)]
     assert {len(window) for window in windows} == {2, 3, 4, 5}  # blocks of 20 images
     assert windows[-1].start > windows[0].stop
     rendered = windows[-1].stop * slice_length(small_survey) - 40
-    assert rendered == pytest.approx(199 * 8 / survey_stream.REUSE, abs=20)
+    assert rendered == pytest.approx(199 * 8 / reuse, abs=20)
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,6 @@ EPOCH = 30_000
 """Images an epoch, where train.epoch_images is unset."""
 POOL, LEAST_POOL = 10_000, 2_000
 """Images in the pool at most, unless train.cache says otherwise, and at the first step."""
-REUSE = 8
-"""Times that an image of the pool is drawn before it leaves, on average; rendering one takes about as long as a
-step of lensnet takes for one."""
 BATCHES_AT_ONCE = 2048
 """Images that are rendered together on a GPU, in whole batches."""
 DRAWING, MOST_WORKERS = 4, 16
@@ -126,6 +123,9 @@ class SurveyStream:
     cells: Cells | None = None
     cache: int = POOL
     """Images in the pool at most."""
+    reuse: int = 8
+    """Times that an image of the pool is drawn before it leaves, on average; rendering one takes about as long as a
+    step of lensnet takes for one."""
     n_workers: int = field(default_factory=n_workers)
     """Processes that render for the pool, two at least; torch's threads where the stream was made."""
 
@@ -146,7 +146,7 @@ class SurveyStream:
         length = slice_length(self.survey)
         least = -(-max(min(LEAST_POOL, self.cache), self.size) // length)
         most = max(least, self.cache // length)
-        stop = least + step * self.size // REUSE // length
+        stop = least + step * self.size // self.reuse // length
         return range(max(0, stop - most), stop)
 
     def pooled(self, start: int) -> Samples:

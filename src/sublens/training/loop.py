@@ -381,7 +381,7 @@ class BatchSource:
     def _stream(self, survey: Survey) -> SurveyStream:
         cells = Cells(self.n_cells, self._field(survey)) if self.survey else None
         cache = self.config.cache or survey_stream.POOL
-        return SurveyStream(survey, self.size, self.config.seed, cells, cache)
+        return SurveyStream(survey, self.size, self.config.seed, cells, cache, reuse=self.config.reuse)
 
     def _field(self, survey: Survey) -> float:
         return field_of_view(self.input, self.part.shape) * survey.camera.pixel_scale
