@@ -8,7 +8,7 @@ set -euo pipefail
 
 folder=${1:?name a folder for the runs} lesson=${2:-14} rest=${3:-60} sublens=${SUBLENS:-sublens}
 root=$(cd "$(dirname "$0")/.." && pwd)
-settings=(--settings "$root/scripts/recipes/lensnet-hst.toml")
+settings=(--settings "$root/scripts/lensnet-hst.toml")
 mkdir -p "$folder"
 cd "$folder"
 
