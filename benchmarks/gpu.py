@@ -378,7 +378,7 @@ def stages(sizes: Sizes, results: Results) -> Iterator[tuple[str, int, Callable[
         yield f"smoke step {name}", 60, partial(on_fixed, one_step, name, None)
     yield "smoke run", 90, partial(on_fixed, whole_run, sizes.survey, smoke)
     yield "smoke distil", 60, partial(on_fixed, one_step, "mobilenetv3-small", str(smoke))
-    for name in bundle.shipped():
+    for name in bundle.shipped_for("common-test-1"):
         yield f"smoke predict {name}", 30, partial(predicted_alike, name, presets.preset("common-test-1"))
     yield "render", 60, partial(rendering, survey, sizes.images, sizes.seconds)
     for name in ("lensnet", "resnet18"):

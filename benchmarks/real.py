@@ -1,4 +1,4 @@
-"""The shipped networks, trained on simulations, on real images of Common Test I.
+"""The shipped networks for common-test-1, trained on simulations, on real images of Common Test I.
 
     python benchmarks/real.py ../shared/data
 
@@ -34,7 +34,8 @@ def main() -> None:
     """Print a row for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("bundles", nargs="*", default=list(bundle.shipped()), help="default: all that are shipped")
+    shipped = list(bundle.shipped_for("common-test-1"))
+    parser.add_argument("bundles", nargs="*", default=shipped, help="default: all for common-test-1 that are shipped")
     options = parser.parse_args()
     labelled = sorted((options.folder / "common_test_1").glob("*/*.npy"))
     real = read_archive(options.folder / "common_test_1_no_1000.npz")

@@ -1,4 +1,4 @@
-"""Write the intervals of the macro AUC into the cards in bundles/.
+"""Write the intervals of the macro AUC into the cards of the networks for common-test-1 in bundles/.
 
     python scripts/intervals.py
 
@@ -40,7 +40,7 @@ def renewed(network: str, score: CardScores) -> CardScores:
 
 def main() -> None:
     """Rewrite the cards."""
-    for folder in bundle.shipped().values():
+    for folder in bundle.shipped_for("common-test-1").values():
         card = bundle.read_card(folder)
         scores = tuple(renewed(card.network, score) for score in card.scores)
         bundle.save_card(folder, card.model_copy(update={"scores": scores}))

@@ -1,4 +1,4 @@
-"""Print the README's table of results, from the cards of the bundles in bundles/.
+"""Print the README's table of results, from the cards of the networks for common-test-1 in bundles/.
 
     python scripts/results.py
 
@@ -38,9 +38,9 @@ def main() -> None:
     """Print the table."""
     print("| network | learned from | images seen | macro ROC AUC [95 %] | over seeds | accuracy | loss | original |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    found = bundle.shipped()
-    for name in sorted(found, key=list(NETWORKS).index):
-        for row in rows(bundle.read_card(found[name])):
+    folders = bundle.shipped_for("common-test-1")
+    for name in sorted(folders, key=list(NETWORKS).index):
+        for row in rows(bundle.read_card(folders[name])):
             print(row)
 
 

@@ -175,6 +175,7 @@ def test_networks_lists_ours_and_what_is_shipped(capsys: pytest.CaptureFixture[s
     untrained, trained = ([row.split()[0] for row in rows if (" trained," in row) == is_it] for is_it in (False, True))
     assert untrained == ["mobilenetv3-small", "resnet18", "efficientnet-b5", "lensnet"]
     assert trained == list(bundle.shipped())
+    assert any("lensnet " in row and "knows common-test-1: AUC 0.9989" in row for row in rows)
     assert not any("{" in row for row in rows)
 
 

@@ -127,13 +127,14 @@ def test_the_demo_copies_networks_whole_and_once(
 ) -> None:
     run.train_run(easy, CONFIGS[0], tmp_path / "shelf" / "ours")
     monkeypatch.setattr(bundle, "BUNDLE_FOLDERS", (tmp_path / "shelf",))
-    (copy,) = workflows.copy_shipped(tmp_path / "runs")
+    (copy,) = workflows.copy_shipped(easy.name, tmp_path / "runs")
     expected = Predictor.load("ours").probs(easy.test.counts(np.arange(3)))
     (copy / bundle.GRAPH).unlink()  # as a copy of an earlier version lacks it
-    workflows.copy_shipped(tmp_path / "runs")
+    workflows.copy_shipped(easy.name, tmp_path / "runs")
     assert (Predictor.load(copy, "onnxruntime").probs(easy.test.counts(np.arange(3))) == expected).all()
     before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
-    assert workflows.copy_shipped(tmp_path / "runs") == [copy]
+    assert workflows.copy_shipped(easy.name, tmp_path / "runs") == [copy]
+    assert workflows.copy_shipped("hst-acs", tmp_path / "others") == []
     assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
@@ -141,7 +142,7 @@ def test_the_demo_copies_networks_whole_and_once(
 def test_a_hurried_demo_compares_what_is_shipped_with_what_it_trained(tmp_path: Path) -> None:
     html = workflows.demo(tmp_path / "demo", 0.4, workers=len(os.sched_getaffinity(0)))
     text = html.read_text()
-    assert all(name in text for name in [*bundle.shipped(), "lensnet-live"])
+    assert all(name in text for name in [*bundle.shipped_for("common-test-1"), "lensnet-live"])
 
 
 @pytest.mark.parametrize("form", ["folder", "fits", "store"])

@@ -467,7 +467,7 @@ def networks(
         str | None, typer.Option("--all", metavar="PATTERN", help="List timm's networks whose name matches instead.")
     ] = None,
 ) -> None:
-    """List the networks, and the trained ones that are shipped.
+    """List the networks, and the trained ones that are shipped with the survey that each knows.
 
     sublens networks --all 'convnext*'
 
@@ -489,8 +489,10 @@ def networks(
     for name, network in NETWORKS.items():
         print(f"{name:18} {network.n_parameters / 1e6:6.2f} M parameters   {describe_input(network.input)}")
     for name, folder in bundle.shipped().items():
-        best = bundle.read_card(folder).scores[0]
-        print(f"{name:18} trained, AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]   {folder}")
+        card = bundle.read_card(folder)
+        best = card.scores[0]
+        auc = f"AUC {best.auc:.4f} [{best.auc_low:.4f}, {best.auc_high:.4f}]"
+        print(f"{name:18} trained, knows {card.data.name}: {auc}   {folder}")
 
 
 @app.command(cls=_Command)

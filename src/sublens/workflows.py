@@ -109,12 +109,14 @@ DEMO_SHARE = 0.6
 """Share of the demo's minutes in which it trains; simulating and measuring take the rest."""
 DEMO_NETWORK = "lensnet"
 """The network that the demo trains."""
+DEMO_SURVEY = "common-test-1"
+"""The survey that the demo simulates."""
 
 
 def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: bool = False, bar: Bar = silent) -> Path:
-    """Measure the trained networks that come with sublens, and one trained live, on fresh images.
+    """Measure the trained networks for common-test-1 that come with sublens, and one trained live, on fresh images.
 
-    Simulates a small common-test-1, trains `lensnet` on it, measures and compares, all in about
+    Simulates a small data set, trains `lensnet` on it, measures and compares, all in about
     `minutes`. Returns the report's path. Continues where an earlier demo in `out` was interrupted.
     Raises `DataError` where `out` holds a demo with another seed or length and `force` is false.
     """
@@ -122,7 +124,7 @@ def demo(out: Path, minutes: float, *, seed: int = 3, workers: int = 2, force: b
         files.refuse_overlap(out / name, *bundle.shipped().values())
     _refuse_other_report(out)
     dataset = _demo_dataset(out, minutes, seed, workers, force, bar)
-    folders = copy_shipped(out / "runs", force=force)
+    folders = copy_shipped(DEMO_SURVEY, out / "runs", force=force)
     train = TrainConfig(minutes=round(DEMO_SHARE * minutes, 2), seed=seed)
     config = RunConfig(model=ModelConfig(name=DEMO_NETWORK), train=train)
     live = out / "runs" / f"{DEMO_NETWORK}-live"
@@ -136,7 +138,7 @@ def _demo_dataset(out: Path, minutes: float, seed: int, workers: int, force: boo
     sizes: dict[Split, int] = {"train": round(DEMO_TRAIN * scale), "test": round(DEMO_TEST * scale)}
     path = out / "data"
     if force or not (path / store.MANIFEST).is_file():
-        simulate(preset("common-test-1"), sizes, path, seed=seed, workers=workers, force=force, bar=bar)
+        simulate(preset(DEMO_SURVEY), sizes, path, seed=seed, workers=workers, force=force, bar=bar)
     manifest = store.read_manifest(path)
     if (manifest.origin.seed, manifest.splits) != (seed, sizes):
         raise DataError(
@@ -148,10 +150,13 @@ def _demo_dataset(out: Path, minutes: float, seed: int, workers: int, force: boo
     return open_dataset(path, SplitConfig())
 
 
-def copy_shipped(out: Path, *, force: bool = False) -> list[Path]:
-    """Copy the trained networks that come with sublens into `out`, where they are not yet; returns their folders."""
+def copy_shipped(survey: str, out: Path, *, force: bool = False) -> list[Path]:
+    """Copy the trained networks for a survey that come with sublens into `out`, where they are not yet.
+
+    Returns their folders there.
+    """
     folders = []
-    for name, source in bundle.shipped().items():
+    for name, source in bundle.shipped_for(survey).items():
         folders.append(out / name)
         if force or not _is_copy(folders[-1], source):
             copy_or_own_folder(source, folders[-1], force=True)

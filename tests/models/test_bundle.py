@@ -64,6 +64,11 @@ def test_a_trained_network_that_comes_with_sublens_is_located_by_name(shelf: Pat
     assert not bundle.is_bundle("walk")
 
 
+def test_networks_are_shipped_for_the_survey_that_they_learned_from(shelf: Path) -> None:
+    assert bundle.shipped_for(bundle.read_card(shelf / "run").data.name) == {"run": shelf / "run"}
+    assert bundle.shipped_for("another") == {}
+
+
 def test_a_folder_comes_before_a_name(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here" / "run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

@@ -25,7 +25,7 @@ def test_versions_machine_and_folders_are_there(monkeypatch: pytest.MonkeyPatch)
     rows = report(monkeypatch)
     assert {*doctor.PACKAGES, "sublens", "processor", "cores", "memory", "gpu", "temporary", "cache"} <= rows.keys()
     assert rows["python"][0].startswith(platform.python_version())
-    assert any(line.startswith("lensnet ") for line in rows["bundle"])
+    assert any(line.startswith("lensnet ") and line.endswith("lensnet") for line in rows["bundle"])
 
 
 def test_a_broken_engine_is_a_line_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,12 @@ def test_where_lensnet_cannot_teach_there_is_a_high_pass(side: int, name: str) -
     assert config.input.highpass == labels_only.HIGHPASS
 
 
+def test_what_takes_signal_to_noise_is_not_taught_by_a_network_of_counts() -> None:
+    inputs = [InputConfig(crop=96, transform=transform) for transform in ("anscombe", "signal-to-noise")]
+    configs = [RunConfig(model=ModelConfig(name="resnet18"), input=each) for each in inputs]
+    assert [labels_only.can_be_taught(config, labelled()) for config in configs] == [True, False]
+
+
 def test_an_input_of_ones_own_stays_as_it_is() -> None:
     config = chosen(input=InputConfig(crop=64))
     assert (config.train.teacher, config.input) == (None, InputConfig(crop=64))

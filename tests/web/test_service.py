@@ -14,7 +14,7 @@ from sublens.models import bundle
 from sublens.web.answers import Array, array
 from sublens.web.problem import Problem
 from sublens.web.prometheus import Metrics
-from sublens.web.service import load_networks, together, unless_gone
+from sublens.web.service import _shipped_in_order, load_networks, together, unless_gone
 
 
 def request_of_client(*, leaves_after: float) -> Request:
@@ -67,13 +67,29 @@ def test_where_one_of_several_fails_the_others_are_cancelled() -> None:
     assert asyncio.run(run())
 
 
-def test_the_best_of_our_networks_comes_first() -> None:
+def test_all_of_our_networks_are_served_and_the_best_for_the_common_test_first() -> None:
     served = load_networks([], Metrics())
     assert set(served) == set(bundle.shipped())
-    auc = [network.card.scores[0].auc for network in served.values()]
+    known = list(served)[: len(bundle.shipped_for("common-test-1"))]
+    assert set(known) == set(bundle.shipped_for("common-test-1"))
+    auc = [served[name].card.scores[0].auc for name in known]
     assert auc == sorted(auc, reverse=True)
     for network in served.values():
         network.batcher.close()
+
+
+def test_a_network_for_another_survey_comes_last_however_high_its_auc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: tmp_path / name for name in ("another", "worse", "better")}
+    card = bundle.read_card(bundle.locate("lensnet"))
+    for (name, folder), auc in zip(folders.items(), (0.99, 0.7, 0.8), strict=True):
+        folder.mkdir()
+        data = card.data.model_copy(update={"name": "hst-acs" if name == "another" else "common-test-1"})
+        scores = (card.scores[0].model_copy(update={"auc": auc}),)
+        bundle.save_card(folder, card.model_copy(update={"data": data, "scores": scores}))
+    monkeypatch.setattr(bundle, "shipped", lambda: folders)
+    assert _shipped_in_order() == ["better", "worse", "another"]
 
 
 def test_two_networks_may_not_have_one_name(tmp_path: Path) -> None:

@@ -382,6 +382,11 @@ def shipped() -> dict[str, Path]:
     return {card.parent.name: card.parent for card in cards}
 
 
+def shipped_for(survey: str) -> dict[str, Path]:
+    """The trained networks that come with sublens and learned from images of that survey, by name."""
+    return {name: folder for name, folder in shipped().items() if read_card(folder).data.name == survey}
+
+
 def other_network(name: str | Path) -> BundleError:
     """The error of a worker that finds another network by that name than the one it is to run."""
     return BundleError(

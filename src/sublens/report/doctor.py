@@ -135,7 +135,7 @@ def _places() -> Iterator[Row]:
         yield "temporary", f"{folder}: {err}"
     yield "cache", f"{object_store.cache()} (copies on their way to an object store)"
     for bundle_path in bundle.shipped().values():
-        yield "bundle", f"{_state(bundle_path)} in {bundle_path.parent}"
+        yield "bundle", f"{_state(bundle_path)} in {bundle_path}"
 
 
 def _state(folder: Path) -> str:

@@ -42,7 +42,8 @@ def can_be_taught(config: RunConfig, dataset: Dataset) -> bool:
     assert config.input is not None, "settings must be resolved"
     card, shape = bundle.read_card(bundle.shipped()[TEACHER]), dataset.train.shape
     is_same_field = field_of_view(card.input, card.image_shape) == field_of_view(config.input, shape)
-    return card.image_shape == shape and is_same_field
+    is_same_kind = networks.pixels_of(card.input) == networks.pixels_of(config.input)
+    return card.image_shape == shape and is_same_field and is_same_kind
 
 
 def _shipped_teacher() -> str:

@@ -35,6 +35,8 @@ DEADLINE_SECONDS = 10.0
 """Time to answer a request, queues included, unless it asks for less."""
 WORKERS = 2
 """Threads that simulate and resample images."""
+FIRST_SURVEY = "common-test-1"
+"""The survey whose networks are served before those of others, and give its pixel scale to images without one."""
 
 T = TypeVar("T")
 Counts = NDArray[np.uint16]
@@ -242,12 +244,12 @@ class Service:
 
 
 def load_networks(names: Sequence[str], metrics: Metrics) -> dict[str, ServedNetwork]:
-    """The networks of these names or folders by name, or those that come with sublens, the best first.
+    """The networks of these names or folders by name, or those that come with sublens.
 
     Raises `BundleError` where one cannot be used, `ConfigError` where two have one name.
     """
     networks: dict[str, ServedNetwork] = {}
-    for locator in names or _shipped_by_auc():
+    for locator in names or _shipped_in_order():
         folder = bundle.locate(locator)
         name = Path(locator).name or folder.resolve().name
         if name in networks:
@@ -264,9 +266,15 @@ def load_networks(names: Sequence[str], metrics: Metrics) -> dict[str, ServedNet
     return networks
 
 
-def _shipped_by_auc() -> list[str]:
-    auc = {name: bundle.read_card(folder).scores[0].auc for name, folder in bundle.shipped().items()}
-    return sorted(auc, key=lambda name: -auc[name])
+def _shipped_in_order() -> list[str]:
+    """Names of the networks that come with sublens: for `FIRST_SURVEY`, then for others; for each the best first."""
+    cards = {name: bundle.read_card(folder) for name, folder in bundle.shipped().items()}
+    return sorted(cards, key=lambda name: _rank(cards[name]))
+
+
+def _rank(card: Card) -> tuple[bool, str, float]:
+    """The place of a network: AUC on images of different surveys says nothing about which network is better."""
+    return card.data.name != FIRST_SURVEY, card.data.name, -card.scores[0].auc
 
 
 async def unless_gone(request: Request, work: Awaitable[T], deadline: float) -> T:
