@@ -478,7 +478,7 @@ def test_a_stopped_catalogue_goes_on_where_it_was(field: Path, tmp_path: Path, m
 
 
 def test_another_catalogue_is_begun_anew(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: object) -> None:
+    def killed(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sublens.inference.journal.BATCH", 1)
