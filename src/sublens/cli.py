@@ -467,7 +467,7 @@ def networks(
         str | None, typer.Option("--all", metavar="PATTERN", help="List timm's networks whose name matches instead.")
     ] = None,
 ) -> None:
-    """List the networks, and the trained ones that are shipped with the survey that each knows.
+    """List the networks, and the trained ones that are shipped.
 
     sublens networks --all 'convnext*'
 

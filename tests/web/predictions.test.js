@@ -82,11 +82,13 @@ test("a network without a prediction has no say in the conclusion", () => {
 test("the conclusion names the networks for which the image is out-of-distribution", () =>
   assert.match(conclusion([PREDICTION, other({ ood: true })]), /out-of-distribution for b\.$/));
 
-test("the network with the best score is followed, and one without scores is none better", () => {
+test("the best network of the first one's survey is followed, and one without scores is none better", () => {
+  const data = { name: "common-test-1" };
   const networks = [
-    { name: "a", scores: [] },
-    { name: "b", scores: [{ auc: 0.9 }] },
-    { name: "c", scores: [{ auc: 0.8 }] },
+    { name: "a", scores: [], data },
+    { name: "b", scores: [{ auc: 0.9 }], data },
+    { name: "c", scores: [{ auc: 0.8 }], data },
+    { name: "d", scores: [{ auc: 0.99 }], data: { name: "hst-acs" } },
   ];
   assert.equal(predictions.best(networks), "b");
 });

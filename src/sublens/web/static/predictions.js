@@ -82,10 +82,14 @@ export const MEANINGS = /** @type {Record<string, string>} */ ({
 /** "many subhaloes (sphere)" @param {string} label */
 export const named = (label) => (label in MEANINGS ? `${MEANINGS[label]} (${label})` : label);
 
-/** The name of the network with the best score, followed until the person chooses. @param {Network[]} networks */
+/**
+ * The name of the best of the networks that know the first one's survey, followed until the person chooses.
+ * @param {Network[]} networks
+ */
 export function best(networks) {
   const auc = (/** @type {Network} */ { scores }) => scores[0]?.auc ?? 0;
-  return networks.reduce((top, network) => (auc(network) > auc(top) ? network : top)).name;
+  const alike = networks.filter(({ data }) => data.name === networks[0].data.name);
+  return alike.reduce((top, network) => (auc(network) > auc(top) ? network : top)).name;
 }
 
 /**

@@ -51,14 +51,14 @@ function scoreRows(network) {
         make("td", { colspan: 6, class: "words soft", text: "Not measured yet: sublens evaluate does it." }),
       ),
     ];
-  return best.map((score) => make("tr", {}, name(), ...scoreCells(score)));
+  return best.map((score) => make("tr", {}, name(), ...scoreCells(score, network.data.name)));
 }
 
-/** @param {Score} score */
-function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, images, n }) {
+/** @param {Score} score @param {string} survey */
+function scoreCells({ track, auc, auc_low: low, auc_high: high, accuracy, loss, images, n }, survey) {
   return [
     make("td", {}, make("b", { text: auc.toFixed(4) }), ` [${low.toFixed(4)}, ${high.toFixed(4)}]`),
-    make("td", { class: "words", text: track }),
+    make("td", { class: "words", text: `${survey}, ${track}` }),
     make("td", { text: percent(accuracy) }),
     make("td", { text: loss.toFixed(3) }),
     make("td", { text: many(images) }),
@@ -112,7 +112,7 @@ function card(network) {
   const summary = make(
     "summary",
     { text: network.name },
-    make("span", { class: "soft", text: best ? `AUC ${best.auc.toFixed(4)}` : "not measured" }),
+    make("span", { class: "soft", text: best ? `AUC ${best.auc.toFixed(4)} on ${network.data.name}` : "not measured" }),
   );
   const facts = make(
     "div",
