@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,8 @@ import torch
 from conftest import changed
 
 from sublens.observation import camera, stars
+from sublens.observation.psf import in_own_pixels
+from sublens.surveys import presets
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
 from sublens.surveys.extra import blank
 
@@ -61,3 +64,23 @@ def test_a_star_at_the_edge_is_that_of_a_larger_image(psf: dict[str, Any], x: fl
 def test_a_star_far_outside_adds_nothing() -> None:
     assert not star(cameras(GAUSSIAN), 40, 0).any()
     assert not star(cameras(GAUSSIAN), 0, -40).any()
+
+
+def test_a_star_has_the_blur_of_extended_light_the_right_way_round(tmp_path: Path) -> None:
+    ramp = (
+        np.hanning(9)[1:-1, None] * np.hanning(9)[1:-1] * (1 + 0.1 * np.arange(7)) * (1 + 0.05 * np.arange(7)[:, None])
+    )
+    np.save(tmp_path / "psf.npy", ramp[None] / ramp.sum())
+    (tmp_path / "mine.toml").write_text(
+        presets.source("hst")
+        .read_text()
+        .replace(
+            'psf = { profile = "gaussian", fwhm = 0.151 }', 'psf = { profile = "pixelated-set", file = "psf.npy" }'
+        )
+    )
+    pixels = presets.preset(str(tmp_path / "mine.toml")).camera
+    point = torch.zeros(1, 3 * pixels.n_pixels, 3 * pixels.n_pixels, dtype=torch.float64)
+    point[0, 121, 118] = 9000  # the middle of a pixel's nine parts
+    centre = (pixels.n_pixels - 1) / 2
+    image = star(pixels, (39 - centre) * pixels.pixel_scale, (40 - centre) * pixels.pixel_scale)
+    np.testing.assert_allclose(image, in_own_pixels(point, pixels, blank(1))[0].numpy(), atol=1e-6)

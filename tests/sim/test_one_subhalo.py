@@ -1,12 +1,16 @@
 """One subhalo on the arc of each smooth lens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import changed
 
+from sublens.sim import one_subhalo
 from sublens.sim.one_subhalo import places_on_arc, with_subhalo
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render
+from sublens.surveys.presets import preset
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
 from sublens.surveys.truth import Truth
@@ -67,3 +71,15 @@ def test_extended_subhaloes_follow_the_survey(smooth: Truth, places: tuple[Float
     assert (whole.subhaloes["m200_msun"] == 1e9).all()
     assert (whole.subhaloes["mass_msun"] < 1.5e9).all()
     assert whole.subhaloes["r_t"] == pytest.approx(10 * whole.subhaloes["r_s"])
+
+
+def test_all_light_of_a_clumpy_source_counts() -> None:
+    survey = preset("hst-acs")
+    truth = draw(survey, 3, "test", range(0, 12, 3))
+    dark = truth.extra_or_blank().copy()
+    dark["stamp_intensity"] = 0
+    smooth = replace(truth, extra=dark)
+    light = one_subhalo._source_light(truth, survey, render(truth, survey)).sum(axis=(1, 2))
+    disc = one_subhalo._source_light(smooth, survey, render(smooth, survey)).sum(axis=(1, 2))
+    assert (light > 1.05 * disc).any()
+    assert (light >= 0.99 * disc).all()

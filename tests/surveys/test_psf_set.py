@@ -95,3 +95,16 @@ def test_all_empirical_psfs_of_acs_are_as_narrow_as_hubbles() -> None:
     kernels = PsfSet.model_validate(tree, context={"folder": Path()}).kernels(0.05)
     assert kernels.shape == (56, 27, 27)
     assert (kernels.max((1, 2)) / kernels.sum((1, 2)) > 0.09).all()
+
+
+@pytest.mark.parametrize("name", ["hst-acs", "hst-wfc3", "euclid-vis", "jwst-nircam"])
+def test_a_copy_of_a_preset_finds_the_sets_that_come_with_sublens(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(presets.source(name).read_text())
+    copy, preset = presets.preset(str(tmp_path / "mine.toml")).camera.psf, presets.preset(name).camera.psf
+    assert copy == preset
+
+
+def test_the_survey_in_a_manifest_finds_the_set_of_its_preset() -> None:
+    survey = checked(presets.preset("hst-acs").model_dump(), Survey)
+    assert isinstance(survey.camera.psf, PsfSet)
+    assert survey.camera.psf.n_images == 16

@@ -69,7 +69,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_image(trained: tuple[torch.n
 def test_the_loss_is_that_of_a_gaussian() -> None:
     outputs = torch.zeros(1, 7)
     outputs[:, 3:6] = math.log(2)
-    loss = macromodel.macro_loss(outputs, torch.tensor([[2.0, 0, 4.0]]), torch.tensor([True]))
+    loss = macromodel.macro_loss(outputs, torch.tensor([[2.0, 0, 4.0]]), torch.ones(1))
     gaussian = torch.distributions.Normal(0.0, 2.0).log_prob(torch.tensor([2.0, 0, 4.0]))  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(-gaussian.mean().item() - 0.5 * math.log(2 * math.pi))
 
@@ -79,7 +79,7 @@ def test_contaminants_teach_their_logit_alone() -> None:
     labels = torch.tensor([0, 1, CONTAMINANT, 2, CONTAMINANT, 0])
     true = torch.ones(N, 3)
     true[labels == CONTAMINANT] = torch.nan
-    lens, contaminant = macromodel.losses(outputs, true, labels, (labels == CONTAMINANT).float())
+    lens, contaminant = macromodel.losses(outputs, true, (labels == CONTAMINANT).float(), loop.lens_weights(labels))
     assert lens is not None
     assert contaminant is not None
     (lens + contaminant).backward()  # type: ignore[no-untyped-call]
@@ -90,13 +90,15 @@ def test_contaminants_teach_their_logit_alone() -> None:
 def test_labels_learn_nothing_from_contaminants() -> None:
     logits = torch.zeros(N, 3, requires_grad=True)
     labels = torch.tensor([0, 1, CONTAMINANT, 2, CONTAMINANT, 0])
-    loop._losses((logits, None, None, None), Batch(torch.zeros(N, 1, 8, 8), labels))[0].backward()  # type: ignore[no-untyped-call]
+    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=loop.lens_weights(labels))
+    loop._losses((logits, None, None, None), batch)[0].backward()  # type: ignore[no-untyped-call]
     assert (logits.grad.abs().sum(1) == 0).tolist() == (labels == CONTAMINANT).tolist()  # type: ignore[union-attr]
 
 
 def test_a_batch_without_lenses_has_no_label_loss() -> None:
     logits = torch.ones(N, 3, requires_grad=True)
-    batch = Batch(torch.zeros(N, 1, 8, 8), torch.full((N,), CONTAMINANT))
+    labels = torch.full((N,), CONTAMINANT)
+    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=loop.lens_weights(labels))
     loss = loop._losses((logits, None, None, None), batch)[0]
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sublens.config import TrainConfig
 from sublens.models.heads import TruthHead
+from sublens.models.macro import CONTAMINANT
 from sublens.models.networks import build
 from sublens.training import loop
 from sublens.training.loop import Batch
@@ -48,8 +49,17 @@ def gradient(module: nn.Module, batch: Batch) -> tuple[list[Tensor | None], list
     return losses, [weight.grad for weight in module.parameters() if weight.grad is not None]
 
 
-def test_replicas_give_the_gradient_and_the_losses_of_the_whole_batch(threads: int) -> None:
-    batch, module = batch_of(50), without_batch_norm()
+def with_contaminants(batch: Batch) -> Batch:
+    """The last third of the images are no lenses, so that the parts of the batch differ."""
+    labels = torch.where(torch.arange(len(batch.labels)) < 2 * len(batch.labels) // 3, batch.labels, CONTAMINANT)
+    return replace(batch, labels=labels, lens_weights=loop.lens_weights(labels))
+
+
+@pytest.mark.parametrize("changed", [lambda batch: batch, with_contaminants])
+def test_replicas_give_the_gradient_and_the_losses_of_the_whole_batch(
+    threads: int, changed: Callable[[Batch], Batch]
+) -> None:
+    batch, module = changed(batch_of(50)), without_batch_norm()
     assert n_replicas(module, batch.images) == threads
     losses, planes = gradient(module, batch)
     whole = loop._backward(RATED, False, copied := copy.deepcopy(without_batch_norm()), batch, 1.0)

@@ -40,7 +40,7 @@ from sublens.surveys.survey import Survey
 from sublens.surveys.truth import Truth, of_format_2
 
 FORMAT = 3
-"""Format of a store. Those of format 2 have other tables of truth, see `population.of_format_2`, and surveys that
+"""Format of a store. Those of format 2 have other tables of truth, see `truth.of_format_2`, and surveys that
 conserve the total mass; they are read where they hold packed images or the survey `BENCHMARK`."""
 BENCHMARK = "common-test-1"
 """Survey that conserves the total mass in every format."""

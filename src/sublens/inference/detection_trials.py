@@ -1,5 +1,6 @@
 """Simulated lenses with and without one subhalo on the arc, to which the detection limit of a network is fitted."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from sublens.data.dataset import Dataset
+from sublens.errors import ConfigError
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import detection
 from sublens.models.detection import LOG_MASSES, Detection
@@ -59,10 +61,17 @@ def any_mass(x: Floats, rng: Generator) -> Floats:
 
 
 def fit_where_known(predictor: Predictor, dataset: Dataset, bar: Bar = silent) -> Detection | None:
-    """`fit` for the survey that a data set was simulated by; None for counts, and for images of unknown origin."""
+    """`fit` for the survey that a data set was simulated by.
+
+    None for counts and for images of unknown origin; and, with a warning, where a file that the survey needs is gone.
+    """
     if dataset.survey is None or dataset.pixels == "counts" or dataset.classes != CLASSES:
         return None
-    return fit(predictor, dataset.survey, PAIRS, bar)
+    try:
+        return fit(predictor, dataset.survey, PAIRS, bar)
+    except ConfigError as err:
+        warnings.warn(f"The network gets no detection limits: {err}", stacklevel=2)
+        return None
 
 
 def fit(predictor: Predictor, survey: Survey, n: int = PAIRS, bar: Bar = silent) -> Detection:

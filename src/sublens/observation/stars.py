@@ -57,7 +57,7 @@ def _shares(place: float) -> tuple[int, tuple[float, float, float, float]]:
 @compiled
 def _add(image: Reals, column: float, row: float, light: float, kernel: Floats, parts: int) -> None:
     """Add light at a place of the finer grid to an image, through a kernel that acts on `parts` points a pixel."""
-    side = len(kernel)
+    side = len(kernel)  # a pixel to the right of the point has what the kernel holds to the right of its middle
     reach = (side - parts) // 2
     left, across = _shares(column)
     top, down = _shares(row)
@@ -70,5 +70,5 @@ def _add(image: Reals, column: float, row: float, light: float, kernel: Floats, 
                     for m in range(4):
                         x = left + m + reach - j * parts
                         if 0 <= x < side:
-                            total += down[k] * across[m] * kernel[y, x]
+                            total += down[k] * across[m] * kernel[side - 1 - y, side - 1 - x]
             image[i, j] += max(light * total, 0.0)

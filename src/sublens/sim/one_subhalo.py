@@ -46,9 +46,11 @@ def _ring(scenes: NDArray[np.void], angle: Floats) -> tuple[Floats, Floats]:
 
 def _source_light(truth: Truth, survey: Survey, images: Tensor) -> NDArray[np.float32]:
     """The light of the lensed source alone, [n, h, w]: what the images lose without it."""
-    scenes = truth.scenes.copy()
+    scenes, more = truth.scenes.copy(), None if truth.extra is None else truth.extra.copy()
     scenes["source_intensity"] = 0
-    light: NDArray[np.float32] = (images - render(replace(truth, scenes=scenes), survey)).numpy()
+    if more is not None:
+        more["stamp_intensity"] = 0
+    light: NDArray[np.float32] = (images - render(replace(truth, scenes=scenes, extra=more), survey)).numpy()
     return light
 
 

@@ -18,6 +18,8 @@ from sublens.images.resample import SAME_SCALE
 from sublens.storage.files import sha256
 from sublens.surveys.priors import Floats, NonNegative, Prior
 
+FOLDER = Path(__file__).parent
+"""Folder of the presets and their point-spread functions, which surveys made of a preset use as well."""
 MIN_KERNEL = 3
 """Least number of the camera's pixels along a side of a point-spread function."""
 MAX_REACH = 512
@@ -97,12 +99,19 @@ class PsfSet(Frozen):
     @model_validator(mode="after")
     def _resolved(self, info: ValidationInfo) -> Self:
         if not info.context:  # as in a manifest, which is read without the files
-            return self
+            return self.model_copy(update={"file": self._of_a_preset() or self.file})
         path = (info.context["folder"] / self.file).resolve()
+        if not path.exists():
+            path = self._of_a_preset() or path
         try:
             return self.model_copy(update={"file": path, "sha256": _hash(path)})
         except ImageError as err:
             raise ValueError(str(err)) from err
+
+    def _of_a_preset(self) -> Path | None:
+        """The file of a preset's that has this name, and these bytes where they are known."""
+        path = FOLDER / self.file.name
+        return path if path.is_file() and self.sha256 in ("", _hash(path)) else None
 
     @field_serializer("file")
     def _name(self, path: Path) -> str:

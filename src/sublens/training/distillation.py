@@ -86,8 +86,9 @@ def start_from(
     """
     folder = bundle.locate(name)
     card = bundle.read_card(folder)
-    theirs, ours = (card.network, card.classes, card.input), (config.model.name, dataset.classes, config.input)
-    for what, before, now in zip(("network", "classes", "input"), theirs, ours, strict=True):
+    theirs = card.network, card.classes, card.input, card.image_shape
+    ours = config.model.name, dataset.classes, config.input, dataset.train.shape
+    for what, before, now in zip(("network", "classes", "input", "image size"), theirs, ours, strict=True):
         if before != now:
             raise ConfigError(
                 f"model.start {name}: its {what} is {before}, and this one's {now}",

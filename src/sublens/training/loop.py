@@ -45,6 +45,9 @@ class Batch:
     """Targets of the macro head, [b, 3], where one is trained."""
     is_contaminant: Tensor | None = None
     """1 for images that are no lens and 0 for others, [b], where the data set has both."""
+    lens_weights: Tensor | None = None
+    """Weights of the images in the mean over lenses, [b]: images over lenses, and 0 for a contaminant; None where all
+    are lenses."""
 
 
 @dataclass(frozen=True)
@@ -171,18 +174,26 @@ def _weights(config: TrainConfig) -> tuple[float, float, float, float]:
 
 def _losses(outputs: Outputs, batch: Batch) -> Losses:
     logits, masses, student_maps, lens = outputs
-    loss, truth, distill = _label_loss(logits.float(), batch.labels), None, None
+    loss, truth, distill = _label_loss(logits.float(), batch.labels, batch.lens_weights), None, None
     if masses is not None and batch.masses is not None:
         truth = F.mse_loss(masses.float(), batch.masses)
     if student_maps is not None and batch.teacher_maps is not None:
         distill = distill_loss(student_maps, batch.teacher_maps)
-    return loss, truth, distill, *macromodel.losses(lens, batch.macro, batch.labels, batch.is_contaminant)
+    return loss, truth, distill, *macromodel.losses(lens, batch.macro, batch.is_contaminant, batch.lens_weights)
 
 
-def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def _label_loss(logits: Tensor, labels: Tensor, lens_weights: Tensor | None) -> Tensor:
     """Mean cross-entropy of the lenses among the images; 0 where all are contaminants."""
-    loss = F.cross_entropy(logits, labels, ignore_index=CONTAMINANT)
-    return torch.where((labels != CONTAMINANT).any(), loss, 0.0)
+    if lens_weights is None:
+        return F.cross_entropy(logits, labels)
+    each = F.cross_entropy(logits, labels, ignore_index=CONTAMINANT, reduction="none")
+    return (each * lens_weights).mean()
+
+
+def lens_weights(labels: Tensor) -> Tensor:
+    """Weights [b] by which a mean over images is one over lenses, however the images are shared out."""
+    is_lens = (labels != CONTAMINANT).float()
+    return is_lens * (len(labels) / is_lens.sum().clamp_min(1))
 
 
 class _WithHeads(nn.Module):
@@ -407,7 +418,8 @@ class BatchSource:
             masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
-        batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps)
+        weights = lens_weights(labels) if self.has_contaminants else None
+        batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps, lens_weights=weights)
         if not self.has_macro or lens is None:
             return batch
         is_contaminant = (labels == CONTAMINANT).float() if self.has_contaminants else None

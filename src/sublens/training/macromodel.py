@@ -33,24 +33,25 @@ def mirrored(targets: Tensor, flips: Tensor) -> Tensor:
 
 
 def losses(
-    outputs: Tensor | None, targets: Tensor | None, labels: Tensor, is_contaminant: Tensor | None
+    outputs: Tensor | None, targets: Tensor | None, is_contaminant: Tensor | None, lens_weights: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Losses of a macro head's outputs [b, 7]: of the macromodel and of the contaminants; None without what they need.
 
     targets: [b, 3]; those of contaminants are not used. is_contaminant: 1 for images that are no lens and 0 for others,
-    [b].
+    [b]. lens_weights: weights of the images in the mean over lenses, [b].
     """
     if outputs is None or targets is None:
         return None, None
     contaminant, outputs = None, outputs.float()
     if is_contaminant is not None:
         contaminant = F.binary_cross_entropy_with_logits(outputs[:, CONTAMINANT], is_contaminant)
-    return macro_loss(outputs, targets, labels != CONTAMINANT), contaminant
+    weights = torch.ones(len(outputs), device=outputs.device) if lens_weights is None else lens_weights
+    return macro_loss(outputs, targets, weights), contaminant
 
 
-def macro_loss(outputs: Tensor, targets: Tensor, is_lens: Tensor) -> Tensor:
-    """Mean negative log likelihood of the lenses' targets [b, 3] under the Gaussians of the outputs [b, 7]."""
+def macro_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean negative log likelihood of targets [b, 3] under the Gaussians of the outputs [b, 7], by weights [b]."""
     logs = outputs[:, 3:6].clamp(*LOG_SIGMAS)
-    off = torch.where(is_lens[:, None], outputs[:, :3] - targets, 0)
+    off = torch.where(weights[:, None] > 0, outputs[:, :3] - targets, 0)
     likelihood = (0.5 * (off * torch.exp(-logs)) ** 2 + logs).mean(1)
-    return (likelihood * is_lens).sum() / is_lens.sum().clamp_min(1)
+    return (likelihood * weights).mean()
