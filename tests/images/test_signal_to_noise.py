@@ -134,7 +134,27 @@ def test_weights_far_from_the_scatter_are_scaled_to_it() -> None:
     image = weigh(with_noise(sky(), np.full((120, 120), 0.02), noise_source="weight"))
     assert image.noise is not None
     assert np.median(image.noise) == pytest.approx(2, rel=0.1)
-    assert image.notes == ("weights scaled to the scatter of the sky",)
+    assert image.notes == (
+        "weights scaled to the scatter of the sky alone: the electrons behind a pixel are not known",
+    )
+
+
+@pytest.mark.parametrize("stated", [2.0, 0.02, None])
+def test_photons_of_bright_pixels_count_whatever_the_noise_is_from(stated: float | None) -> None:
+    noise = None if stated is None else np.full((120, 120), stated)
+    source = {} if stated is None else {"noise_source": "weight"}
+    weighed = weigh(with_noise(sky(), noise, gain=2.0, **source))
+    assert weighed.noise is not None
+    assert np.median(weighed.noise[57:63, 57:63]) == pytest.approx(np.sqrt(2**2 + 300 / 2), rel=0.05)
+    assert any("and the electrons" in note for note in weighed.notes)
+
+
+def test_photons_that_weights_know_are_not_counted_twice() -> None:
+    stated = np.full((120, 120), 2.0)
+    stated[57:63, 57:63] = 15.0
+    weighed = weigh(with_noise(sky(), stated, gain=2.0, noise_source="weight"))
+    assert weighed.noise is not None
+    assert np.median(weighed.noise[57:63, 57:63]) == pytest.approx(15, rel=0.01)
 
 
 @pytest.mark.parametrize(

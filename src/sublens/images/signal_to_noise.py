@@ -35,8 +35,8 @@ MAD = 1.4826
 """Standard deviation of Gaussian numbers whose median absolute deviation is 1."""
 SKY_SIGMAS = 3
 """Noise above 0 of the faintest hundredth of the border from which on the sky is in the image."""
-RELATIVE_WEIGHTS = 3.0
-"""Ratio of the noise by a weight map to the scatter of the sky from which on, either way, the map is relative."""
+RELATIVE_WEIGHTS = 1.3
+"""Ratio of the noise by a weight map to the scatter of the sky, known to a tenth, from which on the map is relative."""
 MAX_OFFSET = 2.0
 """Largest distance of the peak of a point-spread function from the middle of its image, pixels."""
 EXPOSURE_KEYS = ("EXPTIME", "TEXPTIME", "EXPOSURE")
@@ -182,22 +182,24 @@ def fwhm(psf: NDArray[np.float64]) -> float:
 
 
 def _with_estimate(image: Image, mask: NDArray[np.bool_]) -> Image:
-    """The image with the noise that its own pixels show, in place of none, or as the unit of relative weights."""
+    """The image with the noise that its own pixels show, in place of none, or as the unit of relative weights.
+
+    A weight map mostly tells the noise of the sky: that of a pixel's own photons is added where it is not in there.
+    """
     scatter, sources = sky_scatter(image.pixels, mask), image.companions
-    if sources.noise is not None:
-        ratio = scatter / float(np.median(sources.noise[border(mask.shape) & ~mask]))
-        if 1 / RELATIVE_WEIGHTS <= ratio <= RELATIVE_WEIGHTS:
-            return image
-        note, noise = "weights scaled to the scatter of the sky", sources.noise * ratio
-        return replace(image, notes=(*image.notes, note), companions=sources._replace(noise=noise))
     level = border_level(image.pixels, mask)
     photons = np.zeros(mask.shape) if sources.gain is None else (image.pixels - level).clip(0) / sources.gain
-    note = "noise estimated from the scatter of the sky"
-    note += " alone: the electrons behind a pixel are not known" if sources.gain is None else " and the electrons"
-    noise = np.sqrt(scatter**2 + photons)
-    return replace(
-        image, notes=(*image.notes, note), companions=sources._replace(noise=noise, noise_source="estimated")
-    )
+    end = " alone: the electrons behind a pixel are not known" if sources.gain is None else " and the electrons"
+    if sources.noise is None:
+        note = "noise estimated from the scatter of the sky" + end
+        own = sources._replace(noise=np.sqrt(scatter**2 + photons), noise_source="estimated")
+        return replace(image, notes=(*image.notes, note), companions=own)
+    typical = float(np.median(sources.noise[border(mask.shape) & ~mask]))
+    is_absolute = 1 / RELATIVE_WEIGHTS <= scatter / typical <= RELATIVE_WEIGHTS
+    typical, noise = (typical, sources.noise) if is_absolute else (scatter, sources.noise * (scatter / typical))
+    note = ("noise from the weights" if is_absolute else "weights scaled to the scatter of the sky") + end
+    noise = np.sqrt(np.fmax(noise**2, typical**2 + photons) + 0 * noise)  # NaN stays NaN
+    return replace(image, notes=(*image.notes, note), companions=sources._replace(noise=noise))
 
 
 def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
