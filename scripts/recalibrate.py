@@ -48,6 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+")
     names = parser.parse_args().bundles
+    others = [name for name in names if bundle.read_card(bundle.locate(name)).input.takes_noise]
+    if others:
+        parser.error(f"{', '.join(others)} take signal to noise; needs networks of counts, which common-test-1 has")
     predictors = {name: replace(Predictor.load(name), calibration=None) for name in names}
     outputs: dict[str, list[BatchPrediction]] = {name: [] for name in names}
     labels = []
