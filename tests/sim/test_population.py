@@ -256,7 +256,9 @@ def test_indices_must_ascend_from_nought(indices: range) -> None:
 
 TNFW = {"profile": "tnfw", "concentration": 15, "truncation": 10}
 NFW = {"profile": "nfw", "concentration": 15}
-CONSERVE_RINGS = [name for name in names() if name != "common-test-1"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("euclid-vis", "hst-wfc3", "jwst-nircam")]
+"""Presets like hst-acs, with other cameras."""
+CONSERVE_RINGS = [*sorted({*names()} - {"common-test-1", "euclid-vis", "hst-wfc3", "jwst-nircam"}), *SLOW]
 """All but the benchmark, whose authors conserved the total mass."""
 
 

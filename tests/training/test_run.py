@@ -356,6 +356,7 @@ cli.main(["train", "own.toml", "--out", *sys.argv[2:], *(word for each in settin
 """
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_whole_group_ends_a_training_on_fresh_images_as_ctrl_c_does(
     small_survey: Survey, tmp_path: Path
 ) -> None:
