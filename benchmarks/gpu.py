@@ -403,7 +403,7 @@ def facts() -> dict[str, object]:
 
 def tiny_sizes(out: Path) -> Sizes:
     """Little of everything, on small images."""
-    text = (presets.FOLDER / "common-test-1.toml").read_text(encoding="utf-8")
+    text = presets.source("common-test-1").read_text(encoding="utf-8")
     survey = out / "tiny.toml"
     small = text.replace("n_pixels = 150", "n_pixels = 48").replace("pixel_scale = 0.05", "pixel_scale = 0.15")
     small = small.replace("fwhm = 0.20522256694", "fwhm = 0.45")

@@ -1,5 +1,8 @@
-"""An image that a survey needs, in a file beside its own."""
+"""Images that a survey needs, in files beside its own."""
 
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -59,3 +62,22 @@ class ImageFile(Frozen):
     @field_serializer("file")
     def _name(self, path: Path) -> str:
         return path.name
+
+
+def image_files(path: Path) -> list[Path]:
+    """The images of a folder by name, or the file itself."""
+    return sorted(file for file in path.iterdir() if formats.is_image(file)) if path.is_dir() else [path]
+
+
+def digest(files: Sequence[Path]) -> str:
+    """The sha256 of one file, or of the names and hashes of several; raises `OSError`."""
+    stats = ((file, file.stat()) for file in files)
+    return _digest_of(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Files come with sizes and times, so that changed ones are read again."""
+    if len(files) == 1:
+        return sha256(files[0][0])
+    return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file, *_ in files).encode()).hexdigest()

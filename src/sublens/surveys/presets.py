@@ -4,9 +4,8 @@ from pathlib import Path
 
 from sublens.config import checked, read_toml
 from sublens.errors import ConfigError, nearest
+from sublens.surveys.psf_set import FOLDER
 from sublens.surveys.survey import Survey
-
-FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:

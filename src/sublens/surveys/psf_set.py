@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from hashlib import sha256 as new_hash
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,7 +14,7 @@ from sublens.images import formats
 from sublens.images.limits import check_exists
 from sublens.images.pixels import Image
 from sublens.images.resample import SAME_SCALE
-from sublens.storage.files import sha256
+from sublens.surveys.image_file import digest, image_files
 from sublens.surveys.priors import Floats, NonNegative, Prior
 
 FOLDER = Path(__file__).parent
@@ -167,21 +166,13 @@ class PsfSet(Frozen):
         return _read(self.file, self.sha256)
 
 
-def _paths(path: Path) -> list[Path]:
-    """The image files of a folder in the order of their names, or the file itself."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if formats.is_image(file))
-
-
 def _hash(path: Path) -> str:
-    """The sha256 of the file, or of those of all image files of the folder; `ImageError` where there is none."""
-    paths = _paths(path)
-    if not paths:
+    """Hash of the file, or of all image files of the folder; `ImageError` where there is none."""
+    files = image_files(path)
+    if not files:
         raise ImageError("holds no image files", need="a point-spread function or more", next="Add them.", path=path)
-    check_exists(paths[0])
-    hashes = [sha256(file) for file in paths]
-    return new_hash("".join(hashes).encode()).hexdigest() if path.is_dir() else hashes[0]
+    check_exists(files[0])
+    return digest(files)
 
 
 @lru_cache(maxsize=4)
@@ -198,5 +189,5 @@ def _read(path: Path, sha256: str) -> tuple[Image, ...]:
 
 
 def _every_image(path: Path) -> Iterator[Image | ImageError]:
-    for file in _paths(path):
+    for file in image_files(path):
         yield from formats.read_all(file)

@@ -1,6 +1,5 @@
 """Stamps: small images of real galaxies, read from files and cleaned of sky, noise and neighbours."""
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -16,7 +15,8 @@ from sublens.errors import ConfigError, ImageError, SublensError
 from sublens.images import fits_image, formats, wcs
 from sublens.images.limits import check_sides, name_errors, translate_errors, unpack
 from sublens.images.pixels import Image, RawImage, fill_missing
-from sublens.storage.files import sha256
+from sublens.images.signal_to_noise import edge, robust_sigma
+from sublens.surveys.image_file import digest, image_files
 from sublens.surveys.priors import Floats
 
 MAX_STAMPS = 4096
@@ -73,11 +73,11 @@ class StampFiles(Frozen):
             return self
         path = (info.context["folder"] / self.path).resolve()
         try:
-            digest = _digest(path)
-            _read(path, self.scale, digest)
+            own = _digest(path)
+            _read(path, self.scale, own)
         except SublensError as err:
             raise ValueError(str(err)) from err
-        return self.model_copy(update={"file" if self.file else "folder": path, "sha256": digest})
+        return self.model_copy(update={"file" if self.file else "folder": path, "sha256": own})
 
     @property
     def path(self) -> Path:
@@ -105,9 +105,7 @@ class StampFiles(Frozen):
 
 def _files(path: Path) -> list[Path]:
     """The file, or the images of a folder by name; raises `ConfigError` where there are none."""
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.glob("*") if formats.is_image(file)) if path.is_dir() else []
+    files = image_files(path) if path.exists() else []
     if not files:
         raise ConfigError(
             "holds no stamps" if path.is_dir() else "no such file or folder",
@@ -118,26 +116,17 @@ def _files(path: Path) -> list[Path]:
     return files[: MAX_STAMPS + 1]
 
 
-@lru_cache(maxsize=64)
-def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """sha256 of the files' names and bytes; they come with sizes and times, so that changed ones are read again."""
-    if len(files) == 1:
-        return sha256(files[0][0])
-    return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file, *_ in files).encode()).hexdigest()
-
-
 def _digest(path: Path) -> str:
     """Hash of the stamps at this path; raises `ConfigError` where they cannot be read."""
     try:
-        stats = ((file, file.stat()) for file in _files(path))
-        return _digest_of(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+        return digest(_files(path))
     except OSError as err:
         what = f"cannot be read ({err.strerror})"
         raise ConfigError(what, need="files that you may read", next="Check them.", path=path) from err
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, scale: float | None, digest: str) -> tuple[Stamp, ...]:
+def _read(path: Path, scale: float | None, sha256: str) -> tuple[Stamp, ...]:
     """The cleaned stamps of a file or folder with that hash; raises `SublensError` that names the faulty one."""
     stamps: list[Stamp] = []
     for name, image in _images(_files(path)):
@@ -202,7 +191,7 @@ def clean(pixels: Floats) -> Floats:
 
     light = pixels - np.median(_border(pixels))
     smooth = ndimage.gaussian_filter(light, DETECTING)
-    least = FAINT * max(_spread(_border(smooth)), FAINTEST * float(smooth.max()))
+    least = FAINT * max(robust_sigma(_border(smooth)), FAINTEST * float(smooth.max()))
     galaxy = _brightest_part(smooth, smooth > least)
     if np.count_nonzero(galaxy) < MIN_GALAXY or smooth[galaxy].max() < LEAST_PEAK * least:
         return np.zeros_like(light)
@@ -217,7 +206,7 @@ def _smoothed(light: Floats) -> Floats:
     smooth = ndimage.gaussian_filter(light, SMOOTHINGS[0])
     for sigma in SMOOTHINGS[1:]:
         finer = ndimage.gaussian_filter(light, sigma) if sigma else light
-        signal, noise = smooth**2, (CLEAR * _spread(_border(finer))) ** 2
+        signal, noise = smooth**2, (CLEAR * robust_sigma(_border(finer))) ** 2
         smooth = smooth + signal / np.maximum(signal + noise, 1e-300) * (finer - smooth)
     return np.asarray(smooth)
 
@@ -225,14 +214,7 @@ def _smoothed(light: Floats) -> Floats:
 def _border(pixels: Floats) -> Floats:
     """The values of the outermost tenth of an image, or of its outermost pixels."""
     width = max(1, min(pixels.shape) // 10)
-    is_border = np.ones(pixels.shape, bool)
-    is_border[width:-width, width:-width] = False
-    return pixels[is_border]
-
-
-def _spread(values: Floats) -> float:
-    """Standard deviation by way of the median deviation from the median."""
-    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+    return pixels[edge(pixels.shape, width)]
 
 
 def _brightest_part(light: Floats, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
