@@ -122,7 +122,7 @@ def write_rows(journal: Journal, stop: int) -> None:
 def finish_table(path: Path) -> bytes:
     with Journal(path, PLAN) as journal:
         write_rows(journal, N_ROWS)
-        journal.finish(CLASSES)
+        journal.finish(tables.columns(CLASSES))
     return path.read_bytes()
 
 

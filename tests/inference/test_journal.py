@@ -9,6 +9,7 @@ import pytest
 
 from sublens.errors import ConfigError, DataError
 from sublens.inference import journal as module
+from sublens.inference import tables
 from sublens.inference.journal import Journal
 from sublens.inference.predictor import Prediction, Row
 from sublens.inference.tables import Record, record
@@ -37,7 +38,7 @@ def table(path: Path, n: int = 6) -> bytes:
         first, second = journal.resume_at
         for number in range(first + second, n):
             journal.add((number, 0), row(number))
-        assert journal.finish(CLASSES)[:2] == (n, 0)
+        assert journal.finish(tables.columns(CLASSES))[:2] == (n, 0)
     return path.read_bytes()
 
 
@@ -117,7 +118,7 @@ def test_damage_while_the_table_is_made_leaves_no_table(path: Path) -> None:
         list(journal.records())  # all are on disk
         kept(path).write_bytes(kept(path).read_bytes().replace(b"0.75", b"0.85", 1))
         with pytest.raises(DataError, match="was damaged while the table was made"):
-            journal.finish(CLASSES)
+            journal.finish(tables.columns(CLASSES))
     assert not path.exists()
 
 
@@ -150,7 +151,7 @@ def test_two_journals_of_one_table_are_refused(path: Path) -> None:
         journal.add((0, 0), row(0))
         with pytest.raises(DataError, match=r"/a\.csv: another process"), Journal(path, PLAN):
             pass
-        assert journal.finish(CLASSES)[:2] == (1, 0)
+        assert journal.finish(tables.columns(CLASSES))[:2] == (1, 0)
 
 
 def test_a_full_disk_is_one_error_and_the_same_table_once_there_is_space(path: Path) -> None:

@@ -76,7 +76,7 @@ def written(path: Path, rows: list[Row]) -> Path:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         n_failed = sum(bool(row.error) for row in rows)
         n_ood = sum(bool(row.prediction and row.prediction.is_ood) for row in rows)
-        assert journal.finish(CLASSES) == (len(rows), n_failed, n_ood)
+        assert journal.finish(tables.columns(CLASSES)) == (len(rows), n_failed, n_ood)
     return path
 
 
@@ -153,7 +153,7 @@ def test_any_class_name_comes_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     with Journal(path, {}) as journal:
         journal.add((0, 0), tables.record(row, classes, "lensnet 0123", "1.0"))
-        journal.finish(classes)
+        journal.finish(tables.columns(classes))
     (cells,) = read_back(path)
     names = [f"p_{name}" for name in classes]
     assert [float(cells[ascii_in_fits(suffix, name)]) for name in names] == [0.25] * 4
@@ -211,7 +211,7 @@ def test_detection_limits_have_a_column_where_the_network_gives_them(tmp_path: P
     with Journal(tmp_path / f"p.{form}", {}) as journal:
         for row in limits:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0", has_limit=True))
-        journal.finish(CLASSES, has_limit=True)
+        journal.finish(tables.columns(CLASSES, has_limit=True))
     text = (tmp_path / f"p.{form}").read_bytes()
     assert b"limit_msun" in text
     assert (b"2500000000.0" in text) == (form in ("csv", "jsonl", "ecsv", "vot"))
@@ -227,7 +227,7 @@ def test_a_network_that_takes_noise_has_columns_on_it(tmp_path: Path) -> None:
     for path in (tmp_path / "a.csv", tmp_path / "a.parquet"):
         with Journal(path, {}) as journal:
             journal.add((0, 0), tables.record(row, CLASSES, "lensnet-hst 0123", "1.0", has_noise=True))
-            journal.finish(CLASSES, has_noise=True)
+            journal.finish(tables.columns(CLASSES, has_noise=True))
     assert parquet.read_table(tmp_path / "a.parquet").to_pylist()[0]["psf_fwhm"] == 0.125
     (line,) = csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines())
     assert [line[name] for name in ("noise", "psf_fwhm", "n_masked")] == ["estimated", "0.125", "7"]

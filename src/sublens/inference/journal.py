@@ -6,7 +6,7 @@ and of all lines before it, so that nothing from the first damaged line on is be
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from sublens.errors import ConfigError, DataError
 from sublens.inference.predictor import BATCH, SLICE
-from sublens.inference.tables import WRITERS, Record, Totals, columns, plan_digest, plan_text
+from sublens.inference.tables import WRITERS, Column, Record, Totals, plan_digest, plan_text
 from sublens.storage import object_store
 from sublens.storage.files import fitting_name, lock_file, tidy, translate_errors, whole_file
 
@@ -176,18 +176,12 @@ class Journal:
                 path=self._path,
             )
 
-    def finish(
-        self, classes: Sequence[str], *, has_macro: bool = False, has_noise: bool = False, has_limit: bool = False
-    ) -> Totals:
-        """Write the table, whole or not at all, and remove the journal.
-
-        classes, has_macro, has_noise, has_limit: see `tables.columns`.
-        """
+    def finish(self, fields: list[Column]) -> Totals:
+        """Write the table of these columns, whole or not at all, and remove the journal."""
         totals = Totals()
         for row in self.records():
             totals = totals.after(row)
         with whole_file(self._table) as partial:
-            fields = columns(classes, has_macro=has_macro, has_noise=has_noise, has_limit=has_limit)
             WRITERS[self._table.suffix.lower()](partial, fields, self.records, self._digest)
         with translate_errors(self._path):
             self._path.unlink()

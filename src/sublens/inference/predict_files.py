@@ -326,7 +326,7 @@ def predict_to_table(
             query, images=images, maps=maps, start=journal.resume_at, cluster=cluster, force=force, bar=bar
         ):
             journal.add(row.source_index, tables.record(row, card.classes, card.identity, ours, **heads))
-        return journal.finish(card.classes, **heads)
+        return journal.finish(tables.columns(card.classes, **heads))
 
 
 def closing_line(name: str, card: Card, totals: Totals) -> str:
