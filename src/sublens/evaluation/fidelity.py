@@ -170,9 +170,7 @@ def tell_apart(
     tests = []
     with bar("telling real from simulated", 2 * epochs) as advance:
         for number, is_training in enumerate((is_first, ~is_first)):
-            config = TrainConfig(
-                epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed + number
-            )
+            config = settings(epochs, seed + number)
             training, test = (part.take(np.flatnonzero(mask)) for mask in (is_training, ~is_training))
             network = train_network(
                 loop.BatchSource(training, crop, config, "cpu"), partial(_advance, advance, number * epochs)
@@ -206,6 +204,11 @@ def _combined(tests: Sequence[TwoSampleTest]) -> TwoSampleTest:
 
 def _advance(advance: Advance, n_before: int, epoch: int) -> None:
     advance(n_before + epoch + 1, f"epoch {epoch + 1}")
+
+
+def settings(epochs: int, seed: int) -> TrainConfig:
+    """Settings by which a network learns to tell real from simulated images."""
+    return TrainConfig(epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed)
 
 
 def part_of(images: NDArray[np.uint16], labels: NDArray[np.int64]) -> Part:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sublens import metrics
-from sublens.config import InputConfig, TrainConfig
+from sublens.config import InputConfig
 from sublens.errors import DataError
 from sublens.evaluation import lens_statistics
-from sublens.evaluation.fidelity import chance_of_any, ks_test, log_odds, part_of, train_network
+from sublens.evaluation.fidelity import chance_of_any, ks_test, log_odds, part_of, settings, train_network
 from sublens.images.signal_to_noise import decode
 from sublens.progress import Advance, Bar, silent
 from sublens.sim import render
@@ -174,10 +174,9 @@ def _trained(
     images: Planes, labels: NDArray[np.int64], seed: int, epochs: int, on_epoch: Callable[[int], object]
 ) -> nn.Module:
     """A network that has learned from `COPIES` of each real lens and one of each simulated image."""
-    config = TrainConfig(epochs=epochs, batch_size=64, lr=0.02, adamw_lr=3e-3, truth_weight=0, seed=seed)
     repeated = np.repeat(np.arange(len(images)), np.where(labels == 1, COPIES, 1))
     part = part_of(copies(images[repeated], np.random.default_rng(seed)), labels[repeated])
-    return train_network(loop.BatchSource(part, INPUT, config, "cpu"), on_epoch)
+    return train_network(loop.BatchSource(part, INPUT, settings(epochs, seed), "cpu"), on_epoch)
 
 
 def copies(images: Planes, rng: np.random.Generator) -> Planes:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sublens.images.signal_to_noise import edge, robust_sigma
+
 Floats = NDArray[np.float64]
 CORE = 1.0
 """Radius within which the lens galaxy's light is measured, arcsec."""
@@ -69,15 +71,7 @@ def profile(image: Floats, rings: Geometry, pixel_scale: float) -> Floats:
 
 def border(shape: tuple[int, int]) -> NDArray[np.bool_]:
     """The pixels [h, w] along the edges of an image."""
-    width = max(2, min(shape) // BORDER_SHARE)
-    is_border = np.ones(shape, np.bool_)
-    is_border[width:-width, width:-width] = False
-    return is_border
-
-
-def robust_sigma(values: Floats) -> float:
-    """Standard deviation of a Gaussian with the median absolute deviation of the values."""
-    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+    return edge(shape, max(2, min(shape) // BORDER_SHARE))
 
 
 def statistics(image: Floats, pixel_scale: float) -> dict[str, float]:
@@ -106,17 +100,21 @@ def _light(image: Floats, rings: Geometry) -> dict[str, float]:
     light = np.nan_to_num(image)
     radius = rings.radius
     within = {limit: float(light[radius < limit].sum()) for limit in (CORE / 2, 2 * CORE)}
-    order = np.argsort(radius, axis=None)
-    grown = np.maximum.accumulate(light.ravel()[order].cumsum())
-    half = order[np.searchsorted(grown, grown[-1] / 2)]
     return {
         "core S/N": float(np.sqrt((light[radius < CORE].clip(0) ** 2).sum())),
         "peak S/N": float(light[radius < CORE].max()),
         "concentration": within[CORE / 2] / max(within[2 * CORE], 1.0),
-        "half-light radius": float(radius.flat[half]),
+        "half-light radius": half_light(light.ravel(), radius.ravel())[1],
         "ellipticity": rings.ellipticity,
         "offset of the centre": rings.offset,
     }
+
+
+def half_light(light: Floats, radius: Floats) -> tuple[float, float]:
+    """All light of pixels [n] at these radii, where it grows outwards, and the radius within which half of it lies."""
+    order = np.argsort(radius)
+    grown = np.maximum.accumulate(light[order].cumsum())
+    return float(grown[-1]), float(radius[order[np.searchsorted(grown, grown[-1] / 2)]])
 
 
 def _arcs(arcs: Floats, is_good: NDArray[np.bool_], rings: Geometry, pixel_scale: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sublens.config import read_toml
 from sublens.errors import ImageError
-from sublens.evaluation.lens_statistics import RADII, border, geometry, profile, statistics
+from sublens.evaluation.lens_statistics import RADII, border, geometry, half_light, profile, statistics
 from sublens.images.pixels import Image
 from sublens.images.resample import SAME_SCALE
 from sublens.images.signal_to_noise import RATE, fwhm, weigh
@@ -22,7 +22,6 @@ from sublens.sim.population import CLASSES, draw
 from sublens.storage.files import write_bytes
 from sublens.surveys import presets
 from sublens.surveys.camera import FWHM_PER_SIGMA, MIN_FWHM
-from sublens.surveys.priors import Prior
 from sublens.surveys.survey import Survey
 
 Floats = NDArray[np.float64]
@@ -278,7 +277,7 @@ def _exposure(image: Image, electrons: float | None, base: Survey) -> Value:
         return Value(electrons, "from the noise of")
     camera = base.camera
     n_exposures = float(np.median(camera.n_exposures))
-    return Value(_middle(camera.exposure_s) * n_exposures, f"a guess after {base.name} for")
+    return Value(camera.exposure_s.median * n_exposures, f"a guess after {base.name} for")
 
 
 def _noise(frames: Sequence[Measured], base: Survey) -> Settings:
@@ -312,11 +311,9 @@ def light(image: Floats, scale: float) -> Light:
     smooth = profile(image, rings, scale)
     reach = min(image.shape) * scale / 2
     inside = rings.radius < reach
-    order = np.argsort(rings.radius[inside])
-    grown = np.maximum.accumulate(smooth[inside][order].cumsum())
-    half = rings.radius[inside][order][np.searchsorted(grown, grown[-1] / 2)]
+    total, half = half_light(smooth[inside], rings.radius[inside])
     arcs = np.nan_to_num(image - smooth)[rings.between(RADII[0], min(RADII[-1], reach))].sum()
-    return Light(float(grown[-1]), float(half), float(arcs))
+    return Light(total, half, float(arcs))
 
 
 def _brightness(frames: Sequence[Measured], survey: Survey) -> Settings:
@@ -341,13 +338,11 @@ def _brightness(frames: Sequence[Measured], survey: Survey) -> Settings:
     for section, (component, column, words) in parts.items():
         if component is None or component.magnitude is None:
             continue
-        offset = _middle(component.magnitude) - np.nanmedian(
-            _magnitudes(simulated[:, column], survey.camera.zero_point)
-        )
+        offset = component.magnitude.median - np.nanmedian(_magnitudes(simulated[:, column], survey.camera.zero_point))
         magnitudes = _magnitudes(measured[:, column], zero_points) + offset
         brightness[f"{section}.magnitude"] = Value(_range(magnitudes), f"from the {words} on {n}")
     if survey.lens_light:
-        factor = _middle(survey.lens_light.r_eff) / np.median(simulated[:, 1])
+        factor = survey.lens_light.r_eff.median / np.median(simulated[:, 1])
         radii = _range(np.log(measured[:, 1] * factor))
         radii = {"log_uniform": [_rounded(float(np.exp(end))) for end in radii["uniform"]]}
         brightness["lens_light.r_eff"] = Value(radii, f"from the light of the lens on {n}")
@@ -371,10 +366,6 @@ def _simulated(survey: Survey) -> Floats:
     """Noiseless images of the class `no`, electrons a second, [n, h, w]."""
     truth = draw(survey, 0, "train", range(0, len(CLASSES) * N_SIMULATED, len(CLASSES)))
     return render.render(truth, survey).double().numpy()
-
-
-def _middle(prior: Prior) -> float:
-    return float(prior.quantile(np.array([0.5]))[0])
 
 
 # --- the file ---------------------------------------------------------------------------------

@@ -206,9 +206,19 @@ def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """The border [h, w] of an image, in whole blocks."""
     share, least = BORDER
     width = max(least, int(share * min(shape)) // BLOCKS[0] * BLOCKS[0])
-    at_border = np.ones(shape, np.bool_)
-    at_border[width:-width, width:-width] = False
-    return at_border
+    return edge(shape, width)
+
+
+def edge(shape: tuple[int, ...], width: int) -> NDArray[np.bool_]:
+    """The pixels [h, w] within so many of the edge of an image."""
+    at_edge = np.ones(shape, np.bool_)
+    at_edge[width:-width, width:-width] = False
+    return at_edge
+
+
+def robust_sigma(values: NDArray[np.float64]) -> float:
+    """Standard deviation of a Gaussian with the median absolute deviation of the values."""
+    return float(MAD * np.median(np.abs(values - np.median(values))))
 
 
 def sky_scatter(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:

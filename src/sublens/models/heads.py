@@ -45,6 +45,12 @@ class FeatureMaps:
         """The maps of the last batch, [b, c, g, g] each."""
         return [self._outputs[number] for number in sorted(self._outputs)]
 
+    def fit_blank(self, model: nn.Module, channels: int, side: int) -> bool:
+        """Run the model on a blank image of so many channels and pixels a side; then as `fit`."""
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, side, side))
+        return self.fit()
+
     def fit(self) -> bool:
         """Whether the last outputs are maps of as many channels as described; if not, the hooks are removed.
 

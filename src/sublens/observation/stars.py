@@ -25,11 +25,12 @@ def add_points(
     position; where that falls below 0, nothing is added.
     """
     parts = camera.psf_parts(pixels)
-    side = pixels.n_pixels * parts
+    side, squares = pixels.n_pixels * parts, dict[int, Floats]()
     places = points[:, :2] / (pixels.pixel_scale / parts) + (side - 1) / 2
     for owner, (column, row), electrons in zip(owners, places, points[:, 2], strict=True):
-        kernel = _square(kernels(pixels, extra[[owner]])[0]) if is_drawn(pixels.psf) else _kernel(pixels)
-        _add(images[owner], column, row, electrons * parts**2, kernel, parts)
+        if owner not in squares:
+            squares[owner] = _square(kernels(pixels, extra[[owner]])[0]) if is_drawn(pixels.psf) else _kernel(pixels)
+        _add(images[owner], column, row, electrons * parts**2, squares[owner], parts)
 
 
 @lru_cache(maxsize=8)

@@ -15,14 +15,14 @@ from sublens.lensing.lens_equation import Deflect, images
 from sublens.lensing.pictures import picture
 from sublens.lensing.sersic import sersic_total
 from sublens.models.macro import CONTAMINANT
-from sublens.sim.galaxies import Rows, columns_of
+from sublens.sim.galaxies import Rows, columns_of, darken_source
 from sublens.sim.halo import smooth_deflection
 from sublens.surveys.contaminants import KINDS, Contaminants, Kind
 from sublens.surveys.extra import N_POINTS
 from sublens.surveys.light import PixelatedSource
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
-from sublens.surveys.truth import Truth
+from sublens.surveys.truth import Truth, take_substructure_away
 
 STAMP_SHARE: dict[Kind, tuple[float, float]] = {"spirals": (0.4, 1.0), "mergers": (0.05, 0.35), "rings": (0.2, 0.8)}
 """Least and greatest share of a contaminant's light in its disc, its tidal tails or its ring."""
@@ -59,7 +59,8 @@ def _draw(scenes: Rows, more: Rows, survey: Survey, settings: Contaminants, unif
     for name, column in zip(("size", "separation"), uniform[3:], strict=False):
         more[f"contaminant_{name}"] = getattr(settings, name).quantile(column) * scenes["theta_e"]
     light = settings.brightness.quantile(uniform[5]) * (lens if survey.lens_light else DARK * source)
-    _smooth(scenes)
+    scenes["label"] = CONTAMINANT
+    take_substructure_away(scenes)
     for kind, rows in _by_kind(kinds):
         own, beside = scenes[rows], more[rows]
         if kind == "quasars":
@@ -100,20 +101,12 @@ def _sersic_light(table: Rows, name: str) -> Floats:
     return light
 
 
-def _smooth(scenes: Rows) -> None:
-    """Take the substructure away, and say that the scenes are no lenses."""
-    scenes["label"] = CONTAMINANT
-    scenes["halo_mass_msun"], scenes["halo_theta_e"] = scenes["lens_mass_msun"], scenes["theta_e"]
-    for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
-        scenes[name] = 0
-
-
 def _take_lens_away(scenes: Rows, more: Rows) -> None:
     """Leave no source, and no mass before it; `lens_mass_msun` stays that of the galaxy."""
-    for name in ("theta_e", "halo_theta_e", "halo_mass_msun", "gamma", "source_intensity"):
+    darken_source(scenes, more)
+    for name in ("theta_e", "halo_theta_e", "halo_mass_msun", "gamma"):
         scenes[name] = 0
-    for name in ("stamp_intensity", "n_knots", "m3", "m4"):
-        more[name] = 0
+    more["m3"] = more["m4"] = 0
 
 
 def _darken_lens(scenes: Rows, more: Rows) -> None:

@@ -97,6 +97,13 @@ def _draw_knots(scenes: Rows, more: Rows, knots: Knots, number: Floats, size: Fl
     scenes["source_intensity"] *= 1 - share
 
 
+def darken_source(scenes: Rows, more: Rows | None) -> None:
+    """Leave no light of the sources; more: the scenes' rows of dtype EXTRA, if they have any."""
+    scenes["source_intensity"] = 0
+    if more is not None:
+        more["stamp_intensity"] = more["n_knots"] = 0
+
+
 def _draw_lens(scenes: Rows, more: Rows, lens: LensLight, drawn: Drawn, pixel_scale: float) -> None:
     """Draw the shape of the lens galaxy's first component, and share its light with disc and nucleus."""
     disc, nucleus = lens.disc, lens.nucleus

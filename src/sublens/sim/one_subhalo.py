@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sublens.sim import population, substructure
+from sublens.sim.galaxies import darken_source
 from sublens.sim.render import render
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
@@ -47,9 +48,7 @@ def _ring(scenes: NDArray[np.void], angle: Floats) -> tuple[Floats, Floats]:
 def _source_light(truth: Truth, survey: Survey, images: Tensor) -> NDArray[np.float32]:
     """The light of the lensed source alone, [n, h, w]: what the images lose without it."""
     scenes, more = truth.scenes.copy(), None if truth.extra is None else truth.extra.copy()
-    scenes["source_intensity"] = 0
-    if more is not None:
-        more["stamp_intensity"] = 0
+    darken_source(scenes, more)
     light: NDArray[np.float32] = (images - render(replace(truth, scenes=scenes, extra=more), survey)).numpy()
     return light
 

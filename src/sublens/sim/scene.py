@@ -175,8 +175,8 @@ def _unit(name: str) -> float:
 
 
 def _redshifts(survey: Survey) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    half = np.array([0.5])
-    return survey.cosmology.z_lens.quantile(half), survey.cosmology.z_source.quantile(half)
+    cosmology = survey.cosmology
+    return np.array([cosmology.z_lens.median]), np.array([cosmology.z_source.median])
 
 
 def total_msun(scene: Scene) -> float:
@@ -210,7 +210,7 @@ def _extra(scene: Scene, survey: Survey) -> NDArray[np.void]:
     """The scene's row of dtype EXTRA: without defects and sky that is left over, but with the survey's correlation."""
     row, camera = extra.blank(1), survey.camera
     row["lens_q"], row["lens_angle"] = scene.halo_q, scene.halo_angle
-    row["noise_correlation"] = camera.noise_correlation.quantile(np.array([0.5]))
+    row["noise_correlation"] = camera.noise_correlation.median
     row["psf_fwhm"] = scene.psf_fwhm
     row["psf_broadening"] = max(scene.psf_fwhm**2 - _fwhm(camera.psf, camera.pixel_scale) ** 2, 0) ** 0.5
     return row

@@ -58,9 +58,8 @@ def _mean_numbers(scenes: NDArray[np.void], more: NDArray[np.void] | None, surve
 def _mean_msun(survey: Survey) -> float:
     """Mean of the whole mass of a subhalo at the median redshift, solar masses."""
     rows, lens = np.zeros(SAMPLES, SUBHALO), np.zeros(1, [("z_lens", "<f8"), ("z_source", "<f8")])
-    half = np.array([0.5])
     for name in lens.dtype.names or ():
-        lens[name] = getattr(survey.cosmology, name).quantile(half)
+        lens[name] = getattr(survey.cosmology, name).median
     rows["mass_msun"] = survey.subhaloes.mass_msun.quantile(_middles(SAMPLES))
     steps = np.arange(SAMPLES)[:, None] * np.sqrt([2.0, 3.0])  # evenly spread over concentration and truncation
     extend(rows, iter((steps % 1).T), lens, survey)

@@ -115,7 +115,7 @@ def is_drawn(psf: Psf) -> bool:
 def typical_fwhm(psf: Psf, otherwise: float) -> float:
     """The full width at half maximum, arcsec, its median where it is drawn; `otherwise` for images."""
     fwhm = getattr(psf, "fwhm", otherwise)
-    return float(fwhm.quantile(np.array([0.5]))[0]) if isinstance(fwhm, Prior) else float(fwhm)
+    return fwhm.median if isinstance(fwhm, Prior) else float(fwhm)
 
 
 class Camera(Frozen):

@@ -131,6 +131,11 @@ class Prior(Frozen):
         return PRIORS[self.kind].quantile(u, *self.values)
 
     @property
+    def median(self) -> float:
+        """Value below which half of the draws lie."""
+        return float(self.quantile(np.array([0.5]))[0])
+
+    @property
     def low(self) -> float:
         """Least value, -inf if there is none."""
         return -np.inf if self.kind == "normal" else float(self.quantile(np.zeros(1))[0])

@@ -78,11 +78,15 @@ def joined(truths: Sequence[Truth]) -> Truth | None:
 def smoothed(truth: Truth) -> Truth:
     """The smooth lenses with the same rings, or with the same total masses where the survey conserves those."""
     scenes = truth.scenes.copy()
-    for name in ("mass_msun", "theta_e"):
-        scenes[f"halo_{name}"] = scenes["lens_mass_msun" if name == "mass_msun" else name]
+    take_substructure_away(scenes)
+    return Truth(scenes, truth.subhaloes[:0], truth.extra)
+
+
+def take_substructure_away(scenes: NDArray[np.void]) -> None:
+    """Give the mass of substructure to the halo, in scenes of dtype SCENE; rows of subhaloes are the caller's."""
+    scenes["halo_mass_msun"], scenes["halo_theta_e"] = scenes["lens_mass_msun"], scenes["theta_e"]
     for name in ("n_subhaloes", "string_mass_msun", "string_theta_e"):
         scenes[name] = 0
-    return Truth(scenes, truth.subhaloes[:0], truth.extra)
 
 
 def of_format_2(scenes: NDArray[np.void], subhaloes: NDArray[np.void]) -> Truth:

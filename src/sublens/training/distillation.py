@@ -142,9 +142,7 @@ class StudentMaps(nn.Module):
         finer = zoom(config, shape) / zoom(teacher.card.input, shape)
         taps = [nearest_tap(model, tap["reduction"] * finer) for tap in teacher.maps.taps]
         self._maps = FeatureMaps(model, taps)
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, config.n_channels, side, side))
-        if not self._maps.fit():
+        if not self._maps.fit_blank(model, config.n_channels, side):
             raise _no_feature_maps()
         self.convolutions = nn.ModuleList(
             nn.Conv2d(ours["num_chs"], theirs["num_chs"], 1)

@@ -305,9 +305,9 @@ def truth_head(
         return None, 0
     side = input_side(network_input, dataset.train.shape)
     head = TruthHead(model, zoom(network_input, dataset.train.shape))
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, network_input.n_channels, side, side))
-        return (head, head().shape[-1]) if head.maps.fit() else (None, 0)
+    if not head.maps.fit_blank(model, network_input.n_channels, side):
+        return None, 0
+    return head, head().shape[-1]
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ def head(model: nn.Module, network_input: InputConfig, dataset: Dataset, config:
         return None
     side = input_side(network_input, dataset.train.shape)
     macro_head = MacroHead(model, zoom(network_input, dataset.train.shape))
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, network_input.n_channels, side, side))
-        return macro_head if macro_head.maps.fit() else None
+    return macro_head if macro_head.maps.fit_blank(model, network_input.n_channels, side) else None
 
 
 def mirrored(targets: Tensor, flips: Tensor) -> Tensor:
