@@ -129,6 +129,26 @@ def test_the_pool_renews_itself_and_keeps_its_size(small_survey: Survey, reuse: 
     assert rendered == pytest.approx(199 * 8 / reuse, abs=20)
 
 
+@pytest.mark.parametrize("kind", ["pooled", "rendered"])
+def test_batches_hold_whole_matched_sets(small_survey: Survey, kind: str) -> None:
+    stream = SurveyStream(small_survey, 9, 1, CELLS, cache=60, is_matched=True)
+    for sample, again in zip(*(batches(stream, kind, 0, 12) for _ in range(2)), strict=True):
+        assert same(sample, again)
+        assert sample.labels.tolist() == [0, 1, 2] * 3
+        assert sample.macro is not None
+        assert (sample.macro.view(3, 3, 3) == sample.macro.view(3, 3, 3)[:, :1]).all()
+
+
+def test_matched_sets_are_mirrored_together(small_survey: Survey) -> None:
+    (chunk,) = survey_stream.fixed_chunks(small_survey, "train", 20)
+    part = Part((chunk.counts,), np.arange(20), chunk.labels, chunk.ids, chunk.truth)
+    source = BatchSource(part, InputConfig(), TrainConfig(batch_size=32, matched=True), "cpu", endless=small_survey)
+    flips = source._flips(0).view(10, 3, 2)
+    assert source.size == 30
+    assert len(flips.view(30, 2).unique(dim=0)) > 2
+    assert (flips == flips[:, :1]).all()
+
+
 @pytest.fixture(scope="module")
 def mixed_survey() -> Survey:
     """The small survey as planes of signal to noise, of which two in five training images are no lens."""

@@ -16,7 +16,7 @@ from sublens.sim.render import convergence, deflection, render, simulate
 from sublens.surveys.presets import names, preset
 from sublens.surveys.priors import Floats
 from sublens.surveys.survey import Survey
-from sublens.surveys.truth import Truth, of_format_2, smoothed
+from sublens.surveys.truth import SCENE, Truth, of_format_2, smoothed
 
 CT1 = preset("common-test-1")
 
@@ -252,6 +252,26 @@ def test_more_subhaloes_come_on_top_of_the_same_ones() -> None:
 def test_indices_must_ascend_from_nought(indices: range) -> None:
     with pytest.raises(ValueError, match="ascend"):
         draw(CT1, 1, "train", indices)
+
+
+def test_a_matched_set_shares_all_but_its_substructure() -> None:
+    survey = preset("hst-acs")
+    drawn = draw(survey, 1, "train", range(3, 63), survey.contaminants, is_matched=True)
+    alone = draw(survey, 1, "train", range(3, 63, 3), survey.contaminants)
+    sets = drawn.scenes.reshape(-1, 3)
+    assert np.array_equal(sets["label"] < 0, np.repeat(alone.scenes["label"][:, None] < 0, 3, axis=1))
+    lenses, smooth = (rows[alone.scenes["label"] >= 0] for rows in (sets, alone.scenes))
+    own = {"index", "label", "n_subhaloes", "halo_mass_msun", "halo_theta_e"}
+    for name in [name for name in SCENE.names or () if name not in own and not name.startswith("string")]:
+        assert (lenses[name] == smooth[name][:, None]).all(), name
+    assert (lenses["string_mass_msun"][:, 2] > 0).all()
+
+
+def test_the_noise_of_a_matched_set_is_not_shared() -> None:
+    survey = preset("hst-acs")
+    (no, sphere), _ = np.split(simulate(survey, 1, "train", range(3), is_matched=True)[1].astype(float), [2])
+    corners = [image[:9, :9][(no[:9, :9] > 0) & (sphere[:9, :9] > 0)] for image in (no, sphere)]
+    assert abs(np.corrcoef(corners)[0, 1]) < 0.4
 
 
 TNFW = {"profile": "tnfw", "concentration": 15, "truncation": 10}

@@ -79,7 +79,9 @@ def test_contaminants_teach_their_logit_alone() -> None:
     labels = torch.tensor([0, 1, CONTAMINANT, 2, CONTAMINANT, 0])
     true = torch.ones(N, 3)
     true[labels == CONTAMINANT] = torch.nan
-    lens, contaminant = macromodel.losses(outputs, true, (labels == CONTAMINANT).float(), loop.lens_weights(labels))
+    lens, contaminant = macromodel.losses(
+        outputs, true, (labels == CONTAMINANT).float(), macromodel.lens_weights(labels)
+    )
     assert lens is not None
     assert contaminant is not None
     (lens + contaminant).backward()  # type: ignore[no-untyped-call]
@@ -90,7 +92,7 @@ def test_contaminants_teach_their_logit_alone() -> None:
 def test_labels_learn_nothing_from_contaminants() -> None:
     logits = torch.zeros(N, 3, requires_grad=True)
     labels = torch.tensor([0, 1, CONTAMINANT, 2, CONTAMINANT, 0])
-    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=loop.lens_weights(labels))
+    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=macromodel.lens_weights(labels))
     loop._losses((logits, None, None, None), batch)[0].backward()  # type: ignore[no-untyped-call]
     assert (logits.grad.abs().sum(1) == 0).tolist() == (labels == CONTAMINANT).tolist()  # type: ignore[union-attr]
 
@@ -98,7 +100,7 @@ def test_labels_learn_nothing_from_contaminants() -> None:
 def test_a_batch_without_lenses_has_no_label_loss() -> None:
     logits = torch.ones(N, 3, requires_grad=True)
     labels = torch.full((N,), CONTAMINANT)
-    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=loop.lens_weights(labels))
+    batch = Batch(torch.zeros(N, 1, 8, 8), labels, lens_weights=macromodel.lens_weights(labels))
     loss = loop._losses((logits, None, None, None), batch)[0]
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0

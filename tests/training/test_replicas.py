@@ -14,7 +14,7 @@ from sublens.config import TrainConfig
 from sublens.models.heads import TruthHead
 from sublens.models.macro import CONTAMINANT
 from sublens.models.networks import build
-from sublens.training import loop
+from sublens.training import loop, macromodel
 from sublens.training.loop import Batch
 from sublens.training.replicas import Gradients, ahead, n_replicas, parts
 
@@ -52,7 +52,7 @@ def gradient(module: nn.Module, batch: Batch) -> tuple[list[Tensor | None], list
 def with_contaminants(batch: Batch) -> Batch:
     """The last third of the images are no lenses, so that the parts of the batch differ."""
     labels = torch.where(torch.arange(len(batch.labels)) < 2 * len(batch.labels) // 3, batch.labels, CONTAMINANT)
-    return replace(batch, labels=labels, lens_weights=loop.lens_weights(labels))
+    return replace(batch, labels=labels, lens_weights=macromodel.lens_weights(labels))
 
 
 @pytest.mark.parametrize("changed", [lambda batch: batch, with_contaminants])

@@ -29,7 +29,7 @@ from sublens.parallel import machine
 from sublens.parallel.mapper import open_processes
 from sublens.progress import Bar, Count, silent
 from sublens.sim.mass_map import mass_map
-from sublens.sim.population import Split, draw
+from sublens.sim.population import CLASSES, Split, draw
 from sublens.sim.render import render
 from sublens.sim.slices import Task, simulated, slice_length, slices
 from sublens.surveys import presets
@@ -126,6 +126,9 @@ class SurveyStream:
     reuse: int = 8
     """Times that an image of the pool is drawn before it leaves, on average; rendering one takes about as long as a
     step of lensnet takes for one."""
+    is_matched: bool = False
+    """Whether images come in sets that share their scene, one of each class, and all of a set in one batch; the size of
+    a batch must be a multiple of theirs."""
     n_workers: int = field(default_factory=n_workers)
     """Processes that render for the pool, two at least; torch's threads where the stream was made."""
 
@@ -138,12 +141,12 @@ class SurveyStream:
 
     def n_images(self, device: str, steps: int) -> int:
         """Number of different images in the batches of the first steps."""
-        n_pooled = self.window(max(0, steps - 1)).stop * slice_length(self.survey)
+        n_pooled = self.window(max(0, steps - 1)).stop * self._length
         return min(n_pooled, self.size * steps) if device == "cpu" else self.size * steps
 
     def window(self, step: int) -> range:
         """The blocks of images in the pool at a step."""
-        length = slice_length(self.survey)
+        length = self._length
         least = -(-max(min(LEAST_POOL, self.cache), self.size) // length)
         most = max(least, self.cache // length)
         stop = least + step * self.size // self.reuse // length
@@ -151,7 +154,7 @@ class SurveyStream:
 
     def pooled(self, start: int) -> Samples:
         """Batches drawn at random from a pool, whose blocks other processes render ahead."""
-        length = slice_length(self.survey)
+        length = self._length
         blocks: deque[_Block] = deque()
         first = end = self.window(start).start
         tasks = (_BlockTask(self._task(number, length), self.cells) for number in itertools.count(first))
@@ -166,7 +169,7 @@ class SurveyStream:
                     blocks.popleft()
                     first += 1
                 rng = np.random.default_rng((self.seed, POOL_DRAWS, step))
-                yield _chosen(blocks, rng.choice(len(window) * length, self.size, replace=False), length)
+                yield _chosen(blocks, self._positions(rng, len(window) * length), length)
 
     def rendered(self, start: int, device: str) -> Samples:
         """Batches of new images: scenes drawn ahead by other processes, rendered and noised on the device."""
@@ -180,9 +183,26 @@ class SurveyStream:
                     yield block.take(slice(batch * self.size, (batch + 1) * self.size))
                 n_done = 0
 
+    @property
+    def _set(self) -> int:
+        """Images of a set that share their scene."""
+        return len(CLASSES) if self.is_matched else 1
+
+    @property
+    def _length(self) -> int:
+        """Images in a block of the pool: whole sets."""
+        length = slice_length(self.survey)
+        return length - length % self._set
+
+    def _positions(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+        """Images of a batch out of n in the pool, whole sets, at random."""
+        sets = rng.choice(n // self._set, self.size // self._set, replace=False)
+        return np.asarray((sets[:, None] * self._set + np.arange(self._set)).ravel())
+
     def _task(self, number: int, length: int) -> Task:
-        start = SELECTION + REFERENCE + number * length
-        return Task(self.survey, self.seed, "train", range(start, start + length), False, self.survey.contaminants)
+        first = -(-(SELECTION + REFERENCE) // self._set) * self._set
+        indices = range(first + number * length, first + (number + 1) * length)
+        return Task(self.survey, self.seed, "train", indices, False, self.survey.contaminants, self.is_matched)
 
     def _on_device(self, drawn: "_Scenes", number: int, device: str) -> Sample:
         truth, key = drawn.truth, np.random.SeedSequence((self.seed, DEVICE_NOISE, number))
@@ -226,8 +246,8 @@ class _Scenes(NamedTuple):
 
 
 def _drawn(block: _BlockTask) -> _Scenes:
-    survey = block.task.survey
-    truth = draw(survey, block.task.seed, block.task.split, block.task.indices, block.task.contaminants)
+    survey, seed, split, indices, _, contaminants, is_matched = block.task
+    truth = draw(survey, seed, split, indices, contaminants, is_matched=is_matched)
     return _Scenes(truth, block.msun(truth), marks(survey, truth.extra_or_blank()))
 
 

@@ -7,7 +7,7 @@ and each quantity has a position of its own in that stretch, so that changing on
 else as it was, and more subhaloes are added to the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -63,12 +63,12 @@ def _stream(seed: int, split: Split, purpose: Purpose, index: int, width: int) -
     return Generator(Philox(key=key.generate_state(2, np.uint64), counter=counter))
 
 
-def _uniform(seed: int, split: Split, purpose: Purpose, indices: range, width: int) -> Floats:
-    """Uniform numbers in [0, 1), `width` an image, [n, width]."""
+def _uniform(seed: int, split: Split, purpose: Purpose, indices: Sequence[int], width: int) -> Floats:
+    """Uniform numbers in [0, 1), `width` an image, [n, width]; indices ascend, and may repeat."""
     if not indices:
         return np.zeros((0, width))
-    n = indices[-1] - indices[0] + 1
-    return _stream(seed, split, purpose, indices[0], width).random((n, width))[:: indices.step]
+    first, n = indices[0], indices[-1] - indices[0] + 1
+    return _stream(seed, split, purpose, first, width).random((n, width))[np.subtract(indices, first)]
 
 
 def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
@@ -76,19 +76,29 @@ def noise_seeds(seed: int, split: Split, indices: range) -> list[int]:
     return [int(number) for number in _uniform(seed, split, "noise", indices, 4)[:, 0] * 2**53]
 
 
-def draw(survey: Survey, seed: int, split: Split, indices: range, contaminants: Contaminants | None = None) -> Truth:
+def draw(
+    survey: Survey,
+    seed: int,
+    split: Split,
+    indices: range,
+    contaminants: Contaminants | None = None,
+    *,
+    is_matched: bool = False,
+) -> Truth:
     """The scenes of these images, whose indices must ascend from 0 or above.
 
     contaminants: what takes the place of a share of them, which (seed, split, index) decides alone; all others stay as
-    they are. None by default, since `survey.contaminants` are for its training. Raises `ConfigError` where substructure
-    outweighs its halo.
+    they are. None by default, since `survey.contaminants` are for its training. is_matched: whether the images of each
+    consecutive set, one of each class, share all random numbers of the first but those of the noise, so that nothing
+    but substructure tells them apart. Raises `ConfigError` where substructure outweighs its halo.
     """
     if indices.step < 1 or indices.start < 0:
         raise ValueError(f"{indices}: needs indices that ascend from 0 or above")
     scenes = np.zeros(len(indices), SCENE)
     scenes["index"] = indices
     scenes["label"] = scenes["index"] % len(CLASSES)
-    columns = iter(_uniform(seed, split, "scene", indices, SCENE_WIDTH).T)
+    shared = [index - index % len(CLASSES) for index in indices] if is_matched else indices
+    columns = iter(_uniform(seed, split, "scene", shared, SCENE_WIDTH).T)
 
     def drawn(prior: Prior) -> Floats:
         return prior.quantile(next(columns))
@@ -97,18 +107,19 @@ def draw(survey: Survey, seed: int, split: Split, indices: range, contaminants: 
     _draw_string(scenes, survey, drawn)
     more = extra.blank(len(scenes)) if extra.is_kept(survey) or contaminants else None
     if more is not None:
-        exposure.draw_columns(more, survey.camera, _uniform(seed, split, "camera", indices, CAMERA_WIDTH))
-        defects.draw_numbers(more, survey.defects, _uniform(seed, split, "defects", indices, DEFECTS_WIDTH))
+        exposure.draw_columns(more, survey.camera, _uniform(seed, split, "camera", shared, CAMERA_WIDTH))
+        defects.draw_numbers(more, survey.defects, _uniform(seed, split, "defects", shared, DEFECTS_WIDTH))
     _draw_light(scenes, survey, drawn, survey.camera.n_exposures if more is None else more["n_exposures"])
     if more is not None:
-        _draw_mass(more, survey, _uniform(seed, split, "mass", indices, MASS_WIDTH))
-        draw_light(scenes, more, survey, _uniform(seed, split, "light", indices, LIGHT_WIDTH))
+        _draw_mass(more, survey, _uniform(seed, split, "mass", shared, MASS_WIDTH))
+        draw_light(scenes, more, survey, _uniform(seed, split, "light", shared, LIGHT_WIDTH))
     smooth = Truth(scenes, np.zeros(0, SUBHALO), more)
     truth = Truth(scenes, _draw_subhaloes(smooth, survey, seed, split, indices), more)
     weigh(truth, survey)
     _refuse_outweighed(scenes, survey)
     if contaminants:
         uniform = _uniform(seed, split, "contaminants", indices, CONTAMINANTS_WIDTH)
+        uniform[:, 0] = _uniform(seed, split, "contaminants", shared, CONTAMINANTS_WIDTH)[:, 0]  # all of a set, or none
         return replaced(truth, survey, contaminants, uniform)
     return truth
 

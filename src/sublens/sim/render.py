@@ -76,12 +76,16 @@ def simulate(
     indices: range,
     device: str = "cpu",
     contaminants: Contaminants | None = None,
+    *,
+    is_matched: bool = False,
 ) -> tuple[Truth, NDArray[np.uint16]]:
     """Scenes and their noisy images, [n, h, w]: counts above the minimum, or planes of signal to noise.
 
-    contaminants: what takes the place of a share of the lenses, none by default; see `population.draw`.
+    contaminants: what takes the place of a share of the lenses, none by default; is_matched: whether sets of images
+    share their scene; see `population.draw`.
     """
-    truth, seeds = draw(survey, seed, split, indices, contaminants), noise_seeds(seed, split, indices)
+    truth = draw(survey, seed, split, indices, contaminants, is_matched=is_matched)
+    seeds = noise_seeds(seed, split, indices)
     side, struck = survey.camera.n_pixels, defects.marks(survey, truth.extra_or_blank())
     counts = np.empty((len(truth), side, side), np.uint16)
     for rows in _blocks(len(truth), survey, device):  # noise follows while the image is still in the cache

@@ -36,6 +36,8 @@ class Task(NamedTuple):
     indices: range
     with_maps: bool
     contaminants: Contaminants | None = None
+    is_matched: bool = False
+    """Whether sets of images, one of each class, share their scene."""
 
 
 def slices(
@@ -56,7 +58,8 @@ def simulated(task: Task) -> Slice:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        truth, counts = simulate(task.survey, task.seed, task.split, task.indices, contaminants=task.contaminants)
-        return truth, counts, maps(truth, task.survey) if task.with_maps else {}
+        survey, seed, split, indices, with_maps, contaminants, is_matched = task
+        truth, counts = simulate(survey, seed, split, indices, contaminants=contaminants, is_matched=is_matched)
+        return truth, counts, maps(truth, survey) if with_maps else {}
     finally:
         torch.set_num_threads(threads)

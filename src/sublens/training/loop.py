@@ -23,6 +23,7 @@ from sublens.models.inputs import to_input
 from sublens.models.macro import CONTAMINANT, lenses, targets
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.mass_map import mass_map
+from sublens.sim.population import CLASSES
 from sublens.surveys.survey import Survey
 from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
@@ -174,26 +175,12 @@ def _weights(config: TrainConfig) -> tuple[float, float, float, float]:
 
 def _losses(outputs: Outputs, batch: Batch) -> Losses:
     logits, masses, student_maps, lens = outputs
-    loss, truth, distill = _label_loss(logits.float(), batch.labels, batch.lens_weights), None, None
+    loss, truth, distill = macromodel.label_loss(logits.float(), batch.labels, batch.lens_weights), None, None
     if masses is not None and batch.masses is not None:
         truth = F.mse_loss(masses.float(), batch.masses)
     if student_maps is not None and batch.teacher_maps is not None:
         distill = distill_loss(student_maps, batch.teacher_maps)
     return loss, truth, distill, *macromodel.losses(lens, batch.macro, batch.is_contaminant, batch.lens_weights)
-
-
-def _label_loss(logits: Tensor, labels: Tensor, lens_weights: Tensor | None) -> Tensor:
-    """Mean cross-entropy of the lenses among the images; 0 where all are contaminants."""
-    if lens_weights is None:
-        return F.cross_entropy(logits, labels)
-    each = F.cross_entropy(logits, labels, ignore_index=CONTAMINANT, reduction="none")
-    return (each * lens_weights).mean()
-
-
-def lens_weights(labels: Tensor) -> Tensor:
-    """Weights [b] by which a mean over images is one over lenses, however the images are shared out."""
-    is_lens = (labels != CONTAMINANT).float()
-    return is_lens * (len(labels) / is_lens.sum().clamp_min(1))
 
 
 class _WithHeads(nn.Module):
@@ -340,7 +327,14 @@ class BatchSource:
     def size(self) -> int:
         """Number of images in each batch."""
         assert self.config.batch_size is not None, "settings must be resolved"
-        return self.config.batch_size if self.endless else min(self.config.batch_size, len(self.part))
+        if not self.endless:
+            return min(self.config.batch_size, len(self.part))
+        return max(self._set, self.config.batch_size - self.config.batch_size % self._set)
+
+    @property
+    def _set(self) -> int:
+        """Images of a batch that share their scene."""
+        return len(CLASSES) if self.endless and self.config.matched else 1
 
     @property
     def has_contaminants(self) -> bool:
@@ -392,7 +386,8 @@ class BatchSource:
     def _stream(self, survey: Survey) -> SurveyStream:
         cells = Cells(self.n_cells, self._field(survey)) if self.survey else None
         cache = self.config.cache or survey_stream.POOL
-        return SurveyStream(survey, self.size, self.config.seed, cells, cache, reuse=self.config.reuse)
+        settings = self.config
+        return SurveyStream(survey, self.size, settings.seed, cells, cache, settings.reuse, settings.matched)
 
     def _field(self, survey: Survey) -> float:
         return field_of_view(self.input, self.part.shape) * survey.camera.pixel_scale
@@ -407,9 +402,10 @@ class BatchSource:
         return Sample(counts, torch.from_numpy(part.labels), msun, lens)
 
     def _flips(self, number: int) -> Tensor:
-        """Whether each image of a step's batch is mirrored in x and in y, [b, 2]."""
-        draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size, 2))
-        return torch.from_numpy((draws < (0.5 if self.config.flips else 0))[self.ranks.share])
+        """Whether each image of a step's batch is mirrored in x and in y, [b, 2]: alike in a set."""
+        draws = np.random.default_rng((self.config.seed, FLIPS, number)).random((self.size // self._set, 2))
+        flips = np.repeat(draws < (0.5 if self.config.flips else 0), self._set, axis=0)
+        return torch.from_numpy(flips[self.ranks.share])
 
     def _batch(self, sample: Sample, flips: Tensor) -> Batch:
         counts, labels, msun, lens = sample.to(self.device)
@@ -418,7 +414,7 @@ class BatchSource:
             masses = mirrored(torch.log1p(msun / MASS_UNIT_MSUN).float(), flips)
         if self.teacher:
             teacher_maps = self.teacher.feature_maps(self._prepared(counts, self.teacher.card.input, flips))
-        weights = lens_weights(labels) if self.has_contaminants else None
+        weights = macromodel.lens_weights(labels) if self.has_contaminants else None
         batch = Batch(self._prepared(counts, self.input, flips), labels, masses, teacher_maps, lens_weights=weights)
         if not self.has_macro or lens is None:
             return batch

@@ -1,4 +1,4 @@
-"""Training of the macro head: its targets, and its losses beside the labels'."""
+"""Training of the macro head: its targets, its losses beside the labels', and weights that leave contaminants out."""
 
 import torch
 import torch.nn.functional as F
@@ -53,3 +53,17 @@ def macro_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     off = torch.where(weights[:, None] > 0, outputs[:, :3] - targets, 0)
     likelihood = (0.5 * (off * torch.exp(-logs)) ** 2 + logs).mean(1)
     return (likelihood * weights).mean()
+
+
+def label_loss(logits: Tensor, labels: Tensor, lens_weights: Tensor | None) -> Tensor:
+    """Mean cross-entropy of the lenses among the images; 0 where all are contaminants."""
+    if lens_weights is None:
+        return F.cross_entropy(logits, labels)
+    each = F.cross_entropy(logits, labels, ignore_index=CONTAMINANT, reduction="none")
+    return (each * lens_weights).mean()
+
+
+def lens_weights(labels: Tensor) -> Tensor:
+    """Weights [b] by which a mean over images is one over lenses, however the images are shared out."""
+    is_lens = (labels != CONTAMINANT).float()
+    return is_lens * (len(labels) / is_lens.sum().clamp_min(1))
