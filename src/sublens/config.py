@@ -115,8 +115,8 @@ class ModelConfig(Frozen):
     pretrained: bool = False
     """Start from ImageNet weights."""
     start: str | None = later(None)
-    """Trained network whose weights the training starts from, of the same kind, classes and input: its folder, or a
-    name that `sublens networks` lists."""
+    """Trained network whose weights the training starts from, of the same kind, classes and channels, if of another
+    camera: its folder, or a name that `sublens networks` lists."""
 
 
 MACRO_WEIGHT = 0.3

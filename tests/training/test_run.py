@@ -20,7 +20,7 @@ import torch
 from conftest import children, wait_until_gone
 
 from sublens import metrics
-from sublens.config import ModelConfig, RunConfig, SplitConfig, TrainConfig, checked
+from sublens.config import InputConfig, ModelConfig, RunConfig, SplitConfig, TrainConfig, checked
 from sublens.data import survey_stream
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.errors import BundleError, ConfigError, DataError
@@ -227,6 +227,19 @@ def test_a_training_starts_from_the_weights_of_another(easy: Dataset, done: Path
 def test_a_training_starts_from_no_other_kind_of_network(easy: Dataset, done: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its network is lensnet, and this one's resnet18"):
         run.train_run(easy, starting_from(done, name="resnet18"), tmp_path / "run")
+
+
+def test_a_training_starts_from_a_network_of_another_camera(easy: Dataset, done: Path, tmp_path: Path) -> None:
+    config = starting_from(done).model_copy(update={"input": InputConfig(crop=12)})
+    state = run.build_state(easy, run.resolved_for(tmp_path / "run", config, easy, resume=False), ALONE)
+    trained = load_weights(done, bundle.read_card(done))[0].state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in state.model.state_dict().items())
+
+
+def test_a_training_starts_from_no_network_of_other_pixels(easy: Dataset, done: Path, tmp_path: Path) -> None:
+    config = starting_from(done).model_copy(update={"input": InputConfig(transform="minmax")})
+    with pytest.raises(ConfigError, match="its input is anscombe of 1, and this one's minmax of 1"):
+        run.train_run(easy, config, tmp_path / "run")
 
 
 def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:

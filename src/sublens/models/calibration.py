@@ -265,15 +265,22 @@ def fit(
     return _fit_promises(temperature, layers, logits, labels, moments, coverage, contaminant_logits)
 
 
-def refit(calibration: Calibration, logits: Floats, labels: Labels, moments: Sequence[Floats]) -> Calibration:
-    """Calibrate again on other images, with the same Gaussians.
+def refit(
+    calibration: Calibration,
+    logits: Floats,
+    labels: Labels,
+    moments: Sequence[Floats],
+    contaminant_logits: Floats | None = None,
+) -> Calibration:
+    """Calibrate again on other images, with the same Gaussians and no factors of the macromodel's deviations.
 
     The temperature stays where the images cannot tell it from the best one; arguments as in `fit`.
     """
     best, temperature = fit_temperature(logits, labels), calibration.temperature
     if temperature_p(temperature, best, logits, labels) < SIGNIFICANCE:
         temperature = best
-    return _fit_promises(temperature, calibration.layers, logits, labels, moments, calibration.coverage)
+    layers, coverage = calibration.layers, calibration.coverage
+    return _fit_promises(temperature, layers, logits, labels, moments, coverage, contaminant_logits)
 
 
 def temperature_p(temperature: float, best: float, logits: Floats, labels: Labels) -> float:

@@ -81,23 +81,30 @@ def start_from(
 ) -> CardTeacher:
     """Give a network, and its heads, the weights of a trained one; returns the entry of that in the card.
 
-    name: its folder, or that of a bundle. Raises `ConfigError` where it is another network, has other classes or
-    another input, or learned from the selection part.
+    name: its folder, or that of a bundle. Size, field of view and binning of its images may differ. Raises
+    `ConfigError` where it is another network, has other classes or channels, or learned from the selection part.
     """
     folder = bundle.locate(name)
     card = bundle.read_card(folder)
-    theirs = card.network, card.classes, card.input, card.image_shape
-    ours = config.model.name, dataset.classes, config.input, dataset.train.shape
-    for what, before, now in zip(("network", "classes", "input", "image size"), theirs, ours, strict=True):
+    assert config.input is not None, "settings must be resolved"
+    theirs = card.network, card.classes, _channels(card.input)
+    ours = config.model.name, dataset.classes, _channels(config.input)
+    for what, before, now in zip(("network", "classes", "input"), theirs, ours, strict=True):
         if before != now:
             raise ConfigError(
                 f"model.start {name}: its {what} is {before}, and this one's {now}",
-                need="a network of the same kind, for the same classes and input",
+                need="a network of the same kind, for the same classes and channels",
                 next="Set the same, or leave out model.start.",
             )
     _refuse_other_split(name, card, dataset)
     weights.copy_into(folder, card, model, head, macro)
     return card_entry(card)
+
+
+def _channels(config: InputConfig) -> str:
+    """The transform and the channels of a network's input, such as "signal-to-noise of image, detail, mask"."""
+    planes = ", ".join(config.planes) if config.transform == "signal-to-noise" else str(config.channels)
+    return f"{config.transform} of {planes}"
 
 
 def _refuse_other_field(name: str, card: Card, student_input: InputConfig, shape: tuple[int, int]) -> None:
