@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
-# Makes bundles/lensnet-hst again: a first lesson on plain substructure, then the survey, both on fresh images.
+# Makes bundles/lensnet-hst and bundles/lensnet-euclid again, by lessons from bright and plain to faint, on fresh images.
 #
-#     scripts/telescopes.sh FOLDER [MINUTES OF THE LESSON] [MINUTES OF THE SURVEY]
+#     scripts/telescopes.sh FOLDER
 #
-# Run it where FOLDER can be written; docs/real-lenses.md says why there is a lesson. On a GPU every image is new.
+# Run it where FOLDER can be written; docs/real-lenses.md says why there are lessons. On a GPU every image is new.
+# LESSON, BRIGHTER, HST and EUCLID set the minutes of each training.
 set -euo pipefail
 
-folder=${1:?name a folder for the runs} lesson=${2:-14} rest=${3:-60} sublens=${SUBLENS:-sublens}
+folder=${1:?name a folder for the runs} sublens=${SUBLENS:-sublens}
 root=$(cd "$(dirname "$0")/.." && pwd)
-settings=(--settings "$root/scripts/lensnet-hst.toml")
+hst=(--settings "$root/scripts/lensnet-hst.toml") euclid=(--settings "$root/scripts/lensnet-euclid.toml")
+slower=(--set train.lr=0.01 --set train.adamw_lr=0.0015)
 mkdir -p "$folder"
 cd "$folder"
 
-$sublens train "$root/scripts/hst-acs-bright.toml" "${settings[@]}" --set train.minutes="$lesson" --out first
-$sublens train hst-acs "${settings[@]}" --set model.start=first --set train.minutes="$rest" --out survey
-$sublens evaluate survey hst-acs
-$sublens publish hst-acs survey --out lensnet-hst --force
+$sublens train "$root/scripts/hst-acs-bright.toml" "${hst[@]}" --set train.minutes="${LESSON:-14}" --out first
+$sublens presets hst-acs | sed 's/^magnitude = { uniform = \[22, 25.5\] }/magnitude = { uniform = [20.5, 24.5] }/' > brighter.toml
+$sublens train brighter.toml "${hst[@]}" "${slower[@]}" --set model.start=first --set train.minutes="${BRIGHTER:-12}" --out brighter
+$sublens train hst-acs "${hst[@]}" "${slower[@]}" --set model.start=brighter --set train.minutes="${HST:-50}" --out hst
+$sublens train euclid-vis "${euclid[@]}" "${slower[@]}" --set model.start=hst --set train.minutes="${EUCLID:-25}" --out euclid
+for survey in hst-acs:hst euclid-vis:euclid; do
+  run=${survey#*:}
+  $sublens evaluate "$run" "${survey%:*}"
+  $sublens publish "${survey%:*}" "$run" --out "lensnet-$run" --force
+done
