@@ -47,6 +47,17 @@ def power_law_series(q: float, slope: float) -> NDArray[np.float32]:
     return np.asarray(np.cumprod(-f * (2 * n - 2 + t) / (2 * n + 2 - t)), np.float32)[None]
 
 
+@cache
+def weights_between(parts: int) -> NDArray[np.float32]:
+    """Weights of five pixels in a row of which the quartic through them takes its values at parts of the middle one.
+
+    [parts, 5], after Lagrange; at the middles of the parts.
+    """
+    nodes, places = np.arange(-2.0, 3), (np.arange(parts) + 0.5) / parts - 0.5
+    factors = [[(places - other) / (node - other) for other in nodes if other != node] for node in nodes]
+    return np.asarray(np.prod(factors, axis=1).T, np.float32, order="C")
+
+
 def masses_inside(subhaloes: NDArray[np.void], settings: Subhaloes) -> NDArray[np.float32]:
     """Mass of each extended subhalo inside a radius, in the unit of `mass.tnfw_deflection`, [k, entries].
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass, pictures, rays, tabulated
+from sublens.lensing import light, mass, pictures, rays, steep, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.observation import camera, defects, exposure
@@ -53,6 +54,10 @@ STEEP = 0.03
 FINE_PARTS = 3, 9
 """Points along one side of a part of a pixel in which light is steep; each is for errors above `STEEP` times the
 square of the one before."""
+
+BENT = 5e-4, 0.3
+"""Fourth differences between pixels above which a deflection, arcsec, and light that is not lensed, standard deviations
+of a pixel's noise, are not interpolated."""
 
 
 def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -181,10 +186,36 @@ def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tenso
     lines, lights = rays.rays_of(scenes, truth.extra), map(lights_of, glow)
     for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
         traced = axis, *parameters
-        light.shine(*traced, planes[row])
+        if parts > 1 and extra.is_kept(survey):
+            between = _shine_between(planes[row], sky[row], survey, traced)
+        else:
+            light.shine(*traced, planes[row])
+            between = NO_FIELDS
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, traced)
+            _refine_compiled(planes[row], sky[row], survey, traced, between)
     return torch.from_numpy(planes)
+
+
+class _Between(NamedTuple):
+    """Deflection and light that is not lensed, at pixel centres and two more beyond each edge, [3, n + 4, n + 4], and
+    pixels in which they are not interpolated, [n, n]."""
+
+    fields: Reals
+    rough: NDArray[np.bool_]
+
+
+NO_FIELDS = _Between(np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_))
+
+
+def _shine_between(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> _Between:
+    """Set the light of a scene, of which all but the source's is interpolated between pixels where it is smooth."""
+    n, (_, scene, masses, glow) = survey.camera.n_pixels, traced
+    centres = camera.pixel_centres(n + 4, survey.camera.pixel_scale).float().numpy()
+    fields, rough = np.empty((3, n + 4, n + 4), np.float32), np.empty((n, n), np.bool_)
+    light.sample(centres, scene, masses, glow[0], fields)
+    steep.mark_rough(fields, sky, np.array(BENT, np.float32), rough)
+    light.shine_between(fields, tabulated.weights_between(survey.camera.supersampling), rough, *traced, plane)
+    return _Between(fields, rough)
 
 
 def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
@@ -214,17 +245,24 @@ def _series(truth: Truth, survey: Survey, row: int) -> Reals:
     return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
 
 
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> None:
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays, between: _Between) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
     parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
-    steep = np.zeros(plane.shape, np.uint8)
+    levels = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
         axis, _, masses, _ = traced
-        light.mark_points(masses[0], axis, len(limits), steep)
-    light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
+        steep.mark_points(masses[0], axis, len(limits), levels)
+    steep.mark_steep(plane, sky, np.float32(24 * parts**2), limits, levels)
     for level, n in enumerate(FINE_PARTS, start=1):
         within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
-        light.refine(np.flatnonzero(steep == level), within, *traced, plane)
+        places, weights = np.flatnonzero(levels == level), tabulated.weights_between(parts * n).reshape(parts, n, 5)
+        if between is NO_FIELDS:
+            light.refine(places, within, *traced, plane, NO_FIELDS.fields, weights)
+        else:
+            side = plane.shape[1]
+            is_rough = between.rough[places // side // parts, places % side // parts]
+            light.refine(places[is_rough], within, *traced, plane, NO_FIELDS.fields, weights)
+            light.refine(places[~is_rough], within, *traced, plane, between.fields, weights)
 
 
 def _limits() -> list[float]:
