@@ -326,15 +326,19 @@ def _between(field: Reals, row: int, weights: Reals, down: Reals, line: Reals) -
 
     weights: see `tabulated.weights_between`. down: room for a row of the field.
     """
-    n, last = field.shape[1] - 4, len(weights)
-    w, top = weights[row % last], row // last
+    n, parts = field.shape[1] - 4, len(weights)
+    w = weights[row % parts]
+    v, w, x, y, z = w[0], w[1], w[2], w[3], w[4]
+    top = row // parts
     a, b, c, d, e = field[top], field[top + 1], field[top + 2], field[top + 3], field[top + 4]
     for i in range(n + 4):
-        down[i] = w[0] * a[i] + w[1] * b[i] + w[2] * c[i] + w[3] * d[i] + w[4] * e[i]
-    for part in range(last):
-        w, own = weights[part], line[part * n : (part + 1) * n]
+        down[i] = v * a[i] + w * b[i] + x * c[i] + y * d[i] + z * e[i]
+    for part in range(parts):
+        w = weights[part]
+        v, w, x, y, z = w[0], w[1], w[2], w[3], w[4]
+        own = line[part * n : (part + 1) * n]
         for i in range(n):
-            own[i] = w[0] * down[i] + w[1] * down[i + 1] + w[2] * down[i + 2] + w[3] * down[i + 3] + w[4] * down[i + 4]
+            own[i] = v * down[i] + w * down[i + 1] + x * down[i + 2] + y * down[i + 3] + z * down[i + 4]
 
 
 @compiled

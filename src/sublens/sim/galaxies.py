@@ -273,10 +273,12 @@ def _reach(place: Floats, sigma: Floats) -> int:
     return int(np.ceil((np.abs(place) + KNOT_REACH * sigma).max()))
 
 
-def lights_of(glow: Glow) -> rays.Lights:
-    """Light of one scene as compiled loops take it."""
-    table = {name: glow.galaxies[name] for name in glow.galaxies.dtype.names or ()}
-    return rays.profiles(**table).astype(np.float32), glow.stamp
+def lights_of(glows: Sequence[Glow]) -> list[rays.Lights]:
+    """Light of each scene as compiled loops take it."""
+    whole = np.concatenate([own.galaxies for own in glows])
+    profiles = rays.profiles(**{name: whole[name] for name in whole.dtype.names or ()}).astype(np.float32)
+    ends = np.cumsum([len(own.galaxies) for own in glows])
+    return [(table, own.stamp) for table, own in zip(np.split(profiles, ends[:-1]), glows, strict=True)]
 
 
 def add_stamps(image: Tensor, x: Tensor, y: Tensor, terms: Floats, glow: Sequence[Glow]) -> None:

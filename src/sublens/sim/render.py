@@ -183,7 +183,7 @@ def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tenso
     axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
-    lines, lights = rays.rays_of(scenes, truth.extra), map(lights_of, glow)
+    lines, lights = rays.rays_of(scenes, truth.extra), lights_of(glow)
     for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
         traced = axis, *parameters
         if parts > 1 and extra.is_kept(survey):
