@@ -53,12 +53,14 @@ def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]
 
 
 @compiled
-def _bent(field: Reals, row: int, column: int) -> Single:
-    """Sum of the absolute fourth differences along both axes."""
-    middle = SIX * field[row, column]
-    down = field[row - 2, column] + field[row + 2, column] - FOUR * (field[row - 1, column] + field[row + 1, column])
-    across = field[row, column - 2] + field[row, column + 2] - FOUR * (field[row, column - 1] + field[row, column + 1])
-    return abs(down + middle) + abs(across + middle)
+def _bent(field: Reals, row: int, bent: Reals) -> None:
+    """Set `bent` [n] to the sums of the absolute fourth differences along both axes in a row of a field."""
+    here, up, down, top, bottom = field[row], field[row - 1], field[row + 1], field[row - 2], field[row + 2]
+    for i in range(bent.size):
+        j = i + 2
+        along = here[j - 2] + here[j + 2] - FOUR * (here[j - 1] + here[j + 1]) + SIX * here[j]
+        across = top[j] + bottom[j] - FOUR * (up[j] + down[j]) + SIX * here[j]
+        bent[i] = abs(along) + abs(across)
 
 
 @compiled
@@ -68,9 +70,11 @@ def mark_rough(fields: Reals, sky: Single, limits: Reals, rough: NDArray[np.bool
     fields: deflections and light that is not lensed, [3, n + 4, n + 4], see `light.sample`. limits: of the fourth
     differences of the first, arcsec, and of the last, standard deviations of the noise, whose variance is light + sky.
     """
+    bent = np.empty((3, len(rough)), Single)
     for row in range(len(rough)):
-        for column in range(len(rough)):
-            i, j = row + 2, column + 2
-            is_even = (_bent(fields[0], i, j) <= limits[0]) & (_bent(fields[1], i, j) <= limits[0])
-            noise = np.sqrt(fields[2, i, j] + sky)
-            rough[row, column] = not (is_even & (_bent(fields[2], i, j) <= limits[1] * noise))  # as where it is NaN
+        for i in range(3):
+            _bent(fields[i], row + 2, bent[i])
+        light = fields[2, row + 2, 2:-2]
+        for i in range(len(rough)):
+            is_even = (bent[0, i] <= limits[0]) & (bent[1, i] <= limits[0])
+            rough[row, i] = not (is_even & (bent[2, i] <= limits[1] * np.sqrt(light[i] + sky)))  # as where it is NaN

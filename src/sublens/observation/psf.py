@@ -6,12 +6,21 @@ from math import ceil
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import ive
 from torch import Tensor
 
-from sublens.observation.camera import binned, blurred, convolved, finished, profiles, psf_parts
+from sublens.observation.camera import (
+    binned,
+    blurred,
+    convolved,
+    filtered,
+    finished,
+    profiles,
+    psf_parts,
+    transformed,
+    widened,
+)
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
 from sublens.surveys.priors import Floats
 from sublens.surveys.psf_set import MAX_REACH, PsfSet
@@ -32,8 +41,9 @@ def in_own_pixels(image: Tensor, camera: Camera, extra: NDArray[np.void]) -> Ten
     parts = psf_parts(camera)
     image = binned(image, camera.supersampling // parts)
     if image.device.type == "cpu":
+        blur = _blurred if isinstance(camera.psf, PsfSet) else blurred
         scenes = zip(torch.split(image, 1), kernels_alone(camera, extra), strict=True)
-        return torch.cat([blurred(plane, kernel, parts) for plane, kernel in scenes])
+        return torch.cat([blur(plane, kernel, parts) for plane, kernel in scenes])
     return blurred_together(image, kernels(camera, extra), parts)
 
 
@@ -41,9 +51,19 @@ def blurred_together(image: Tensor, weights: Tensor, parts: int) -> Tensor:
     """Images [b, h * parts, w * parts] in pixels [b, h, w], each with its kernel of `kernels`, on any device."""
     weights = weights.to(image)
     square = weights if weights.ndim == 3 else weights[:, :, None] * weights[:, None, :]
-    reach = (square.shape[-1] - parts) // 2
-    padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+    padded = widened(image, (square.shape[-1] - parts) // 2)
     return convolved(padded, square)[:, ::parts, ::parts]
+
+
+def _blurred(image: Tensor, kernel: Tensor, parts: int) -> Tensor:
+    """As `camera.blurred`, with the transform of a kernel [k, k] that is kept for reuse."""
+    padded = widened(image, (len(kernel) - parts) // 2)
+    return filtered(padded, _transform(kernel, padded.shape, image.dtype), len(kernel))[:, ::parts, ::parts]
+
+
+@lru_cache(maxsize=KEPT)  # a tensor is known again as the same object, not by its numbers
+def _transform(kernel: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return transformed(kernel[None].to(dtype), shape)
 
 
 def kernels(camera: Camera, extra: NDArray[np.void]) -> Tensor:

@@ -265,7 +265,9 @@ def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[
     down, across = (np.exp(-0.5 * (offset**2).astype(np.float32)) for offset in offsets)
     weights = (1 / ((1 - 0.9 * uniform) * sigma**2)).astype(np.float32)
     image = (weights[:, None] * down).T @ across
-    return np.pad(image / image.sum(dtype=np.float64), MARGIN).astype(np.float32)
+    framed = np.zeros(np.add(image.shape, 2 * MARGIN), np.float32)
+    framed[MARGIN:-MARGIN, MARGIN:-MARGIN] = image / image.sum(dtype=np.float64)
+    return framed
 
 
 def _reach(place: Floats, sigma: Floats) -> int:

@@ -1,6 +1,7 @@
 """Truth table -> images, in batches, on any device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ def _is_compiled(survey: Survey) -> bool:
 def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tensor:
     """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
     scenes, parts = truth.scenes, survey.camera.supersampling
-    axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
+    axis = _axis(survey.camera.n_pixels, survey.camera.pixel_scale, parts)
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
     lines, lights = rays.rays_of(scenes, truth.extra), lights_of(glow)
@@ -210,12 +211,18 @@ NO_FIELDS = _Between(np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_)
 def _shine_between(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> _Between:
     """Set the light of a scene, of which all but the source's is interpolated between pixels where it is smooth."""
     n, (_, scene, masses, glow) = survey.camera.n_pixels, traced
-    centres = camera.pixel_centres(n + 4, survey.camera.pixel_scale).float().numpy()
+    centres = _axis(n + 4, survey.camera.pixel_scale, 1)
     fields, rough = np.empty((3, n + 4, n + 4), np.float32), np.empty((n, n), np.bool_)
     light.sample(centres, scene, masses, glow[0], fields)
     steep.mark_rough(fields, sky, np.array(BENT, np.float32), rough)
     light.shine_between(fields, tabulated.weights_between(survey.camera.supersampling), rough, *traced, plane)
     return _Between(fields, rough)
+
+
+@lru_cache(maxsize=64)
+def _axis(n: int, scale: float, parts: int) -> Reals:
+    """`camera.pixel_centres` as compiled loops take them."""
+    return np.asarray(camera.pixel_centres(n, scale, parts).float().numpy())
 
 
 def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
@@ -254,7 +261,7 @@ def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays
         steep.mark_points(masses[0], axis, len(limits), levels)
     steep.mark_steep(plane, sky, np.float32(24 * parts**2), limits, levels)
     for level, n in enumerate(FINE_PARTS, start=1):
-        within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
+        within = _axis(1, survey.camera.pixel_scale / parts, n)
         places, weights = np.flatnonzero(levels == level), tabulated.weights_between(parts * n).reshape(parts, n, 5)
         if between is NO_FIELDS:
             light.refine(places, within, *traced, plane, NO_FIELDS.fields, weights)
