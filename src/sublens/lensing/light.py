@@ -344,13 +344,13 @@ def _between(field: Reals, row: int, weights: Reals, down: Reals, line: Reals) -
 @compiled
 def _in_rough(rough: NDArray[np.bool_], axis: Reals, scene: Any, masses: Any, galaxies: Reals) -> Reals:
     """The fields of `sample` in all parts of rough pixels [n, n], [3, k], row of parts by row of parts."""
-    parts, places = len(axis) // len(rough), np.flatnonzero(rough)
-    exact, k = np.empty((3, len(places) * parts**2), Single), 0
+    parts, k = len(axis) // len(rough), 0
+    exact = np.empty((3, rough.sum() * parts**2), Single)
     x, y, room = np.empty_like(exact[0]), np.empty_like(exact[0]), np.empty((3, CHUNK), Single)
     for row in range(len(axis)):
-        for column in range(len(axis)):
-            if rough[row // parts, column // parts]:
-                x[k], y[k] = axis[column], axis[row]
+        for column in np.flatnonzero(rough[row // parts]):
+            for part in range(parts):
+                x[k], y[k] = axis[column * parts + part], axis[row]
                 k += 1
     exact[2] = 0
     for start in range(0, k, CHUNK):
@@ -389,22 +389,28 @@ def shine_between(
 
 
 @compiled
-def _within(field: Reals, row: int, column: int, weights: Reals, values: Reals) -> None:
-    """Set `values` [k * k] to a field at finer points of a part of a pixel; weights: of each part's, [parts, k, 5]."""
+def _within(fields: Reals, row: int, column: int, weights: Reals, values: Reals, start: int) -> None:
+    """Set `values` [3, start...] to fields at k x k finer points of a part of a pixel.
+
+    weights: see `tabulated.weights_between`, [parts, k, 5].
+    """
     parts, n = weights.shape[0], weights.shape[1]
-    top, left, down, across = row // parts, column // parts, weights[row % parts], weights[column % parts]
-    nodes = field[top : top + 5, left : left + 5]
-    a, b, c, d, e = nodes[0], nodes[1], nodes[2], nodes[3], nodes[4]
-    for i in range(n):
-        v, w, x, y, z = down[i, 0], down[i, 1], down[i, 2], down[i, 3], down[i, 4]
-        first = v * a[0] + w * b[0] + x * c[0] + y * d[0] + z * e[0]
-        second = v * a[1] + w * b[1] + x * c[1] + y * d[1] + z * e[1]
-        third = v * a[2] + w * b[2] + x * c[2] + y * d[2] + z * e[2]
-        fourth = v * a[3] + w * b[3] + x * c[3] + y * d[3] + z * e[3]
-        fifth = v * a[4] + w * b[4] + x * c[4] + y * d[4] + z * e[4]
-        for j in range(n):
-            w = across[j]
-            values[i * n + j] = w[0] * first + w[1] * second + w[2] * third + w[3] * fourth + w[4] * fifth
+    top, left = row // parts, column // parts
+    down, across = weights[row - top * parts], weights[column - left * parts]
+    for field in range(3):
+        nodes, own = fields[field, top : top + 5, left : left + 5], values[field]
+        a, b, c, d, e = nodes[0], nodes[1], nodes[2], nodes[3], nodes[4]
+        for i in range(n):
+            v, w, x, y, z = down[i, 0], down[i, 1], down[i, 2], down[i, 3], down[i, 4]
+            first = v * a[0] + w * b[0] + x * c[0] + y * d[0] + z * e[0]
+            second = v * a[1] + w * b[1] + x * c[1] + y * d[1] + z * e[1]
+            third = v * a[2] + w * b[2] + x * c[2] + y * d[2] + z * e[2]
+            fourth = v * a[3] + w * b[3] + x * c[3] + y * d[3] + z * e[3]
+            fifth = v * a[4] + w * b[4] + x * c[4] + y * d[4] + z * e[4]
+            for j in range(n):
+                shares, place = across[j], start + i * n + j
+                own[place] = shares[0] * first + shares[1] * second + shares[2] * third + shares[3] * fourth
+                own[place] += shares[4] * fifth
 
 
 CHUNK = 972
@@ -438,14 +444,14 @@ def refine(
     for start in range(0, len(parts), most):
         chosen = parts[start : start + most]
         for k in range(len(chosen)):
-            row, column = chosen[k] // n, chosen[k] % n
+            row = chosen[k] // n
+            column = chosen[k] - row * n
             for i in range(fine):
                 x[k * fine + i], y[k * fine + i] = axis[column] + across[i], axis[row] + down[i]
+            if fields.size:
+                _within(fields, row, column, weights, room, k * fine)
         end = len(chosen) * fine
         if fields.size:
-            for k in range(len(chosen)):
-                for i in range(3):
-                    _within(fields[i], chosen[k] // n, chosen[k] % n, weights, room[i, k * fine : (k + 1) * fine])
             bright[:end] = room[2, :end]
             _lensed(x[:end], y[:end], scene, glow[1], room[0, :end], room[1, :end], bright[:end])
         else:
