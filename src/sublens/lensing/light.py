@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.lensing.compiled import Reals, Single, compiled
+from sublens.lensing.compiled import ATAN, Reals, Single, compiled
 from sublens.lensing.mass import TINY
-from sublens.lensing.tabulated import FIRST_OCTAVE, FRACTION_BITS, LAST_OCTAVE
+from sublens.lensing.tabulated import LEAST_BITS, LEAST_T2, MOST_T2, PER_SHARE, SHARE_BITS, SHARE_MASK
 
 NOUGHT, HALF, ONE, TWO, MOST_POWER = Single(0), Single(0.5), Single(1), Single(2), Single(87)
 THREE_QUARTERS, EIGHT, DARK = Single(0.75), Single(8), Single(-600)
@@ -24,15 +24,6 @@ LOG_2_SHORT, LOG_2_REST = Single(0.693359375), Single(math.log(2) - 0.693359375)
 """Two parts of log 2; products of the first with whole numbers up to 2^14 are exact."""
 ROOT_HALF_BITS, MANTISSA_BITS, EXPONENT_OF_ONE = np.int32(0x3F3504F3), np.int32(23), np.int32(127)
 """Single precision's bits of the root of 1/2, the number of bits of the mantissa, and the exponent of 1."""
-
-
-def _atan_series() -> tuple[np.float32, ...]:
-    """Coefficients a_0, a_1, ... of atan(m) / m in powers of m^2 for m from 0 to 1, to 2e-8."""
-    series = np.polynomial.Chebyshev.interpolate(lambda m2: np.arctan(np.sqrt(m2)) / np.sqrt(m2), 10, (0, 1))
-    return tuple(Single(term) for term in series.convert(kind=np.polynomial.Polynomial).coef)
-
-
-ATAN = _atan_series()
 
 
 @compiled
@@ -74,11 +65,6 @@ def _atan2(y: Any, x: Any) -> Any:
 THREE, FOUR = Single(3), Single(4)
 NEXT = np.uint32(1)
 """Step to the next entry of a table; unsigned, as an index that may be negative takes more instructions."""
-LEAST_T2, MOST_T2 = Single(2**FIRST_OCTAVE), Single(2**LAST_OCTAVE)
-"""Squared radii over the scale radius between which an extended subhalo's table is looked up."""
-LEAST_BITS, SHARE_BITS = LEAST_T2.view(np.int32), np.uint32(23 - FRACTION_BITS)
-SHARE_MASK, PER_SHARE = np.int32(2 ** (23 - FRACTION_BITS) - 1), Single(2.0 ** (FRACTION_BITS - 23))
-"""Bits of the mantissa that say how far a radius is from an entry to the next, and the unit of this number."""
 ROUND = Single(0.3)
 """Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
 
@@ -345,7 +331,7 @@ def _between(field: Reals, row: int, weights: Reals, down: Reals, line: Reals) -
 def _in_rough(rough: NDArray[np.bool_], axis: Reals, scene: Any, masses: Any, galaxies: Reals) -> Reals:
     """The fields of `sample` in all parts of rough pixels [n, n], [3, k], row of parts by row of parts."""
     parts, k = len(axis) // len(rough), 0
-    exact = np.empty((3, rough.sum() * parts**2), Single)
+    exact = np.empty((3, np.count_nonzero(rough) * parts * parts), Single)
     x, y, room = np.empty_like(exact[0]), np.empty_like(exact[0]), np.empty((3, CHUNK), Single)
     for row in range(len(axis)):
         for column in np.flatnonzero(rough[row // parts]):
@@ -371,7 +357,12 @@ def shine_between(
     """
     n, parts, (galaxies, stamp), start = len(rough), len(weights), glow, 0
     exact = _in_rough(rough, axis, scene, masses, galaxies)
-    x, y, line, room = np.empty_like(axis), np.empty_like(axis), np.empty((3, len(axis)), Single), np.empty(n + 4, Single)
+    x, y, line, room = (
+        np.empty_like(axis),
+        np.empty_like(axis),
+        np.empty((3, len(axis)), Single),
+        np.empty(n + 4, Single),
+    )
     for part in range(parts):
         x[part * n : (part + 1) * n] = axis[part::parts]
     for row in range(len(axis)):
@@ -390,10 +381,7 @@ def shine_between(
 
 @compiled
 def _within(fields: Reals, row: int, column: int, weights: Reals, values: Reals, start: int) -> None:
-    """Set `values` [3, start...] to fields at k x k finer points of a part of a pixel.
-
-    weights: see `tabulated.weights_between`, [parts, k, 5].
-    """
+    """Set `values` [3, start...] to fields at k x k finer points of a part of a pixel; weights: [parts, k, 5]."""
     parts, n = weights.shape[0], weights.shape[1]
     top, left = row // parts, column // parts
     down, across = weights[row - top * parts], weights[column - left * parts]
@@ -432,7 +420,7 @@ def refine(
     """Set the light [n, n] in some parts of pixels to the mean over finer points; see `shine`.
 
     parts: their places in the flattened grid [k]. within: finer positions along each side of a part, from its middle.
-    fields: those that are interpolated, see `shine_between`, none for exact ones. weights: of their pixels, see `_within`.
+    fields: those that are interpolated, see `shine_between`, none for exact ones. weights: see `_within`.
     """
     n, fine = len(axis), len(within) ** 2
     most = CHUNK // fine

@@ -45,8 +45,12 @@ def power_law_deflection(
 
 
 def _series(u: Tensor, v: Tensor, factors: Tensor) -> Field:
-    """Sum of the terms from u + iv on, each of which is the one before times (u + iv)^2 and the next of the factors."""
-    if factors.numel() == len(factors) and u.dtype == torch.float64 and u.device.type == "cpu" and not u.requires_grad:
+    """Real and imaginary sum of terms from u + iv on, of which each is the one before times (u + iv)^2 and a factor.
+
+    factors: [terms, ...], to meet u and v.
+    """
+    is_plain = u.device.type == "cpu" and u.dtype == torch.float64 and not (u.requires_grad or factors.requires_grad)
+    if is_plain and factors.numel() == len(factors):
         along, across = torch.empty_like(u), torch.empty_like(v)
         planes = (plane.contiguous().numpy().ravel() for plane in (u, v))
         _add_terms(*planes, factors.numpy().ravel(), along.view(-1).numpy(), across.view(-1).numpy())

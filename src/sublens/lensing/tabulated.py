@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sublens.lensing import mass
+from sublens.lensing.compiled import Single
 from sublens.lensing.power_law import n_terms
 from sublens.surveys.mass import Subhaloes
 from sublens.surveys.priors import Floats
@@ -23,6 +24,11 @@ SINGLE = 1e-8
 FIRST_OCTAVE, LAST_OCTAVE, FRACTION_BITS = -24, 26, 4
 """Powers of two that the squared radius over the scale radius reaches from and to, and bits of its mantissa
 that count: 16 entries an octave."""
+LEAST_T2, MOST_T2 = Single(2**FIRST_OCTAVE), Single(2**LAST_OCTAVE)
+"""Squared radii over the scale radius between which an extended subhalo's table is looked up."""
+LEAST_BITS, SHARE_BITS = LEAST_T2.view(np.int32), np.uint32(23 - FRACTION_BITS)
+SHARE_MASK, PER_SHARE = np.int32(2 ** (23 - FRACTION_BITS) - 1), Single(2.0 ** (FRACTION_BITS - 23))
+"""Bits of the mantissa that say how far a radius is from an entry to the next, and the unit of this number."""
 TAU_STEP = 0.03
 """Step of the logarithm of the truncation radius over the scale radius between two tabulated haloes."""
 

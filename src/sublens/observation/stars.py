@@ -29,7 +29,7 @@ def add_points(
     side = pixels.n_pixels * parts
     places = points[:, :2] / (pixels.pixel_scale / parts) + (side - 1) / 2
     kernels = map(_square, kernels_alone(pixels, extra[owners])) if is_drawn(pixels.psf) else repeat(_kernel(pixels))
-    for owner, (column, row), electrons, kernel in zip(owners, places, points[:, 2], kernels):
+    for owner, (column, row), electrons, kernel in zip(owners, places, points[:, 2], kernels, strict=False):
         _add(images[owner], column, row, electrons * parts**2, kernel, parts)
 
 

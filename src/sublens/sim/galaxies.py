@@ -147,7 +147,7 @@ def _galaxies(scenes: Rows, more: Rows | None, survey: Survey) -> tuple[Rows, ND
         owner, galaxies = _neighbours(scenes, more, survey.neighbours, survey.camera)
         tables.append(galaxies)
         owners.append(owner)
-    return np.concatenate(tables), np.concatenate(owners)
+    return np.concatenate(tables, dtype=GALAXY), np.concatenate(owners)
 
 
 def _bulges(scenes: Rows, more: Rows | None) -> Rows:
@@ -277,7 +277,7 @@ def _reach(place: Floats, sigma: Floats) -> int:
 
 def lights_of(glows: Sequence[Glow]) -> list[rays.Lights]:
     """Light of each scene as compiled loops take it."""
-    whole = np.concatenate([own.galaxies for own in glows])
+    whole = np.concatenate([own.galaxies for own in glows], dtype=GALAXY)
     profiles = rays.profiles(**{name: whole[name] for name in whole.dtype.names or ()}).astype(np.float32)
     ends = np.cumsum([len(own.galaxies) for own in glows])
     return [(table, own.stamp) for table, own in zip(np.split(profiles, ends[:-1]), glows, strict=True)]

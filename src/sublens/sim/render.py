@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -186,37 +185,29 @@ def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tenso
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
     lines, lights = rays.rays_of(scenes, truth.extra), lights_of(glow)
     for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
-        traced = axis, *parameters
+        traced, fields = (axis, *parameters), NO_FIELDS
         if parts > 1 and extra.is_kept(survey):
-            between = _shine_between(planes[row], sky[row], survey, traced)
+            fields = _fields(sky[row], survey, traced)
+            light.shine_between(*fields, tabulated.weights_between(parts), *traced, planes[row])
         else:
             light.shine(*traced, planes[row])
-            between = NO_FIELDS
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, traced, between)
+            _refine_compiled(planes[row], sky[row], survey, traced, fields)
     return torch.from_numpy(planes)
 
 
-class _Between(NamedTuple):
-    """Deflection and light that is not lensed, at pixel centres and two more beyond each edge, [3, n + 4, n + 4], and
-    pixels in which they are not interpolated, [n, n]."""
-
-    fields: Reals
-    rough: NDArray[np.bool_]
+Fields = tuple[Reals, NDArray[np.bool_]]
+"""What `light.sample` makes of a scene at pixel centres and two more beyond each edge, [3, n + 4, n + 4], and pixels in
+which it is not interpolated, [n, n]."""
+NO_FIELDS: Fields = np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_)
 
 
-NO_FIELDS = _Between(np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_))
-
-
-def _shine_between(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> _Between:
-    """Set the light of a scene, of which all but the source's is interpolated between pixels where it is smooth."""
+def _fields(sky: np.float32, survey: Survey, traced: rays.Rays) -> Fields:
     n, (_, scene, masses, glow) = survey.camera.n_pixels, traced
-    centres = _axis(n + 4, survey.camera.pixel_scale, 1)
     fields, rough = np.empty((3, n + 4, n + 4), np.float32), np.empty((n, n), np.bool_)
-    light.sample(centres, scene, masses, glow[0], fields)
+    light.sample(_axis(n + 4, survey.camera.pixel_scale, 1), scene, masses, glow[0], fields)
     steep.mark_rough(fields, sky, np.array(BENT, np.float32), rough)
-    light.shine_between(fields, tabulated.weights_between(survey.camera.supersampling), rough, *traced, plane)
-    return _Between(fields, rough)
+    return fields, rough
 
 
 @lru_cache(maxsize=64)
@@ -252,24 +243,21 @@ def _series(truth: Truth, survey: Survey, row: int) -> Reals:
     return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
 
 
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays, between: _Between) -> None:
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays, fields: Fields) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
-    parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
+    parts, limits, (smooth, rough) = survey.camera.supersampling, np.array(_limits(), np.float32), fields
     levels = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
         axis, _, masses, _ = traced
         steep.mark_points(masses[0], axis, len(limits), levels)
     steep.mark_steep(plane, sky, np.float32(24 * parts**2), limits, levels)
     for level, n in enumerate(FINE_PARTS, start=1):
-        within = _axis(1, survey.camera.pixel_scale / parts, n)
-        places, weights = np.flatnonzero(levels == level), tabulated.weights_between(parts * n).reshape(parts, n, 5)
-        if between is NO_FIELDS:
-            light.refine(places, within, *traced, plane, NO_FIELDS.fields, weights)
-        else:
-            side = plane.shape[1]
-            is_rough = between.rough[places // side // parts, places % side // parts]
-            light.refine(places[is_rough], within, *traced, plane, NO_FIELDS.fields, weights)
-            light.refine(places[~is_rough], within, *traced, plane, between.fields, weights)
+        finer = _axis(1, survey.camera.pixel_scale / parts, n), *traced, plane
+        weights, places = tabulated.weights_between(parts * n).reshape(parts, n, 5), np.flatnonzero(levels == level)
+        row, column = np.divmod(places, len(plane))
+        is_exact = rough[row // parts, column // parts] if rough.size else np.ones(len(places), np.bool_)
+        light.refine(places[is_exact], *finer, NO_FIELDS[0], weights)
+        light.refine(places[~is_exact], *finer, smooth, weights)
 
 
 def _limits() -> list[float]:
