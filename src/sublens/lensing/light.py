@@ -348,7 +348,7 @@ def _in_rough(rough: NDArray[np.bool_], axis: Reals, scene: Any, masses: Any, ga
 
 @compiled
 def shine_between(
-    fields: Reals, weights: Reals, rough: NDArray[np.bool_], axis: Reals, scene: Any, masses: Any, glow: Any, light: Any
+    fields: Reals, rough: NDArray[np.bool_], weights: Reals, axis: Reals, scene: Any, masses: Any, glow: Any, light: Any
 ) -> None:
     """As `shine`, from the fields of `sample` at pixel centres and two more beyond each edge, [3, n + 4, n + 4].
 
