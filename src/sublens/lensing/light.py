@@ -193,17 +193,12 @@ def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
 
 @compiled
 def _stamp(x: Reals, y: Reals, matrix: Reals, stamp: Reals, light: Reals) -> None:
-    """Add the light of a stamp at the positions x, y from its middle, as `pictures.smooth_stamp`.
-
-    Its pixels take the positions' place.
-    """
+    """Add the light of a stamp at the positions x, y from its middle, as `pictures.smooth_stamp`."""
     height, width = stamp.shape
     middle, centre = Single(width - 1) * HALF, Single(height - 1) * HALF
     right, top = Single(width) - ONE - HALF, Single(height) - ONE - HALF
-    for i in range(x.size):  # alone, since looking up keeps a loop from being vectorised
-        x[i], y[i] = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
     for i in range(x.size):
-        u, v = x[i], y[i]
+        u, v = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
         if HALF < u < right and HALF < v < top:
             column, row = int(u + HALF), int(v + HALF)
             a, b = u - Single(column), v - Single(row)
@@ -238,14 +233,12 @@ def _unlensed(x: Reals, y: Reals, galaxies: Reals, light: Reals) -> None:
 
 @compiled
 def _deflect(x: Reals, y: Reals, scene: Any, masses: Any, alpha_x: Reals, alpha_y: Reals, room: Reals) -> None:
-    """Set alpha_x, alpha_y [n] to the deflection of all masses but a string; room: [3, n or more] of any content."""
-    points, series, extended, tables = masses
+    """Set alpha_x, alpha_y [n] to the deflection of halo and extended subhaloes; room: any, [3, n or more]."""
+    _, series, extended, tables = masses
     if len(series):
         _general_halo(x, y, scene, series, alpha_x, alpha_y, room)
     else:
         _halo(x, y, scene, alpha_x, alpha_y)
-    for point in points:
-        _point(x, y, point, alpha_x, alpha_y)
     for i in range(len(extended)):
         away = max(y[0] - extended[i, 1], extended[i, 1] - y[-1])  # all rows lie between the first and the last
         if away > extended[i, 5]:
@@ -255,11 +248,12 @@ def _deflect(x: Reals, y: Reals, scene: Any, masses: Any, alpha_x: Reals, alpha_
 
 
 @compiled
-def _lensed(x: Reals, y: Reals, scene: Any, stamp: Reals, alpha_x: Reals, alpha_y: Reals, light: Reals) -> None:
-    """Add the light of the source at the positions x, y [n], given the deflection of all masses but the string there.
-
-    The deflection is used up.
-    """
+def _lensed(
+    x: Reals, y: Reals, scene: Any, points: Reals, stamp: Reals, alpha_x: Reals, alpha_y: Reals, light: Reals
+) -> None:
+    """Add the light of the source at the positions x, y [n], given what `_deflect` has there, which is used up."""
+    for point in points:
+        _point(x, y, point, alpha_x, alpha_y)
     if scene.string_scale > 0:
         _string(x, y, scene, alpha_x, alpha_y)
     for i in range(x.size):
@@ -277,7 +271,7 @@ def _shine(x: Reals, y: Reals, scene: Any, masses: Any, glow: Any, light: Reals,
     alpha_x, alpha_y, (galaxies, stamp) = room[0, : x.size], room[1, : x.size], glow
     _deflect(x, y, scene, masses, alpha_x, alpha_y, room[2:])
     light[:] = 0
-    _lensed(x, y, scene, stamp, alpha_x, alpha_y, light)
+    _lensed(x, y, scene, masses[0], stamp, alpha_x, alpha_y, light)
     _unlensed(x, y, galaxies, light)
 
 
@@ -295,14 +289,18 @@ def shine(axis: Reals, scene: Any, masses: Any, glow: Any, light: Reals) -> None
 
 
 @compiled
-def sample(axis: Reals, scene: Any, masses: Any, galaxies: Reals, fields: Reals) -> None:
-    """Set `fields` [3, n, n] to what changes slowly: deflection along x and y, but for a string's, and light that is
-    not lensed, on the square grid of positions along a side [n]."""
-    y, room = np.empty_like(axis), np.empty((3, len(axis)), Single)
+def sample(axis: Reals, scene: Any, masses: Any, glow: Any, fields: Reals) -> None:
+    """Set `fields` [3, n, n] to what changes slowly, on the square grid of positions along a side [n].
+
+    These are the deflection of halo and extended subhaloes along x and y, 0 without a source, and light that is not lensed.
+    """
+    y, room, (galaxies, stamp) = np.empty_like(axis), np.empty((3, len(axis)), Single), glow
+    is_lit = scene.source[6] > DARK or (stamp.size > 0 and scene.stamp[4] > 0)
+    fields[:] = 0
     for row in range(len(axis)):
         y[:] = axis[row]
-        _deflect(axis, y, scene, masses, fields[0, row], fields[1, row], room)
-        fields[2, row] = 0
+        if is_lit:
+            _deflect(axis, y, scene, masses, fields[0, row], fields[1, row], room)
         _unlensed(axis, y, galaxies, fields[2, row])
 
 
@@ -374,7 +372,7 @@ def shine_between(
                 for part in range(parts):
                     line[i, part * n + column] = exact[i, start + part]
             start += parts
-        _lensed(x, y, scene, stamp, line[0], line[1], line[2])
+        _lensed(x, y, scene, masses[0], stamp, line[0], line[1], line[2])
         for part in range(parts):
             light[row, part::parts] = line[2, part * n : (part + 1) * n]
 
@@ -441,7 +439,7 @@ def refine(
         end = len(chosen) * fine
         if fields.size:
             bright[:end] = room[2, :end]
-            _lensed(x[:end], y[:end], scene, glow[1], room[0, :end], room[1, :end], bright[:end])
+            _lensed(x[:end], y[:end], scene, masses[0], glow[1], room[0, :end], room[1, :end], bright[:end])
         else:
             _shine(x[:end], y[:end], scene, masses, glow, bright[:end], room)
         for k in range(len(chosen)):

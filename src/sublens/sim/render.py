@@ -205,7 +205,7 @@ NO_FIELDS: Fields = np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_)
 def _fields(sky: np.float32, survey: Survey, traced: rays.Rays) -> Fields:
     n, (_, scene, masses, glow) = survey.camera.n_pixels, traced
     fields, rough = np.empty((3, n + 4, n + 4), np.float32), np.empty((n, n), np.bool_)
-    light.sample(_axis(n + 4, survey.camera.pixel_scale, 1), scene, masses, glow[0], fields)
+    light.sample(_axis(n + 4, survey.camera.pixel_scale, 1), scene, masses, glow, fields)
     steep.mark_rough(fields, sky, np.array(BENT, np.float32), rough)
     return fields, rough
 
