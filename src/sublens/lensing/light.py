@@ -193,12 +193,14 @@ def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
 
 @compiled
 def _stamp(x: Reals, y: Reals, matrix: Reals, stamp: Reals, light: Reals) -> None:
-    """Add the light of a stamp at the positions x, y from its middle, as `pictures.smooth_stamp`."""
+    """Add the light of a stamp at positions x, y from its middle, which are used up; see `pictures.smooth_stamp`."""
     height, width = stamp.shape
     middle, centre = Single(width - 1) * HALF, Single(height - 1) * HALF
     right, top = Single(width) - ONE - HALF, Single(height) - ONE - HALF
+    for i in range(x.size):  # alone, since looking up keeps a loop from being vectorised
+        x[i], y[i] = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
     for i in range(x.size):
-        u, v = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
+        u, v = x[i], y[i]
         if HALF < u < right and HALF < v < top:
             column, row = int(u + HALF), int(v + HALF)
             a, b = u - Single(column), v - Single(row)
@@ -292,7 +294,7 @@ def shine(axis: Reals, scene: Any, masses: Any, glow: Any, light: Reals) -> None
 def sample(axis: Reals, scene: Any, masses: Any, glow: Any, fields: Reals) -> None:
     """Set `fields` [3, n, n] to what changes slowly, on the square grid of positions along a side [n].
 
-    These are the deflection of halo and extended subhaloes along x and y, 0 without a source, and light that is not lensed.
+    The deflection of halo and extended subhaloes along x and y, 0 without a source, and light that is not lensed.
     """
     y, room, (galaxies, stamp) = np.empty_like(axis), np.empty((3, len(axis)), Single), glow
     is_lit = scene.source[6] > DARK or (stamp.size > 0 and scene.stamp[4] > 0)

@@ -160,7 +160,8 @@ def convolved(padded: Tensor, kernels: Tensor) -> Tensor:
 
 def transformed(kernels: Tensor, shape: Sequence[int]) -> Tensor:
     """Fourier transforms of kernels [b, k, k], for `filtered` images of this shape."""
-    return torch.fft.rfft2(kernels, s=_transform_size(shape))
+    transforms: Tensor = torch.fft.rfft2(kernels, s=_transform_size(shape))
+    return transforms
 
 
 def filtered(padded: Tensor, transforms: Tensor, side: int) -> Tensor:
