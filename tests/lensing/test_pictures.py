@@ -70,7 +70,7 @@ def test_compiled_stamps_are_those_of_torch() -> None:
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 400)).astype(np.float32)
     matrix = np.array([6, 3, -3, 6, 2], np.float32)
     bright = np.zeros(400, np.float32)
-    light._stamp(x, y, matrix, a_stamp(), bright)
+    light._stamp(x.copy(), y.copy(), matrix, a_stamp(), bright)
     u, v = torch.from_numpy(6 * x + 3 * y)[None], torch.from_numpy(6 * y - 3 * x)[None]
     expected = 2 * smooth_stamp(u, v, torch.from_numpy(a_stamp()))[0]
     np.testing.assert_allclose(bright, expected.numpy(), atol=1e-5)

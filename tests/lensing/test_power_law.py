@@ -104,3 +104,13 @@ def test_a_multipole_draws_contours_out_by_its_share() -> None:
 def test_a_halo_without_mass_bends_no_ray(slope: float, dtype: torch.dtype) -> None:
     x, y, theta_e, q, angle, own = (torch.tensor(value, dtype=dtype) for value in (0.3, 0.0, 0.0, 0.7, 0.2, slope))
     assert [alpha.item() for alpha in power_law.power_law_deflection(x, y, theta_e, q, angle, own, 20)] == [0, 0]
+
+
+def test_the_compiled_series_is_torchs_to_the_last_bit() -> None:
+    x, y = grid()
+    halo = numbers(1.2, 0.5, 0.3, 2.1)
+    two = [number.expand(2, 1, 1) for number in halo]
+    for alone, beside in zip(
+        deflection(x, y, (1.2, 0.5, 0.3, 2.1)), power_law.power_law_deflection(x, y, *two, n_terms(0.5)), strict=True
+    ):
+        assert torch.equal(alone, beside[1])

@@ -58,3 +58,10 @@ def test_a_series_has_its_terms_in_fours(q: float, slope: float) -> None:
     series = tabulated.power_law_series(q, slope)
     assert series.shape[1] % 4 == 0
     assert abs(series[0, -1]) < 1e-6
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 18])
+def test_weights_between_pixels_give_a_quartic_its_values(parts: int) -> None:
+    places = (np.arange(parts) + 0.5) / parts - 0.5
+    quartic = np.polynomial.Polynomial([1, -2, 0.5, 3, -1])
+    np.testing.assert_allclose(tabulated.weights_between(parts) @ quartic(np.arange(-2, 3)), quartic(places), atol=2e-5)

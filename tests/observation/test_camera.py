@@ -274,3 +274,10 @@ def test_noise_drawn_together_has_the_mean_and_variance_of_its_kind(rms: float, 
     assert contrast.mean().item() == pytest.approx(60 / gain, rel=0.05)
     variance = (100 + rms**2) / gain**2 + (40 + rms**2) / gain**2 / 16
     assert contrast.var().item() == pytest.approx(variance, rel=0.2)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_means_over_parts_are_those_of_torch_to_the_last_bit(parts: int, dtype: torch.dtype) -> None:
+    light = torch.from_numpy(np.random.default_rng(0).exponential(size=(2, 5 * parts, 5 * parts))).to(dtype)
+    assert torch.equal(camera.binned(light, parts), torch.nn.functional.avg_pool2d(light, parts))

@@ -90,3 +90,13 @@ def test_the_way_of_a_device_agrees_with_the_processors(files: dict[str, object]
     here = psf.in_own_pixels(light, survey.camera, truth.extra_or_blank())
     together = psf.blurred_together(light, psf.kernels(survey.camera, truth.extra_or_blank()), 1)
     torch.testing.assert_close(together, here, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_kept_kernel_blurs_as_a_new_one(files: dict[str, object], dtype: torch.dtype) -> None:
+    survey = drawn_through(**files, turned=True)
+    extra = draw(survey, 1, "train", range(6)).extra_or_blank()
+    light = torch.from_numpy(np.random.default_rng(0).random((6, 48, 48))).to(dtype)
+    expected = [camera.blurred(light[row, None], psf.kernels(survey.camera, extra[[row]])[0]) for row in range(6)]
+    for _ in range(2):
+        assert torch.equal(psf.in_own_pixels(light, survey.camera, extra), torch.cat(expected))

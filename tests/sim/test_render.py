@@ -329,6 +329,18 @@ def test_compiled_light_is_that_of_torch(name: str, monkeypatch: pytest.MonkeyPa
     assert (np.abs(compiled - expected) < np.sqrt(expected + sky[:, None, None]) / (20 if name in REAL else 100)).all()
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_light_between_pixels_is_within_a_fortieth_of_the_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = preset(name)
+    truth = draw(survey, 3, "train", range(12), survey.contaminants)
+    between = render.render(truth, survey).numpy()
+    monkeypatch.setattr(render, "BENT", (-1, -1))
+    exact = render.render(truth, survey).numpy()
+    sky = truth.scenes["background"] + truth.scenes["noise_rms"] ** 2
+    error = np.abs(between - exact) / np.sqrt(exact + sky[:, None, None])
+    assert 0 < error.max() < 1 / 40
+
+
 @pytest.mark.parametrize("q", [0.2, 0.9, 0.953, 0.955, 0.9999, 1])
 def test_compiled_light_is_that_of_torch_for_ellipsoids_of_any_shape(q: float, monkeypatch: pytest.MonkeyPatch) -> None:
     survey = changed("hst", halo={"q": q}, camera={"supersampling": 2})

@@ -20,6 +20,15 @@ Single = np.float32
 """Type of a number of single precision, which stays one only beside others of its kind."""
 
 
+def _atan_series() -> tuple[np.float32, ...]:
+    """Coefficients a_0, a_1, ... of atan(m) / m in powers of m^2 for m from 0 to 1, to 2e-8."""
+    series = np.polynomial.Chebyshev.interpolate(lambda m2: np.arctan(np.sqrt(m2)) / np.sqrt(m2), 10, (0, 1))
+    return tuple(Single(term) for term in series.convert(kind=np.polynomial.Polynomial).coef)
+
+
+ATAN = _atan_series()
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A loop of plain numbers, compiled; functions that it calls must stand in its file, or changes go unnoticed."""
     options["error_model"] = "numpy"  # else a division is not vectorised

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublens.lensing.compiled import Reals, Single, compiled
+from sublens.lensing.compiled import ATAN, Reals, Single, compiled
 from sublens.lensing.mass import TINY
-from sublens.lensing.tabulated import FIRST_OCTAVE, FRACTION_BITS, LAST_OCTAVE
+from sublens.lensing.tabulated import LEAST_BITS, LEAST_T2, MOST_T2, PER_SHARE, SHARE_BITS, SHARE_MASK
 
 NOUGHT, HALF, ONE, TWO, MOST_POWER = Single(0), Single(0.5), Single(1), Single(2), Single(87)
 THREE_QUARTERS, EIGHT, DARK = Single(0.75), Single(8), Single(-600)
@@ -24,15 +24,6 @@ LOG_2_SHORT, LOG_2_REST = Single(0.693359375), Single(math.log(2) - 0.693359375)
 """Two parts of log 2; products of the first with whole numbers up to 2^14 are exact."""
 ROOT_HALF_BITS, MANTISSA_BITS, EXPONENT_OF_ONE = np.int32(0x3F3504F3), np.int32(23), np.int32(127)
 """Single precision's bits of the root of 1/2, the number of bits of the mantissa, and the exponent of 1."""
-
-
-def _atan_series() -> tuple[np.float32, ...]:
-    """Coefficients a_0, a_1, ... of atan(m) / m in powers of m^2 for m from 0 to 1, to 2e-8."""
-    series = np.polynomial.Chebyshev.interpolate(lambda m2: np.arctan(np.sqrt(m2)) / np.sqrt(m2), 10, (0, 1))
-    return tuple(Single(term) for term in series.convert(kind=np.polynomial.Polynomial).coef)
-
-
-ATAN = _atan_series()
 
 
 @compiled
@@ -74,11 +65,6 @@ def _atan2(y: Any, x: Any) -> Any:
 THREE, FOUR = Single(3), Single(4)
 NEXT = np.uint32(1)
 """Step to the next entry of a table; unsigned, as an index that may be negative takes more instructions."""
-LEAST_T2, MOST_T2 = Single(2**FIRST_OCTAVE), Single(2**LAST_OCTAVE)
-"""Squared radii over the scale radius between which an extended subhalo's table is looked up."""
-LEAST_BITS, SHARE_BITS = LEAST_T2.view(np.int32), np.uint32(23 - FRACTION_BITS)
-SHARE_MASK, PER_SHARE = np.int32(2 ** (23 - FRACTION_BITS) - 1), Single(2.0 ** (FRACTION_BITS - 23))
-"""Bits of the mantissa that say how far a radius is from an entry to the next, and the unit of this number."""
 ROUND = Single(0.3)
 """Value of halo_f below which series stand for atan and atanh: their closed forms, divided by it, lose digits."""
 
@@ -207,12 +193,14 @@ def _sersic(x: Reals, y: Reals, profile: Reals, light: Reals) -> None:
 
 @compiled
 def _stamp(x: Reals, y: Reals, matrix: Reals, stamp: Reals, light: Reals) -> None:
-    """Add the light of a stamp at the positions x, y from its middle, as `pictures.smooth_stamp`."""
+    """Add the light of a stamp at positions x, y from its middle, which are used up; see `pictures.smooth_stamp`."""
     height, width = stamp.shape
     middle, centre = Single(width - 1) * HALF, Single(height - 1) * HALF
     right, top = Single(width) - ONE - HALF, Single(height) - ONE - HALF
+    for i in range(x.size):  # alone, since looking up keeps a loop from being vectorised
+        x[i], y[i] = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
     for i in range(x.size):
-        u, v = matrix[0] * x[i] + matrix[1] * y[i] + middle, matrix[2] * x[i] + matrix[3] * y[i] + centre
+        u, v = x[i], y[i]
         if HALF < u < right and HALF < v < top:
             column, row = int(u + HALF), int(v + HALF)
             a, b = u - Single(column), v - Single(row)
@@ -246,32 +234,46 @@ def _unlensed(x: Reals, y: Reals, galaxies: Reals, light: Reals) -> None:
 
 
 @compiled
-def _shine(x: Reals, y: Reals, scene: Any, masses: Any, glow: Any, light: Reals, room: Reals) -> None:
-    """Set `light` to that at the positions x [n], y [n]; room: [5, n or more] of any content."""
-    beta_x, beta_y, room = room[0, : x.size], room[1, : x.size], room[2:]
-    (points, series, extended, tables), (galaxies, stamp) = masses, glow
+def _deflect(x: Reals, y: Reals, scene: Any, masses: Any, alpha_x: Reals, alpha_y: Reals, room: Reals) -> None:
+    """Set alpha_x, alpha_y [n] to the deflection of halo and extended subhaloes; room: any, [3, n or more]."""
+    _, series, extended, tables = masses
     if len(series):
-        _general_halo(x, y, scene, series, beta_x, beta_y, room)
+        _general_halo(x, y, scene, series, alpha_x, alpha_y, room)
     else:
-        _halo(x, y, scene, beta_x, beta_y)
-    for point in points:
-        _point(x, y, point, beta_x, beta_y)
+        _halo(x, y, scene, alpha_x, alpha_y)
     for i in range(len(extended)):
         away = max(y[0] - extended[i, 1], extended[i, 1] - y[-1])  # all rows lie between the first and the last
         if away > extended[i, 5]:
-            _point(x, y, extended[i], beta_x, beta_y)
+            _point(x, y, extended[i], alpha_x, alpha_y)
         else:
-            _extended(x, y, extended[i], tables[i], beta_x, beta_y, room)
+            _extended(x, y, extended[i], tables[i], alpha_x, alpha_y, room)
+
+
+@compiled
+def _lensed(
+    x: Reals, y: Reals, scene: Any, points: Reals, stamp: Reals, alpha_x: Reals, alpha_y: Reals, light: Reals
+) -> None:
+    """Add the light of the source at the positions x, y [n], given what `_deflect` has there, which is used up."""
+    for point in points:
+        _point(x, y, point, alpha_x, alpha_y)
     if scene.string_scale > 0:
-        _string(x, y, scene, beta_x, beta_y)
+        _string(x, y, scene, alpha_x, alpha_y)
     for i in range(x.size):
-        beta_x[i] = (x[i] - scene.source_x) - beta_x[i]
-        beta_y[i] = (y[i] - scene.source_y) - beta_y[i]
-    light[:] = 0
+        alpha_x[i] = (x[i] - scene.source_x) - alpha_x[i]
+        alpha_y[i] = (y[i] - scene.source_y) - alpha_y[i]
     if scene.source[6] > DARK:
-        _sersic(beta_x, beta_y, scene.source, light)
+        _sersic(alpha_x, alpha_y, scene.source, light)
     if stamp.size:
-        _stamp(beta_x, beta_y, scene.stamp, stamp, light)
+        _stamp(alpha_x, alpha_y, scene.stamp, stamp, light)
+
+
+@compiled
+def _shine(x: Reals, y: Reals, scene: Any, masses: Any, glow: Any, light: Reals, room: Reals) -> None:
+    """Set `light` to that at the positions x [n], y [n]; room: [5, n or more] of any content."""
+    alpha_x, alpha_y, (galaxies, stamp) = room[0, : x.size], room[1, : x.size], glow
+    _deflect(x, y, scene, masses, alpha_x, alpha_y, room[2:])
+    light[:] = 0
+    _lensed(x, y, scene, masses[0], stamp, alpha_x, alpha_y, light)
     _unlensed(x, y, galaxies, light)
 
 
@@ -288,17 +290,137 @@ def shine(axis: Reals, scene: Any, masses: Any, glow: Any, light: Reals) -> None
         _shine(axis, y, scene, masses, glow, light[row], room)
 
 
+@compiled
+def sample(axis: Reals, scene: Any, masses: Any, glow: Any, fields: Reals) -> None:
+    """Set `fields` [3, n, n] to what changes slowly, on the square grid of positions along a side [n].
+
+    The deflection of halo and extended subhaloes along x and y, 0 without a source, and light that is not lensed.
+    """
+    y, room, (galaxies, stamp) = np.empty_like(axis), np.empty((3, len(axis)), Single), glow
+    is_lit = scene.source[6] > DARK or (stamp.size > 0 and scene.stamp[4] > 0)
+    fields[:] = 0
+    for row in range(len(axis)):
+        y[:] = axis[row]
+        if is_lit:
+            _deflect(axis, y, scene, masses, fields[0, row], fields[1, row], room)
+        _unlensed(axis, y, galaxies, fields[2, row])
+
+
+@compiled
+def _between(field: Reals, row: int, weights: Reals, down: Reals, line: Reals) -> None:
+    """Set `line` [parts * n] to values of a field at a row of parts of pixels, all first parts, then all second ones.
+
+    weights: see `tabulated.weights_between`. down: room for a row of the field.
+    """
+    n, parts = field.shape[1] - 4, len(weights)
+    w = weights[row % parts]
+    v, w, x, y, z = w[0], w[1], w[2], w[3], w[4]
+    top = row // parts
+    a, b, c, d, e = field[top], field[top + 1], field[top + 2], field[top + 3], field[top + 4]
+    for i in range(n + 4):
+        down[i] = v * a[i] + w * b[i] + x * c[i] + y * d[i] + z * e[i]
+    for part in range(parts):
+        w = weights[part]
+        v, w, x, y, z = w[0], w[1], w[2], w[3], w[4]
+        own = line[part * n : (part + 1) * n]
+        for i in range(n):
+            own[i] = v * down[i] + w * down[i + 1] + x * down[i + 2] + y * down[i + 3] + z * down[i + 4]
+
+
+@compiled
+def _in_rough(rough: NDArray[np.bool_], axis: Reals, scene: Any, masses: Any, galaxies: Reals) -> Reals:
+    """The fields of `sample` in all parts of rough pixels [n, n], [3, k], row of parts by row of parts."""
+    parts, k = len(axis) // len(rough), 0
+    exact = np.empty((3, np.count_nonzero(rough) * parts * parts), Single)
+    x, y, room = np.empty_like(exact[0]), np.empty_like(exact[0]), np.empty((3, CHUNK), Single)
+    for row in range(len(axis)):
+        for column in np.flatnonzero(rough[row // parts]):
+            for part in range(parts):
+                x[k], y[k] = axis[column * parts + part], axis[row]
+                k += 1
+    exact[2] = 0
+    for start in range(0, k, CHUNK):
+        here = slice(start, min(start + CHUNK, k))
+        _deflect(x[here], y[here], scene, masses, exact[0, here], exact[1, here], room)
+        _unlensed(x[here], y[here], galaxies, exact[2, here])
+    return exact
+
+
+@compiled
+def shine_between(
+    fields: Reals, rough: NDArray[np.bool_], weights: Reals, axis: Reals, scene: Any, masses: Any, glow: Any, light: Any
+) -> None:
+    """As `shine`, from the fields of `sample` at pixel centres and two more beyond each edge, [3, n + 4, n + 4].
+
+    Between these, fields are interpolated, except in `rough` pixels [n, n]. weights: see `tabulated.weights_between`,
+    one row a part of a pixel.
+    """
+    n, parts, (galaxies, stamp), start = len(rough), len(weights), glow, 0
+    exact = _in_rough(rough, axis, scene, masses, galaxies)
+    x, y, line, room = (
+        np.empty_like(axis),
+        np.empty_like(axis),
+        np.empty((3, len(axis)), Single),
+        np.empty(n + 4, Single),
+    )
+    for part in range(parts):
+        x[part * n : (part + 1) * n] = axis[part::parts]
+    for row in range(len(axis)):
+        y[:] = axis[row]
+        for i in range(3):
+            _between(fields[i], row, weights, room, line[i])
+        for column in np.flatnonzero(rough[row // parts]):
+            for i in range(3):
+                for part in range(parts):
+                    line[i, part * n + column] = exact[i, start + part]
+            start += parts
+        _lensed(x, y, scene, masses[0], stamp, line[0], line[1], line[2])
+        for part in range(parts):
+            light[row, part::parts] = line[2, part * n : (part + 1) * n]
+
+
+@compiled
+def _within(fields: Reals, row: int, column: int, weights: Reals, values: Reals, start: int) -> None:
+    """Set `values` [3, start...] to fields at k x k finer points of a part of a pixel; weights: [parts, k, 5]."""
+    parts, n = weights.shape[0], weights.shape[1]
+    top, left = row // parts, column // parts
+    down, across = weights[row - top * parts], weights[column - left * parts]
+    for field in range(3):
+        nodes, own = fields[field, top : top + 5, left : left + 5], values[field]
+        a, b, c, d, e = nodes[0], nodes[1], nodes[2], nodes[3], nodes[4]
+        for i in range(n):
+            v, w, x, y, z = down[i, 0], down[i, 1], down[i, 2], down[i, 3], down[i, 4]
+            first = v * a[0] + w * b[0] + x * c[0] + y * d[0] + z * e[0]
+            second = v * a[1] + w * b[1] + x * c[1] + y * d[1] + z * e[1]
+            third = v * a[2] + w * b[2] + x * c[2] + y * d[2] + z * e[2]
+            fourth = v * a[3] + w * b[3] + x * c[3] + y * d[3] + z * e[3]
+            fifth = v * a[4] + w * b[4] + x * c[4] + y * d[4] + z * e[4]
+            for j in range(n):
+                shares, place = across[j], start + i * n + j
+                own[place] = shares[0] * first + shares[1] * second + shares[2] * third + shares[3] * fourth
+                own[place] += shares[4] * fifth
+
+
 CHUNK = 972
 """Finer points at which light is computed together: those of 12 parts of 81, or of 108 of 9."""
 
 
 @compiled
 def refine(
-    parts: NDArray[np.int64], within: Reals, axis: Reals, scene: Any, masses: Any, glow: Any, light: Reals
+    parts: NDArray[np.int64],
+    within: Reals,
+    axis: Reals,
+    scene: Any,
+    masses: Any,
+    glow: Any,
+    light: Reals,
+    fields: Reals,
+    weights: Reals,
 ) -> None:
     """Set the light [n, n] in some parts of pixels to the mean over finer points; see `shine`.
 
     parts: their places in the flattened grid [k]. within: finer positions along each side of a part, from its middle.
+    fields: those that are interpolated, see `shine_between`, none for exact ones. weights: see `_within`.
     """
     n, fine = len(axis), len(within) ** 2
     most = CHUNK // fine
@@ -310,53 +432,17 @@ def refine(
     for start in range(0, len(parts), most):
         chosen = parts[start : start + most]
         for k in range(len(chosen)):
-            x[k * fine : (k + 1) * fine] = axis[chosen[k] % n] + across
-            y[k * fine : (k + 1) * fine] = axis[chosen[k] // n] + down
+            row = chosen[k] // n
+            column = chosen[k] - row * n
+            for i in range(fine):
+                x[k * fine + i], y[k * fine + i] = axis[column] + across[i], axis[row] + down[i]
+            if fields.size:
+                _within(fields, row, column, weights, room, k * fine)
         end = len(chosen) * fine
-        _shine(x[:end], y[:end], scene, masses, glow, bright[:end], room)
+        if fields.size:
+            bright[:end] = room[2, :end]
+            _lensed(x[:end], y[:end], scene, masses[0], glow[1], room[0, :end], room[1, :end], bright[:end])
+        else:
+            _shine(x[:end], y[:end], scene, masses, glow, bright[:end], room)
         for k in range(len(chosen)):
             light[chosen[k] // n, chosen[k] % n] = bright[k * fine : (k + 1) * fine].mean()
-
-
-@compiled
-def _mark(steep: NDArray[np.uint8], row: int, column: int, level: int) -> None:
-    for i in range(max(row - 1, 0), min(row + 2, len(steep))):
-        for j in range(max(column - 1, 0), min(column + 2, len(steep))):
-            steep[i, j] = max(steep[i, j], level)
-
-
-@compiled
-def mark_steep(light: Reals, sky: Single, per_error: Single, limits: Reals, steep: NDArray[np.uint8]) -> None:
-    """Raise `steep` [n, n] to the number of limits that a part's error, or its neighbours', is above.
-
-    The error is the sum of the second differences of light along both axes over per_error and the square root of
-    light + sky.
-    """
-    n = len(light)
-    wide, error = np.empty(n + 2, Single), np.empty(n, Single)
-    for row in range(n):
-        up, here, down = light[max(row - 1, 0)], light[row], light[min(row + 1, n - 1)]
-        wide[0], wide[1:-1], wide[-1] = here[0], here, here[-1]
-        left, right = wide[:-2], wide[2:]
-        for i in range(n):
-            curved = abs(up[i] + down[i] - TWO * here[i]) + abs(left[i] + right[i] - TWO * here[i])
-            error[i] = curved / (per_error * np.sqrt(here[i] + sky))
-        for i in range(n):
-            if error[i] > limits[0]:
-                _mark(steep, row, i, (error[i] > limits).sum())
-
-
-@compiled
-def _place(position: Single, axis: Reals) -> int:
-    """Number of the part of a pixel along an axis that holds a position."""
-    step = (axis[-1] - axis[0]) / Single(len(axis) - 1)
-    return int(np.floor((position - axis[0]) / step + HALF))
-
-
-@compiled
-def mark_points(points: Reals, axis: Reals, level: int, steep: NDArray[np.uint8]) -> None:
-    """Raise `steep` [n, n] to this level in the parts that hold point masses, and in their neighbours."""
-    for i in range(len(points)):
-        row, column = _place(points[i, 1], axis), _place(points[i, 0], axis)
-        if 0 <= row < len(axis) and 0 <= column < len(axis):
-            _mark(steep, row, column, level)

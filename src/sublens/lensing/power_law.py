@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sublens.lensing.compiled import compiled
 from sublens.lensing.mass import TINY, Field
 from sublens.surveys.priors import Floats
 
@@ -36,17 +37,48 @@ def power_law_deflection(
     u, v = q * (cos * x + sin * y), cos * y - sin * x
     radius = torch.sqrt(u * u + v * v + TINY)
     u, v = u / radius, v / radius
+    twice = 2 * torch.arange(1, terms + 1).to(t).reshape(-1, *[1] * t.ndim)
+    factors = -f * (twice - 2 + t) / (twice + 2 - t)
+    along, across = _series(u, v, factors)
+    scale = 2 * b / (1 + q) * torch.exp((t - 1) * torch.log(b.clamp_min(TINY) / radius))
+    return scale * (cos * along - sin * across), scale * (sin * along + cos * across)
+
+
+def _series(u: Tensor, v: Tensor, factors: Tensor) -> Field:
+    """Real and imaginary sum of terms from u + iv on, of which each is the one before times (u + iv)^2 and a factor.
+
+    factors: [terms, ...], to meet u and v.
+    """
+    is_plain = u.device.type == "cpu" and u.dtype == torch.float64 and not (u.requires_grad or factors.requires_grad)
+    if is_plain and factors.numel() == len(factors):
+        along, across = torch.empty_like(u), torch.empty_like(v)
+        planes = (plane.contiguous().numpy().ravel() for plane in (u, v))
+        _add_terms(*planes, factors.numpy().ravel(), along.view(-1).numpy(), across.view(-1).numpy())
+        return along, across
     double_u, double_v = u * u - v * v, 2 * u * v
     along, across, term_u, term_v = u, v, u, v
-    for n in range(1, terms + 1):
-        factor = -f * (2 * n - 2 + t) / (2 * n + 2 - t)
+    for factor in factors:
         term_u, term_v = (
             factor * (term_u * double_u - term_v * double_v),
             factor * (term_u * double_v + term_v * double_u),
         )
         along, across = along + term_u, across + term_v
-    scale = 2 * b / (1 + q) * torch.exp((t - 1) * torch.log(b.clamp_min(TINY) / radius))
-    return scale * (cos * along - sin * across), scale * (sin * along + cos * across)
+    return along, across
+
+
+@compiled
+def _add_terms(u: Floats, v: Floats, factors: Floats, along: Floats, across: Floats) -> None:
+    """`_series` of one scene, to the last bit."""
+    for i in range(u.size):
+        double_u, double_v = u[i] * u[i] - v[i] * v[i], 2 * u[i] * v[i]
+        term_u, term_v, along[i], across[i] = u[i], v[i], u[i], v[i]
+        for factor in factors:
+            term_u, term_v = (
+                factor * (term_u * double_u - term_v * double_v),
+                factor * (term_u * double_v + term_v * double_u),
+            )
+            along[i] += term_u
+            across[i] += term_v
 
 
 def power_law_potential(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sublens.lensing import mass
+from sublens.lensing.compiled import Single
 from sublens.lensing.power_law import n_terms
 from sublens.surveys.mass import Subhaloes
 from sublens.surveys.priors import Floats
@@ -23,6 +24,11 @@ SINGLE = 1e-8
 FIRST_OCTAVE, LAST_OCTAVE, FRACTION_BITS = -24, 26, 4
 """Powers of two that the squared radius over the scale radius reaches from and to, and bits of its mantissa
 that count: 16 entries an octave."""
+LEAST_T2, MOST_T2 = Single(2**FIRST_OCTAVE), Single(2**LAST_OCTAVE)
+"""Squared radii over the scale radius between which an extended subhalo's table is looked up."""
+LEAST_BITS, SHARE_BITS = LEAST_T2.view(np.int32), np.uint32(23 - FRACTION_BITS)
+SHARE_MASK, PER_SHARE = np.int32(2 ** (23 - FRACTION_BITS) - 1), Single(2.0 ** (FRACTION_BITS - 23))
+"""Bits of the mantissa that say how far a radius is from an entry to the next, and the unit of this number."""
 TAU_STEP = 0.03
 """Step of the logarithm of the truncation radius over the scale radius between two tabulated haloes."""
 
@@ -45,6 +51,17 @@ def power_law_series(q: float, slope: float) -> NDArray[np.float32]:
     """
     t, f, n = slope - 1, (1 - q) / (1 + q), np.arange(1, 1 + 4 * -(-n_terms(q, SINGLE) // 4))
     return np.asarray(np.cumprod(-f * (2 * n - 2 + t) / (2 * n + 2 - t)), np.float32)[None]
+
+
+@cache
+def weights_between(parts: int) -> NDArray[np.float32]:
+    """Weights of five pixels in a row of which the quartic through them takes its values at parts of the middle one.
+
+    [parts, 5], after Lagrange; at the middles of the parts.
+    """
+    nodes, places = np.arange(-2.0, 3), (np.arange(parts) + 0.5) / parts - 0.5
+    factors = [[(places - other) / (node - other) for other in nodes if other != node] for node in nodes]
+    return np.asarray(np.prod(factors, axis=1).T, np.float32, order="C")
 
 
 def masses_inside(subhaloes: NDArray[np.void], settings: Subhaloes) -> NDArray[np.float32]:

@@ -36,7 +36,14 @@ def pixel_centres(n_pixels: int, pixel_scale: float, supersampling: int = 1) -> 
 
 def binned(image: Tensor, supersampling: int) -> Tensor:
     """Means over each pixel's parts, [b, h * s, w * s] -> [b, h, w]."""
-    return F.avg_pool2d(image, supersampling) if supersampling > 1 else image
+    if supersampling == 1:
+        return image
+    if image.device.type != "cpu":
+        return F.avg_pool2d(image, supersampling)
+    total, *others = (image[:, i::supersampling, j::supersampling] for i, j in np.ndindex(supersampling, supersampling))
+    for other in others:  # the same to the last bit, several times as fast here
+        total = total + other
+    return total / supersampling**2
 
 
 def in_pixels(image: Tensor, camera: Camera) -> Tensor:
@@ -124,7 +131,7 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
         pixels = torch.empty(len(image), n_rows, n_columns, dtype=image.dtype)
         compiled.blur(image.contiguous().numpy(), kernel.to(image.dtype).numpy(), parts, pixels.numpy())
         return pixels
-    padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+    padded = widened(image, reach)
     if kernel.ndim == 2:
         one_by_one = [
             convolved(plane, kernel[None].to(image)) for plane in torch.split(padded, 1)
@@ -141,12 +148,31 @@ def blurred(image: Tensor, kernel: Tensor, parts: int = 1) -> Tensor:
     return across
 
 
+def widened(image: Tensor, reach: int) -> Tensor:
+    """Images with `reach` more pixels beyond each edge, which equal the nearest one."""
+    return F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+
+
 def convolved(padded: Tensor, kernels: Tensor) -> Tensor:
     """Images [b, h + k - 1, w + k - 1], each convolved with its kernel [b, k, k], by Fourier transform, [b, h, w]."""
-    edge = kernels.shape[-1] - 1
-    size = [next_fast_len(side, real=True) for side in padded.shape[1:]]
-    full: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size), s=size)
-    return full[:, edge : padded.shape[1], edge : padded.shape[2]].clamp_min(0)  # rounding goes below
+    return filtered(padded, transformed(kernels, padded.shape), kernels.shape[-1])
+
+
+def transformed(kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Fourier transforms of kernels [b, k, k], for `filtered` images of this shape."""
+    transforms: Tensor = torch.fft.rfft2(kernels, s=_transform_size(shape))
+    return transforms
+
+
+def filtered(padded: Tensor, transforms: Tensor, side: int) -> Tensor:
+    """As `convolved`, with the kernels' transforms; side: k."""
+    size = _transform_size(padded.shape)
+    full: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * transforms, s=size)
+    return full[:, side - 1 : padded.shape[1], side - 1 : padded.shape[2]].clamp_min(0)  # rounding goes below
+
+
+def _transform_size(shape: Sequence[int]) -> list[int]:
+    return [next_fast_len(side, real=True) for side in shape[1:]]
 
 
 def rates_of(image: Tensor, background: Tensor) -> Tensor:

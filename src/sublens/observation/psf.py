@@ -1,21 +1,34 @@
 """Point-spread functions that differ between scenes."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import ive
 from torch import Tensor
 
-from sublens.observation.camera import binned, blurred, convolved, finished, profiles, psf_parts
+from sublens.observation.camera import (
+    binned,
+    blurred,
+    convolved,
+    filtered,
+    finished,
+    profiles,
+    psf_parts,
+    transformed,
+    widened,
+)
 from sublens.surveys.camera import FWHM_PER_SIGMA, Camera
+from sublens.surveys.priors import Floats
 from sublens.surveys.psf_set import MAX_REACH, PsfSet
 
 TURNS = 8
 """Ways to lay a square on itself: turned by 90 degrees up to three times, mirrored or not."""
+KEPT = 128
+"""Kernels of a set that are kept for reuse."""
 BROADENED = 5.0
 """Reach of the Gaussian that broadens an image of a point-spread function, standard deviations."""
 
@@ -28,8 +41,9 @@ def in_own_pixels(image: Tensor, camera: Camera, extra: NDArray[np.void]) -> Ten
     parts = psf_parts(camera)
     image = binned(image, camera.supersampling // parts)
     if image.device.type == "cpu":
-        scenes = zip(torch.split(image, 1), np.split(extra, len(extra)), strict=True)
-        return torch.cat([blurred(plane, kernels(camera, row)[0], parts) for plane, row in scenes])
+        blur = _blurred if isinstance(camera.psf, PsfSet) else blurred
+        scenes = zip(torch.split(image, 1), kernels_alone(camera, extra), strict=True)
+        return torch.cat([blur(plane, kernel, parts) for plane, kernel in scenes])
     return blurred_together(image, kernels(camera, extra), parts)
 
 
@@ -37,19 +51,53 @@ def blurred_together(image: Tensor, weights: Tensor, parts: int) -> Tensor:
     """Images [b, h * parts, w * parts] in pixels [b, h, w], each with its kernel of `kernels`, on any device."""
     weights = weights.to(image)
     square = weights if weights.ndim == 3 else weights[:, :, None] * weights[:, None, :]
-    reach = (square.shape[-1] - parts) // 2
-    padded = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")[:, 0]
+    padded = widened(image, (square.shape[-1] - parts) // 2)
     return convolved(padded, square)[:, ::parts, ::parts]
+
+
+def _blurred(image: Tensor, kernel: Tensor, parts: int) -> Tensor:
+    """As `camera.blurred`, with the transform of a kernel [k, k] that is kept for reuse."""
+    padded = widened(image, (len(kernel) - parts) // 2)
+    return filtered(padded, _transform(kernel, padded.shape, image.dtype), len(kernel))[:, ::parts, ::parts]
+
+
+@lru_cache(maxsize=KEPT)  # a tensor is known again as the same object, not by its numbers
+def _transform(kernel: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return transformed(kernel[None].to(dtype), shape)
 
 
 def kernels(camera: Camera, extra: NDArray[np.void]) -> Tensor:
     """Point-spread functions of the scenes as `psf_kernel` has them: [b, k] for Gaussians, else [b, k, k]."""
-    parts = psf_parts(camera)
     if not isinstance(camera.psf, PsfSet):
-        return finished(profiles(camera, torch.from_numpy(extra["psf_fwhm"].copy())), parts)
-    images = _stack(camera)[extra["psf_index"].astype(np.int64)]
-    turned = torch.stack([_turned(image, int(turn)) for image, turn in zip(images, extra["psf_turn"], strict=True)])
-    sigma = extra["psf_broadening"] / FWHM_PER_SIGMA / camera.pixel_scale * parts
+        return finished(profiles(camera, torch.from_numpy(extra["psf_fwhm"].copy())), psf_parts(camera))
+    return _of_set(camera, extra["psf_index"], extra["psf_turn"], extra["psf_broadening"])
+
+
+def kernels_alone(camera: Camera, extra: NDArray[np.void]) -> list[Tensor]:
+    """As `kernels`, each of a size of its own, whatever its neighbours; those of a set are kept for reuse."""
+    if not isinstance(camera.psf, PsfSet):
+        return [kernels(camera, row)[0] for row in np.split(extra, len(extra))]
+    kernel = _kept(camera)
+    return [kernel(*row) for row in extra[["psf_index", "psf_turn", "psf_broadening"]].tolist()]
+
+
+@lru_cache(maxsize=4)
+def _kept(camera: Camera) -> Callable[[float, float, float], Tensor]:
+    """From the columns of one scene to its kernel, which is kept."""
+
+    @lru_cache(maxsize=KEPT)
+    def kernel(index: float, turn: float, broadening: float) -> Tensor:
+        return _of_set(camera, *np.array([[index], [turn], [broadening]]))[0]
+
+    return kernel
+
+
+def _of_set(camera: Camera, index: Floats, turn: Floats, broadening: Floats) -> Tensor:
+    """Kernels of scenes whose point-spread functions are those of a set, [b, k, k]; arguments: as the columns, [b]."""
+    parts = psf_parts(camera)
+    images = _stack(camera)[index.astype(np.int64)]
+    turned = torch.stack([_turned(image, int(own)) for image, own in zip(images, turn, strict=True)])
+    sigma = broadening / FWHM_PER_SIGMA / camera.pixel_scale * parts
     return finished(_broadened(turned, sigma) if sigma.any() else turned, parts)
 
 

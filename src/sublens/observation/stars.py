@@ -1,6 +1,7 @@
 """Points of light through the point-spread function: stars, and nuclei of galaxies."""
 
 from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sublens.lensing.compiled import Reals, compiled
 from sublens.observation import camera
-from sublens.observation.psf import kernels
+from sublens.observation.psf import kernels_alone
 from sublens.surveys.camera import Camera, is_drawn
 from sublens.surveys.priors import Floats
 
@@ -25,12 +26,11 @@ def add_points(
     position; where that falls below 0, nothing is added.
     """
     parts = camera.psf_parts(pixels)
-    side, squares = pixels.n_pixels * parts, dict[int, Floats]()
+    side = pixels.n_pixels * parts
     places = points[:, :2] / (pixels.pixel_scale / parts) + (side - 1) / 2
-    for owner, (column, row), electrons in zip(owners, places, points[:, 2], strict=True):
-        if owner not in squares:
-            squares[owner] = _square(kernels(pixels, extra[[owner]])[0]) if is_drawn(pixels.psf) else _kernel(pixels)
-        _add(images[owner], column, row, electrons * parts**2, squares[owner], parts)
+    kernels = map(_square, kernels_alone(pixels, extra[owners])) if is_drawn(pixels.psf) else repeat(_kernel(pixels))
+    for owner, (column, row), electrons, kernel in zip(owners, places, points[:, 2], kernels, strict=False):
+        _add(images[owner], column, row, electrons * parts**2, kernel, parts)
 
 
 @lru_cache(maxsize=8)

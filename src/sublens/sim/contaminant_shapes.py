@@ -66,7 +66,7 @@ def _glow(plain: Glow, scene: np.void, more: np.void, area: float) -> Glow:
     frame = Frame(rng, scene["source_x"], scene["source_y"], size, separation, electrons * area)
     own, stamp = SHAPES[kind](frame)
     lit = (table[table["intensity"] > 0] for table in (plain.galaxies, own))
-    return Glow(np.concatenate(list(lit)), stamp)
+    return Glow(np.concatenate(list(lit), dtype=GALAXY), stamp)
 
 
 Range = tuple[float, float]

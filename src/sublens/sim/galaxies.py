@@ -147,7 +147,7 @@ def _galaxies(scenes: Rows, more: Rows | None, survey: Survey) -> tuple[Rows, ND
         owner, galaxies = _neighbours(scenes, more, survey.neighbours, survey.camera)
         tables.append(galaxies)
         owners.append(owner)
-    return np.concatenate(tables), np.concatenate(owners)
+    return np.concatenate(tables, dtype=GALAXY), np.concatenate(owners)
 
 
 def _bulges(scenes: Rows, more: Rows | None) -> Rows:
@@ -265,7 +265,9 @@ def _gaussians(x: Floats, y: Floats, sigma: Floats, uniform: Floats) -> NDArray[
     down, across = (np.exp(-0.5 * (offset**2).astype(np.float32)) for offset in offsets)
     weights = (1 / ((1 - 0.9 * uniform) * sigma**2)).astype(np.float32)
     image = (weights[:, None] * down).T @ across
-    return np.pad(image / image.sum(dtype=np.float64), MARGIN).astype(np.float32)
+    framed = np.zeros(np.add(image.shape, 2 * MARGIN), np.float32)
+    framed[MARGIN:-MARGIN, MARGIN:-MARGIN] = image / image.sum(dtype=np.float64)
+    return framed
 
 
 def _reach(place: Floats, sigma: Floats) -> int:
@@ -273,10 +275,12 @@ def _reach(place: Floats, sigma: Floats) -> int:
     return int(np.ceil((np.abs(place) + KNOT_REACH * sigma).max()))
 
 
-def lights_of(glow: Glow) -> rays.Lights:
-    """Light of one scene as compiled loops take it."""
-    table = {name: glow.galaxies[name] for name in glow.galaxies.dtype.names or ()}
-    return rays.profiles(**table).astype(np.float32), glow.stamp
+def lights_of(glows: Sequence[Glow]) -> list[rays.Lights]:
+    """Light of each scene as compiled loops take it."""
+    whole = np.concatenate([own.galaxies for own in glows], dtype=GALAXY)
+    profiles = rays.profiles(**{name: whole[name] for name in whole.dtype.names or ()}).astype(np.float32)
+    ends = np.cumsum([len(own.galaxies) for own in glows])
+    return [(table, own.stamp) for table, own in zip(np.split(profiles, ends[:-1]), glows, strict=True)]
 
 
 def add_stamps(image: Tensor, x: Tensor, y: Tensor, terms: Floats, glow: Sequence[Glow]) -> None:

@@ -1,6 +1,7 @@
 """Truth table -> images, in batches, on any device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sublens.lensing import light, mass, pictures, rays, tabulated
+from sublens.lensing import light, mass, pictures, rays, steep, tabulated
 from sublens.lensing.compiled import Reals
 from sublens.lensing.sersic import sersic
 from sublens.observation import camera, defects, exposure
@@ -53,6 +54,10 @@ STEEP = 0.03
 FINE_PARTS = 3, 9
 """Points along one side of a part of a pixel in which light is steep; each is for errors above `STEEP` times the
 square of the one before."""
+
+BENT = 5e-4, 0.3
+"""Fourth differences between pixels above which a deflection, arcsec, and light that is not lensed, standard deviations
+of a pixel's noise, are not interpolated."""
 
 
 def render(truth: Truth, survey: Survey, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -179,16 +184,40 @@ def _is_compiled(survey: Survey) -> bool:
 def _compiled_light(truth: Truth, survey: Survey, glow: Sequence[Glow]) -> Tensor:
     """Light as `_light` and `_refine` have it, in single precision on the processor, [n, h, w]."""
     scenes, parts = truth.scenes, survey.camera.supersampling
-    axis = camera.pixel_centres(survey.camera.n_pixels, survey.camera.pixel_scale, parts).float().numpy()
+    axis = _axis(survey.camera.n_pixels, survey.camera.pixel_scale, parts)
     planes = np.empty((len(truth), len(axis), len(axis)), np.float32)
     sky = (scenes["background"] + scenes["noise_rms"] ** 2).astype(np.float32)
-    lines, lights = rays.rays_of(scenes, truth.extra), map(lights_of, glow)
+    lines, lights = rays.rays_of(scenes, truth.extra), lights_of(glow)
     for row, parameters in enumerate(zip(lines, _masses(truth, survey), lights, strict=True)):
-        traced = axis, *parameters
-        light.shine(*traced, planes[row])
+        traced, fields = (axis, *parameters), NO_FIELDS
+        if parts > 1 and extra.is_kept(survey):
+            fields = _fields(sky[row], survey, traced)
+            light.shine_between(*fields, tabulated.weights_between(parts), *traced, planes[row])
+        else:
+            light.shine(*traced, planes[row])
         if parts > 1:
-            _refine_compiled(planes[row], sky[row], survey, traced)
+            _refine_compiled(planes[row], sky[row], survey, traced, fields)
     return torch.from_numpy(planes)
+
+
+Fields = tuple[Reals, NDArray[np.bool_]]
+"""What `light.sample` makes of a scene at pixel centres and two more beyond each edge, [3, n + 4, n + 4], and pixels in
+which it is not interpolated, [n, n]."""
+NO_FIELDS: Fields = np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.bool_)
+
+
+def _fields(sky: np.float32, survey: Survey, traced: rays.Rays) -> Fields:
+    n, (_, scene, masses, glow) = survey.camera.n_pixels, traced
+    fields, rough = np.empty((3, n + 4, n + 4), np.float32), np.empty((n, n), np.bool_)
+    light.sample(_axis(n + 4, survey.camera.pixel_scale, 1), scene, masses, glow, fields)
+    steep.mark_rough(fields, sky, np.array(BENT, np.float32), rough)
+    return fields, rough
+
+
+@lru_cache(maxsize=64)
+def _axis(n: int, scale: float, parts: int) -> Reals:
+    """`camera.pixel_centres` as compiled loops take them."""
+    return np.asarray(camera.pixel_centres(n, scale, parts).float().numpy())
 
 
 def _masses(truth: Truth, survey: Survey) -> Iterator[rays.Masses]:
@@ -218,17 +247,21 @@ def _series(truth: Truth, survey: Survey, row: int) -> Reals:
     return tabulated.power_law_series(truth.scenes["halo_q"][row], truth.extra["slope"][row])
 
 
-def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays) -> None:
+def _refine_compiled(plane: Reals, sky: np.float32, survey: Survey, traced: rays.Rays, fields: Fields) -> None:
     """`_refine` for the light of one scene, [h, w]. sky: the variance of a pixel's noise without light."""
-    parts, limits = survey.camera.supersampling, np.array(_limits(), np.float32)
-    steep = np.zeros(plane.shape, np.uint8)
+    parts, limits, (smooth, rough) = survey.camera.supersampling, np.array(_limits(), np.float32), fields
+    levels = np.zeros(plane.shape, np.uint8)
     if np.isfinite(limits).all():
         axis, _, masses, _ = traced
-        light.mark_points(masses[0], axis, len(limits), steep)
-    light.mark_steep(plane, sky, np.float32(24 * parts**2), limits, steep)
+        steep.mark_points(masses[0], axis, len(limits), levels)
+    steep.mark_steep(plane, sky, np.float32(24 * parts**2), limits, levels)
     for level, n in enumerate(FINE_PARTS, start=1):
-        within = camera.pixel_centres(1, survey.camera.pixel_scale / parts, n).float().numpy()
-        light.refine(np.flatnonzero(steep == level), within, *traced, plane)
+        finer = _axis(1, survey.camera.pixel_scale / parts, n), *traced, plane
+        weights, places = tabulated.weights_between(parts * n).reshape(parts, n, 5), np.flatnonzero(levels == level)
+        row, column = np.divmod(places, len(plane))
+        is_exact = rough[row // parts, column // parts] if rough.size else np.ones(len(places), np.bool_)
+        light.refine(places[is_exact], *finer, NO_FIELDS[0], weights)
+        light.refine(places[~is_exact], *finer, smooth, weights)
 
 
 def _limits() -> list[float]:
