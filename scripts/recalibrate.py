@@ -4,7 +4,8 @@
     python scripts/recalibrate.py lensnet-hst --survey hst-acs
 
 Weights, graph and the Gaussians of the out-of-distribution score stay; so does the temperature where the images
-cannot tell it from the best one. Seed 7001 is used for nothing else; `benchmarks/trust.py` measures on seed 7002.
+cannot tell it from the best one. The detection limit is fitted anew, where there is one. Seed 7001 is used for nothing
+else; `benchmarks/trust.py` and `benchmarks/survey.py` measure on seed 7002.
 """
 
 import argparse
@@ -13,10 +14,11 @@ from dataclasses import replace
 import numpy as np
 
 from sublens.data.dataset import Part
-from sublens.inference import predict_dataset
+from sublens.inference import detection_trials, predict_dataset
 from sublens.inference.predictor import BatchPrediction, Predictor
 from sublens.models import bundle, calibration, macro
 from sublens.parallel.mapper import open_processes
+from sublens.progress import visible
 from sublens.sim.slices import slices
 from sublens.surveys.presets import preset
 from sublens.surveys.truth import Truth
@@ -44,6 +46,9 @@ def recalibrate(name: str, outputs: list[BatchPrediction], truths: list[Truth]) 
     print(f"{name}: temperature {before.temperature:.4f} -> {after.temperature:.4f}, on {after.n:,} images")
     print(f"  cutoffs {after.cutoffs}, OOD threshold {after.ood_threshold:.4f}, offsets {after.ood_offsets}")
     print(f"  factors of the macromodel {before.macro_scales} -> {after.macro_scales}")
+    if card.detection:
+        detection = detection_trials.fit(Predictor.load(name), preset(card.data.name), bar=visible)
+        bundle.save_card(folder, bundle.read_card(folder).model_copy(update={"detection": detection}))
 
 
 def main() -> None:
