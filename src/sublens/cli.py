@@ -796,7 +796,9 @@ def _with_network(query: "Query") -> "Query":
 
     if fitting := choice.choose(query):
         name, scale = fitting
-        _say(f"{name} chosen: {scale:g} arcsec a pixel; name another network to use it")
+        _say(
+            f"{name} predicts: the first image is of a telescope, with {scale:g} arcsec a pixel; name a network to choose another"
+        )
         return replace(query, network=name)
     return query
 
