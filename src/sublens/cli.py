@@ -796,9 +796,7 @@ def _with_network(query: "Query") -> "Query":
 
     if fitting := choice.choose(query):
         name, scale = fitting
-        _say(
-            f"{name} predicts: the first image is of a telescope, with {scale:g} arcsec a pixel; name a network to choose another"
-        )
+        _say(f"{name} predicts, since the first image is of a telescope with {scale:g} arcsec a pixel; or name another")
         return replace(query, network=name)
     return query
 
