@@ -56,12 +56,14 @@ def main() -> None:
     parser.add_argument("survey", help="a survey's TOML file, or the name of a preset")
     parser.add_argument("--images", type=int, default=10_000)
     options = parser.parse_args()
-    rows = predicted(Predictor.load(options.network), options.survey, options.images)
+    predictor = Predictor.load(options.network)
+    assert predictor.calibration is not None
+    rows = predicted(predictor, options.survey, options.images)
     labels = np.concatenate([truth.scenes["label"] for truth, _ in rows]).astype(np.int64)
-    probs, sets, is_ood, models = (
-        np.concatenate([getattr(output, name) for _, output in rows])
-        for name in ("probs", "sets", "is_ood", "macromodels")
+    probs, is_ood, models = (
+        np.concatenate([getattr(output, name) for _, output in rows]) for name in ("probs", "is_ood", "macromodels")
     )
+    sets = predictor.calibration.sets(probs)
     print("macro AUC {value:.4f} [{low:.4f}, {high:.4f}]".format(**metrics.macro_auc_interval(probs, labels)))
     for label, name in enumerate(CLASSES):
         print(f"  {name} against the others {metrics.auc(probs[:, label], labels == label):.4f}")

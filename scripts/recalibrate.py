@@ -21,12 +21,13 @@ from sublens.parallel.mapper import open_processes
 from sublens.progress import visible
 from sublens.sim.slices import slices
 from sublens.surveys.presets import preset
+from sublens.surveys.survey import Survey
 from sublens.surveys.truth import Truth
 
 SEED, IMAGES, WORKERS = 7001, 30_000, 2
 
 
-def recalibrate(name: str, outputs: list[BatchPrediction], truths: list[Truth]) -> None:
+def recalibrate(name: str, survey: Survey, outputs: list[BatchPrediction], truths: list[Truth]) -> None:
     """Fit the calibration of a network to its raw outputs for images of these scenes, and write it."""
     folder = bundle.locate(name)
     card = bundle.read_card(folder)
@@ -47,7 +48,7 @@ def recalibrate(name: str, outputs: list[BatchPrediction], truths: list[Truth]) 
     print(f"  cutoffs {after.cutoffs}, OOD threshold {after.ood_threshold:.4f}, offsets {after.ood_offsets}")
     print(f"  factors of the macromodel {before.macro_scales} -> {after.macro_scales}")
     if card.detection:
-        detection = detection_trials.fit(Predictor.load(name), preset(card.data.name), bar=visible)
+        detection = detection_trials.fit(Predictor.load(name), survey, bar=visible)
         bundle.save_card(folder, bundle.read_card(folder).model_copy(update={"detection": detection}))
 
 
@@ -73,7 +74,7 @@ def main() -> None:
             for name, predictor in predictors.items():
                 outputs[name].append(predict_dataset.outputs_of_all(predictor, part))
     for name in names:
-        recalibrate(name, outputs[name], truths)
+        recalibrate(name, survey, outputs[name], truths)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ mkdir -p "$folder"
 cd "$folder"
 
 $sublens train "$root/scripts/hst-acs-bright.toml" "${hst[@]}" --set train.minutes="${LESSON:-14}" --out first
-$sublens presets hst-acs | sed 's/^magnitude = { uniform = \[22, 25.5\] }/magnitude = { uniform = [20.5, 24.5] }/' > brighter.toml
+$sublens presets hst-acs | sed -e 's/"hst-acs"/"hst-acs-brighter"/' -e 's/{ uniform = \[22, 25.5\] }/{ uniform = [20.5, 24.5] }/' > brighter.toml
+grep -q '20.5, 24.5' brighter.toml
 $sublens train brighter.toml "${hst[@]}" "${slower[@]}" --set model.start=first --set train.minutes="${BRIGHTER:-12}" --out brighter
 $sublens train hst-acs "${hst[@]}" "${slower[@]}" --set model.start=brighter --set train.minutes="${HST:-50}" --out hst
 $sublens train euclid-vis "${euclid[@]}" "${slower[@]}" --set model.start=hst --set train.minutes="${EUCLID:-25}" --out euclid

@@ -136,8 +136,8 @@ class TrainConfig(Frozen):
     """Times that an image of a survey is drawn on a processor before it leaves the cache, on average. Fewer take longer
     to render, and keep a network from learning images by heart where what they show is faint."""
     matched: bool = later(False)
-    """Whether fresh images of a survey come in sets, one of each class, that differ in substructure and noise alone and
-    are in the same batch: what does not decide the class then cancels in the gradient."""
+    """Whether fresh images of a survey come in sets of lenses, one of each class, that differ in substructure and noise
+    alone and are in the same batch: what does not decide the class then cancels in the gradient."""
     minutes: PositiveFloat | None = None
     """Length of the training, minutes, instead of `epochs`."""
     batch_size: PositiveInt | None = None

@@ -10,7 +10,7 @@ def rough(fields: np.ndarray) -> np.ndarray:
     return marks
 
 
-def test_a_spike_is_rough_as_far_as_it_would_be_interpolated_from() -> None:
+def test_pixels_up_to_two_from_a_spike_along_an_axis_are_rough() -> None:
     for field in range(3):
         fields = np.zeros((3, 16, 16))
         fields[field, 7, 9] = 1

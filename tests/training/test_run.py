@@ -242,6 +242,15 @@ def test_a_training_starts_from_no_network_of_other_pixels(easy: Dataset, done: 
         run.train_run(easy, config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("setting", [{"cache": 3000}, {"matched": True}])
+def test_settings_of_fresh_images_are_refused_for_a_data_set(
+    easy: Dataset, setting: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig(train=TrainConfig.model_validate({"epochs": 1, **setting}))
+    with pytest.raises(ConfigError, match=f"train.{next(iter(setting))} is set, and every image"):
+        run.train_run(easy, config, tmp_path / "run")
+
+
 def test_the_card_records_the_split_that_was_used(easy_folder: Path, tmp_path: Path) -> None:
     split = SplitConfig(seed=5, selection=0.25)
     run.train_run(open_dataset(easy_folder, split), RunConfig(train=TrainConfig(epochs=1)), tmp_path / "run")

@@ -195,9 +195,13 @@ class SurveyStream:
         return length - length % self._set
 
     def _positions(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
-        """Images of a batch out of n in the pool, whole sets, at random."""
-        sets = rng.choice(n // self._set, self.size // self._set, replace=False)
-        return np.asarray((sets[:, None] * self._set + np.arange(self._set)).ravel())
+        """Images of a batch out of n in the pool, whole sets, at random.
+
+        Each begins with another class than the one before, so that any number of processes share all classes.
+        """
+        sets, member = rng.choice(n // self._set, self.size // self._set, replace=False), np.arange(self._set)
+        turned = (member + np.arange(len(sets))[:, None]) % self._set
+        return np.asarray((sets[:, None] * self._set + turned).ravel())
 
     def _task(self, number: int, length: int) -> Task:
         first = -(-(SELECTION + REFERENCE) // self._set) * self._set

@@ -51,7 +51,7 @@ def _series(u: Tensor, v: Tensor, factors: Tensor) -> Field:
     """
     is_plain = u.device.type == "cpu" and u.dtype == torch.float64 and not (u.requires_grad or factors.requires_grad)
     if is_plain and factors.numel() == len(factors):
-        along, across = torch.empty_like(u), torch.empty_like(v)
+        along, across = (torch.empty(plane.shape, dtype=plane.dtype) for plane in (u, v))
         planes = (plane.contiguous().numpy().ravel() for plane in (u, v))
         _add_terms(*planes, factors.numpy().ravel(), along.view(-1).numpy(), across.view(-1).numpy())
         return along, across

@@ -27,8 +27,8 @@ from sublens.surveys.psf_set import MAX_REACH, PsfSet
 
 TURNS = 8
 """Ways to lay a square on itself: turned by 90 degrees up to three times, mirrored or not."""
-KEPT = 128
-"""Kernels of a set that are kept for reuse."""
+KEPT, KEPT_BYTES = 128, 2**27
+"""Kernels of a set that are kept for reuse; their transforms are as well, where so many take no more memory."""
 BROADENED = 5.0
 """Reach of the Gaussian that broadens an image of a point-spread function, standard deviations."""
 
@@ -58,12 +58,16 @@ def blurred_together(image: Tensor, weights: Tensor, parts: int) -> Tensor:
 def _blurred(image: Tensor, kernel: Tensor, parts: int) -> Tensor:
     """As `camera.blurred`, with the transform of a kernel [k, k] that is kept for reuse."""
     padded = widened(image, (len(kernel) - parts) // 2)
-    return filtered(padded, _transform(kernel, padded.shape, image.dtype), len(kernel))[:, ::parts, ::parts]
+    is_kept = KEPT * padded.numel() * padded.itemsize <= KEPT_BYTES
+    transform = _kept_transform if is_kept else _transform
+    return filtered(padded, transform(kernel, padded.shape, image.dtype), len(kernel))[:, ::parts, ::parts]
 
 
-@lru_cache(maxsize=KEPT)  # a tensor is known again as the same object, not by its numbers
 def _transform(kernel: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return transformed(kernel[None].to(dtype), shape)
+
+
+_kept_transform = lru_cache(maxsize=KEPT)(_transform)  # knows a tensor again as the same object, not by its numbers
 
 
 def kernels(camera: Camera, extra: NDArray[np.void]) -> Tensor:

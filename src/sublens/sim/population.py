@@ -88,9 +88,10 @@ def draw(
     """The scenes of these images, whose indices must ascend from 0 or above.
 
     contaminants: what takes the place of a share of them, which (seed, split, index) decides alone; all others stay as
-    they are. None by default, since `survey.contaminants` are for its training. is_matched: whether the images of each
+    they are. None by default, since `survey.contaminants` are for its training. is_matched: whether the lenses of each
     consecutive set, one of each class, share all random numbers of the first but those of the noise, so that nothing
-    but substructure tells them apart. Raises `ConfigError` where substructure outweighs its halo.
+    but substructure tells them apart; a set becomes contaminants as a whole, of kinds of their own. Raises
+    `ConfigError` where substructure outweighs its halo.
     """
     if indices.step < 1 or indices.start < 0:
         raise ValueError(f"{indices}: needs indices that ascend from 0 or above")

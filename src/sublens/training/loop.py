@@ -329,7 +329,8 @@ class BatchSource:
         assert self.config.batch_size is not None, "settings must be resolved"
         if not self.endless:
             return min(self.config.batch_size, len(self.part))
-        return max(self._set, self.config.batch_size - self.config.batch_size % self._set)
+        shared = self._set if self._set == 1 else math.lcm(self._set, self.ranks.n)
+        return max(shared, self.config.batch_size - self.config.batch_size % shared)
 
     @property
     def _set(self) -> int:

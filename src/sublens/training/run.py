@@ -182,10 +182,13 @@ def build_state(dataset: Dataset, config: RunConfig, ranks: Ranks) -> TrainState
 
 
 def _endless(dataset: Dataset, train: TrainConfig) -> Survey | None:
-    """The survey whose fresh images are trained on, if there is one; `ConfigError` where train.cache cannot be used."""
+    """The survey whose fresh images are trained on, if there is one.
+
+    Raises `ConfigError` where train.cache or train.matched is set without one, or the cache does not fit.
+    """
     if not (dataset.is_endless and dataset.survey):
-        if train.cache:
-            what, need = "train.cache is set, and every image of this data set is at hand", "a survey to train from"
+        if name := "train.cache" if train.cache else "train.matched" if train.matched else "":
+            what, need = f"{name} is set, and every image of this data set is at hand", "a survey to train from"
             raise ConfigError(what, need=need, next="Leave it out, or name a survey instead of the data set.")
         return None
     if device() == "cpu":
