@@ -109,8 +109,7 @@ def test_a_halo_without_mass_bends_no_ray(slope: float, dtype: torch.dtype) -> N
 def test_the_compiled_series_is_torchs_to_the_last_bit() -> None:
     x, y = grid()
     halo = numbers(1.2, 0.5, 0.3, 2.1)
-    two = [number.expand(2, 1, 1) for number in halo]
-    for alone, beside in zip(
-        deflection(x, y, (1.2, 0.5, 0.3, 2.1)), power_law.power_law_deflection(x, y, *two, n_terms(0.5)), strict=True
-    ):
+    theta_e, q, angle, slope = (number.expand(2, 1, 1) for number in halo)
+    both = power_law.power_law_deflection(x, y, theta_e, q, angle, slope, n_terms(0.5))
+    for alone, beside in zip(deflection(x, y, (1.2, 0.5, 0.3, 2.1)), both, strict=True):
         assert torch.equal(alone, beside[1])
