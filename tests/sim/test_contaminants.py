@@ -112,7 +112,8 @@ def test_images_of_a_quasar_are_where_lenstronomy_has_them(bare: Survey) -> None
             {"gamma1": scene["gamma"] * np.cos(shear), "gamma2": scene["gamma"] * np.sin(shear)},
         ]
         places = scene["source_x"], scene["source_y"]
-        x, y = LensEquationSolver(model).image_position_from_source(*places, parameters, search_window=9)
+        search = {"search_window": 9, "min_distance": 0.02}  # a coarser grid misses one of two images near each other
+        x, y = LensEquationSolver(model).image_position_from_source(*places, parameters, **search)
         power, own = np.abs(model.magnification(x, y, parameters)), own[own[:, 2] > 0]
         bright = power > 1e-3
         order = np.argsort(x[bright])
