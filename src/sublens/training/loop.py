@@ -27,7 +27,7 @@ from sublens.sim.population import CLASSES
 from sublens.surveys.survey import Survey
 from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
-from sublens.training.replicas import Gradients, ahead
+from sublens.training.replicas import Gradients, ahead, on_one_thread
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def fit(
                     ranks.begin_step(config.seed, number)
                     optimizer.zero_grad(set_to_none=True)
                     losses = gradients.add(batch)
-                    optimizer.step()
+                    with on_one_thread():
+                        optimizer.step()
                     number += 1
                     sums.add(losses, ranks.n * len(batch.labels))
                     if sums.n_steps == log_every or is_ending():
