@@ -28,13 +28,14 @@ SEED, WORKERS = 7002, 2
 Flags = NDArray[np.bool_]
 
 
-def predicted(predictor: Predictor, survey: str, n: int) -> list[tuple[Truth, BatchPrediction]]:
-    """New images of the survey, a slice at a time, with their predictions."""
+def predicted(predictor: Predictor, survey: str, n: int) -> tuple[list[Truth], BatchPrediction]:
+    """Scenes of new images of the survey, a slice each, and the predictions of all."""
     with open_processes(WORKERS) as mapper:
-        return [
+        rows = [
             (truth, predict_dataset.outputs_of_all(predictor, part(counts, truth)))
             for truth, counts, _ in slices(preset(survey), SEED, "test", n, mapper)
         ]
+    return [truth for truth, _ in rows], predict_dataset.concatenate([output for _, output in rows])
 
 
 def part(counts: NDArray[np.uint16], truth: Truth) -> Part:
@@ -58,11 +59,10 @@ def main() -> None:
     options = parser.parse_args()
     predictor = Predictor.load(options.network)
     assert predictor.calibration is not None
-    rows = predicted(predictor, options.survey, options.images)
-    labels = np.concatenate([truth.scenes["label"] for truth, _ in rows]).astype(np.int64)
-    probs, is_ood, models = (
-        np.concatenate([getattr(output, name) for _, output in rows]) for name in ("probs", "is_ood", "macromodels")
-    )
+    truths, output = predicted(predictor, options.survey, options.images)
+    labels, probs = np.concatenate([truth.scenes["label"] for truth in truths]).astype(np.int64), output.probs
+    assert output.is_ood is not None
+    assert output.macromodels is not None
     sets = predictor.calibration.sets(probs)
     print("macro AUC {value:.4f} [{low:.4f}, {high:.4f}]".format(**metrics.macro_auc_interval(probs, labels)))
     for label, name in enumerate(CLASSES):
@@ -72,9 +72,9 @@ def main() -> None:
     print(f"calibration error {metrics.calibration_error(probs, labels):.4f}, floor {floor['mean']:.4f}")
     print(f"coverage of the sets: {by_class(sets[np.arange(len(labels)), labels], labels)}")
     print(f"classes in a set: {', '.join(f'{size}: {(sets.sum(1) == size).mean():.1%}' for size in range(4))}")
-    print(f"flagged: {by_class(is_ood, labels)}")
-    true = np.concatenate([macro.values(*macro.lenses(truth.scenes)) for truth, _ in rows])
-    for name, quality in macro.score(models, true).items():
+    print(f"flagged: {by_class(output.is_ood, labels)}")
+    true = np.concatenate([macro.values(*macro.lenses(truth.scenes)) for truth in truths])
+    for name, quality in macro.score(output.macromodels, true).items():
         print(
             "{}: median off {median:.3g}, 90 % within {p90:.3g}, {coverage:.1%} within one sigma".format(
                 name, **quality

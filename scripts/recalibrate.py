@@ -27,18 +27,16 @@ from sublens.surveys.truth import Truth
 SEED, IMAGES, WORKERS = 7001, 30_000, 2
 
 
-def recalibrate(name: str, survey: Survey, outputs: list[BatchPrediction], truths: list[Truth]) -> None:
+def recalibrate(name: str, survey: Survey, output: BatchPrediction, truths: list[Truth]) -> None:
     """Fit the calibration of a network to its raw outputs for images of these scenes, and write it."""
     folder = bundle.locate(name)
     card = bundle.read_card(folder)
     before = bundle.load_calibration(folder, card)
     assert before is not None
-    logits = np.concatenate([output.logits for output in outputs])
     labels = np.concatenate([truth.scenes["label"] for truth in truths]).astype(np.int64)
-    moments = [np.concatenate(layer) for layer in zip(*(output.moments for output in outputs), strict=True)]
-    lens = None if outputs[0].macro is None else np.concatenate([output.macro for output in outputs])
+    lens = output.macro
     contaminants = None if before.contaminant_score is None or lens is None else lens[:, macro.CONTAMINANT]
-    after = calibration.refit(before, logits, labels, moments, contaminants)
+    after = calibration.refit(before, output.logits, labels, output.moments, contaminants)
     if lens is not None:
         true = np.concatenate([macro.values(*macro.lenses(truth.scenes)) for truth in truths])
         after = replace(after, macro_scales=macro.fit_scales(lens, true))
@@ -74,7 +72,7 @@ def main() -> None:
             for name, predictor in predictors.items():
                 outputs[name].append(predict_dataset.outputs_of_all(predictor, part))
     for name in names:
-        recalibrate(name, survey, outputs[name], truths)
+        recalibrate(name, survey, predict_dataset.concatenate(outputs[name]), truths)
 
 
 if __name__ == "__main__":

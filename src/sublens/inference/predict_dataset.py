@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from sublens.config import InputConfig, SplitConfig
@@ -22,6 +21,7 @@ from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
 from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
+from sublens.parallel.threads import torch_threads
 from sublens.progress import Bar, Count, silent
 
 IN_DISTRIBUTION = 4_000
@@ -70,17 +70,13 @@ def predict_on_workers(mapper: Mapper, task: Task, part: Part, on_progress: Call
     for batch in mapper(_compute, tasks):
         outputs.append(batch)
         on_progress(len(batch))
-    return _as_table(part, _concatenate(outputs))
+    return _as_table(part, concatenate(outputs))
 
 
 def _compute(task: Task) -> BatchPrediction:
     predictor, part = _load_predictor_and_part(task._replace(start=0, stop=0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    try:
+    with torch_threads(task.threads):
         return outputs_of_all(predictor, part.take(np.arange(task.start, task.stop)), batch=task.batch)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)
@@ -114,10 +110,12 @@ def outputs_of_all(
     for start in range(0, len(part), batch):
         outputs.append(predictor.forward(part.counts(np.arange(start, min(start + batch, len(part))))))
         on_progress(len(outputs[-1]))
-    return _concatenate(outputs)
+    return concatenate(outputs)
 
 
-def _concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
+def concatenate(outputs: Sequence[BatchPrediction]) -> BatchPrediction:
+    """The outputs of one network for several batches, as those of one."""
+
     def joined(name: str) -> Any:
         arrays = [getattr(batch, name) for batch in outputs]
         return None if arrays[0] is None else np.concatenate(arrays)

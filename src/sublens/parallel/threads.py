@@ -7,6 +7,7 @@ of OpenMP wait for each other asleep: two commands beside each other would else 
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,19 @@ def configure() -> None:
     limit = cores()
     if limit.n < affinity():
         os.environ.setdefault(NUMBER, str(limit.n))
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Have torch compute on n threads for the length of a `with` block."""
+    import torch  # loaded after `configure`
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def n_threads() -> int:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sublens.parallel.mapper import Mapper
+from sublens.parallel.threads import torch_threads
 from sublens.sim.population import Split
 from sublens.sim.render import Maps, maps, simulate
 from sublens.surveys.contaminants import Contaminants
@@ -55,11 +55,7 @@ def slices(
 
 def simulated(task: Task) -> Slice:
     """One slice, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        survey, seed, split, indices, with_maps, contaminants, is_matched = task
+    survey, seed, split, indices, with_maps, contaminants, is_matched = task
+    with torch_threads(1):
         truth, counts = simulate(survey, seed, split, indices, contaminants=contaminants, is_matched=is_matched)
         return truth, counts, maps(truth, survey) if with_maps else {}
-    finally:
-        torch.set_num_threads(threads)

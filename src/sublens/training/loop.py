@@ -21,13 +21,14 @@ from sublens.inference.engines import MASS_UNIT_MSUN
 from sublens.models.heads import MacroHead, TruthHead
 from sublens.models.inputs import to_input
 from sublens.models.macro import CONTAMINANT, lenses, targets
+from sublens.parallel.threads import torch_threads
 from sublens.parallel.torchrun import ALONE, Ranks
 from sublens.sim.mass_map import mass_map
 from sublens.sim.population import CLASSES
 from sublens.surveys.survey import Survey
 from sublens.training import macromodel
 from sublens.training.distillation import StudentMaps, Teacher, distill_loss
-from sublens.training.replicas import Gradients, ahead, on_one_thread
+from sublens.training.replicas import Gradients, ahead
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def fit(
                     ranks.begin_step(config.seed, number)
                     optimizer.zero_grad(set_to_none=True)
                     losses = gradients.add(batch)
-                    with on_one_thread():
+                    with torch_threads(1):  # its many small sums would wake the others for each
                         optimizer.step()
                     number += 1
                     sums.add(losses, ranks.n * len(batch.labels))

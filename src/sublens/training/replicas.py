@@ -157,17 +157,6 @@ def _open_replicas(module: nn.Module, n: int) -> Iterator[_Replicas]:
             torch.set_num_threads(n_threads)  # for threads that start later
 
 
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """One of torch's threads for the length of a `with` block: many small sums would wake the others for each."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
 def ahead(batches: Iterable[A]) -> Generator[A, None, None]:
     """The batches, made ahead by a thread where torch has several on a processor."""
     n_threads = torch.get_num_threads()
