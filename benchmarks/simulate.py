@@ -21,12 +21,12 @@ import torch
 
 from sublens.lensing.sersic import sersic_b
 from sublens.observation import camera
+from sublens.parallel.machine import processor
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render, simulate
 from sublens.surveys.presets import names, preset
 from sublens.surveys.survey import Survey
 from sublens.surveys.truth import Truth
-from sublens.training.recorder import processor
 
 BEADS = 100
 """Points that stand for a string in the other codes."""

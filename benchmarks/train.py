@@ -18,11 +18,11 @@ from pathlib import Path
 from sublens.config import ModelConfig, RunConfig, SplitConfig
 from sublens.data.dataset import open_dataset
 from sublens.data.generate import simulate
+from sublens.parallel.machine import processor
 from sublens.parallel.threads import n_threads
 from sublens.parallel.torchrun import ALONE
 from sublens.surveys.presets import preset
 from sublens.training import loop, run
-from sublens.training.recorder import processor
 
 WARM_UP = 4
 """Steps that are not timed."""

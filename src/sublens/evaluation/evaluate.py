@@ -29,6 +29,7 @@ from sublens.models import bundle, macro, networks
 from sublens.models.bundle import Card
 from sublens.models.networks import device
 from sublens.parallel.dask import open_cluster
+from sublens.parallel.machine import processor
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.threads import n_threads
 from sublens.progress import Bar, Count, silent
@@ -36,7 +37,7 @@ from sublens.sim.mass_map import mass_map
 from sublens.storage import files, object_store
 from sublens.storage.seal import unsealed, write_sealed
 from sublens.surveys.survey import Survey
-from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES, processor
+from sublens.training.recorder import GALLERY, LOG, PREDICTIONS, SCORES
 
 LATENCY_RUNS = 12
 """Runs of which the latency is the median, where they take no longer than `LATENCY_SECONDS`."""

@@ -19,6 +19,7 @@ from sublens.inference.torch_engine import FullNetwork, TorchEngine
 from sublens.models import bundle, calibration, macro
 from sublens.models.bundle import Card
 from sublens.models.calibration import Calibration
+from sublens.models.heads import MacroHead
 from sublens.models.networks import device
 from sublens.parallel.mapper import Mapper
 from sublens.parallel.threads import torch_threads
@@ -29,10 +30,16 @@ IN_DISTRIBUTION = 4_000
 
 
 def eager(
-    model: nn.Module, classes: tuple[str, ...], shape: tuple[int, int], config: InputConfig, device: str = "cpu"
+    model: nn.Module,
+    classes: tuple[str, ...],
+    shape: tuple[int, int],
+    config: InputConfig,
+    device: str = "cpu",
+    *,
+    macro: MacroHead | None = None,
 ) -> Predictor:
     """A predictor that runs this model on `device` with torch: without maps or calibration."""
-    return Predictor(TorchEngine(FullNetwork(model, config), device), classes, shape, config)
+    return Predictor(TorchEngine(FullNetwork(model, config, macro=macro), device), classes, shape, config)
 
 
 def predict_all(

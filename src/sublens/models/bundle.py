@@ -55,6 +55,8 @@ class CardTraining(Frozen):
     selection_loss: float
     selection_accuracy: float
     selection_auc: float
+    selection_macro_loss: float | None = later(None)
+    """Loss of the macro head, which counts by `train.macro_weight` where the best epoch is chosen."""
     interrupted: bool
 
 

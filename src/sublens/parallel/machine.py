@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 from sublens.parallel.threads import CGROUPS, read_text
@@ -36,6 +37,13 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of sublens, torch, timm and Python, and the commit of a source tree."""
+    installed = {name: version(name) for name in ("sublens", "torch", "timm")}
+    of_tree = commit()
+    return {**installed, "python": platform.python_version(), **({"commit": of_tree} if of_tree else {})}
 
 
 def processor() -> str:

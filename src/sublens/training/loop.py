@@ -120,7 +120,7 @@ def fit(
     first_epoch, number = after
     with Gradients(whole, partial(_backward, config, has_bf16), is_alone=ranks.n == 1) as gradients:
         for epoch, batches in enumerate(epochs, start=first_epoch):
-            model.train()
+            whole.train()
             sums, done = _Sums(), 0.0
             with closing(ahead(batches)) as batches_ahead:
                 for batch in batches_ahead:

@@ -1,11 +1,14 @@
 """Training of the macro head: its targets, its losses beside the labels', and weights that leave contaminants out."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublens.config import InputConfig, TrainConfig, input_side, zoom
 from sublens.data.dataset import Dataset
+from sublens.models import macro
 from sublens.models.heads import MacroHead
 from sublens.models.macro import CONTAMINANT, LOG_SIGMAS
 
@@ -53,6 +56,12 @@ def macro_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     off = torch.where(weights[:, None] > 0, outputs[:, :3] - targets, 0)
     likelihood = (0.5 * (off * torch.exp(-logs)) ** 2 + logs).mean(1)
     return (likelihood * weights).mean()
+
+
+def mean_loss(outputs: NDArray[np.float64], scenes: NDArray[np.void]) -> float:
+    """`macro_loss` of a head's outputs [n, 7] for the scenes [n] of a truth table."""
+    targets = macro.targets(*macro.lenses(scenes))
+    return float(macro_loss(*map(torch.from_numpy, (outputs, targets, np.ones(len(outputs))))))
 
 
 def label_loss(logits: Tensor, labels: Tensor, lens_weights: Tensor | None) -> Tensor:

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
@@ -25,13 +23,13 @@ from sublens.inference.predictor import Predictor
 from sublens.models import bundle, weights
 from sublens.models.bundle import Card, CardCalibration, CardGraph, CardLog
 from sublens.models.detection import Detection
-from sublens.models.networks import device, processor_facts
+from sublens.models.networks import device
 from sublens.parallel import machine
 from sublens.parallel.signals import Requests
 from sublens.parallel.torchrun import Ranks
 from sublens.progress import Advance, Bar
 from sublens.storage import files
-from sublens.training import checkpoint, labels_only, loop
+from sublens.training import checkpoint, labels_only, loop, macromodel
 from sublens.training.chance import ChanceWatch
 from sublens.training.checkpoint import Checkpoint
 from sublens.training.state import TrainState
@@ -126,7 +124,7 @@ class TrainingRecorder:
     requests: Requests = field(default_factory=Requests)
     is_ending: bool = False
     """Whether any of the processes has a request to end; the same in all."""
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=machine.versions)
     """Versions of the running code, which may change on disk meanwhile."""
 
     def __post_init__(self) -> None:
@@ -300,19 +298,23 @@ class TrainingRecorder:
     def evaluate(self, epoch: int) -> bool:
         """Evaluate the model on the selection part; save it if its loss is the least so far, and return whether.
 
-        The loss, not the AUC: it is a proper score, so it rewards calibrated probabilities as well.
+        The loss, not the AUC: it is a proper score, so it rewards calibrated probabilities as well. That of a macro
+        head counts by its weight in training.
         """
         part = self.dataset.selection.of_lenses()
-        probs = predict_dataset.predict_all(self._predictor(), part).probs
-        self.chance.evaluate(self.images, probs, part.labels)
+        outputs = predict_dataset.outputs_of_all(self._predictor(), part)
+        self.chance.evaluate(self.images, outputs.probs, part.labels)
         scores = {
-            "selection_loss": float(metrics.losses(probs, part.labels).mean()),
-            "selection_accuracy": float(metrics.hits(probs, part.labels).mean()),
-            "selection_auc": metrics.macro_auc(probs, part.labels),
+            "selection_loss": float(metrics.losses(outputs.probs, part.labels).mean()),
+            "selection_accuracy": float(metrics.hits(outputs.probs, part.labels).mean()),
+            "selection_auc": metrics.macro_auc(outputs.probs, part.labels),
         }
-        if not np.isfinite(scores["selection_loss"]):
-            raise self._diverged(scores["selection_loss"], f"epoch {epoch}")
-        is_best = not self.best or scores["selection_loss"] < self.best["selection_loss"]
+        if outputs.macro is not None and part.truth:
+            scores["selection_macro_loss"] = macromodel.mean_loss(outputs.macro, part.truth.scenes)
+        loss = self._whole_loss(scores)
+        if not np.isfinite(loss):
+            raise self._diverged(loss, f"epoch {epoch}")
+        is_best = not self.best or loss < self._whole_loss(self.best)
         mean_loss = float(np.mean(self.losses)) if self.losses else None
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scores, is_best=is_best)
         self.losses.clear()
@@ -321,6 +323,12 @@ class TrainingRecorder:
             self.best = {"best_epoch": epoch, **scores}
             self.write_card(is_interrupted=True)
         return is_best
+
+    def _whole_loss(self, scores: dict[str, Any]) -> float:
+        """Loss by which the best epoch is chosen, from the scores of one."""
+        return float(
+            scores["selection_loss"] + self.config.train.macro_weight * scores.get("selection_macro_loss", 0.0)
+        )
 
     def _diverged(self, loss: float, where: str) -> DataError:
         kept = f" {self.out} keeps the best epoch before it." if self.best else ""
@@ -396,7 +404,7 @@ class TrainingRecorder:
             "graph": graph,
             "versions": self.versions,
             "machine": {
-                "processor": processor(),
+                "processor": machine.processor(),
                 "processes": self.ranks.n,
                 "threads": torch.get_num_threads(),
                 "device": device(),
@@ -408,8 +416,10 @@ class TrainingRecorder:
 
     def _predictor(self) -> Predictor:
         assert self.config.input is not None
-        model, shape = self.state.model.eval(), self.dataset.train.shape
-        return predict_dataset.eager(model, self.dataset.classes, shape, self.config.input, device())
+        model, shape, macro = self.state.model.eval(), self.dataset.train.shape, self.state.macro
+        return predict_dataset.eager(
+            model, self.dataset.classes, shape, self.config.input, device(), macro=macro and macro.eval()
+        )
 
     def _write(self, kind: str, **entry: object) -> None:
         content = {"kind": kind, **entry, "images": self.images, "seconds": round(self.seconds, 3)}
@@ -435,15 +445,3 @@ class NullRecorder(TrainingRecorder):
     def finish(self, bar: Bar) -> None: ...
 
     def _write(self, kind: str, **entry: object) -> None: ...
-
-
-def versions() -> dict[str, str]:
-    """Versions of sublens, torch, timm and Python, and the commit of a source tree."""
-    installed = {name: version(name) for name in ("sublens", "torch", "timm")}
-    commit = machine.commit()
-    return {**installed, "python": platform.python_version(), **({"commit": commit} if commit else {})}
-
-
-def processor() -> str:
-    """Name of the processor."""
-    return str(processor_facts().get("cpu_name") or platform.processor() or platform.machine())
