@@ -1,13 +1,19 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from conftest import changed
 from scipy import stats
 
 from sublens.errors import ConfigError
-from sublens.lensing.cosmology import mean_concentration
+from sublens.lensing.cosmology import einstein_radius, mean_concentration
+from sublens.sim import substructure
 from sublens.sim.population import CLASSES, draw
+from sublens.surveys.extra import blank
+from sublens.surveys.presets import preset
+from sublens.surveys.priors import Prior
 from sublens.surveys.survey import Survey
-from sublens.surveys.truth import Truth
+from sublens.surveys.truth import SCENE, Truth
 
 RELATION = {"relation": "duffy2008", "scatter_dex": 0.16}
 FAINT = {"power_law": (-1.9, 1e7, 1e9)}
@@ -35,8 +41,30 @@ def test_subhaloes_hold_the_fraction_of_the_mass_inside_the_ring(profile: dict[s
 
 
 def test_a_fraction_that_asks_for_too_many_subhaloes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="asks for .* subhaloes in an image; needs a mean of at most 1500"):
-        spheres(with_subhaloes(number=None, fraction=0.1, mass_msun=1e6))
+    with pytest.raises(ConfigError, match="asks for .* subhaloes in an image; needs a mean of at most 12000"):
+        spheres(with_subhaloes(number=None, fraction=0.1, mass_msun=1e5))
+
+
+@pytest.mark.parametrize("name", ["hst-acs", "hst-wfc3", "euclid-vis", "jwst-nircam"])
+def test_no_scene_of_a_preset_can_ask_for_too_many_subhaloes(name: str) -> None:
+    survey, most = preset(name), 1 - 1e-9
+    corners = product(*([prior.quantile(1 - most), prior.quantile(most)] for prior in dimensions(survey)))
+    scenes = np.zeros(32, SCENE)
+    for scene, values in zip(scenes, corners, strict=True):
+        scene["z_lens"], scene["z_source"], scene["theta_e"], scene["halo_q"], slope = values
+        unit = einstein_radius(np.ones(1), values[0], values[1], survey.cosmology)
+        scene["lens_mass_msun"] = (values[2] / unit[0]) ** 2
+        more = blank(1)
+        more["slope"] = slope
+        means = substructure._mean_numbers(scene[None], more, survey, np.array([most]))
+        assert means[0] < substructure.MOST
+
+
+def dimensions(survey: Survey) -> list[Prior]:
+    """Priors of redshifts, Einstein radius, axis ratio and slope."""
+    cosmology, halo = survey.cosmology, survey.halo
+    assert halo.theta_e
+    return [cosmology.z_lens, cosmology.z_source, halo.theta_e, halo.q, halo.slope]
 
 
 def test_a_fraction_without_subhaloes_inside_the_ring_is_refused() -> None:

@@ -14,7 +14,7 @@ from sublens.surveys.priors import PRIORS, Floats, Prior
 from sublens.surveys.survey import Survey
 from sublens.surveys.truth import SUBHALO
 
-MOST = 1500
+MOST = 12_000
 """Greatest mean number of subhaloes in an image."""
 SAMPLES = 2**16
 """Subhaloes that the mean mass of one is computed from."""
