@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sublens.config import InputConfig, RunConfig, SplitConfig, checked
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.data.store import Chunk
+from sublens.modelling.lens_image import LensImage
 from sublens.models import bundle, weights
 from sublens.models.networks import build
 from sublens.storage.files import sha256
@@ -35,6 +37,39 @@ settings.load_profile("sublens")
 torch.set_num_threads(1)  # tests share two cores with each other and with whatever else runs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to Ctrl-C
 SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shared")).resolve()
+
+
+HALO = {"theta_E": 1.25, "gamma": 2.05, "e1": 0.09, "e2": -0.06, "center_x": 0.0, "center_y": 0.0}
+SHEAR = {"gamma1": 0.03, "gamma2": 0.04}
+"""Mass of the lens that lenstronomy draws, in its own words."""
+
+
+@lru_cache
+def drawn_lens(n: int = 120, scale: float = 0.05, sky: float = 0.02) -> LensImage:
+    """An image of a lens as lenstronomy draws it, with noise; the signal to noise of its arcs is up to 20 a pixel."""
+    from lenstronomy.Data.imaging_data import ImageData
+    from lenstronomy.Data.psf import PSF
+    from lenstronomy.ImSim.image_model import ImageModel
+    from lenstronomy.LensModel.lens_model import LensModel
+    from lenstronomy.LightModel.light_model import LightModel
+
+    edge, shape = -(n - 1) / 2 * scale, ("R_sersic", "n_sersic", "e1", "e2", "center_x", "center_y", "amp")
+    grid = {"ra_at_xy_0": edge, "dec_at_xy_0": edge, "transform_pix2angle": np.eye(2) * scale}
+    model = ImageModel(
+        ImageData(np.zeros((n, n)), background_rms=sky, exposure_time=2000.0, **grid),
+        PSF("GAUSSIAN", fwhm=0.1, pixel_size=scale, truncation=4),
+        LensModel(["EPL", "SHEAR"]),
+        LightModel(["SERSIC_ELLIPSE"]),
+        LightModel(["SERSIC_ELLIPSE"]),
+        kwargs_numerics={"supersampling_factor": 3},
+    )
+    source, galaxy = (0.15, 1.0, 0.1, 0.1, 0.08, 0.05, 120.0), (1.0, 4.0, 0.08, -0.05, 0.0, 0.0, 200.0)
+    light = ([dict(zip(shape, values, strict=True))] for values in (source, galaxy))
+    plane = model.image([HALO, SHEAR], *light)
+    noise = np.sqrt(sky**2 + np.maximum(plane, 0) / 2000)
+    axis = np.arange(15) - 7
+    kernel = np.exp(-(axis**2 + axis[:, None] ** 2) / 2 / (0.1 / scale / 2.3548) ** 2)
+    return LensImage(plane + noise * np.random.default_rng(1).normal(size=(n, n)), noise, kernel, scale)
 
 
 @pytest.fixture(scope="session")

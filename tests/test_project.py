@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sublens"
 FLOORS = (
     *("errors", "progress", "config", "metrics"),
-    *("storage", "parallel", "images", "surveys", "lensing", "models", "observation", "sim"),
+    *("storage", "parallel", "images", "surveys", "lensing", "modelling", "models", "observation", "sim"),
     *("data", "inference", "training", "evaluation", "report"),
     *("web", "workflows", "cli"),
 )

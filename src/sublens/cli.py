@@ -723,6 +723,14 @@ def predict(
             help="What runs the network: onnxruntime, if it can; openvino; or torch, on a GPU if there is one."
         ),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="Fit a lens to each image, a second or two each: Einstein radius, axis ratio and angle are then the "
+            "fit's, and the shear is told. Needs a network for images of telescopes, and their PSF.",
+        ),
+    ] = False,
     cluster: Cluster = None,
     force: Force = False,
 ) -> None:
@@ -754,10 +762,11 @@ def predict(
     chosen = CatalogueSelector(parse_columns(columns) if columns else {}, table)
     selector = ImageSelector(hdu, array, plane, flip_y)
     own = CompanionFiles(*(None if path is None else str(path) for path in (noise, psf, mask)))
-    query = predict_files.Query(named or DEFAULT_BUNDLE, inputs, at, selector, pixel_scale, engine, chosen, own)
+    query = predict_files.Query(named or DEFAULT_BUNDLE, inputs, at, selector, pixel_scale, engine, chosen, own, fit)
     query = query if named else _with_network(query)
     name = query.network
     card = bundle.read_card(bundle.locate(name))
+    query.refuse_fit(card)
     if maps:
         files.refuse_overlap(maps, *query.sources())
         files.refuse_existing(maps, kind=files.Kind.MAPS, force=force)
@@ -770,7 +779,7 @@ def predict(
         totals = written
     else:
         rows = predict_files.predict(query, maps=maps, cluster=cluster, force=force, bar=visible)
-        totals = _shown(rows, card)
+        totals = _shown(rows, card, has_fit=fit)
     if totals.n_failed == totals.n_images:
         raise ImageError(
             f"None of {totals.n_images} images could be used",
@@ -816,11 +825,11 @@ def _network_and_images(arguments: list[Path]) -> tuple[str | None, list[Path]]:
     return name, inputs
 
 
-def _shown(rows: "Iterable[Row]", card: "Card") -> "Totals":
+def _shown(rows: "Iterable[Row]", card: "Card", *, has_fit: bool) -> "Totals":
     """Print rows as a table; returns their numbers."""
     from sublens.inference import tables
 
-    totals, heads = tables.Totals(), tables.heads(card)
+    totals, heads = tables.Totals(), tables.heads(card, has_fit=has_fit)
     names = [column.name for column in tables.columns(card.classes, **heads) if column.name not in NOT_SHOWN]
     for row in rows:
         if not totals.n_images:  # nothing is printed before it is clear that images can be used

@@ -40,6 +40,17 @@ def test_the_log_has_the_loss_of_the_macro_head(weigher: Path) -> None:
     assert all(np.isfinite(step["macro_loss"]) for step in steps if step["kind"] == "step")
 
 
+def test_the_best_epoch_has_the_least_loss_of_labels_and_macromodel_together(planes: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run.train_run(planes, checked({"train": {"epochs": 4, "batch_size": 16, "macro_weight": 3}}, RunConfig), out)
+    card, rows = bundle.read_card(out), map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    losses = [row["selection_loss"] + 3 * row["selection_macro_loss"] for row in epochs]
+    assert card.training.best_epoch == np.argmin(losses)
+    assert [row["is_best"] for row in epochs] == [loss == min(losses[: n + 1]) for n, loss in enumerate(losses)]
+    assert card.training.selection_macro_loss == epochs[card.training.best_epoch]["selection_macro_loss"]
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_all_engines_measure_the_same_lens(weigher: Path, planes: Dataset, engine: str) -> None:
     if engine == "openvino":

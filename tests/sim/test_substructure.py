@@ -45,19 +45,22 @@ def test_a_fraction_that_asks_for_too_many_subhaloes_is_refused() -> None:
         spheres(with_subhaloes(number=None, fraction=0.1, mass_msun=1e5))
 
 
+SHAPE = "z_lens", "z_source", "theta_e", "halo_q"
+
+
 @pytest.mark.parametrize("name", ["hst-acs", "hst-wfc3", "euclid-vis", "jwst-nircam"])
 def test_no_scene_of_a_preset_can_ask_for_too_many_subhaloes(name: str) -> None:
-    survey, most = preset(name), 1 - 1e-9
-    corners = product(*([prior.quantile(1 - most), prior.quantile(most)] for prior in dimensions(survey)))
+    survey, most = preset(name), np.array([1 - 1e-9])
+    corners = product(*([float(prior.quantile(u)[0]) for u in (1 - most, most)] for prior in dimensions(survey)))
     scenes = np.zeros(32, SCENE)
-    for scene, values in zip(scenes, corners, strict=True):
-        scene["z_lens"], scene["z_source"], scene["theta_e"], scene["halo_q"], slope = values
-        unit = einstein_radius(np.ones(1), values[0], values[1], survey.cosmology)
-        scene["lens_mass_msun"] = (values[2] / unit[0]) ** 2
-        more = blank(1)
-        more["slope"] = slope
-        means = substructure._mean_numbers(scene[None], more, survey, np.array([most]))
-        assert means[0] < substructure.MOST
+    more = blank(32)
+    columns = np.array(list(corners)).T
+    for table, name_, column in zip((*[scenes] * 4, more), (*SHAPE, "slope"), columns, strict=True):
+        table[name_] = column
+    unit = einstein_radius(np.ones(32), scenes["z_lens"], scenes["z_source"], survey.cosmology)
+    scenes["lens_mass_msun"] = (scenes["theta_e"] / unit) ** 2
+    means = substructure._mean_numbers(scenes, more, survey, most.repeat(32))
+    assert means.max() < substructure.MOST
 
 
 def dimensions(survey: Survey) -> list[Prior]:

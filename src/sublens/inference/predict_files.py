@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b, sha256
 from importlib.metadata import version
 from itertools import islice
@@ -139,6 +139,8 @@ class Query:
     """Columns and table of the catalogue, where they do not follow from it."""
     companions: CompanionFiles = NO_FILES
     """Files with noise, point-spread function and mask, where the images' own do not tell."""
+    has_fit: bool = False
+    """Whether a lens is fitted to each image, see `lens_fits`."""
 
     def __post_init__(self) -> None:
         if self.at is not None and self.companions != NO_FILES:
@@ -170,6 +172,15 @@ class Query:
         images = [path for path in listing.named(self.inputs) if (is_there if _is_local_file(path) else could_be_image)]
         files.refuse_overlap(out, *self._without_images(), *images)
 
+    def refuse_fit(self, card: Card) -> None:
+        """Raise `ConfigError` where lenses are to be fitted and the network measures none to begin with."""
+        if self.has_fit and not card.has_macro:
+            raise ConfigError(
+                f"{Path(self.network).name} measures no lens that a fit could begin with",
+                need="a network for images of telescopes",
+                next="Name one: `sublens networks` lists them, or leave out --fit.",
+            )
+
     def plan(self, card: Card, images: Listing) -> dict[str, Any]:
         """All that decides the rows, the files' contents by their sizes and times."""
         return {
@@ -181,6 +192,7 @@ class Query:
             "scale": self.pixel_scale,
             "engine": self.engine,
             "version": version("sublens"),
+            **({"fit": True} if self.has_fit else {}),
             **({"companions": _companion_stamps(self.companions)} if self.companions != NO_FILES else {}),
         }
 
@@ -221,7 +233,7 @@ def predict(
         else:
             own = predictor.companions(query.companions)
             child = stack.enter_context(reader.Reader(query.selector, own, n_children=n_threads()))
-            rows = predictor.rows(child.read(paths, start), query.pixel_scale)
+            rows = _rows(predictor, child.read(paths, start), query)
         for number, row in enumerate(rows, start=1):
             if draw and row.prediction and row.prediction.masses is not None:
                 stem = f"{number:0{len(str(len(paths)))}}-{row.path.stem}"
@@ -233,6 +245,16 @@ def predict(
             done = row.source_index[0]
             yield replace(row, id=paths.id_of(row)) if isinstance(paths, Listing) else row
         count.add(len(paths) - done)
+
+
+def _rows(predictor: Predictor, results: Iterable[ReadResult], query: Query) -> Iterator[Row]:
+    """The rows of images that were read, with their lenses fitted where the query asks for that."""
+    predicted = partial(predictor.rows, pixel_scale=query.pixel_scale)
+    if not query.has_fit:
+        return predicted(results)
+    from sublens.inference import lens_fits  # slow to import
+
+    return lens_fits.rows(predicted, results, query.pixel_scale)
 
 
 class Task(NamedTuple):
@@ -261,7 +283,7 @@ def _predict_task(task: Task) -> list[Row]:
     """Rows of one task, on a worker, which keeps what it has loaded."""
     query = task.query
     predictor, reader = _load_tools(query.network, task.digest, query.engine, query.selector, query.companions)
-    return list(predictor.rows(reader.read(task.requests), query.pixel_scale))
+    return list(_rows(predictor, reader.read(task.requests), query))
 
 
 @lru_cache(maxsize=1)
@@ -315,7 +337,7 @@ def predict_to_table(
     if maps:
         files.refuse_overlap(out, maps)
     card, images, ours = bundle.read_card(bundle.locate(query.network)), Listing.of(query.inputs), version("sublens")
-    plan, heads = query.plan(card, images), tables.heads(card)
+    plan, heads = query.plan(card, images), tables.heads(card, has_fit=query.has_fit)
     if not force and not maps and tables.is_complete(out, plan):
         return None
     files.refuse_existing_file(out, mark=tables.MARK, force=force)

@@ -162,6 +162,8 @@ class Row:
     """Source of its noise; it and the next two as in `KnownNoise`."""
     psf_fwhm: float | None = None
     n_masked: int | None = None
+    fit: dict[str, float] | None = None
+    """The `lens_fits.COLUMNS` where a lens was fitted, whose macromodel the prediction then has."""
 
     @property
     def name(self) -> str:

@@ -77,6 +77,21 @@ LIMIT = Column(
 """Column of the detection limit."""
 
 
+FIT = [
+    Column("shear", "number", "External shear of the fitted lens", "stat.value"),
+    Column(
+        "shear_angle", "number", "Angle from the image's x axis along which it draws images out", "pos.posAng", "deg"
+    ),
+    Column(
+        "fit_chi2",
+        "number",
+        "Squared residual of the fitted lens over the noise's, mean of the pixels",
+        "stat.fit.chi2",
+    ),
+]
+"""Columns of a lens that was fitted to the image; those of the macromodel are then of the fit."""
+
+
 NOISE = [
     Column("noise", "text", "Source of the noise: a map, estimated, or a file named by option", "meta.note"),
     Column("psf_fwhm", "number", "Full width of the point-spread function at half maximum", "instr.det.psf", "arcsec"),
@@ -85,9 +100,13 @@ NOISE = [
 """Columns of a network that takes signal to noise."""
 
 
-def heads(card: Card) -> dict[str, bool]:
-    """Arguments of `columns` and `record` that say which columns a network has beyond those of all."""
+def heads(card: Card, *, has_fit: bool = False) -> dict[str, bool]:
+    """Arguments of `columns` and `record` that say which columns a network has beyond those of all.
+
+    has_fit: whether lenses are fitted.
+    """
     return {
+        "has_fit": has_fit,
         "has_macro": card.has_macro,
         "has_noise": card.input.takes_noise,
         "has_limit": card.detection is not None,
@@ -95,12 +114,17 @@ def heads(card: Card) -> dict[str, bool]:
 
 
 def columns(
-    classes: Sequence[str], *, has_macro: bool = False, has_noise: bool = False, has_limit: bool = False
+    classes: Sequence[str],
+    *,
+    has_macro: bool = False,
+    has_noise: bool = False,
+    has_limit: bool = False,
+    has_fit: bool = False,
 ) -> list[Column]:
     """The columns of a table of predictions of these classes.
 
     has_macro: and of the lens that a macro head measures. has_noise: and of the noise of each image. has_limit: and
-    of the detection limit.
+    of the detection limit. has_fit: and of the lens that was fitted.
     """
     return [
         Column(
@@ -125,6 +149,7 @@ def columns(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
         *(MACROMODEL if has_macro else []),
+        *(FIT if has_fit else []),
         *([LIMIT] if has_limit else []),
         *(NOISE if has_noise else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
@@ -145,6 +170,7 @@ def record(
     has_macro: bool = False,
     has_noise: bool = False,
     has_limit: bool = False,
+    has_fit: bool = False,
 ) -> Record:
     """A row as a table of these `columns` has it; None where there is no value.
 
@@ -161,6 +187,7 @@ def record(
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
+        **({column.name: (row.fit or {}).get(column.name) for column in FIT} if has_fit else {}),
         **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         **({column.name: getattr(row, column.name) for column in NOISE} if has_noise else {}),
         "notes": "; ".join(row.notes),

@@ -1,0 +1,111 @@
+"""The part of an image that a lens model is fitted to: its pixels, binned, and the points where light is traced."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import convolve2d
+
+from sublens.lensing.compiled import Reals
+from sublens.modelling.response import Blur
+
+Floats = NDArray[np.float64]
+
+COARSE, FINE = 0.1, 0.05
+"""Pixels are binned up to the first side, and light is traced at points no farther apart than the second, arcsec."""
+LARGEST_PSF = 1.5
+"""Greatest side of a point-spread function, arcsec; what lies beyond is left out."""
+CORE = 0.5
+"""Radius of the core whose light tells the lens galaxy's centre, arcsec."""
+
+
+@dataclass(frozen=True)
+class LensImage:
+    """An image of one lens, in its middle."""
+
+    pixels: Floats
+    """[h, w], any linear unit, less the sky."""
+    noise: Floats
+    """Standard deviation of each pixel, infinite or NaN where it is masked, [h, w]."""
+    psf: Floats
+    """Point-spread function on the image's pixels, of odd sides, [k, k]."""
+    pixel_scale: float
+    """Arcsec."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pixels of the data [p], those within a circle that are not masked, and how points [n, n] map to them."""
+
+    values: Floats
+    noise: Floats
+    blur: Blur
+    x: Floats
+    y: Floats
+    """Places of the points, arcsec."""
+    places: NDArray[np.int64]
+    """Row and column of each pixel in a square of `side` pixels, [p, 2]."""
+    side: int
+    pixel_scale: float
+    """Side of a pixel of the data, arcsec."""
+    centre: tuple[float, float]
+    """Centre of the lens galaxy's core, arcsec."""
+
+    @classmethod
+    def of(cls, image: LensImage, radius: float) -> "Data":
+        """The data within `radius` of the middle, arcsec."""
+        scale = image.pixel_scale
+        n_bin, parts = max(1, round(COARSE / scale)), max(1, int(np.ceil(scale / FINE - 0.01)))
+        side = int(min(*image.pixels.shape, 2 * radius / scale)) // (2 * n_bin) * 2
+        pixels, noise = (_middle(plane, side * n_bin) for plane in (image.pixels, image.noise))
+        is_good = np.isfinite(noise) & np.isfinite(pixels)
+        pixels, variance = np.where(is_good, pixels, 0), np.where(is_good, noise, 0) ** 2
+        binned = [plane.reshape(side, n_bin, side, n_bin).sum((1, 3)) for plane in (pixels, variance, is_good)]
+        axis = _axis(side, n_bin * scale)
+        within = (binned[2] == n_bin**2) & (np.hypot(axis, axis[:, None]) < radius)
+        points = _axis(side * n_bin * parts, scale / parts)
+        x, y = (np.ascontiguousarray(plane) for plane in np.meshgrid(points, points))
+        return cls(
+            values=binned[0][within],
+            noise=np.sqrt(binned[1][within]),
+            blur=_blur(image.psf, scale, n_bin, parts, np.argwhere(within)),
+            x=x,
+            y=y,
+            places=np.argwhere(within),
+            side=side,
+            pixel_scale=n_bin * scale,
+            centre=_core(pixels, _axis(side * n_bin, scale)),
+        )
+
+    def plane(self, values: Reals) -> Floats:
+        """Values of the pixels [p] in their square [side, side], NaN elsewhere."""
+        square: Floats = np.full((self.side, self.side), np.nan)
+        square[tuple(self.places.T)] = values
+        return square
+
+
+def _middle(plane: Floats, side: int) -> Floats:
+    top, left = ((size - side) // 2 for size in plane.shape)
+    return plane[top : top + side, left : left + side]
+
+
+def _axis(n: int, step: float) -> Floats:
+    return np.asarray((np.arange(n) - (n - 1) / 2) * step)
+
+
+def _core(pixels: Floats, axis: Floats) -> tuple[float, float]:
+    """Centroid of the light in the core."""
+    light = np.where(np.hypot(axis, axis[:, None]) < CORE, pixels, 0).clip(0)
+    total = max(light.sum(), np.finfo(np.float64).tiny)
+    return float((light * axis).sum() / total), float((light * axis[:, None]).sum() / total)
+
+
+def _blur(psf: Floats, scale: float, n_bin: int, parts: int, places: NDArray[np.int64]) -> Blur:
+    """Weights of the points in pixels of `n_bin` pixels of the image a side, each with `parts` points a side."""
+    most = max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1
+    psf = _middle(psf, min(*psf.shape, most))
+    turned = (psf / psf.sum())[::-1, ::-1]
+    reach = len(psf) - 1 - len(psf) // 2
+    wide = convolve2d(turned, np.ones((n_bin, n_bin)))
+    kernel = np.kron(wide, np.full((parts, parts), parts**-2.0)).astype(np.float32)
+    return Blur(kernel, np.ascontiguousarray((places * n_bin - reach) * parts))

@@ -1,0 +1,96 @@
+"""The grid of a fitted source, and the prior of its coefficients."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublens.lensing.compiled import Reals
+from sublens.modelling import response
+
+Floats = NDArray[np.float64]
+
+GRID = 17
+"""Splines along a side."""
+N_SOURCE = GRID**2
+LEAST_HALF, GREATEST_HALF = 0.25, 0.6
+"""Least and greatest half of the side that holds light, arcsec."""
+EXTENT = 3.0
+"""Half of the grid's side over the source's root mean square radius along an axis."""
+FAINTEST = 0.15
+"""Coefficients below this share of the greatest do not count in that radius."""
+LENGTH, OWN = 1.0, 1e-3
+"""Standard deviation of the Gaussian by which coefficients are alike before a fit, in steps of the grid, and the share
+of their variance that is each one's own."""
+
+
+@dataclass(frozen=True)
+class SourceGrid:
+    """A square grid of splines in the plane of the source."""
+
+    variance: float
+    """Variance of the coefficients before a fit."""
+    centre: tuple[float, float] = (0.0, 0.0)
+    half: float = GREATEST_HALF
+
+    @property
+    def step(self) -> float:
+        """Distance of splines, arcsec; light falls to nothing beyond the first and the last."""
+        return 2 * self.half / (GRID - 1)
+
+    @property
+    def precision(self) -> Floats:
+        """Inverse covariance of the coefficients before a fit, [N_SOURCE, N_SOURCE]."""
+        return _unit_prior()[0] / self.variance
+
+    @property
+    def log_det(self) -> float:
+        """Logarithm of the determinant of `precision`."""
+        return _unit_prior()[1] - N_SOURCE * float(np.log(self.variance))
+
+    def trace(self, lower: Floats) -> float:
+        """Trace of a symmetric matrix times `precision`; lower: its lower triangle."""
+        whole = np.tril(lower) + np.tril(lower, -1).T
+        return float((whole * self.precision).sum())
+
+    def places(self, x: Reals, y: Reals) -> tuple[Reals, Reals]:
+        """Places x, y, arcsec, in steps of the grid."""
+        middle = (GRID - 1) / 2
+        return (x - self.centre[0]) / self.step + middle, (y - self.centre[1]) / self.step + middle
+
+    def gradient(self, splines: tuple[response.Splines, response.Splines], coefficients: Floats) -> tuple[Reals, Reals]:
+        """Gradient of a source at points, light an arcsec along x and along y; splines: values and slopes there."""
+        values, slopes = splines
+        source = coefficients.reshape(GRID, GRID).astype(np.float32)
+        along_x = response.light(values._replace(along_x=slopes.along_x), source) / self.step
+        along_y = response.light(values._replace(along_y=slopes.along_y), source) / self.step
+        return along_x, along_y
+
+
+def settled(grid: SourceGrid, coefficients: Floats, n_effective: float) -> SourceGrid:
+    """The grid around a source that was found, with the prior variance of greatest evidence.
+
+    n_effective: number of coefficients that the data determine.
+    """
+    source = coefficients.reshape(GRID, GRID)
+    bright = np.where(source > FAINTEST * source.max(), source, 0).clip(np.finfo(np.float64).tiny)
+    axis = (np.arange(GRID) - (GRID - 1) / 2) * grid.step
+    x, y = (float((bright * along).sum() / bright.sum()) for along in (axis, axis[:, None]))
+    spread = np.sqrt((bright * ((axis - x) ** 2 + (axis[:, None] - y) ** 2)).sum() / bright.sum() / 2)
+    weighed = float(coefficients @ _unit_prior()[0] @ coefficients)
+    return replace(
+        grid,
+        variance=weighed / max(n_effective, 1.0),
+        centre=(grid.centre[0] + x, grid.centre[1] + y),
+        half=float(np.clip(EXTENT * spread, LEAST_HALF, GREATEST_HALF)),
+    )
+
+
+@lru_cache(maxsize=1)
+def _unit_prior() -> tuple[Floats, float]:
+    """Inverse covariance of coefficients of unit variance, and the logarithm of its determinant."""
+    axis = np.arange(GRID)
+    along = np.exp(-0.5 * ((axis - axis[:, None]) / LENGTH) ** 2)
+    covariance: Floats = np.kron(along, along) + OWN * np.eye(N_SOURCE)
+    return np.asarray(np.linalg.inv(covariance)), -float(np.linalg.slogdet(covariance)[1])

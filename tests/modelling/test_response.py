@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.signal import convolve2d
+
+from sublens.modelling import response
+from sublens.modelling.lens_image import Data, LensImage
+
+RNG = np.random.default_rng(3)
+GRID = 9
+
+
+def image(n: int, scale: float, psf: NDArray[np.float64]) -> LensImage:
+    return LensImage(RNG.normal(size=(n, n)), np.ones((n, n)), psf, scale)
+
+
+def psf(side: int) -> NDArray[np.float64]:
+    """A point-spread function that is alike along no two directions."""
+    x = np.arange(side) - side // 2
+    return np.exp(-(x**2) / 3 - (x[:, None] - 0.3 * x) ** 2 / 2) * (1 + 0.2 * np.sign(x))
+
+
+@pytest.mark.parametrize(("scale", "n_bin", "parts"), [(0.05, 2, 1), (0.1, 1, 2), (0.03, 3, 1), (0.12, 1, 3)])
+@pytest.mark.parametrize("side", [5, 6])
+def test_planes_are_blurred_and_binned_as_scipy_does_it(scale: float, n_bin: int, parts: int, side: int) -> None:
+    data = Data.of(image(24, scale, psf(side)), radius=10 * scale)
+    plane = RNG.normal(size=data.x.shape)
+    n = len(plane) // parts
+    pixels = plane.reshape(n, parts, n, parts).mean((1, 3))
+    reach = side // 2
+    blurred = convolve2d(pixels, psf(side) / psf(side).sum())[reach : reach + n, reach : reach + n]
+    binned = blurred.reshape(n // n_bin, n_bin, n // n_bin, n_bin).sum((1, 3))
+    got = response.of_planes(plane[None], data.blur)[:, 0]
+    assert got == pytest.approx(binned[tuple(data.places.T)], abs=1e-5)
+
+
+def test_the_splines_of_a_place_sum_to_one() -> None:
+    places = RNG.uniform(1, GRID - 2, size=(2, 40, 40))
+    values, slopes = response.splines(places[0], places[1], GRID)
+    assert values.along_x.sum(-1) == pytest.approx(1)
+    assert slopes.along_y.sum(-1) == pytest.approx(0, abs=1e-6)
+    assert (values.row >= 0).all()
+
+
+def test_light_is_smooth_and_its_slope_is_that_of_the_splines() -> None:
+    source = RNG.normal(size=(GRID, GRID)).astype(np.float32)
+    x, y = RNG.uniform(2, GRID - 3, size=(2, 30, 30))
+
+    def light(x: NDArray[np.float64]) -> NDArray[np.float32]:
+        return response.light(response.splines(x, y, GRID)[0], source)
+
+    values, slopes = response.splines(x, y, GRID)
+    slope = response.light(values._replace(along_x=slopes.along_x), source)
+    assert slope == pytest.approx((light(x + 0.01) - light(x - 0.01)) / 0.02, abs=0.04)
+
+
+def test_light_falls_to_nothing_beyond_the_grid_without_a_jump() -> None:
+    source = np.ones((GRID, GRID), np.float32)
+    x = np.linspace(-4, GRID + 3, n := 20 * (GRID + 7) + 1)[None].repeat(n, 0)
+    for places in ((x, np.full_like(x, 4.0)), (np.full_like(x, 4.0), x)):
+        light = response.light(response.splines(*places, GRID)[0], source)[0]
+        assert light[x[0] < -1.5].max() == light[x[0] > GRID + 0.5].max() == 0
+        assert light[(x[0] > 0.5) & (x[0] < GRID - 1.5)] == pytest.approx(1)
+        assert np.abs(np.diff(light)).max() < 0.05
+
+
+def test_an_image_of_a_source_is_its_light_in_the_pixels() -> None:
+    data = Data.of(image(32, 0.05, psf(7)), radius=0.8)
+    source = RNG.normal(size=(GRID, GRID)).astype(np.float32)
+    places = response.splines(3 * data.x + 4 + data.y, 4 - 3 * data.y, GRID)[0]
+    columns = response.of_source(places, GRID, data.blur)
+    plane = response.light(places, source)
+    assert columns @ source.ravel() == pytest.approx(response.of_planes(plane[None], data.blur)[:, 0], abs=1e-4)
