@@ -727,8 +727,8 @@ def predict(
         bool,
         typer.Option(
             "--fit",
-            help="Fit a lens to each image, a second or two each: Einstein radius, axis ratio and angle are then the "
-            "fit's, and the shear is told. Needs a network for images of telescopes, and their PSF.",
+            help="Fit a lens to each image, a second or two each: the Einstein radius is then the fit's. Needs a "
+            "network for images of telescopes, and their PSF.",
         ),
     ] = False,
     cluster: Cluster = None,

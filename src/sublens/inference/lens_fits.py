@@ -1,7 +1,8 @@
 """Rows whose lenses are fitted to their images, from what the network has measured of them.
 
 A network tells the Einstein radius of a lens from all the lenses that it has seen; a fit (`modelling.fit`) tells that
-of this one, with the source that its image asks for. It takes a second or two.
+of this one, with the source that its image asks for, in a second or two. Axis ratio and position angle stay the
+network's, which are nearer to the truth: in a fit the external shear stands in for them.
 """
 
 from collections import deque
@@ -17,22 +18,16 @@ from sublens.images.pixels import Image
 from sublens.images.reader import ReadResult
 from sublens.inference.predictor import Row
 from sublens.modelling import smooth_lens
-from sublens.modelling.fit import LensFit, Start, fit
+from sublens.modelling.fit import Start, fit
 from sublens.modelling.lens_image import LensImage
-from sublens.models import macro
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 
-COLUMNS = ("shear", "shear_angle", "fit_chi2")
-"""What a row has of a fit beside its macromodel: the shear, its angle, degrees, and the squared residual in units of
-the noise, on average over the pixels."""
 POOR = 1.5
 """Mean squared residual above which a note calls a fit poor."""
-FLOOR = 0.02
-"""Relative standard deviation of an Einstein radius that no fit goes below: by how much models of different kinds
-differ."""
-SCALES = (1.0, 1.0, 1.0)
-"""Factors of the standard deviations of Einstein radius, axis ratio and position angle."""
+SHARE = 0.66
+"""Standard deviation of a fitted Einstein radius over that which the network states, where all starts end alike: with
+it 68 % of simulated lenses lie within one (`benchmarks/lens_fits.py --share`)."""
 
 
 def rows(
@@ -68,9 +63,11 @@ def fitted(row: Row, image: Image | ImageError, pixel_scale: float | None) -> Ro
         why = err.what if isinstance(err, ImageError) else "its pixels tell nothing of a lens"
         return replace(row, notes=(*row.notes, f"no lens fitted: {why}"))
     notes = (*row.notes, f"the lens model fits poorly: chi2 {lens_fit.chi2:.2f}") if lens_fit.chi2 > POOR else row.notes
-    columns = macro.measured(outputs(lens_fit)[None], SCALES)[0]
-    macromodel = dict(zip(macro.COLUMNS, map(float, columns), strict=True))
-    return replace(row, notes=notes, fit=measured(lens_fit), prediction=replace(prediction, macromodel=macromodel))
+    theta_e, _, _ = smooth_lens.shape(lens_fit.parameters)
+    known = prediction.macromodel["theta_e_sigma"] / prediction.macromodel["theta_e"]
+    theta_e_sigma = theta_e * float(np.hypot(SHARE * known, lens_fit.scatter))
+    macromodel = {**prediction.macromodel, "theta_e": theta_e, "theta_e_sigma": theta_e_sigma}
+    return replace(row, notes=notes, fit_chi2=lens_fit.chi2, prediction=replace(prediction, macromodel=macromodel))
 
 
 def lens_image(image: Image, pixel_scale: float | None) -> LensImage:
@@ -98,17 +95,3 @@ def start(macromodel: dict[str, float]) -> Start:
         e2=float(e * np.sin(2 * angle)),
         e_sigma=float(np.hypot(along, across) / np.sqrt(2)),
     )
-
-
-def outputs(lens_fit: LensFit) -> smooth_lens.Floats:
-    """A fit as a macro head gives it, [7]; see `models.macro`."""
-    sigmas = lens_fit.sigmas[: smooth_lens.X] * max(1.0, np.sqrt(lens_fit.chi2))
-    sigmas[smooth_lens.LOG_THETA_E] = np.hypot(sigmas[smooth_lens.LOG_THETA_E], FLOOR)
-    return np.concatenate([lens_fit.parameters[: smooth_lens.X], np.log(sigmas), [0.0]])
-
-
-def measured(lens_fit: LensFit) -> dict[str, float]:
-    """The `COLUMNS` of a fit."""
-    gamma_1, gamma_2 = lens_fit.parameters[smooth_lens.SHEAR : smooth_lens.SHEAR + 2]
-    values = np.hypot(gamma_1, gamma_2), np.degrees(np.arctan2(gamma_2, gamma_1)) / 2 % 180, lens_fit.chi2
-    return dict(zip(COLUMNS, map(float, values), strict=True))

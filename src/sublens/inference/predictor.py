@@ -162,8 +162,8 @@ class Row:
     """Source of its noise; it and the next two as in `KnownNoise`."""
     psf_fwhm: float | None = None
     n_masked: int | None = None
-    fit: dict[str, float] | None = None
-    """The `lens_fits.COLUMNS` where a lens was fitted, whose macromodel the prediction then has."""
+    fit_chi2: float | None = None
+    """Mean squared residual of the fitted lens in units of the noise, see `lens_fits`; None where none was fitted."""
 
     @property
     def name(self) -> str:

@@ -77,19 +77,10 @@ LIMIT = Column(
 """Column of the detection limit."""
 
 
-FIT = [
-    Column("shear", "number", "External shear of the fitted lens", "stat.value"),
-    Column(
-        "shear_angle", "number", "Angle from the image's x axis along which it draws images out", "pos.posAng", "deg"
-    ),
-    Column(
-        "fit_chi2",
-        "number",
-        "Squared residual of the fitted lens over the noise's, mean of the pixels",
-        "stat.fit.chi2",
-    ),
-]
-"""Columns of a lens that was fitted to the image; those of the macromodel are then of the fit."""
+FIT = Column(
+    "fit_chi2", "number", "Squared residual of the fitted lens over the noise's, mean of the pixels", "stat.fit.chi2"
+)
+"""Column of a lens that was fitted to the image; the Einstein radius is then of the fit."""
 
 
 NOISE = [
@@ -149,7 +140,7 @@ def columns(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
         *(MACROMODEL if has_macro else []),
-        *(FIT if has_fit else []),
+        *([FIT] if has_fit else []),
         *([LIMIT] if has_limit else []),
         *(NOISE if has_noise else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
@@ -187,7 +178,7 @@ def record(
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
-        **({column.name: (row.fit or {}).get(column.name) for column in FIT} if has_fit else {}),
+        **({FIT.name: row.fit_chi2} if has_fit else {}),
         **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         **({column.name: getattr(row, column.name) for column in NOISE} if has_noise else {}),
         "notes": "; ".join(row.notes),

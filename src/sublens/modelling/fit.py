@@ -37,7 +37,7 @@ JITTER = 1e-6
 """Share of its diagonal that is added to a matrix, whose sums are of single precision."""
 TRIES, DAMPING, LEAST_DAMPING = 4, 1e-3, 1e-6
 LONGEST_STEP, LONGEST_FORM_STEP = 0.2, 0.1
-TEMPERATURE = 10.0
+TEMPERATURE = 30.0
 """Difference of log evidence at which another solution counts 1/e as much in the scatter among starts."""
 
 
@@ -60,8 +60,9 @@ class LensFit:
 
     parameters: Floats
     """Parameters as in `smooth_lens`, [11]."""
-    sigmas: Floats
-    """Standard deviations of the parameters: formal ones, with the scatter among starts for ln theta_e, e1 and e2."""
+    scatter: float
+    """Root mean square difference of ln theta_e among the starts, by their tempered evidence. Formal standard
+    deviations are not told: they are of a hundredth or less, where fits are off by several."""
     chi2: float
     """Sum of the squared residuals, over the number of pixels."""
     log_evidence: float
@@ -187,20 +188,13 @@ class Fitter:
         offsets = np.concatenate([solution.coefficients, solution.parameters - means, np.zeros(galaxy_light.N_SHAPE)])
         return System(_squares(columns), precisions, _products(columns, solution.residual) - precisions @ offsets)
 
-    def sigmas(self, solution: Solution) -> Floats:
-        """Standard deviations of the parameters of the smooth lens, all else free."""
-        system = self.system(solution)
-        inverse = linalg.lapack.dpotri(_factor(system.matrix, system.precisions), lower=1)[0]
-        first = len(solution.coefficients)
-        return np.asarray(np.sqrt(np.diagonal(inverse)[first : first + smooth_lens.N_PARAMETERS]))
-
-    def fitted(self, solution: Solution, sigmas: Floats) -> LensFit:
+    def fitted(self, solution: Solution, scatter: float) -> LensFit:
         """The result of the fit."""
         data, coefficients = self.data, solution.coefficients.astype(np.float32)
         galaxy = solution.columns[:, N_SOURCE:] @ coefficients[N_SOURCE:] * self.noise
         return LensFit(
             parameters=solution.parameters,
-            sigmas=sigmas,
+            scatter=scatter,
             chi2=solution.chi2 / len(data.values),
             log_evidence=solution.log_evidence,
             image=data.plane(data.values),
@@ -274,17 +268,15 @@ def fit(image: LensImage, start: Start) -> LensFit:
     fitters = [Fitter.of(data, start) for _ in STARTS]
     runs = [fitter.run(distance) for fitter, distance in zip(fitters, STARTS, strict=True)]
     best = int(np.argmax([run.log_evidence for run in runs]))
-    sigmas = fitters[best].sigmas(runs[best])
-    shape = slice(0, smooth_lens.X)
-    sigmas[shape] = np.hypot(sigmas[shape], _scatter(runs, runs[best])[shape])
-    return fitters[best].fitted(runs[best], sigmas)
+    return fitters[best].fitted(runs[best], _scatter(runs, runs[best]))
 
 
-def _scatter(runs: Sequence[Solution], best: Solution) -> Floats:
-    """Root mean square distance of the parameters of solutions from the best, by their tempered evidence."""
+def _scatter(runs: Sequence[Solution], best: Solution) -> float:
+    """Root mean square difference of ln theta_e of solutions from that of the best, by their tempered evidence."""
     weights = np.exp([(run.log_evidence - best.log_evidence) / TEMPERATURE for run in runs])
-    off2 = np.array([(run.parameters - best.parameters) ** 2 for run in runs])
-    return np.asarray(np.sqrt(weights @ off2 / weights.sum()))
+    log_theta_e = np.array([run.parameters[smooth_lens.LOG_THETA_E] for run in runs])
+    off2 = (log_theta_e - best.parameters[smooth_lens.LOG_THETA_E]) ** 2
+    return float(np.sqrt(weights @ off2 / weights.sum()))
 
 
 def _step(system: System, first: int, damping: float) -> Floats:
