@@ -10,6 +10,7 @@ prints instead the share of the network's standard deviation at which 68 % lie w
 """
 
 import argparse
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -75,7 +76,7 @@ def measure(network: str, survey: Survey, seed: int, n: int) -> tuple[Truth, Flo
             batch = pictures[start : start + BATCH]
             answers = predictor.predict_images([predictor.framed(image, None) for image in batch])
             for answer, image in zip(answers, batch, strict=True):
-                row = lens_fits.fitted(Row(path=None, prediction=answer), image, None)  # type: ignore[arg-type]
+                row = lens_fits.fitted(Row(Path(), prediction=answer), lens_fits.cut(image, None))
                 assert answer.macromodel
                 assert row.prediction
                 assert row.prediction.macromodel
@@ -97,13 +98,14 @@ def line(name: str, columns: Floats, true: Floats) -> str:
     )
 
 
-def share(stated: Floats, fits: Floats, true: Floats) -> float:
+def share(stated: Floats, fits: Floats, chi2: Floats, true: Floats) -> float:
     """The `lens_fits.SHARE` at which a share `macro.COVERED` of Einstein radii lies within one standard deviation.
 
     stated: relative standard deviations of the network, [n].
     """
-    scatter2 = np.maximum((fits[:, 1] / fits[:, 0]) ** 2 - (lens_fits.SHARE * stated) ** 2, 0)
-    left2 = np.maximum((fits[:, 0] / true[:, 0] - 1) ** 2 - scatter2, 0)
+    worse2 = np.fmax(1, chi2)
+    scatter2 = np.maximum((fits[:, 1] / fits[:, 0]) ** 2 / worse2 - (lens_fits.SHARE * stated) ** 2, 0)
+    left2 = np.maximum((fits[:, 0] / true[:, 0] - 1) ** 2 / worse2 - scatter2, 0)
     return float(np.quantile(np.sqrt(left2) / stated, macro.COVERED))
 
 
@@ -120,7 +122,7 @@ def main() -> None:
     true = macro.values(*macro.lenses(truth.scenes))
     print(f"{(perf_counter() - begin) / args.lenses:.2f} s a lens; chi2 {np.nanmedian(chi2):.2f} in the median")
     if args.share:
-        print(f"share: {share(networks[:, 1] / networks[:, 0], fits, true):.2f}")
+        print(f"share: {share(networks[:, 1] / networks[:, 0], fits, chi2, true):.2f}")
         return
     print("| lenses | n | theta_e off | beyond 5 %, 20 % | in 1 sigma, 2 | sigma |")
     print("|---|---:|---:|---:|---:|---:|")

@@ -1,12 +1,13 @@
 """A network for telescope images on real lenses whose macromodels are published.
 
-    python benchmarks/real_lenses.py lensnet-hst ../shared/data
+    python benchmarks/real_lenses.py lensnet-hst ../shared/data [--fit]
 
 The folder holds slacs/*.fits, images of SLACS with SCI, ERR and PSF whose headers have the published Einstein radius
 and axis ratio (THETAE, QSIE), and slacs0946+1006/data.fits, the lens with the best known subhalo. Prints a row for each
 lens; then the share that is flagged as out of distribution, how far the Einstein radii and axis ratios lie from the
 published ones and how many of these lie within one sigma, and where J0946+1006 stands by its probability of
-substructure. Nothing of these images was used to train or calibrate a network.
+substructure. With --fit the Einstein radii are those of lenses fitted to the images. Nothing of these images was used
+to train or calibrate a network.
 """
 
 import argparse
@@ -43,11 +44,11 @@ def published(path: Path) -> tuple[float, float | None]:
         return float(header["THETAE"]), float(header["QSIE"])
 
 
-def lenses(network: str, folder: Path) -> list[Lens]:
-    """All lenses of the folder, in alphabetical order; J0946+1006 comes last."""
+def lenses(network: str, folder: Path, *, has_fit: bool) -> list[Lens]:
+    """All lenses of the folder, in alphabetical order; J0946+1006 comes last. has_fit: whether they are fitted."""
     paths = [*sorted((folder / "slacs").glob("*.fits")), folder / "slacs0946+1006" / "data.fits"]
     names = [*(path.stem for path in paths[:-1]), "J0946+1006"]
-    rows = predict(Query(network, paths))
+    rows = predict(Query(network, paths, has_fit=has_fit))
     return [Lens(name, row, *published(path)) for name, path, row in zip(names, paths, rows, strict=True)]
 
 
@@ -94,8 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
-    chosen = lenses(options.network, options.folder)
+    chosen = lenses(options.network, options.folder, has_fit=options.fit)
     print("| lens | probabilities | flagged (score) | theta_e | published | axis ratio | limit, Msun |")
     print("|---|---|---|---:|---:|---:|---:|")
     for lens in chosen:

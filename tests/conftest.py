@@ -45,7 +45,7 @@ SHEAR = {"gamma1": 0.03, "gamma2": 0.04}
 
 
 @lru_cache
-def drawn_lens(n: int = 120, scale: float = 0.05, sky: float = 0.02) -> LensImage:
+def drawn_lens(theta_e: float = 1.25, source: tuple[float, float] = (0.08, 0.05)) -> LensImage:
     """An image of a lens as lenstronomy draws it, with noise; the signal to noise of its arcs is up to 20 a pixel."""
     from lenstronomy.Data.imaging_data import ImageData
     from lenstronomy.Data.psf import PSF
@@ -53,6 +53,7 @@ def drawn_lens(n: int = 120, scale: float = 0.05, sky: float = 0.02) -> LensImag
     from lenstronomy.LensModel.lens_model import LensModel
     from lenstronomy.LightModel.light_model import LightModel
 
+    n, scale, sky = 120, 0.05, 0.02
     edge, shape = -(n - 1) / 2 * scale, ("R_sersic", "n_sersic", "e1", "e2", "center_x", "center_y", "amp")
     grid = {"ra_at_xy_0": edge, "dec_at_xy_0": edge, "transform_pix2angle": np.eye(2) * scale}
     model = ImageModel(
@@ -63,9 +64,9 @@ def drawn_lens(n: int = 120, scale: float = 0.05, sky: float = 0.02) -> LensImag
         LightModel(["SERSIC_ELLIPSE"]),
         kwargs_numerics={"supersampling_factor": 3},
     )
-    source, galaxy = (0.15, 1.0, 0.1, 0.1, 0.08, 0.05, 120.0), (1.0, 4.0, 0.08, -0.05, 0.0, 0.0, 200.0)
-    light = ([dict(zip(shape, values, strict=True))] for values in (source, galaxy))
-    plane = model.image([HALO, SHEAR], *light)
+    profiles = (0.15, 1.0, 0.1, 0.1, *source, 120.0), (1.0, 4.0, 0.08, -0.05, 0.0, 0.0, 200.0)
+    light = ([dict(zip(shape, values, strict=True))] for values in profiles)
+    plane = model.image([{**HALO, "theta_E": theta_e}, SHEAR], *light)
     noise = np.sqrt(sky**2 + np.maximum(plane, 0) / 2000)
     axis = np.arange(15) - 7
     kernel = np.exp(-(axis**2 + axis[:, None] ** 2) / 2 / (0.1 / scale / 2.3548) ** 2)

@@ -12,11 +12,13 @@ from conftest import drawn_lens
 
 from sublens import cli
 from sublens.errors import ConfigError, ImageError
+from sublens.images import signal_to_noise
 from sublens.images.pixels import Companions, Image
 from sublens.images.reader import ReadResult
 from sublens.inference import lens_fits, predict_files, tables
 from sublens.inference.predict_files import Query
 from sublens.inference.predictor import Prediction, Row
+from sublens.modelling.lens_image import LensImage
 from sublens.models import bundle
 
 MACROMODEL = {
@@ -45,7 +47,7 @@ def lens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_row_has_the_fitted_lens(lens: Image) -> None:
-    row = lens_fits.fitted(PREDICTED, lens, None)
+    row = lens_fits.fitted(PREDICTED, lens_fits.cut(lens, None))
     assert row.prediction
     assert row.prediction.macromodel
     assert row.fit_chi2
@@ -60,22 +62,24 @@ def test_a_row_has_the_fitted_lens(lens: Image) -> None:
 
 def test_a_row_says_why_no_lens_was_fitted(lens: Image) -> None:
     blind = replace(lens, companions=lens.companions._replace(psf=None))
-    assert lens_fits.fitted(PREDICTED, blind, None).notes == ("no lens fitted: it has no point-spread function",)
-    lost = lens_fits.fitted(PREDICTED, replace(lens, pixel_scale=None), None)
+    assert lens_fits.fitted(PREDICTED, lens_fits.cut(blind, None)).notes == (
+        "no lens fitted: it has no point-spread function",
+    )
+    lost = lens_fits.fitted(PREDICTED, lens_fits.cut(replace(lens, pixel_scale=None), None))
     assert lost.notes == ("no lens fitted: it has no pixel scale",)
     assert lost.prediction == PREDICTED.prediction
-    assert lens_fits.fitted(PREDICTED, replace(lens, pixel_scale=None), 0.05).fit_chi2
+    assert lens_fits.fitted(PREDICTED, lens_fits.cut(replace(lens, pixel_scale=None), 0.05)).fit_chi2
 
 
 def test_rows_without_a_prediction_stay_as_they_are(lens: Image) -> None:
     failed = Row(Path("a.fits"), error="damaged")
-    assert lens_fits.fitted(failed, lens, None) == failed
-    assert lens_fits.fitted(PREDICTED, ImageError("damaged"), None) == PREDICTED
+    assert lens_fits.fitted(failed, lens_fits.cut(lens, None)) == failed
+    assert isinstance(lens_fits.cut(ImageError("damaged"), None), ImageError)
 
 
 def test_a_poor_fit_is_called_one(lens: Image) -> None:
     noise = lens.companions._replace(noise=0.5 * drawn_lens().noise)
-    row = lens_fits.fitted(PREDICTED, replace(lens, companions=noise), None)
+    row = lens_fits.fitted(PREDICTED, lens_fits.cut(replace(lens, companions=noise), None))
     assert row.notes == (f"the lens model fits poorly: chi2 {row.fit_chi2:.2f}",)
 
 
@@ -83,12 +87,13 @@ def test_rows_keep_their_order_and_their_own_images(lens: Image, monkeypatch: py
     def predict(results: Iterable[ReadResult]) -> Iterator[Row]:
         yield from [replace(PREDICTED, path=result.path) for result in list(results)]  # all are read ahead
 
-    def fitted(row: Row, image: Image | ImageError, pixel_scale: float | None) -> Row:
-        assert isinstance(image, Image)
+    def fitted(row: Row, image: LensImage | ImageError) -> Row:
+        assert isinstance(image, LensImage)
         return replace(row, id=f"{image.pixels[0, 0]:g}")
 
     monkeypatch.setattr(lens_fits, "fitted", fitted)
-    images = [replace(lens, pixels=np.full((2, 2), float(n))) for n in range(20)]
+    images = [replace(lens, pixels=np.full(lens.pixels.shape, float(n))) for n in range(20)]
+    monkeypatch.setattr(signal_to_noise, "weigh", lambda image: replace(image, mask=image.pixels < 0))
     results = [ReadResult(Path(f"{n}.fits"), image) for n, image in enumerate(images)]
     assert [(row.path.stem, row.id) for row in lens_fits.rows(predict, results, None)] == [
         (str(n), str(n)) for n in range(20)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import HALO, SHEAR, drawn_lens
 
+from sublens.errors import ImageError
+from sublens.modelling import fit as fit_module
 from sublens.modelling import smooth_lens
 from sublens.modelling.fit import Fitter, LensFit, Start, fit
 from sublens.modelling.lens_image import Data
@@ -62,14 +64,52 @@ def test_masked_pixels_do_not_matter() -> None:
     assert np.isnan(again.image).sum() > np.isnan(found().image).sum()
 
 
-def test_the_unit_of_the_pixels_does_not_matter() -> None:
-    other = fit(replace(drawn_lens(), pixels=1e3 * drawn_lens().pixels, noise=1e3 * drawn_lens().noise), KNOWN)
-    assert other.parameters == pytest.approx(found().parameters, abs=3e-3)
+@pytest.mark.parametrize("unit", [1e-20, 1e8])
+def test_the_unit_of_the_pixels_does_not_matter(unit: float) -> None:
+    other = fit(replace(drawn_lens(), pixels=unit * drawn_lens().pixels, noise=unit * drawn_lens().noise), KNOWN)
+    assert other.parameters == pytest.approx(found().parameters, abs=1e-3)
+    assert other.chi2 == pytest.approx(found().chi2, rel=1e-3)
+    for plane in ("image", "model", "galaxy"):
+        assert getattr(other, plane) / unit == pytest.approx(getattr(found(), plane), abs=0.02, nan_ok=True)
 
 
 def test_an_image_that_is_masked_all_over_is_refused() -> None:
-    with pytest.raises(ValueError, match="no pixel is left"):
+    with pytest.raises(ImageError, match="tell nothing of a lens"):
         fit(replace(drawn_lens(), noise=np.full((N, N), np.inf)), KNOWN)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_an_image_of_a_few_pixels_is_refused(side: int) -> None:
+    few = np.zeros((side, side))
+    with pytest.raises(ImageError, match="tell nothing of a lens"):
+        fit(replace(drawn_lens(), pixels=few, noise=few + 1), KNOWN)
+
+
+def test_a_point_spread_function_below_nothing_is_refused() -> None:
+    with pytest.raises(ImageError, match="less light than nothing"):
+        fit(replace(drawn_lens(), psf=drawn_lens().psf - 0.1), KNOWN)
+
+
+def test_an_image_little_larger_than_the_ring_is_enough() -> None:
+    small = drawn_lens().cut(3.5)
+    assert small.pixels.shape == (70, 70)
+    assert smooth_lens.shape(fit(small, KNOWN).parameters)[0] == pytest.approx(1.25, rel=0.01)
+
+
+def test_a_large_double_is_found() -> None:
+    double = drawn_lens(theta_e=2.0, source=(0.7, 0.3))
+    assert smooth_lens.shape(fit(double, Start(2.1, 0.15)).parameters)[0] == pytest.approx(2.0, rel=0.025)
+
+
+def test_starts_that_end_apart_scatter() -> None:
+    best = Fitter.of(Data.of(drawn_lens(), 2.4), KNOWN).run(0.0)
+    other = replace(best, parameters=best.parameters + np.eye(11)[0] * 0.3)
+    assert fit_module._scatter([best, best], best) == 0
+    assert fit_module._scatter([best, other], best) == pytest.approx(0.3 / np.sqrt(2))
+    unlikely = replace(other, log_evidence=best.log_evidence - 300)
+    assert fit_module._scatter([best, unlikely], best) < 0.01
+    poor = replace(best, residual=best.residual * 10)
+    assert fit_module._scatter([poor, unlikely], poor) > 0.1
 
 
 def test_the_radius_stays_near_what_is_known() -> None:

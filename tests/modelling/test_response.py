@@ -24,12 +24,13 @@ def psf(side: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize("side", [5, 6])
 def test_planes_are_blurred_and_binned_as_scipy_does_it(scale: float, n_bin: int, parts: int, side: int) -> None:
     data = Data.of(image(24, scale, psf(side)), radius=10 * scale)
-    plane = RNG.normal(size=data.x.shape)
+    plane, around = RNG.normal(size=data.x.shape), side // 2
     n = len(plane) // parts
     pixels = plane.reshape(n, parts, n, parts).mean((1, 3))
-    reach = side // 2
-    blurred = convolve2d(pixels, psf(side) / psf(side).sum())[reach : reach + n, reach : reach + n]
-    binned = blurred.reshape(n // n_bin, n_bin, n // n_bin, n_bin).sum((1, 3))
+    inner = slice(2 * around, n)  # without the points around the data
+    blurred = convolve2d(pixels, psf(side) / psf(side).sum())[inner, inner]
+    n = len(blurred) // n_bin
+    binned = blurred.reshape(n, n_bin, n, n_bin).sum((1, 3))
     got = response.of_planes(plane[None], data.blur)[:, 0]
     assert got == pytest.approx(binned[tuple(data.places.T)], abs=1e-5)
 

@@ -72,5 +72,5 @@ def test_the_galaxy_has_the_shape_that_it_is_given() -> None:
 def test_harmonics_have_a_prior_and_gaussians_none() -> None:
     precisions = galaxy_light.precisions(np.full(12, 2.0))
     assert precisions[:12] == pytest.approx(0, abs=1e-9)
-    assert precisions[12:] == pytest.approx((0.1 * 2) ** -2)
+    assert precisions[12:] == pytest.approx((0.3 * 2) ** -2)
     assert len(galaxy_light.precisions(None)) == 12

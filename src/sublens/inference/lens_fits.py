@@ -23,11 +23,13 @@ from sublens.modelling.lens_image import LensImage
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 
+FIELD = 16.0
+"""Greatest side of what is kept of an image, arcsec."""
 POOR = 1.5
 """Mean squared residual above which a note calls a fit poor."""
 SHARE = 0.66
-"""Standard deviation of a fitted Einstein radius over that which the network states, where all starts end alike: with
-it 68 % of simulated lenses lie within one (`benchmarks/lens_fits.py --share`)."""
+"""Standard deviation of a fitted Einstein radius over that which the network states, where all starts end alike and the
+fit is as good as the noise: with it 68 % of simulated lenses lie within one (`benchmarks/lens_fits.py --share`)."""
 
 
 def rows(
@@ -37,35 +39,50 @@ def rows(
 
     pixel_scale: as in `Predictor.rows`. As many lenses are fitted at a time as there are threads.
     """
-    images, n = deque[Image | ImageError](), n_threads()
+    images, n = deque[LensImage | ImageError](), n_threads()
 
     def kept() -> Iterator[ReadResult]:
         for result in results:
-            images.append(result.image)
+            images.append(cut(result.image, pixel_scale))
             yield result
 
     with ThreadPoolExecutor(n) as pool:
         try:
-            fits = (pool.submit(fitted, row, images.popleft(), pixel_scale) for row in predict(kept()))
+            fits = (pool.submit(fitted, row, images.popleft()) for row in predict(kept()))
             yield from in_order(fits, lambda: 2 * n)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def fitted(row: Row, image: Image | ImageError, pixel_scale: float | None) -> Row:
+def cut(image: Image | ImageError, pixel_scale: float | None) -> LensImage | ImageError:
+    """The middle of an image that was read, as it is fitted, or the reason why it cannot be.
+
+    pixel_scale: arcsec, where the user knows better than the files.
+    """
+    try:
+        if isinstance(image, ImageError):
+            return image
+        return lens_image(image, pixel_scale or image.pixel_scale).cut(FIELD)
+    except ImageError as err:
+        return err
+
+
+def fitted(row: Row, image: LensImage | ImageError) -> Row:
     """The row with the lens that was fitted to its image, or with a note that says why there is none."""
     prediction = row.prediction
-    if isinstance(image, ImageError) or not prediction or not prediction.macromodel:
+    if not prediction or not prediction.macromodel:
         return row
     try:
-        lens_fit = fit(lens_image(image, pixel_scale or image.pixel_scale), start(prediction.macromodel))
-    except (ImageError, ValueError, np.linalg.LinAlgError) as err:
-        why = err.what if isinstance(err, ImageError) else "its pixels tell nothing of a lens"
-        return replace(row, notes=(*row.notes, f"no lens fitted: {why}"))
+        if isinstance(image, ImageError):
+            raise image
+        lens_fit = fit(image, start(prediction.macromodel))
+    except ImageError as err:
+        return replace(row, notes=(*row.notes, f"no lens fitted: {err.what}"))
     notes = (*row.notes, f"the lens model fits poorly: chi2 {lens_fit.chi2:.2f}") if lens_fit.chi2 > POOR else row.notes
     theta_e, _, _ = smooth_lens.shape(lens_fit.parameters)
     known = prediction.macromodel["theta_e_sigma"] / prediction.macromodel["theta_e"]
-    theta_e_sigma = theta_e * float(np.hypot(SHARE * known, lens_fit.scatter))
+    worse = max(1.0, np.sqrt(lens_fit.chi2))
+    theta_e_sigma = theta_e * float(np.hypot(SHARE * known, lens_fit.scatter) * worse)
     macromodel = {**prediction.macromodel, "theta_e": theta_e, "theta_e_sigma": theta_e_sigma}
     return replace(row, notes=notes, fit_chi2=lens_fit.chi2, prediction=replace(prediction, macromodel=macromodel))
 

@@ -7,6 +7,7 @@ of the source's coefficients has the variance of greatest evidence (MacKay 1992,
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from sublens.errors import ImageError
 from sublens.lensing.compiled import Reals
 from sublens.modelling import galaxy_light, response, smooth_lens, source_grid
 from sublens.modelling.lens_image import Data, LensImage
@@ -38,7 +40,8 @@ JITTER = 1e-6
 TRIES, DAMPING, LEAST_DAMPING = 4, 1e-3, 1e-6
 LONGEST_STEP, LONGEST_FORM_STEP = 0.2, 0.1
 TEMPERATURE = 30.0
-"""Difference of log evidence at which another solution counts 1/e as much in the scatter among starts."""
+"""Difference of log evidence at which another solution counts 1/e as much in the scatter among starts; more where the
+best fits worse than the noise."""
 
 
 class Start(NamedTuple):
@@ -132,8 +135,7 @@ class Fitter:
     def of(cls, data: Data, start: Start) -> "Fitter":
         """A fit that has not begun."""
         start = start._replace(theta_e_sigma=max(start.theta_e_sigma, LEAST_SIGMA * start.theta_e))
-        grid = SourceGrid(float(np.median(data.noise)) ** 2)
-        return cls(data, start, np.array([*data.centre, 0.02, 0.0]), data.noise, grid)
+        return cls(data, start, np.array([*data.centre, 0.02, 0.0]), data.noise, SourceGrid.around(start.theta_e))
 
     def run(self, distance: float) -> Solution:
         """The solution from a start so many standard deviations from the Einstein radius that is known."""
@@ -160,7 +162,8 @@ class Fitter:
         coefficients = linalg.cho_solve((factor, True), _products(columns, values), check_finite=False)
         residual = values - columns @ coefficients.astype(np.float32)
         objective = float(residual @ residual + coefficients @ prior @ coefficients) + self._distance(parameters, form)
-        log_det = 2 * float(np.log(np.diagonal(factor)).sum()) - self.grid.log_det
+        harmonics = np.diagonal(prior)[N_SOURCE + len(galaxy_light.SIGMAS) :]
+        log_det = 2 * np.log(np.diagonal(factor)).sum() - self.grid.log_det - np.log(harmonics).sum()
         return Solution(
             parameters=parameters,
             form=form,
@@ -168,13 +171,17 @@ class Fitter:
             columns=columns,
             residual=residual,
             objective=objective,
-            log_evidence=-0.5 * (objective + log_det),
+            log_evidence=float(-0.5 * (objective + log_det) - np.log(self.noise).sum()),
             n_effective=N_SOURCE - self.grid.trace(linalg.lapack.dpotri(factor, lower=1)[0][:N_SOURCE, :N_SOURCE]),
             splines=splines,
         )
 
     def system(self, solution: Solution) -> System:
         """The normal equations around a solution."""
+        return self.columns_and_system(solution)[1]
+
+    def columns_and_system(self, solution: Solution) -> tuple[Reals, System]:
+        """Response of the pixels to all that is fitted, in their own noise, [p, k], and the normal equations."""
         data, light = self.data, solution.coefficients[N_SOURCE:]
         along_x, along_y = self.grid.gradient(solution.splines, solution.coefficients[:N_SOURCE])
         bent = _on_finer(smooth_lens.derivatives(solution.parameters, *map(_at_every_other, (data.x, data.y))))
@@ -186,22 +193,23 @@ class Fitter:
         own = np.concatenate([sigmas, galaxy_light.SHAPE_SIGMAS]) ** -2
         precisions = linalg.block_diag(self._prior_of_light(), np.diag(own))
         offsets = np.concatenate([solution.coefficients, solution.parameters - means, np.zeros(galaxy_light.N_SHAPE)])
-        return System(_squares(columns), precisions, _products(columns, solution.residual) - precisions @ offsets)
+        gradient = _products(columns, solution.residual) - precisions @ offsets
+        return columns, System(_squares(columns), precisions, gradient)
 
     def fitted(self, solution: Solution, scatter: float) -> LensFit:
         """The result of the fit."""
         data, coefficients = self.data, solution.coefficients.astype(np.float32)
-        galaxy = solution.columns[:, N_SOURCE:] @ coefficients[N_SOURCE:] * self.noise
+        galaxy = solution.columns[:, N_SOURCE:] @ coefficients[N_SOURCE:] * self.noise * data.unit
         return LensFit(
             parameters=solution.parameters,
             scatter=scatter,
             chi2=solution.chi2 / len(data.values),
             log_evidence=solution.log_evidence,
-            image=data.plane(data.values),
-            model=data.plane(data.values - solution.residual * self.noise),
+            image=data.plane(data.values * data.unit),
+            model=data.plane((data.values - solution.residual * self.noise) * data.unit),
             galaxy=data.plane(galaxy),
             residual=data.plane(solution.residual),
-            source=solution.coefficients[:N_SOURCE].reshape(GRID, GRID),
+            source=solution.coefficients[:N_SOURCE].reshape(GRID, GRID) * data.unit,
             source_step=self.grid.step,
             pixel_scale=data.pixel_scale,
         )
@@ -260,20 +268,28 @@ class Fitter:
 def fit(image: LensImage, start: Start) -> LensFit:
     """Fit a smooth lens to an image, from several starts around what is known; the one of greatest evidence is kept.
 
-    Takes about a second. Raises `ValueError` where no pixel is left to fit.
+    Takes a few seconds, more for large lenses. Raises `ImageError` where nothing can be fitted.
     """
-    data = Data.of(image, max(RADIUS, RADIUS_OVER_THETA_E * start.theta_e))
-    if not len(data.values):
-        raise ValueError("no pixel is left to fit")
-    fitters = [Fitter.of(data, start) for _ in STARTS]
-    runs = [fitter.run(distance) for fitter, distance in zip(fitters, STARTS, strict=True)]
-    best = int(np.argmax([run.log_evidence for run in runs]))
-    return fitters[best].fitted(runs[best], _scatter(runs, runs[best]))
+    data, runs = Data.of(image, max(RADIUS, RADIUS_OVER_THETA_E * start.theta_e)), list[tuple[Fitter, Solution]]()
+    for distance in STARTS if len(data.values) else ():
+        fitter = Fitter.of(data, start)
+        with suppress(linalg.LinAlgError):
+            runs.append((fitter, fitter.run(distance)))
+    runs = [run for run in runs if np.isfinite(run[1].log_evidence)]
+    if not runs:
+        raise ImageError(
+            "its pixels tell nothing of a lens",
+            need="a lens in the middle that is not masked",
+            next="Look at the image, and at its noise and mask.",
+        )
+    fitter, best = max(runs, key=lambda run: run[1].log_evidence)
+    return fitter.fitted(best, _scatter([run for _, run in runs], best))
 
 
 def _scatter(runs: Sequence[Solution], best: Solution) -> float:
     """Root mean square difference of ln theta_e of solutions from that of the best, by their tempered evidence."""
-    weights = np.exp([(run.log_evidence - best.log_evidence) / TEMPERATURE for run in runs])
+    temperature = TEMPERATURE * max(1.0, best.chi2 / len(best.residual))
+    weights = np.exp([(run.log_evidence - best.log_evidence) / temperature for run in runs])
     log_theta_e = np.array([run.parameters[smooth_lens.LOG_THETA_E] for run in runs])
     off2 = (log_theta_e - best.parameters[smooth_lens.LOG_THETA_E]) ** 2
     return float(np.sqrt(weights @ off2 / weights.sum()))

@@ -16,8 +16,10 @@ SIGMAS = np.geomspace(0.03, 6, 12)
 WITH_HARMONICS = slice(2, 10)
 """Gaussians that have harmonics."""
 ORDERS = 2, 4
-HARMONIC_SHARE = 0.1
+HARMONIC_SHARE = 0.3
 """Standard deviation of a harmonic's amplitude, over that of its Gaussian."""
+LEAST_AMPLITUDE = 1e-6
+"""Amplitude of a Gaussian below which that share does not fall, in units of the median noise."""
 N_SHAPE = 4
 """Parameters of the shape: the centre x and y, arcsec, and e1 and e2 as in `smooth_lens`."""
 SHAPE_SIGMAS = np.array([0.1, 0.1, 0.2, 0.2])
@@ -48,7 +50,8 @@ def precisions(amplitudes: Floats | None) -> Floats:
     free = np.full(len(SIGMAS), 1e-12)
     if amplitudes is None:
         return free
-    widths = HARMONIC_SHARE * np.abs(amplitudes[WITH_HARMONICS]).clip(1e-6 * np.abs(amplitudes).max())
+    least = max(1e-6 * float(np.abs(amplitudes).max()), LEAST_AMPLITUDE)
+    widths = HARMONIC_SHARE * np.abs(amplitudes[WITH_HARMONICS]).clip(least)
     return np.concatenate([free, np.tile(widths**-2, 2 * len(ORDERS))])
 
 

@@ -1,11 +1,12 @@
 """The part of an image that a lens model is fitted to: its pixels, binned, and the points where light is traced."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import convolve2d
 
+from sublens.errors import ImageError
 from sublens.lensing.compiled import Reals
 from sublens.modelling.response import Blur
 
@@ -28,9 +29,16 @@ class LensImage:
     noise: Floats
     """Standard deviation of each pixel, infinite or NaN where it is masked, [h, w]."""
     psf: Floats
-    """Point-spread function on the image's pixels, of odd sides, [k, k]."""
+    """Point-spread function on the image's pixels, of a sum above 0, [k, k]."""
     pixel_scale: float
     """Arcsec."""
+
+    def cut(self, side: float) -> "LensImage":
+        """The middle of the image, of at most that side, arcsec."""
+        n = int(side / self.pixel_scale) // 2 * 2
+        rows, columns = (slice(max(size - n, 0) // 2, max(size - n, 0) // 2 + n) for size in self.pixels.shape)
+        pixels, noise = (np.ascontiguousarray(plane[rows, columns]) for plane in (self.pixels, self.noise))
+        return replace(self, pixels=pixels, noise=noise)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Data:
 
     values: Floats
     noise: Floats
+    unit: float
+    """Median noise, which is 1 in `values` and `noise`."""
     blur: Blur
     x: Floats
     y: Floats
@@ -53,9 +63,10 @@ class Data:
 
     @classmethod
     def of(cls, image: LensImage, radius: float) -> "Data":
-        """The data within `radius` of the middle, arcsec."""
+        """The data within `radius` of the middle, arcsec; points reach as far as light is blurred into them."""
         scale = image.pixel_scale
         n_bin, parts = max(1, round(COARSE / scale)), max(1, int(np.ceil(scale / FINE - 0.01)))
+        psf = _trimmed(image.psf, scale)
         side = int(min(*image.pixels.shape, 2 * radius / scale)) // (2 * n_bin) * 2
         pixels, noise = (_middle(plane, side * n_bin) for plane in (image.pixels, image.noise))
         is_good = np.isfinite(noise) & np.isfinite(pixels)
@@ -63,12 +74,15 @@ class Data:
         binned = [plane.reshape(side, n_bin, side, n_bin).sum((1, 3)) for plane in (pixels, variance, is_good)]
         axis = _axis(side, n_bin * scale)
         within = (binned[2] == n_bin**2) & (np.hypot(axis, axis[:, None]) < radius)
-        points = _axis(side * n_bin * parts, scale / parts)
+        points = _axis((side * n_bin + 2 * (len(psf) // 2)) * parts, scale / parts)
         x, y = (np.ascontiguousarray(plane) for plane in np.meshgrid(points, points))
+        sigma = np.sqrt(binned[1][within])
+        unit = float(np.median(sigma)) if len(sigma) else 1.0
         return cls(
-            values=binned[0][within],
-            noise=np.sqrt(binned[1][within]),
-            blur=_blur(image.psf, scale, n_bin, parts, np.argwhere(within)),
+            values=binned[0][within] / unit,
+            noise=sigma / unit,
+            unit=unit,
+            blur=_blur(psf, n_bin, parts, np.argwhere(within)),
             x=x,
             y=y,
             places=np.argwhere(within),
@@ -100,12 +114,24 @@ def _core(pixels: Floats, axis: Floats) -> tuple[float, float]:
     return float((light * axis).sum() / total), float((light * axis[:, None]).sum() / total)
 
 
-def _blur(psf: Floats, scale: float, n_bin: int, parts: int, places: NDArray[np.int64]) -> Blur:
-    """Weights of the points in pixels of `n_bin` pixels of the image a side, each with `parts` points a side."""
-    most = max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1
-    psf = _middle(psf, min(*psf.shape, most))
-    turned = (psf / psf.sum())[::-1, ::-1]
-    reach = len(psf) - 1 - len(psf) // 2
-    wide = convolve2d(turned, np.ones((n_bin, n_bin)))
+def _trimmed(psf: Floats, scale: float) -> Floats:
+    """The middle of a point-spread function, of sum 1; raises `ImageError` where it holds no light."""
+    psf = _middle(psf, min(*psf.shape, max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1))
+    if psf.sum() <= 0:
+        raise ImageError(
+            "the middle of its point-spread function holds less light than nothing",
+            need="one whose sky is taken off",
+            next="Take its sky off, or leave it out.",
+        )
+    return np.asarray(psf / psf.sum())
+
+
+def _blur(psf: Floats, n_bin: int, parts: int, places: NDArray[np.int64]) -> Blur:
+    """Weights of the points in pixels of `n_bin` pixels of the image a side, each with `parts` points a side.
+
+    The first points lie half the size of the point-spread function before the first pixel.
+    """
+    first = (len(psf) + 1) % 2
+    wide = convolve2d(psf[::-1, ::-1], np.ones((n_bin, n_bin)))
     kernel = np.kron(wide, np.full((parts, parts), parts**-2.0)).astype(np.float32)
-    return Blur(kernel, np.ascontiguousarray((places * n_bin - reach) * parts))
+    return Blur(kernel, np.ascontiguousarray((places * n_bin + first) * parts))

@@ -14,8 +14,8 @@ Floats = NDArray[np.float64]
 GRID = 17
 """Splines along a side."""
 N_SOURCE = GRID**2
-LEAST_HALF, GREATEST_HALF = 0.25, 0.6
-"""Least and greatest half of the side that holds light, arcsec."""
+LEAST_HALF, GREATEST_HALF, OVER_THETA_E = 0.25, 0.6, 0.45
+"""Least and greatest half of the side that holds light, arcsec, and that of large lenses over their Einstein radius."""
 EXTENT = 3.0
 """Half of the grid's side over the source's root mean square radius along an axis."""
 FAINTEST = 0.15
@@ -30,9 +30,17 @@ class SourceGrid:
     """A square grid of splines in the plane of the source."""
 
     variance: float
-    """Variance of the coefficients before a fit."""
-    centre: tuple[float, float] = (0.0, 0.0)
-    half: float = GREATEST_HALF
+    """Variance of the coefficients before a fit, in units of the data."""
+    centre: tuple[float, float]
+    half: float
+    greatest: float
+    """Greatest half of the side, arcsec."""
+
+    @classmethod
+    def around(cls, theta_e: float) -> "SourceGrid":
+        """The grid for the source of a lens of that Einstein radius, arcsec, of which nothing else is known."""
+        half = max(GREATEST_HALF, OVER_THETA_E * theta_e)
+        return cls(variance=1.0, centre=(0.0, 0.0), half=half, greatest=half)
 
     @property
     def step(self) -> float:
@@ -83,7 +91,7 @@ def settled(grid: SourceGrid, coefficients: Floats, n_effective: float) -> Sourc
         grid,
         variance=weighed / max(n_effective, 1.0),
         centre=(grid.centre[0] + x, grid.centre[1] + y),
-        half=float(np.clip(EXTENT * spread, LEAST_HALF, GREATEST_HALF)),
+        half=float(np.clip(EXTENT * spread, LEAST_HALF, grid.greatest)),
     )
 
 

@@ -311,10 +311,10 @@ class TrainingRecorder:
         }
         if outputs.macro is not None and part.truth:
             scores["selection_macro_loss"] = macromodel.mean_loss(outputs.macro, part.truth.scenes)
-        loss = self._whole_loss(scores)
+        loss = self._whole_loss(scores, scores)
         if not np.isfinite(loss):
             raise self._diverged(loss, f"epoch {epoch}")
-        is_best = not self.best or loss < self._whole_loss(self.best)
+        is_best = not self.best or self._whole_loss(scores, self.best) < self._whole_loss(self.best, scores)
         mean_loss = float(np.mean(self.losses)) if self.losses else None
         self._write("epoch", epoch=epoch, step=self.steps, train_loss=mean_loss, **scores, is_best=is_best)
         self.losses.clear()
@@ -324,11 +324,12 @@ class TrainingRecorder:
             self.write_card(is_interrupted=True)
         return is_best
 
-    def _whole_loss(self, scores: dict[str, Any]) -> float:
-        """Loss by which the best epoch is chosen, from the scores of one."""
-        return float(
-            scores["selection_loss"] + self.config.train.macro_weight * scores.get("selection_macro_loss", 0.0)
-        )
+    def _whole_loss(self, scores: dict[str, Any], others: dict[str, Any]) -> float:
+        """Loss of an epoch as compared with another; checkpoints of sublens 0.2 have none of macro heads."""
+        loss = float(scores["selection_loss"])
+        if "selection_macro_loss" in scores and "selection_macro_loss" in others:
+            loss += self.config.train.macro_weight * float(scores["selection_macro_loss"])
+        return loss
 
     def _diverged(self, loss: float, where: str) -> DataError:
         kept = f" {self.out} keeps the best epoch before it." if self.best else ""
