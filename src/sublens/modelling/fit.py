@@ -35,6 +35,8 @@ STAGES = (4, 0.5), (4, 0.5), (4, 0.5), (8, 0.2)
 """Greatest number of steps between two settlings of grid and priors, and the gain below which they end."""
 RADIUS, RADIUS_OVER_THETA_E = 2.4, 1.8
 """Pixels count within the first radius, arcsec, or within so many Einstein radii where that is more."""
+LEAST_PIXELS = 100
+"""Number of pixels below which nothing is fitted."""
 JITTER = 1e-6
 """Share of its diagonal that is added to a matrix, whose sums are of single precision."""
 TRIES, DAMPING, LEAST_DAMPING = 4, 1e-3, 1e-6
@@ -271,7 +273,7 @@ def fit(image: LensImage, start: Start) -> LensFit:
     Takes a few seconds, more for large lenses. Raises `ImageError` where nothing can be fitted.
     """
     data, runs = Data.of(image, max(RADIUS, RADIUS_OVER_THETA_E * start.theta_e)), list[tuple[Fitter, Solution]]()
-    for distance in STARTS if len(data.values) else ():
+    for distance in STARTS if len(data.values) >= LEAST_PIXELS else ():
         fitter = Fitter.of(data, start)
         with suppress(linalg.LinAlgError):
             runs.append((fitter, fitter.run(distance)))

@@ -20,6 +20,8 @@ EXTENT = 3.0
 """Half of the grid's side over the source's root mean square radius along an axis."""
 FAINTEST = 0.15
 """Coefficients below this share of the greatest do not count in that radius."""
+LEAST_VARIANCE = 1e-9
+"""Variance of the coefficients below which the prior of a source without light does not fall, in units of the data."""
 LENGTH, OWN = 1.0, 1e-3
 """Standard deviation of the Gaussian by which coefficients are alike before a fit, in steps of the grid, and the share
 of their variance that is each one's own."""
@@ -89,7 +91,7 @@ def settled(grid: SourceGrid, coefficients: Floats, n_effective: float) -> Sourc
     weighed = float(coefficients @ _unit_prior()[0] @ coefficients)
     return replace(
         grid,
-        variance=weighed / max(n_effective, 1.0),
+        variance=max(weighed / max(n_effective, 1.0), LEAST_VARIANCE),
         centre=(grid.centre[0] + x, grid.centre[1] + y),
         half=float(np.clip(EXTENT * spread, LEAST_HALF, grid.greatest)),
     )
