@@ -13,6 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 from sublens.config import InputConfig, RunConfig, SplitConfig, checked
 from sublens.data.dataset import Dataset, open_dataset
@@ -34,6 +35,7 @@ from sublens.web.service import Service, load_networks
 settings.register_profile("sublens", deadline=None)
 settings.load_profile("sublens")
 
+threadpool_limits(1, "blas")
 torch.set_num_threads(1)  # tests share two cores with each other and with whatever else runs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to Ctrl-C
 SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shared")).resolve()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from sublens.errors import ImageError
 from sublens.images import signal_to_noise
@@ -37,7 +38,8 @@ def rows(
 ) -> Iterator[Row]:
     """The rows that `predict` makes of images that were read, one each and in order, with their lenses fitted.
 
-    pixel_scale: as in `Predictor.rows`. As many lenses are fitted at a time as there are threads.
+    pixel_scale: as in `Predictor.rows`. As many lenses are fitted at a time as there are threads; until the rows are
+    used up, matrices of the whole process are multiplied with one each.
     """
     images, n = deque[LensImage | ImageError](), n_threads()
 
@@ -46,7 +48,7 @@ def rows(
             images.append(cut(result.image, pixel_scale))
             yield result
 
-    with ThreadPoolExecutor(n) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n) as pool:  # matrices too small for several threads
         try:
             fits = (pool.submit(fitted, row, images.popleft()) for row in predict(kept()))
             yield from in_order(fits, lambda: 2 * n)
