@@ -45,12 +45,16 @@ def psf(truth: Truth, survey: Survey, row: int) -> Floats:
     return blurred[0, around, around].double().numpy()
 
 
+def noise_of(noiseless: Floats, truth: Truth) -> Floats:
+    """Standard deviation of the pixels of noiseless images [n, h, w] of these scenes."""
+    scenes = truth.scenes
+    return np.asarray(np.sqrt(noiseless + (scenes["background"] + scenes["noise_rms"] ** 2)[:, None, None]))
+
+
 def images(survey: Survey, seed: int, n: int) -> tuple[Truth, list[Image]]:
     """Scenes and their images, as files of a telescope would hold them: pixels, noise, mask, point-spread function."""
     truth, codes = simulate(survey, seed, "test", range(n))
-    scenes = truth.scenes
-    sky = (scenes["background"] + scenes["noise_rms"] ** 2)[:, None, None]
-    noise = np.sqrt(render(truth, survey).double().numpy() + sky)
+    noise = noise_of(render(truth, survey).double().numpy(), truth)
     masks = codes == signal_to_noise.MASKED
     pixels = np.where(masks, 0, (codes * signal_to_noise.STEP + signal_to_noise.LEAST) * noise)
     scale = survey.camera.pixel_scale
@@ -110,7 +114,7 @@ def share(stated: Floats, fits: Floats, chi2: Floats, true: Floats) -> float:
 
 
 def main() -> None:
-    """Print the table, or the scales."""
+    """Print the table, or the share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
     parser.add_argument("survey")

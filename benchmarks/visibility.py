@@ -12,13 +12,14 @@ look for in each image, and nothing else that the fit leaves free: no network ca
 import argparse
 
 import numpy as np
-from lens_fits import psf
+from lens_fits import noise_of, psf
 from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from sublens.modelling.fit import JITTER, Fitter, Solution, Start
+from sublens.modelling.fit import Fitter, Solution, Start, factor_of
 from sublens.modelling.lens_image import Data, LensImage
+from sublens.models import macro
 from sublens.progress import visible
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import render
@@ -35,15 +36,13 @@ def left_over(truth: Truth, survey: Survey) -> Floats:
     """Signal to noise of the substructure of each scene: all of it, and what a fit leaves of it, [n, 2]."""
     smooth, scenes = smoothed(truth), truth.scenes
     plain, dented = (render(one, survey).double().numpy() for one in (smooth, truth))
-    noise = np.sqrt(plain + (scenes["background"] + scenes["noise_rms"] ** 2)[:, None, None])
+    noise, known = noise_of(plain, truth), macro.targets(*macro.lenses(scenes))
     scale, signals = survey.camera.pixel_scale, []
     with visible("fitting", len(truth)) as advance:
         for row, scene in enumerate(scenes):
             point_spread = psf(truth, survey, row)
             data, other = (Data.of(LensImage(p[row], noise[row], point_spread, scale), RADIUS) for p in (plain, dented))
-            e = (1 - scene["halo_q"]) / (1 + scene["halo_q"])
-            e1, e2 = (e * wave(2 * scene["halo_angle"]) for wave in (np.cos, np.sin))
-            fitter = Fitter.of(data, Start(scene["theta_e"], 0.02 * scene["theta_e"], e1, e2))
+            fitter = Fitter.of(data, Start(scene["theta_e"], 0.02 * scene["theta_e"], *known[row, 1:]))
             solution = fitter.run(0.0)
             signals.append(_signals(fitter, solution, other.values - data.values))
             advance(row + 1, "")
@@ -51,12 +50,10 @@ def left_over(truth: Truth, survey: Survey) -> Floats:
 
 
 def _signals(fitter: Fitter, solution: Solution, dent: Floats) -> tuple[float, float]:
-    columns, system = fitter.columns_and_system(solution)
-    signal = dent / fitter.noise
-    shadow = columns.T.astype(np.float64) @ signal
-    jitter = JITTER * np.diag(np.diagonal(system.matrix))
-    factor = linalg.cho_factor(system.matrix + system.precisions + jitter, lower=True)
-    left2 = signal @ signal - shadow @ linalg.cho_solve(factor, shadow)
+    system, signal = fitter.system(solution), dent / fitter.noise
+    shadow = system.columns.T.astype(np.float64) @ signal
+    factor = factor_of(system.matrix, system.precisions)
+    left2 = signal @ signal - shadow @ linalg.cho_solve((factor, True), shadow)
     return float(np.sqrt(signal @ signal)), float(np.sqrt(max(left2, 0)))
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from draw_lenses import published
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -51,8 +52,6 @@ def draw(row: list[Axes], path: Path, model: LensFit, theta_e: float | None) -> 
 
 def main() -> None:
     """Draw."""
-    from draw_lenses import published
-
     predictor, out, paths = Predictor.load(sys.argv[1]), Path(sys.argv[2]), list(map(Path, sys.argv[3:]))
     figure = Figure(figsize=(1.9 * len(PANELS), 1.9 * len(paths)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(paths), len(PANELS), squeeze=False)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from math import ceil, floor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from sublens.errors import ImageError
 from sublens.images import signal_to_noise
 from sublens.images.limits import MAX_SIDE
 from sublens.images.pixels import FILL_SIGMA, Field, Image, TangentPlane, fill_field, typical
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 SAME_SCALE = 0.01
 """Relative difference up to which two pixel scales count as the same."""
@@ -187,10 +190,10 @@ def _filled(plane: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.f
     return np.where(mask, mean, plane)
 
 
-def central(codes: NDArray[np.uint16], side: int) -> NDArray[np.uint16]:
-    """The central square of that side of a frame [h, w]."""
-    top, left = ((length - side) // 2 for length in codes.shape)
-    return codes[top : top + side, left : left + side]
+def central(plane: NDArray[Scalar], side: int) -> NDArray[Scalar]:
+    """The central square of that side of a plane [h, w]."""
+    top, left = ((length - side) // 2 for length in plane.shape)
+    return plane[top : top + side, left : left + side]
 
 
 def _check_covered(codes: NDArray[np.uint16], side: int, arcsec: float | None) -> None:

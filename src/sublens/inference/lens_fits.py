@@ -1,7 +1,7 @@
 """Rows whose lenses are fitted to their images, from what the network has measured of them.
 
 A network tells the Einstein radius of a lens from all the lenses that it has seen; a fit (`modelling.fit`) tells that
-of this one, with the source that its image asks for, in a second or two. Axis ratio and position angle stay the
+of this one, with the source that its image asks for, in a few seconds. Axis ratio and position angle stay the
 network's, which are nearer to the truth: in a fit the external shear stands in for them.
 """
 
@@ -21,6 +21,7 @@ from sublens.inference.predictor import Row
 from sublens.modelling import smooth_lens
 from sublens.modelling.fit import Start, fit
 from sublens.modelling.lens_image import LensImage
+from sublens.models import macro
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 
@@ -104,13 +105,13 @@ def lens_image(image: Image, pixel_scale: float | None) -> LensImage:
 def start(macromodel: dict[str, float]) -> Start:
     """The start of a fit, from what a network has measured."""
     q, angle = macromodel["axis_ratio"], np.radians(macromodel["position_angle"])
-    e = (1 - q) / (1 + q)
+    _, e1, e2 = macro.targets(*(np.array([value]) for value in (macromodel["theta_e"], q, angle)))[0]
     along = 2 * macromodel["axis_ratio_sigma"] / (1 + q) ** 2
-    across = 2 * e * np.radians(macromodel["position_angle_sigma"])
+    across = 2 * np.hypot(e1, e2) * np.radians(macromodel["position_angle_sigma"])
     return Start(
         theta_e=macromodel["theta_e"],
         theta_e_sigma=macromodel["theta_e_sigma"],
-        e1=float(e * np.cos(2 * angle)),
-        e2=float(e * np.sin(2 * angle)),
+        e1=float(e1),
+        e2=float(e2),
         e_sigma=float(np.hypot(along, across) / np.sqrt(2)),
     )

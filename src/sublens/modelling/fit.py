@@ -70,7 +70,6 @@ class LensFit:
     deviations are not told: they are of a hundredth or less, where fits are off by several."""
     chi2: float
     """Sum of the squared residuals, over the number of pixels."""
-    log_evidence: float
     image: Floats
     model: Floats
     galaxy: Floats
@@ -81,8 +80,6 @@ class LensFit:
     """Light of the source on its grid, [g, g]."""
     source_step: float
     """Side of a cell of that grid, arcsec."""
-    pixel_scale: float
-    """Side of a pixel of the planes, arcsec."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,8 @@ class Solution:
 class System(NamedTuple):
     """Normal equations of all that is fitted: coefficients, parameters of the lens, shape of the galaxy."""
 
+    columns: Reals
+    """Response of the pixels to each, in their own noise, [p, k]."""
     matrix: Floats
     precisions: Floats
     """Precisions of the priors, [k, k] like the matrix."""
@@ -160,7 +159,7 @@ class Fitter:
         columns = np.concatenate(parts, axis=1)
         columns /= self.noise[:, None].astype(np.float32)
         prior = self._prior_of_light()
-        factor = _factor(_squares(columns), prior)
+        factor = factor_of(_squares(columns), prior)
         coefficients = linalg.cho_solve((factor, True), _products(columns, values), check_finite=False)
         residual = values - columns @ coefficients.astype(np.float32)
         objective = float(residual @ residual + coefficients @ prior @ coefficients) + self._distance(parameters, form)
@@ -180,10 +179,6 @@ class Fitter:
 
     def system(self, solution: Solution) -> System:
         """The normal equations around a solution."""
-        return self.columns_and_system(solution)[1]
-
-    def columns_and_system(self, solution: Solution) -> tuple[Reals, System]:
-        """Response of the pixels to all that is fitted, in their own noise, [p, k], and the normal equations."""
         data, light = self.data, solution.coefficients[N_SOURCE:]
         along_x, along_y = self.grid.gradient(solution.splines, solution.coefficients[:N_SOURCE])
         bent = _on_finer(smooth_lens.derivatives(solution.parameters, *map(_at_every_other, (data.x, data.y))))
@@ -196,25 +191,26 @@ class Fitter:
         precisions = linalg.block_diag(self._prior_of_light(), np.diag(own))
         offsets = np.concatenate([solution.coefficients, solution.parameters - means, np.zeros(galaxy_light.N_SHAPE)])
         gradient = _products(columns, solution.residual) - precisions @ offsets
-        return columns, System(_squares(columns), precisions, gradient)
+        return System(columns, _squares(columns), precisions, gradient)
 
     def fitted(self, solution: Solution, scatter: float) -> LensFit:
         """The result of the fit."""
-        data, coefficients = self.data, solution.coefficients.astype(np.float32)
-        galaxy = solution.columns[:, N_SOURCE:] @ coefficients[N_SOURCE:] * self.noise * data.unit
+        data = self.data
         return LensFit(
             parameters=solution.parameters,
             scatter=scatter,
             chi2=solution.chi2 / len(data.values),
-            log_evidence=solution.log_evidence,
             image=data.plane(data.values * data.unit),
             model=data.plane((data.values - solution.residual * self.noise) * data.unit),
-            galaxy=data.plane(galaxy),
+            galaxy=data.plane(self._galaxy(solution) * data.unit),
             residual=data.plane(solution.residual),
             source=solution.coefficients[:N_SOURCE].reshape(GRID, GRID) * data.unit,
             source_step=self.grid.step,
-            pixel_scale=data.pixel_scale,
         )
+
+    def _galaxy(self, solution: Solution) -> Floats:
+        """The lens galaxy's light in the pixels, [p]."""
+        return solution.columns[:, N_SOURCE:] @ solution.coefficients[N_SOURCE:].astype(np.float32) * self.noise
 
     def _prior_of_light(self) -> Floats:
         return np.asarray(linalg.block_diag(self.grid.precision, np.diag(galaxy_light.precisions(self.amplitudes))))
@@ -261,7 +257,7 @@ class Fitter:
 
     def _settle(self, solution: Solution) -> None:
         """Fit the source's grid, the noise and the priors of source and harmonics to a solution."""
-        light = solution.columns[:, N_SOURCE:] @ solution.coefficients[N_SOURCE:].astype(np.float32) * self.noise
+        light = self._galaxy(solution)
         self.grid = source_grid.settled(self.grid, solution.coefficients[:N_SOURCE], solution.n_effective)
         self.noise = np.hypot(self.data.noise, MODEL_ERROR * light)
         self.amplitudes = solution.coefficients[N_SOURCE : N_SOURCE + len(galaxy_light.SIGMAS)]
@@ -301,11 +297,11 @@ def _step(system: System, first: int, damping: float) -> Floats:
     """The damped step of all from `first` on, the coefficients before it following along."""
     damped, own = system.matrix.copy(), np.arange(first, len(system.matrix))
     damped[own, own] += damping * (system.matrix[own, own] + system.precisions[own, own])
-    factor = _factor(damped, system.precisions)
+    factor = factor_of(damped, system.precisions)
     return np.asarray(linalg.cho_solve((factor, True), system.gradient, check_finite=False)[first:])
 
 
-def _factor(matrix: Floats, precisions: Floats) -> Floats:
+def factor_of(matrix: Floats, precisions: Floats) -> Floats:
     """Cholesky factor, lower, of a matrix and the precisions of a prior."""
     whole, diagonal = matrix + precisions, np.arange(len(matrix))
     whole[diagonal, diagonal] += JITTER * matrix[diagonal, diagonal]

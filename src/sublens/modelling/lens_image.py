@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.signal import convolve2d
 
 from sublens.errors import ImageError
+from sublens.images.resample import central
 from sublens.lensing.compiled import Reals
 from sublens.modelling.response import Blur
 
@@ -56,8 +57,6 @@ class Data:
     places: NDArray[np.int64]
     """Row and column of each pixel in a square of `side` pixels, [p, 2]."""
     side: int
-    pixel_scale: float
-    """Side of a pixel of the data, arcsec."""
     centre: tuple[float, float]
     """Centre of the lens galaxy's core, arcsec."""
 
@@ -68,7 +67,7 @@ class Data:
         n_bin, parts = max(1, round(COARSE / scale)), max(1, int(np.ceil(scale / FINE - 0.01)))
         psf = _trimmed(image.psf, scale)
         side = int(min(*image.pixels.shape, 2 * radius / scale)) // (2 * n_bin) * 2
-        pixels, noise = (_middle(plane, side * n_bin) for plane in (image.pixels, image.noise))
+        pixels, noise = (central(plane, side * n_bin) for plane in (image.pixels, image.noise))
         is_good = np.isfinite(noise) & np.isfinite(pixels)
         pixels, variance = np.where(is_good, pixels, 0), np.where(is_good, noise, 0) ** 2
         binned = [plane.reshape(side, n_bin, side, n_bin).sum((1, 3)) for plane in (pixels, variance, is_good)]
@@ -87,7 +86,6 @@ class Data:
             y=y,
             places=np.argwhere(within),
             side=side,
-            pixel_scale=n_bin * scale,
             centre=_core(pixels, _axis(side * n_bin, scale)),
         )
 
@@ -96,11 +94,6 @@ class Data:
         square: Floats = np.full((self.side, self.side), np.nan)
         square[tuple(self.places.T)] = values
         return square
-
-
-def _middle(plane: Floats, side: int) -> Floats:
-    top, left = ((size - side) // 2 for size in plane.shape)
-    return plane[top : top + side, left : left + side]
 
 
 def _axis(n: int, step: float) -> Floats:
@@ -116,7 +109,7 @@ def _core(pixels: Floats, axis: Floats) -> tuple[float, float]:
 
 def _trimmed(psf: Floats, scale: float) -> Floats:
     """The middle of a point-spread function, of sum 1; raises `ImageError` where it holds no light."""
-    psf = _middle(psf, min(*psf.shape, max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1))
+    psf = central(psf, min(*psf.shape, max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1))
     if psf.sum() <= 0:
         raise ImageError(
             "the middle of its point-spread function holds less light than nothing",
