@@ -59,10 +59,10 @@ def survey(tmp_path: Path) -> list[Path]:
     return [tmp_path / name for name in ("coarse.fits", "small.fits", "plain.npy", "large.npy", "stack.npz")]
 
 
-def predict(*arguments: str | Path) -> int:
+def predict(*arguments: str | Path, network: str = "lensnet") -> int:
     """Exit code of `sublens predict lensnet`."""
     with pytest.raises(SystemExit) as end:
-        cli.main(["predict", "lensnet", *map(str, arguments)])
+        cli.main(["predict", network, *map(str, arguments)])
     return int(end.value.code or 0)
 
 
@@ -548,6 +548,33 @@ def test_the_closing_line_names_networks_for_telescopes_where_there_are_some(
     line = predict_files.closing_line("lensnet", card, tables.Totals(3, 0, 3))
     assert line.endswith("; for images of telescopes see lensnet-hst." if has_other else "knows common-test-1 only.")
     assert not predict_files.closing_line("lensnet-hst", hst, tables.Totals(3, 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("totals", "line"),
+    [
+        ((30, 2, 1, 20), "No class can be told for certain: the prediction sets of 20 of 28 images hold more than one"),
+        ((1, 0, 0, 1), "No class can be told for certain: the prediction set holds more than one"),
+        ((30, 2, 1, 14), ""),
+    ],
+)
+def test_images_whose_class_stays_open_get_a_closing_line(totals: tuple[int, int, int, int], line: str) -> None:
+    card = bundle.read_card(bundle.locate("lensnet-hst"))
+    said = predict_files.closing_line("lensnet-hst", card, tables.Totals(*totals))
+    assert said.startswith(line)
+    assert bool(line) == bool(said)
+
+
+@pytest.mark.parametrize(("members", "n_open"), [(("no",), 0), (("no", "vort"), 1), ((), 0), (None, 0)])
+def test_sets_of_more_than_one_class_are_counted(members: tuple[str, ...] | None, n_open: int) -> None:
+    row = {"error": "", "ood": False, "prediction_set": tables.set_text(members)}
+    assert tables.Totals().after(row) == (1, 0, 0, n_open)
+
+
+def test_predict_says_that_real_lenses_stay_open(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "J0037-0942.fits", "J0044+0113.fits"
+    assert predict(*(real_data / "slacs" / name for name in names), network="lensnet-hst") == 0
+    assert "the prediction sets of 2 of 2 images hold more than one, whatever the label is" in capsys.readouterr().err
 
 
 def test_predict_ends_with_the_closing_line(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

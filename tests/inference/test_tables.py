@@ -76,7 +76,7 @@ def written(path: Path, rows: list[Row]) -> Path:
             journal.add(row.source_index, tables.record(row, CLASSES, "lensnet 0123", "1.0"))
         n_failed = sum(bool(row.error) for row in rows)
         n_ood = sum(bool(row.prediction and row.prediction.is_ood) for row in rows)
-        assert journal.finish(tables.columns(CLASSES)) == (len(rows), n_failed, n_ood)
+        assert journal.finish(tables.columns(CLASSES)) == (len(rows), n_failed, n_ood, 0)
     return path
 
 

@@ -352,19 +352,23 @@ def predict_to_table(
 
 
 def closing_line(name: str, card: Card, totals: Totals) -> str:
-    """A sentence on images that are all out of distribution for a network of photon counts; empty for others.
+    """A sentence on images of which the network tells nothing; empty where it tells something of most.
 
-    name: that of the network, or its folder. It goes on with the networks for images of telescopes that come with
-    sublens, if there are any.
+    name: that of the network, or its folder. Either all are out of distribution for a network of photon counts, and the
+    sentence goes on with the networks for images of telescopes that come with sublens; or most prediction sets hold
+    more than one class.
     """
-    if card.input.takes_noise or not 0 < totals.n_ood == totals.n_images - totals.n_failed:
-        return ""
-    n = totals.n_ood
-    count = f"{n:,} images: all" if n > 1 else "1 image:"
-    shipped = {other: bundle.read_card(folder) for other, folder in bundle.shipped().items()}
-    others = [other for other, about in shipped.items() if about.input.takes_noise]
-    advice = f"; for images of telescopes see {', '.join(others)}" if others else ""
-    return f"{count} out of distribution for {Path(name).name}, which knows {card.data.name} only{advice}."
+    n, n_open, n_ood = totals.n_images - totals.n_failed, totals.n_open, totals.n_ood
+    if n and n_ood == n and not card.input.takes_noise:
+        count = f"{n:,} images: all" if n > 1 else "1 image:"
+        shipped = {other: bundle.read_card(folder) for other, folder in bundle.shipped().items()}
+        others = [other for other, about in shipped.items() if about.input.takes_noise]
+        advice = f"; for images of telescopes see {', '.join(others)}" if others else ""
+        return f"{count} out of distribution for {Path(name).name}, which knows {card.data.name} only{advice}."
+    if 2 * n_open > n:
+        whose = f"the prediction sets of {n_open:,} of {n:,} images hold" if n > 1 else "the prediction set holds"
+        return f"No class can be told for certain: {whose} more than one, whatever the label is."
+    return ""
 
 
 def _drawing(folder: Path, grid: CardMap, *, force: bool) -> AbstractContextManager[Draw]:

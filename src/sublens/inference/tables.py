@@ -26,6 +26,8 @@ BLOCK = 4096
 """Number of rows that are turned into bytes at once."""
 PLAN_BYTES = 2**20
 """Length of the beginning and of the end of a table in which its plan is looked up, bytes."""
+BETWEEN = ","
+"""Stands between the classes of a prediction set."""
 MARK = b"prediction_set"
 """Name of a column that every table has, as its bytes."""
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -199,15 +201,20 @@ class Totals(NamedTuple):
     """Those without a prediction."""
     n_ood: int = 0
     """Those that are out of distribution."""
+    n_open: int = 0
+    """Those whose prediction set holds more than one class."""
 
     def after(self, row: Record) -> "Totals":
         """The numbers with one row more."""
-        return Totals(self.n_images + 1, self.n_failed + bool(row["error"]), self.n_ood + bool(row["ood"]))
+        is_open = BETWEEN in str(row["prediction_set"])
+        return Totals(
+            self.n_images + 1, self.n_failed + bool(row["error"]), self.n_ood + bool(row["ood"]), self.n_open + is_open
+        )
 
 
 def set_text(members: Sequence[str] | None) -> str:
     """A prediction set as text: its classes between commas, {} where it is empty, nothing where there is no set."""
-    return "" if members is None else ",".join(members) or "{}"
+    return "" if members is None else BETWEEN.join(members) or "{}"
 
 
 def _utf8(text: str) -> str:
