@@ -10,19 +10,22 @@ prints instead the share of the network's standard deviation at which 68 % lie w
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from sublens.images import signal_to_noise
 from sublens.images.pixels import Companions, Image
 from sublens.inference import lens_fits
-from sublens.inference.predictor import Predictor, Row
+from sublens.inference.predictor import Prediction, Predictor, Row
 from sublens.models import macro
 from sublens.observation.psf import in_own_pixels
+from sublens.parallel.threads import n_threads
 from sublens.progress import Count, visible
 from sublens.sim.population import CLASSES
 from sublens.sim.render import render, simulate
@@ -74,13 +77,12 @@ def measure(network: str, survey: Survey, seed: int, n: int) -> tuple[Truth, Flo
     predictor = Predictor.load(network)
     truth, pictures = images(survey, seed, n)
     networks, fits, chi2 = [], [], []
-    with visible("fitting", n) as advance:
+    with visible("fitting", n) as advance, threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads()) as pool:
         count = Count(advance)
         for start in range(0, n, BATCH):
             batch = pictures[start : start + BATCH]
             answers = predictor.predict_images([predictor.framed(image, None) for image in batch])
-            for answer, image in zip(answers, batch, strict=True):
-                row = lens_fits.fitted(Row(Path(), prediction=answer), lens_fits.cut(image, None))
+            for answer, row in zip(answers, pool.map(_fitted, answers, batch), strict=True):
                 assert answer.macromodel
                 assert row.prediction
                 assert row.prediction.macromodel
@@ -89,6 +91,10 @@ def measure(network: str, survey: Survey, seed: int, n: int) -> tuple[Truth, Flo
                 chi2.append(np.nan if row.fit_chi2 is None else row.fit_chi2)
                 count.add(1)
     return truth, np.array(networks), np.array(fits), np.array(chi2)
+
+
+def _fitted(answer: Prediction, image: Image) -> Row:
+    return lens_fits.fitted(Row(Path(), prediction=answer), lens_fits.cut(image, None))
 
 
 def line(name: str, columns: Floats, true: Floats) -> str:

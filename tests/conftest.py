@@ -43,12 +43,21 @@ SHARED = Path(os.environ.get("SUBLENS_SHARED", Path(__file__).parents[2] / "shar
 
 HALO = {"theta_E": 1.25, "gamma": 2.05, "e1": 0.09, "e2": -0.06, "center_x": 0.0, "center_y": 0.0}
 SHEAR = {"gamma1": 0.03, "gamma2": 0.04}
+SUBHALO = "theta_E", "center_x", "center_y"
 """Mass of the lens that lenstronomy draws, in its own words."""
 
 
 @lru_cache
-def drawn_lens(theta_e: float = 1.25, source: tuple[float, float] = (0.08, 0.05)) -> LensImage:
-    """An image of a lens as lenstronomy draws it, with noise; the signal to noise of its arcs is up to 20 a pixel."""
+def drawn_lens(
+    theta_e: float = 1.25,
+    source: tuple[float, float] = (0.08, 0.05),
+    shear: tuple[float, float] = (SHEAR["gamma1"], SHEAR["gamma2"]),
+    subhalo: tuple[float, float, float] | None = None,
+) -> LensImage:
+    """An image of a lens as lenstronomy draws it, with noise; the signal to noise of its arcs is up to 20 a pixel.
+
+    subhalo: Einstein radius, x and y of an isothermal sphere, arcsec.
+    """
     from lenstronomy.Data.imaging_data import ImageData
     from lenstronomy.Data.psf import PSF
     from lenstronomy.ImSim.image_model import ImageModel
@@ -61,14 +70,16 @@ def drawn_lens(theta_e: float = 1.25, source: tuple[float, float] = (0.08, 0.05)
     model = ImageModel(
         ImageData(np.zeros((n, n)), background_rms=sky, exposure_time=2000.0, **grid),
         PSF("GAUSSIAN", fwhm=0.1, pixel_size=scale, truncation=4),
-        LensModel(["EPL", "SHEAR"]),
+        LensModel(["EPL", "SHEAR", *(["SIS"] if subhalo else [])]),
         LightModel(["SERSIC_ELLIPSE"]),
         LightModel(["SERSIC_ELLIPSE"]),
         kwargs_numerics={"supersampling_factor": 3},
     )
     profiles = (0.15, 1.0, 0.1, 0.1, *source, 120.0), (1.0, 4.0, 0.08, -0.05, 0.0, 0.0, 200.0)
     light = ([dict(zip(shape, values, strict=True))] for values in profiles)
-    plane = model.image([{**HALO, "theta_E": theta_e}, SHEAR], *light)
+    masses = [{**HALO, "theta_E": theta_e}, dict(zip(SHEAR, shear, strict=True))]
+    masses += [dict(zip(SUBHALO, subhalo, strict=True))] if subhalo else []
+    plane = model.image(masses, *light)
     noise = np.sqrt(sky**2 + np.maximum(plane, 0) / 2000)
     axis = np.arange(15) - 7
     kernel = np.exp(-(axis**2 + axis[:, None] ** 2) / 2 / (0.1 / scale / 2.3548) ** 2)

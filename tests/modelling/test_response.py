@@ -72,3 +72,21 @@ def test_an_image_of_a_source_is_its_light_in_the_pixels() -> None:
     columns = response.of_source(places, GRID, data.blur)
     plane = response.light(places, source)
     assert columns @ source.ravel() == pytest.approx(response.of_planes(plane[None], data.blur)[:, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize("side", [5, 7, 15])
+def test_a_coarser_image_has_the_same_light_and_a_psf_a_little_wider(side: int) -> None:
+    kernel, axis = psf(side) / psf(side).sum(), np.arange(side) - side // 2
+    fine = LensImage(RNG.normal(size=(26, 25)), np.full((26, 25), 2.0), kernel, 0.05)
+    coarse = fine.coarser()
+    assert coarse.pixels == pytest.approx(fine.pixels[1:25, :24].reshape(12, 2, 12, 2).sum((1, 3)))
+    assert (coarse.noise == 4).all()
+    assert coarse.pixel_scale == 0.1
+    spread, coarse_axis = coarse.psf / coarse.psf.sum(), 2 * (np.arange(len(coarse.psf)) - len(coarse.psf) // 2)
+    for along in (0, 1):
+        means = [float((plane.sum(along) * places).sum()) for plane, places in ((kernel, axis), (spread, coarse_axis))]
+        squares = [
+            float((plane.sum(along) * places**2).sum()) for plane, places in ((kernel, axis), (spread, coarse_axis))
+        ]
+        assert means[1] == pytest.approx(means[0], abs=0.05)
+        assert squares[0] < squares[1] < squares[0] + 1.5

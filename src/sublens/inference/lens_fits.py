@@ -19,7 +19,8 @@ from sublens.images.pixels import Image
 from sublens.images.reader import ReadResult
 from sublens.inference.predictor import Row
 from sublens.modelling import smooth_lens
-from sublens.modelling.fit import Start, fit
+from sublens.modelling.fit import fit
+from sublens.modelling.fitter import Start
 from sublens.modelling.lens_image import LensImage
 from sublens.models import macro
 from sublens.parallel.mapper import in_order
@@ -29,7 +30,7 @@ FIELD = 16.0
 """Greatest side of what is kept of an image, arcsec."""
 POOR = 1.5
 """Mean squared residual above which a note calls a fit poor."""
-SHARE = 0.66
+SHARE = 0.44
 """Standard deviation of a fitted Einstein radius over that which the network states, where all starts end alike and the
 fit is as good as the noise: with it 68 % of simulated lenses lie within one (`benchmarks/lens_fits.py --share`)."""
 

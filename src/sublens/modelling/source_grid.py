@@ -12,12 +12,11 @@ from sublens.modelling import response
 Floats = NDArray[np.float64]
 
 GRID = 17
-"""Splines along a side."""
-N_SOURCE = GRID**2
+"""Splines along a side of a grid whose source is not known yet."""
 LEAST_HALF, GREATEST_HALF, OVER_THETA_E = 0.25, 0.6, 0.45
 """Least and greatest half of the side that holds light, arcsec, and that of large lenses over their Einstein radius."""
 EXTENT = 3.0
-"""Half of the grid's side over the source's root mean square radius along an axis."""
+"""Half of the grid's side over the source's root mean square radius along an axis, before another is tried."""
 FAINTEST = 0.15
 """Coefficients below this share of the greatest do not count in that radius."""
 LEAST_VARIANCE = 1e-9
@@ -37,6 +36,10 @@ class SourceGrid:
     half: float
     greatest: float
     """Greatest half of the side, arcsec."""
+    size: int = GRID
+    """Splines along a side."""
+    extent: float = EXTENT
+    """Half of the side over the source's root mean square radius along an axis."""
 
     @classmethod
     def around(cls, theta_e: float) -> "SourceGrid":
@@ -45,19 +48,24 @@ class SourceGrid:
         return cls(variance=1.0, centre=(0.0, 0.0), half=half, greatest=half)
 
     @property
+    def n_splines(self) -> int:
+        """Number of splines."""
+        return self.size**2
+
+    @property
     def step(self) -> float:
         """Distance of splines, arcsec; light falls to nothing beyond the first and the last."""
-        return 2 * self.half / (GRID - 1)
+        return 2 * self.half / (self.size - 1)
 
     @property
     def precision(self) -> Floats:
-        """Inverse covariance of the coefficients before a fit, [N_SOURCE, N_SOURCE]."""
-        return _unit_prior()[0] / self.variance
+        """Inverse covariance of the coefficients before a fit, [n_splines, n_splines]."""
+        return _unit_prior(self.size)[0] / self.variance
 
     @property
     def log_det(self) -> float:
         """Logarithm of the determinant of `precision`."""
-        return _unit_prior()[1] - N_SOURCE * float(np.log(self.variance))
+        return _unit_prior(self.size)[1] - self.n_splines * float(np.log(self.variance))
 
     def trace(self, lower: Floats) -> float:
         """Trace of a symmetric matrix times `precision`; lower: its lower triangle."""
@@ -66,13 +74,13 @@ class SourceGrid:
 
     def places(self, x: Reals, y: Reals) -> tuple[Reals, Reals]:
         """Places x, y, arcsec, in steps of the grid."""
-        middle = (GRID - 1) / 2
+        middle = (self.size - 1) / 2
         return (x - self.centre[0]) / self.step + middle, (y - self.centre[1]) / self.step + middle
 
     def gradient(self, splines: tuple[response.Splines, response.Splines], coefficients: Floats) -> tuple[Reals, Reals]:
         """Gradient of a source at points, light an arcsec along x and along y; splines: values and slopes there."""
         values, slopes = splines
-        source = coefficients.reshape(GRID, GRID).astype(np.float32)
+        source = coefficients.reshape(self.size, self.size).astype(np.float32)
         along_x = response.light(values._replace(along_x=slopes.along_x), source) / self.step
         along_y = response.light(values._replace(along_y=slopes.along_y), source) / self.step
         return along_x, along_y
@@ -83,24 +91,24 @@ def settled(grid: SourceGrid, coefficients: Floats, n_effective: float) -> Sourc
 
     n_effective: number of coefficients that the data determine.
     """
-    source = coefficients.reshape(GRID, GRID)
+    source = coefficients.reshape(grid.size, grid.size)
     bright = np.where(source > FAINTEST * source.max(), source, 0).clip(np.finfo(np.float64).tiny)
-    axis = (np.arange(GRID) - (GRID - 1) / 2) * grid.step
+    axis = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.step
     x, y = (float((bright * along).sum() / bright.sum()) for along in (axis, axis[:, None]))
     spread = np.sqrt((bright * ((axis - x) ** 2 + (axis[:, None] - y) ** 2)).sum() / bright.sum() / 2)
-    weighed = float(coefficients @ _unit_prior()[0] @ coefficients)
+    weighed = float(coefficients @ _unit_prior(grid.size)[0] @ coefficients)
     return replace(
         grid,
         variance=max(weighed / max(n_effective, 1.0), LEAST_VARIANCE),
         centre=(grid.centre[0] + x, grid.centre[1] + y),
-        half=float(np.clip(EXTENT * spread, LEAST_HALF, grid.greatest)),
+        half=float(np.clip(grid.extent * spread, LEAST_HALF, grid.greatest)),
     )
 
 
-@lru_cache(maxsize=1)
-def _unit_prior() -> tuple[Floats, float]:
-    """Inverse covariance of coefficients of unit variance, and the logarithm of its determinant."""
-    axis = np.arange(GRID)
+@lru_cache(maxsize=4)
+def _unit_prior(size: int) -> tuple[Floats, float]:
+    """Inverse covariance of coefficients of unit variance on a grid of that size, and its determinant's logarithm."""
+    axis = np.arange(size)
     along = np.exp(-0.5 * ((axis - axis[:, None]) / LENGTH) ** 2)
-    covariance: Floats = np.kron(along, along) + OWN * np.eye(N_SOURCE)
+    covariance: Floats = np.kron(along, along) + OWN * np.eye(size**2)
     return np.asarray(np.linalg.inv(covariance)), -float(np.linalg.slogdet(covariance)[1])
