@@ -86,6 +86,11 @@ class Solution:
         return self.coefficients[self.grid.n_splines :]
 
     @property
+    def arcs(self) -> Floats:
+        """Light of the lensed source in the pixels, in their own noise, [p]."""
+        return np.asarray(self.columns[:, : self.grid.n_splines] @ self.source.astype(np.float32), np.float64)
+
+    @property
     def chi2(self) -> float:
         """Sum of the squared residuals."""
         return float(self.residual @ self.residual)
@@ -230,12 +235,13 @@ class Fitter:
         """The solution of the same lens once the noise and the priors of source and harmonics are fitted to it.
 
         The source's grid moves along where the evidence does not suffer. From the second time on, pixels that stand out
-        of those around them count no more.
+        of those around them, by more than the arcs' own light, count no more.
         """
         noise, was_settled = np.hypot(self.data.noise, MODEL_ERROR * self.galaxy(solution)), self.amplitudes is not None
         if was_settled:
             residual = self.data.plane(solution.residual * self.noise / noise)
-            noise = np.where(_outliers(residual)[tuple(self.data.places.T)], MASKING * noise, noise)
+            is_outlier = _outliers(residual)[tuple(self.data.places.T)] & (np.abs(solution.residual) > solution.arcs)
+            noise = np.where(is_outlier, MASKING * noise, noise)
         self.noise, self.amplitudes = noise, solution.light[: len(galaxy_light.SIGMAS)]
         self.grid = moved = source_grid.settled(solution.grid, solution.source, solution.n_effective)
         settled = self.solve(solution.parameters, solution.form)
