@@ -567,7 +567,7 @@ def test_images_whose_class_stays_open_get_a_closing_line(totals: tuple[int, int
 
 @pytest.mark.parametrize(("members", "n_open"), [(("no",), 0), (("no", "vort"), 1), ((), 0), (None, 0)])
 def test_sets_of_more_than_one_class_are_counted(members: tuple[str, ...] | None, n_open: int) -> None:
-    row = {"error": "", "ood": False, "prediction_set": tables.set_text(members)}
+    row: tables.Record = {"error": "", "ood": False, "prediction_set": tables.set_text(members)}
     assert tables.Totals().after(row) == (1, 0, 0, n_open)
 
 
