@@ -8,9 +8,11 @@ import pytest
 from conftest import HALO, SHEAR, SUBHALO, drawn_lens
 from lenstronomy.LensModel.lens_model import LensModel
 from numpy.typing import NDArray
+from scipy import linalg
 
 from sublens.errors import ImageError
 from sublens.modelling import fit as fit_module
+from sublens.modelling import fitter as fitter_module
 from sublens.modelling import smooth_lens
 from sublens.modelling.fit import LensFit, fit, search
 from sublens.modelling.fitter import Fitter, Solution, Start
@@ -183,3 +185,22 @@ def test_substructure_that_is_known_is_part_of_the_lens() -> None:
     ]
     assert gains[0] < -20
     assert gains[1] > 20
+
+
+def test_starts_differ_where_masks_leave_nothing_of_coarser_data() -> None:
+    noise = drawn_lens().noise.copy()
+    noise[::2, ::2] = np.inf
+    image = replace(drawn_lens(), noise=noise, pixel_scale=0.09).cut(4.0)
+    assert not len(Data.of(image.coarser(), 2.0, 0.1).values)
+    tracks = search(image, Start(1.25 * 0.09 / 0.05, 0.2))
+    assert len({round(solution.log_evidence, 3) for _, solution in tracks}) > 1
+
+
+def test_a_step_that_cannot_be_taken_ends_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitter, solution = descended()
+
+    def fail(*_: object) -> None:
+        raise linalg.LinAlgError
+
+    monkeypatch.setattr(fitter_module, "_step", fail)
+    assert fitter.descend(solution, 4, 0.1) is solution

@@ -90,3 +90,23 @@ def test_a_coarser_image_has_the_same_light_and_a_psf_a_little_wider(side: int) 
         ]
         assert means[1] == pytest.approx(means[0], abs=0.05)
         assert squares[0] < squares[1] < squares[0] + 1.5
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (41, 38), (8, 5), (5, 8), (41, 41), (14, 14)])
+@pytest.mark.parametrize("is_coarse", [False, True])
+def test_a_point_spread_function_of_any_size_moves_no_light(shape: tuple[int, int], *, is_coarse: bool) -> None:
+    y, x = (np.arange(length) - length // 2 for length in shape)
+    kernel = np.exp(-(x**2 + y[:, None] ** 2) / 2)
+    blank = LensImage(np.zeros((80, 80)), np.ones((80, 80)), kernel, 0.05)
+    data = Data.of(blank.coarser(), 1.9, 0.1) if is_coarse else Data.of(blank, 1.9)
+    light = np.exp(-((data.x - 0.3) ** 2 + (data.y + 0.2) ** 2) / 2 / 0.15**2)
+    plane = np.nan_to_num(data.plane(response.of_planes(light[None], data.blur)[:, 0]))
+    axis = (np.arange(data.side) - (data.side - 1) / 2) * 0.1
+    centre = (plane * axis).sum() / plane.sum(), (plane * axis[:, None]).sum() / plane.sum()
+    assert centre == pytest.approx((0.3, -0.2), abs=0.02)
+
+
+def test_pixels_whose_noise_is_nothing_hold_no_data() -> None:
+    noise = np.ones((24, 24))
+    noise[12, 12] = 0
+    assert len(Data.of(LensImage(np.ones((24, 24)), noise, psf(5), 0.1), 5).values) == 24**2 - 1

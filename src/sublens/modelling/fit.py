@@ -100,6 +100,7 @@ def _from_starts(
 ) -> list[Track]:
     """Fits to the data from the best starts, which are those of greatest evidence after the first steps."""
     coarser = Data.of(image.coarser() if image.pixel_scale < COARSE else image, radius, 2 * FINE)
+    coarser = coarser if len(coarser.values) >= LEAST_PIXELS else data  # masks may leave nothing of it
     rough, first = list[Track](), Fitter.of(coarser, start, substructure)
     for distance, shear in product(STARTS, SHEARS):
         with suppress(linalg.LinAlgError):

@@ -7,6 +7,7 @@ of the source's coefficients has the variance of greatest evidence (MacKay 1992,
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -211,9 +212,10 @@ class Fitter:
         for _ in range(most):
             system, n = self.system(solution), len(solution.coefficients)
             for _ in range(TRIES):
-                trial = self.solve(*self._moved(solution, _step(system, n, damping)))
-                if trial.objective < solution.objective:
-                    break
+                with suppress(linalg.LinAlgError):
+                    trial = self.solve(*self._moved(solution, _step(system, n, damping)))
+                    if trial.objective < solution.objective:
+                        break
                 damping = max(10 * damping, 1e-2)
             else:
                 return solution
@@ -248,9 +250,10 @@ class Fitter:
         if not was_settled or settled.log_evidence >= solution.log_evidence:
             return settled
         self.grid = replace(solution.grid, variance=moved.variance)
-        stayed = self.solve(solution.parameters, solution.form)
-        if stayed.log_evidence > settled.log_evidence:
-            return stayed
+        with suppress(linalg.LinAlgError):
+            stayed = self.solve(solution.parameters, solution.form)
+            if stayed.log_evidence > settled.log_evidence:
+                return stayed
         self.grid = moved
         return settled
 

@@ -80,7 +80,7 @@ class Data:
         psf = _trimmed(image.psf, scale)
         side = int(min(*image.pixels.shape, 2 * radius / scale)) // (2 * n_bin) * 2
         pixels, noise = (central(plane, side * n_bin) for plane in (image.pixels, image.noise))
-        is_good = np.isfinite(noise) & np.isfinite(pixels)
+        is_good = np.isfinite(noise) & (noise > 0) & np.isfinite(pixels)
         pixels, variance = np.where(is_good, pixels, 0), np.where(is_good, noise, 0) ** 2
         binned = [plane.reshape(side, n_bin, side, n_bin).sum((1, 3)) for plane in (pixels, variance, is_good)]
         axis = _axis(side, n_bin * scale)
@@ -121,7 +121,9 @@ def _core(pixels: Floats, axis: Floats) -> tuple[float, float]:
 
 def _trimmed(psf: Floats, scale: float) -> Floats:
     """The middle of a point-spread function, of sum 1; raises `ImageError` where it holds no light."""
-    psf = central(psf, min(*psf.shape, max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1))
+    side = min(*psf.shape, max(1, int(LARGEST_PSF / scale)) // 2 * 2 + 1)
+    top, left = (length // 2 - side // 2 for length in psf.shape)
+    psf = psf[top : top + side, left : left + side]
     if psf.sum() <= 0:
         raise ImageError(
             "the middle of its point-spread function holds less light than nothing",
