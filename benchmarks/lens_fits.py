@@ -10,14 +10,12 @@ prints instead the share of the network's standard deviation at which 68 % lie w
 """
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from sublens.images import signal_to_noise
 from sublens.images.pixels import Companions, Image
@@ -25,7 +23,6 @@ from sublens.inference import lens_fits
 from sublens.inference.predictor import Prediction, Predictor, Row
 from sublens.models import macro
 from sublens.observation.psf import in_own_pixels
-from sublens.parallel.threads import n_threads
 from sublens.progress import Count, visible
 from sublens.sim.population import CLASSES
 from sublens.sim.render import render, simulate
@@ -77,7 +74,7 @@ def measure(network: str, survey: Survey, seed: int, n: int) -> tuple[Truth, Flo
     predictor = Predictor.load(network)
     truth, pictures = images(survey, seed, n)
     networks, fits, chi2 = [], [], []
-    with visible("fitting", n) as advance, threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads()) as pool:
+    with visible("fitting", n) as advance, lens_fits.fitting_threads() as pool:
         count = Count(advance)
         for start in range(0, n, BATCH):
             batch = pictures[start : start + BATCH]

@@ -10,7 +10,6 @@ nothing else. Prints quantiles of the gain, how often it is above 5 with substru
 
 import argparse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -18,13 +17,12 @@ import torch
 from lens_fits import noise_of, psf
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from threadpoolctl import threadpool_limits
 
+from sublens.inference.lens_fits import fitting_threads
 from sublens.modelling.fit import search
 from sublens.modelling.fitter import Start
 from sublens.modelling.lens_image import LensImage
 from sublens.models import macro
-from sublens.parallel.threads import n_threads
 from sublens.progress import Count, visible
 from sublens.sim.population import CLASSES, draw
 from sublens.sim.render import deflection, render
@@ -62,11 +60,7 @@ def gains(truth: Truth, survey: Survey, row: int) -> tuple[float, float]:
 def all_gains(truth: Truth, survey: Survey) -> Floats:
     """`gains` of each scene, [n, 2]."""
     each: Callable[[int], tuple[float, float]] = partial(gains, truth, survey)
-    with (
-        visible("fitting", len(truth)) as advance,
-        threadpool_limits(1, "blas"),
-        ThreadPoolExecutor(n_threads()) as pool,
-    ):
+    with visible("fitting", len(truth)) as advance, fitting_threads() as pool:
         count, pairs = Count(advance), []
         for pair in pool.map(each, range(len(truth))):
             pairs.append(pair)

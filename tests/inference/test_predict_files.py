@@ -60,7 +60,7 @@ def survey(tmp_path: Path) -> list[Path]:
 
 
 def predict(*arguments: str | Path, network: str = "lensnet") -> int:
-    """Exit code of `sublens predict lensnet`."""
+    """Exit code of `sublens predict` with a network."""
     with pytest.raises(SystemExit) as end:
         cli.main(["predict", network, *map(str, arguments)])
     return int(end.value.code or 0)

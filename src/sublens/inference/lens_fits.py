@@ -8,6 +8,7 @@ network's, which are nearer to the truth: in a fit the external shear stands in 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -50,10 +51,17 @@ def rows(
             images.append(cut(result.image, pixel_scale))
             yield result
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n) as pool:  # matrices too small for several threads
+    with fitting_threads() as pool:
+        fits = (pool.submit(fitted, row, images.popleft()) for row in predict(kept()))
+        yield from in_order(fits, lambda: 2 * n)
+
+
+@contextmanager
+def fitting_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that fit lenses; meanwhile the whole process multiplies matrices, too small for several, with one."""
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads()) as pool:
         try:
-            fits = (pool.submit(fitted, row, images.popleft()) for row in predict(kept()))
-            yield from in_order(fits, lambda: 2 * n)
+            yield pool
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from sublens.images.signal_to_noise import MAD
 from sublens.lensing.compiled import Reals
 from sublens.modelling import galaxy_light, response, smooth_lens, source_grid
 from sublens.modelling.lens_image import Data
@@ -33,8 +34,6 @@ FARTHEST = 2.5
 OUTLYING, ABOVE_NEIGHBOURS = 5.0, 3.0
 """Residual of a defect that nothing masks, in standard deviations of all residuals and over the median of the nine
 pixels around it."""
-SIGMA_OF_MEDIAN = 1.4826
-"""Standard deviation of normal numbers over the median of their sizes."""
 MASKING = 1e3
 """Factor of the noise of such a pixel."""
 JITTER = 1e-6
@@ -69,10 +68,10 @@ class Solution:
     """Response of the pixels to each, in their own noise, [p, k]."""
     residual: Floats
     """Data less model, in their own noise, [p]."""
+    factor: Floats
+    """Cholesky factor of the normal equations of the coefficients, lower, [k, k]."""
     objective: float
     log_evidence: float
-    n_effective: float
-    """Coefficients of the source that the data determine."""
     grid: SourceGrid
     splines: tuple[response.Splines, response.Splines]
 
@@ -85,6 +84,12 @@ class Solution:
     def light(self) -> Floats:
         """Amplitudes of the galaxy's light, [k - g * g]."""
         return self.coefficients[self.grid.n_splines :]
+
+    @property
+    def n_effective(self) -> float:
+        """Coefficients of the source that the data determine."""
+        n = self.grid.n_splines
+        return n - self.grid.trace(linalg.lapack.dpotri(self.factor, lower=1)[0][:n, :n])
 
     @property
     def arcs(self) -> Floats:
@@ -153,8 +158,7 @@ class Fitter:
         coefficients = linalg.cho_solve((factor, True), _products(columns, values), check_finite=False)
         residual = values - columns @ coefficients.astype(np.float32)
         objective = float(residual @ residual + coefficients @ prior @ coefficients) + self._distance(parameters, form)
-        inverse, n_splines = linalg.lapack.dpotri(factor, lower=1)[0], self.grid.n_splines
-        harmonics = np.diagonal(prior)[n_splines + len(galaxy_light.SIGMAS) :]
+        harmonics = np.diagonal(prior)[self.grid.n_splines + len(galaxy_light.SIGMAS) :]
         log_det = 2 * np.log(np.diagonal(factor)).sum() - self.grid.log_det - np.log(harmonics).sum()
         return Solution(
             parameters=parameters,
@@ -162,9 +166,9 @@ class Fitter:
             coefficients=coefficients,
             columns=columns,
             residual=residual,
+            factor=factor,
             objective=objective,
             log_evidence=float(-0.5 * (objective + log_det) - np.log(self.noise).sum()),
-            n_effective=n_splines - self.grid.trace(inverse[:n_splines, :n_splines]),
             grid=self.grid,
             splines=splines,
         )
@@ -263,9 +267,7 @@ def _outliers(residual: Floats) -> NDArray[np.bool_]:
     size, beyond = np.abs(residual), np.pad(np.abs(residual), 1, constant_values=np.nan)
     n, is_data = len(size), np.isfinite(size)
     around = np.stack([beyond[i : i + n, j : j + n][is_data] for i in range(3) for j in range(3)])
-    least = np.maximum(
-        OUTLYING * SIGMA_OF_MEDIAN * np.median(size[is_data]), ABOVE_NEIGHBOURS * np.nanmedian(around, 0)
-    )
+    least = np.maximum(OUTLYING * MAD * np.median(size[is_data]), ABOVE_NEIGHBOURS * np.nanmedian(around, 0))
     outliers = np.zeros_like(is_data)
     outliers[is_data] = size[is_data] > least
     return outliers
