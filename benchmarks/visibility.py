@@ -3,9 +3,9 @@
     python benchmarks/visibility.py hst-acs --lenses 180
 
 New scenes (seed 7005, used for nothing else) are drawn with their substructure and without it, with the same noise.
-Lenses are fitted to both (`sublens.modelling.fit`), and once more with the true deflection of that substructure beside
-the smooth lens; what log evidence is gained is what an observer has who knows which substructure to look for, and
-nothing else. Prints quantiles of the gain, how often it is above 5 with substructure and without, and the AUC.
+Lenses are fitted to both (`sublens.modelling.search`), and once more with the true deflection of that substructure
+beside the smooth lens; what log evidence is gained is what an observer has who knows which substructure to look for,
+and nothing else. Prints quantiles of the gain, how often it is above 5 with substructure and without, and the AUC.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from lens_fits import noise_of, psf
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from sublens.data.telescope_images import noise_of, psf
 from sublens.inference.lens_fits import fitting_threads
-from sublens.modelling.fit import search
 from sublens.modelling.fitter import Start
 from sublens.modelling.lens_image import LensImage
+from sublens.modelling.search import search
 from sublens.models import macro
 from sublens.progress import Count, visible
 from sublens.sim.population import CLASSES, draw

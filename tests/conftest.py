@@ -19,6 +19,7 @@ from sublens.config import InputConfig, RunConfig, SplitConfig, checked
 from sublens.data.dataset import Dataset, open_dataset
 from sublens.data.generate import simulate
 from sublens.data.store import Chunk
+from sublens.modelling import fit, search
 from sublens.modelling.lens_image import LensImage
 from sublens.models import bundle, weights
 from sublens.models.networks import build
@@ -84,6 +85,14 @@ def drawn_lens(
     axis = np.arange(15) - 7
     kernel = np.exp(-(axis**2 + axis[:, None] ** 2) / 2 / (0.1 / scale / 2.3548) ** 2)
     return LensImage(plane + noise * np.random.default_rng(1).normal(size=(n, n)), noise, kernel, scale)
+
+
+@pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of smooth lenses that begin but once, of one density slope, without a search for substructure."""
+    monkeypatch.setattr(search, "MOST_RESTARTS", 0)
+    monkeypatch.setattr(search, "SLOPES", 0.0)
+    monkeypatch.setattr(fit, "PERTURBERS", {})
 
 
 @pytest.fixture(scope="session")

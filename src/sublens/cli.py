@@ -727,7 +727,7 @@ def predict(
         bool,
         typer.Option(
             "--fit",
-            help="Fit a lens to each image, a few seconds each: the Einstein radius is then the fit's. Needs a "
+            help="Fit a lens to each image, some ten seconds each: the Einstein radius is then the fit's. Needs a "
             "network for images of telescopes, and their PSF.",
         ),
     ] = False,

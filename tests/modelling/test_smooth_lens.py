@@ -12,14 +12,15 @@ X, Y = np.meshgrid(AXIS, AXIS)
 LENS = np.array([np.log(1.2), 0.1, -0.07, 0.02, -0.03, 0.04, -0.05, 0.004, 0.006, -0.007, 0.003])
 
 
-def test_halo_and_shear_are_those_of_lenstronomy() -> None:
+@pytest.mark.parametrize("slope", [1.8, smooth_lens.SLOPE, 2.3])
+def test_halo_and_shear_are_those_of_lenstronomy(slope: float) -> None:
     parameters = LENS.copy()
     parameters[7:] = 0
     theta_e, q, angle = smooth_lens.shape(parameters)
     e1, e2 = (1 - q) / (1 + q) * np.cos(2 * angle), (1 - q) / (1 + q) * np.sin(2 * angle)
-    halo = {"theta_E": theta_e, "gamma": smooth_lens.SLOPE, "e1": e1, "e2": e2, "center_x": 0.02, "center_y": -0.03}
+    halo = {"theta_E": theta_e, "gamma": slope, "e1": e1, "e2": e2, "center_x": 0.02, "center_y": -0.03}
     known = LensModel(["EPL", "SHEAR"]).alpha(X, Y, [halo, {"gamma1": 0.04, "gamma2": -0.05}])
-    assert smooth_lens.deflection(parameters, X, Y) == pytest.approx(np.array(known), abs=2e-4)
+    assert smooth_lens.deflection(parameters, slope, X, Y) == pytest.approx(np.array(known), abs=2e-4)
 
 
 def test_the_shear_is_that_of_the_simulator() -> None:
@@ -27,7 +28,7 @@ def test_the_shear_is_that_of_the_simulator() -> None:
     parameters[0], parameters[5:7] = -20, (0.1 * np.cos(0.8), 0.1 * np.sin(0.8))
     x, y, gamma, angle = (torch.as_tensor(value)[None] for value in (X, Y, 0.1, 0.4))
     known = torch.cat(mass.shear_deflection(x, y, gamma, angle)).numpy()
-    assert smooth_lens.deflection(parameters, X, Y) == pytest.approx(known, abs=1e-6)
+    assert smooth_lens.deflection(parameters, smooth_lens.SLOPE, X, Y) == pytest.approx(known, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", range(smooth_lens.N_PARAMETERS))
@@ -35,8 +36,8 @@ def test_derivatives_are_those_of_the_deflection(number: int) -> None:
     ahead, behind = LENS.copy(), LENS.copy()
     ahead[number] += 2e-3
     behind[number] -= 2e-3
-    change = (smooth_lens.deflection(ahead, X, Y) - smooth_lens.deflection(behind, X, Y)) / 4e-3
-    assert smooth_lens.derivatives(LENS, X, Y)[number] == pytest.approx(
+    change = (smooth_lens.deflection(ahead, 2.2, X, Y) - smooth_lens.deflection(behind, 2.2, X, Y)) / 4e-3
+    assert smooth_lens.derivatives(LENS, 2.2, X, Y)[number] == pytest.approx(
         change, abs=2e-2 * float(np.abs(change).max()) + 2e-3
     )
 

@@ -254,7 +254,7 @@ def _rows(predictor: Predictor, results: Iterable[ReadResult], query: Query) -> 
         return predicted(results)
     from sublens.inference import lens_fits  # slow to import
 
-    return lens_fits.rows(predicted, results, query.pixel_scale)
+    return lens_fits.rows(predicted, results, query.pixel_scale, predictor.fit_classes)
 
 
 class Task(NamedTuple):

@@ -20,6 +20,7 @@ import numpy as np
 
 from sublens.inference.predictor import Row
 from sublens.models.bundle import Card
+from sublens.models.fit_classes import Evidence
 from sublens.storage import object_store
 
 BLOCK = 4096
@@ -79,10 +80,28 @@ LIMIT = Column(
 """Column of the detection limit."""
 
 
-FIT = Column(
-    "fit_chi2", "number", "Squared residual of the fitted lens over the noise's, mean of the pixels", "stat.fit.chi2"
-)
-"""Column of a lens that was fitted to the image; the Einstein radius is then of the fit."""
+FIT = [
+    Column(
+        "fit_chi2",
+        "number",
+        "Squared residual of the fitted smooth lens over the noise's, mean of the pixels",
+        "stat.fit.chi2",
+    ),
+    Column(
+        "string_gain",
+        "number",
+        "Natural logarithm of the evidence that is gained by one string beside the smooth lens",
+        "stat.likelihood",
+    ),
+    Column(
+        "subhalo_gain",
+        "number",
+        "Natural logarithm of the evidence that is gained by one subhalo beside the smooth lens",
+        "stat.likelihood",
+    ),
+]
+"""Columns of a lens that was fitted to the image; the Einstein radius is then of the fit, and so are the classes where
+the network's card knows how to tell them from fits."""
 
 
 NOISE = [
@@ -102,7 +121,7 @@ def heads(card: Card, *, has_fit: bool = False) -> dict[str, bool]:
         "has_fit": has_fit,
         "has_macro": card.has_macro,
         "has_noise": card.input.takes_noise,
-        "has_limit": card.detection is not None,
+        "has_limit": card.detection is not None or (has_fit and card.fit_classes is not None),
     }
 
 
@@ -142,7 +161,7 @@ def columns(
             "ood", "truth", "Whether it is out of distribution, so that the rest cannot be trusted", "meta.code.qual"
         ),
         *(MACROMODEL if has_macro else []),
-        *([FIT] if has_fit else []),
+        *(FIT if has_fit else []),
         *([LIMIT] if has_limit else []),
         *(NOISE if has_noise else []),
         Column("notes", "text", "Changes made to the image, and faults in it", "meta.note"),
@@ -180,7 +199,7 @@ def record(
         "ood_score": prediction.ood if prediction else None,
         "ood": prediction.is_ood if prediction else None,
         **({column.name: lens.get(column.name) for column in MACROMODEL} if has_macro else {}),
-        **({FIT.name: row.fit_chi2} if has_fit else {}),
+        **(_fit_cells(row.fit) if has_fit else {}),
         **({LIMIT.name: prediction.limit_msun if prediction else None} if has_limit else {}),
         **({column.name: getattr(row, column.name) for column in NOISE} if has_noise else {}),
         "notes": "; ".join(row.notes),
@@ -191,6 +210,11 @@ def record(
         "version": version,
     }
     return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+
+
+def _fit_cells(told: Evidence | None) -> Record:
+    values = (told.chi2, told.string_gain, told.subhalo_gain) if told else (None, None, None)
+    return {column.name: value for column, value in zip(FIT, values, strict=True)}
 
 
 class Totals(NamedTuple):

@@ -19,12 +19,14 @@ from sublens.images.signal_to_noise import MAD
 from sublens.lensing.compiled import Reals
 from sublens.modelling import galaxy_light, response, smooth_lens, source_grid
 from sublens.modelling.lens_image import Data
+from sublens.modelling.perturbers import Perturber
 from sublens.modelling.source_grid import SourceGrid
 
 Floats = NDArray[np.float64]
 Deflection = Callable[[Floats, Floats], Reals]
 """Deflection at places x, y [n, n], arcsec, [2, n, n]."""
 
+N_SMOOTH = smooth_lens.N_PARAMETERS
 MODEL_ERROR = 0.02
 """Share of the lens galaxy's light that its model may be off by, which counts as noise."""
 LEAST_SIGMA = 0.06
@@ -128,6 +130,10 @@ class Fitter:
     """Deflection at the points beside that of the smooth lens, arcsec, [2, n, n]."""
     amplitudes: Floats | None = None
     """Amplitudes of the Gaussians of the galaxy's light, once there are harmonics."""
+    perturber: Perturber | None = None
+    """What is fitted beside the smooth lens; its parameters follow those of that."""
+    slope: float = smooth_lens.SLOPE
+    """Density slope. The evidence alone tells it: descents at the source's present prior go to shallow ones."""
 
     @classmethod
     def of(cls, data: Data, start: Start, substructure: Deflection | None = None) -> "Fitter":
@@ -138,7 +144,7 @@ class Fitter:
 
     def at(self, distance: float, shear: tuple[float, float]) -> Solution:
         """The solution of a lens so many standard deviations from the Einstein radius that is known."""
-        parameters = np.zeros(smooth_lens.N_PARAMETERS)
+        parameters = np.zeros(N_SMOOTH)
         log_theta_e = np.log(self.start.theta_e) + distance * self.start.theta_e_sigma / self.start.theta_e
         parameters[: smooth_lens.SHEAR] = log_theta_e, self.start.e1, self.start.e2, *self.data.centre
         parameters[smooth_lens.SHEAR : smooth_lens.SHEAR + 2] = shear
@@ -147,7 +153,9 @@ class Fitter:
     def solve(self, parameters: Floats, form: Floats) -> Solution:
         """The best source and light for a smooth lens and a shape of the galaxy."""
         data, values = self.data, self.data.values / self.noise
-        alpha = smooth_lens.deflection(parameters, data.x, data.y) + self.substructure
+        alpha = smooth_lens.deflection(parameters[:N_SMOOTH], self.slope, data.x, data.y) + self.substructure
+        if self.perturber:
+            alpha += self.perturber.deflection(parameters[N_SMOOTH:], data.x, data.y)
         splines = response.splines(*self.grid.places(data.x - alpha[0], data.y - alpha[1]), self.grid.size)
         planes = galaxy_light.planes(form, data.x, data.y, has_harmonics=self.amplitudes is not None)
         parts = response.of_source(splines[0], self.grid.size, data.blur), response.of_planes(planes, data.blur)
@@ -177,14 +185,17 @@ class Fitter:
         """The normal equations around a solution."""
         data = self.data
         along_x, along_y = self.grid.gradient(solution.splines, solution.source)
-        bent = _on_finer(smooth_lens.derivatives(solution.parameters, *map(_at_every_other, (data.x, data.y))))
+        smooth, own = np.split(solution.parameters, [N_SMOOTH])
+        bent = _on_finer(smooth_lens.derivatives(smooth, self.slope, *map(_at_every_other, (data.x, data.y))))
+        if self.perturber:
+            bent = np.concatenate([bent, self.perturber.derivatives(own, data.x, data.y)])
         moved = galaxy_light.derivatives(solution.form, solution.light, data.x, data.y)
         planes = np.concatenate([-(along_x * bent[:, 0] + along_y * bent[:, 1]), moved])
         more = response.of_planes(planes, data.blur) / self.noise[:, None].astype(np.float32)
         columns = np.concatenate([solution.columns, more], axis=1)
-        means, sigmas = self._prior_of_lens(solution.form)
-        own = np.concatenate([sigmas, galaxy_light.SHAPE_SIGMAS]) ** -2
-        precisions = linalg.block_diag(self._prior_of_light(), np.diag(own))
+        means, sigmas = self.priors(solution.form)
+        sigmas = np.concatenate([sigmas, galaxy_light.SHAPE_SIGMAS])
+        precisions = linalg.block_diag(self._prior_of_light(), np.diag(sigmas**-2))
         offsets = np.concatenate([solution.coefficients, solution.parameters - means, np.zeros(galaxy_light.N_SHAPE)])
         gradient = _products(columns, solution.residual) - precisions @ offsets
         return System(columns, _squares(columns), precisions, gradient)
@@ -193,22 +204,27 @@ class Fitter:
         """The lens galaxy's light in the pixels, [p]."""
         return solution.columns[:, solution.grid.n_splines :] @ solution.light.astype(np.float32) * self.noise
 
-    def _prior_of_light(self) -> Floats:
-        return np.asarray(linalg.block_diag(self.grid.precision, np.diag(galaxy_light.precisions(self.amplitudes))))
-
-    def _prior_of_lens(self, form: Floats) -> tuple[Floats, Floats]:
-        """Means and standard deviations of the parameters of the smooth lens."""
-        means, sigmas = np.zeros(smooth_lens.N_PARAMETERS), smooth_lens.SIGMAS.copy()
+    def priors(self, form: Floats) -> tuple[Floats, Floats]:
+        """Means and standard deviations of the parameters of the smooth lens, then of the perturber."""
+        means, sigmas = np.zeros(N_SMOOTH), smooth_lens.SIGMAS.copy()
         means[smooth_lens.LOG_THETA_E] = np.log(self.start.theta_e)
         sigmas[smooth_lens.LOG_THETA_E] = self.start.theta_e_sigma / self.start.theta_e
         ellipticity = slice(smooth_lens.E1, smooth_lens.E2 + 1)
         means[ellipticity], sigmas[ellipticity] = (self.start.e1, self.start.e2), self.start.e_sigma
         means[smooth_lens.X : smooth_lens.Y + 1] = form[:2]
-        return means, sigmas
+        if not self.perturber:
+            return means, sigmas
+        own, own_sigmas = self.perturber.prior(self.start.theta_e)
+        own[:2] += form[:2]
+        return np.concatenate([means, own]), np.concatenate([sigmas, own_sigmas])
+
+    def _prior_of_light(self) -> Floats:
+        return np.asarray(linalg.block_diag(self.grid.precision, np.diag(galaxy_light.precisions(self.amplitudes))))
 
     def _distance(self, parameters: Floats, form: Floats) -> float:
-        means, sigmas = self._prior_of_lens(form)
-        return float((((parameters - means) / sigmas) ** 2).sum())
+        means, sigmas = self.priors(form)
+        off = (self.slope - smooth_lens.SLOPE) / smooth_lens.SLOPE_SIGMA
+        return float((((parameters - means) / sigmas) ** 2).sum() + off**2)
 
     def descend(self, solution: Solution, most: int, least_gain: float) -> Solution:
         """Damped Gauss-Newton steps, until one gains less than `least_gain`."""
@@ -230,9 +246,9 @@ class Fitter:
 
     def _moved(self, solution: Solution, step: Floats) -> tuple[Floats, Floats]:
         """Parameters and shape after a step; the Einstein radius stays near the one that is known."""
-        n = smooth_lens.N_PARAMETERS
+        n = len(solution.parameters)
         parameters = solution.parameters + step[:n].clip(-LONGEST_STEP, LONGEST_STEP)
-        means, sigmas = (values[smooth_lens.LOG_THETA_E] for values in self._prior_of_lens(solution.form))
+        means, sigmas = (values[smooth_lens.LOG_THETA_E] for values in self.priors(solution.form))
         reach = means - FARTHEST * sigmas, means + FARTHEST * sigmas
         parameters[smooth_lens.LOG_THETA_E] = parameters[smooth_lens.LOG_THETA_E].clip(*reach)
         return parameters, solution.form + step[n:].clip(-LONGEST_FORM_STEP, LONGEST_FORM_STEP)

@@ -1,7 +1,8 @@
-"""The smooth lens of a fit: a power law of fixed slope, multipoles and shear.
+"""The smooth lens of a fit: a power law, multipoles and shear.
 
 Parameters, in this order: ln theta_e (arcsec), e1 and e2 as in `models.macro`, the centre x and y (arcsec), the shear's
-two components, and the two of each multipole, m = 3 then 4, over theta_e. Deflections are linear in the last six.
+two components, and the two of each multipole, m = 3 then 4, over theta_e. Deflections are linear in the last six. The
+density slope stands apart, since no descent may choose it.
 """
 
 import numpy as np
@@ -20,8 +21,10 @@ LOG_THETA_E, E1, E2, X, Y, SHEAR = 0, 1, 2, 3, 4, 5
 ORDERS = 3, 4
 """Orders of the multipoles."""
 SLOPE = 2.05
-"""Density slope, which one image hardly tells: near the mean of SLACS, 2.08 (Auger et al. 2010, arXiv:1007.2880), and
-the 2 of the isothermal models that are published."""
+"""Mean of the density slope, which one image hardly tells: near the mean of SLACS, 2.08 (Auger et al. 2010,
+arXiv:1007.2880), and the 2 of the isothermal models that are published."""
+SLOPE_SIGMA = 0.16
+"""Scatter of the slope, that of Auger et al."""
 SIGMAS = np.array([np.nan, np.nan, np.nan, 0.03, 0.03, 0.05, 0.05, 0.007, 0.007, 0.008, 0.008])
 """Standard deviations of the parameters before a fit, around 0, of the centre around that of the light; those that
 are not numbers depend on what is known of the lens."""
@@ -39,31 +42,31 @@ def shape(parameters: Floats) -> tuple[float, float, float]:
     return float(np.exp(parameters[LOG_THETA_E])), float((1 - e) / (1 + e)), float(np.arctan2(e2, e1) / 2)
 
 
-def deflection(parameters: Floats, x: Reals, y: Reals) -> Reals:
+def deflection(parameters: Floats, slope: float, x: Reals, y: Reals) -> Reals:
     """Deflection at places x, y [n, n], arcsec, [2, n, n]."""
     linear = parameters[SHEAR:]
-    total = _halo(parameters, x, y)
+    total = _halo(parameters, slope, x, y)
     for number in map(int, np.flatnonzero(linear)):
         total = total + linear[number] * _linear(parameters, number, x, y)
     return total.astype(np.float32)
 
 
-def derivatives(parameters: Floats, x: Reals, y: Reals) -> Reals:
+def derivatives(parameters: Floats, slope: float, x: Reals, y: Reals) -> Reals:
     """Derivatives of the deflection by each parameter, [N_PARAMETERS, 2, n, n]."""
-    planes = [(SLOPE - 1) * _halo(parameters, x, y)]
+    planes = [(slope - 1) * _halo(parameters, slope, x, y)]
     for number in (E1, E2, X, Y):
         ahead, behind = parameters.copy(), parameters.copy()
         ahead[number] += STEP
         behind[number] -= STEP
-        planes.append((_halo(ahead, x, y) - _halo(behind, x, y)) / (2 * STEP))
+        planes.append((_halo(ahead, slope, x, y) - _halo(behind, slope, x, y)) / (2 * STEP))
     planes += [_linear(parameters, number, x, y) for number in range(N_PARAMETERS - SHEAR)]
     return np.stack(planes).astype(np.float32)
 
 
-def _halo(parameters: Floats, x: Reals, y: Reals) -> Reals:
+def _halo(parameters: Floats, slope: float, x: Reals, y: Reals) -> Reals:
     theta_e, q, angle = shape(parameters)
     dx, dy = _from_centre(parameters, x, y)
-    numbers = _number(theta_e), _number(q), _number(angle), _number(SLOPE)
+    numbers = _number(theta_e), _number(q), _number(angle), _number(slope)
     return _planes(power_law.power_law_deflection(dx, dy, *numbers, _TERMS))
 
 

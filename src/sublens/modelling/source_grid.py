@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 GRID = 17
 """Splines along a side of a grid whose source is not known yet."""
-LEAST_HALF, GREATEST_HALF, OVER_THETA_E = 0.25, 0.6, 0.45
+LEAST_HALF, GREATEST_HALF, OVER_THETA_E = 0.08, 0.6, 0.45
 """Least and greatest half of the side that holds light, arcsec, and that of large lenses over their Einstein radius."""
 EXTENT = 3.0
 """Half of the grid's side over the source's root mean square radius along an axis, before another is tried."""
