@@ -56,12 +56,14 @@ def line(lens: Lens) -> str:
     """A row of the table of lenses."""
     answer, model = lens.row.prediction, lens.row.prediction and lens.row.prediction.macromodel
     if not answer or not model:
-        return f"| {lens.name} | {lens.row.error} |  |  |  |  |  |"
+        return f"| {lens.name} | {lens.row.error} |  |  |  |  |  |  |"
     probs = ", ".join(f"{name} {p:.2f}" for name, p in answer.probs.items())
     limit = "" if answer.limit_msun is None else f"{answer.limit_msun:.1e}"
     theta_e = f"{model['theta_e']:.2f} ± {model['theta_e_sigma']:.2f} | {lens.theta_e:.2f}"
     flag = "yes" if answer.is_ood else "no"
-    return f"| {lens.name} | {probs} | {flag} ({answer.ood:.1f}) | {theta_e} | {model['axis_ratio']:.2f} | {limit} |"
+    gains = f"{lens.row.fit.string_gain:.1f}, {lens.row.fit.subhalo_gain:.1f}" if lens.row.fit else ""
+    row = (lens.name, probs, f"{flag} ({answer.ood:.1f})", theta_e, f"{model['axis_ratio']:.2f}", limit, gains)
+    return f"| {' | '.join(row)} |"
 
 
 def summary(chosen: Sequence[Lens]) -> None:
@@ -88,6 +90,10 @@ def summary(chosen: Sequence[Lens]) -> None:
     substructure = [1 - answer.probs["no"] for answer in answers]
     place = sum(p > substructure[-1] for p in substructure[:-1]) + 1
     print(f"J0946+1006: 1 - p_no = {substructure[-1]:.2f}, place {place} of {len(answers)}")
+    if all(lens.row.fit for lens in chosen):
+        gained = [max(lens.row.fit[1:]) for lens in chosen if lens.row.fit]
+        place = sum(gain > gained[-1] for gain in gained[:-1]) + 1
+        print(f"J0946+1006: log evidence gained by substructure {gained[-1]:.1f}, place {place} of {len(gained)}")
 
 
 def main() -> None:
@@ -98,8 +104,8 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     chosen = lenses(options.network, options.folder, has_fit=options.fit)
-    print("| lens | probabilities | flagged (score) | theta_e | published | axis ratio | limit, Msun |")
-    print("|---|---|---|---:|---:|---:|---:|")
+    print("| lens | probabilities | flagged (score) | theta_e | published | q | limit, Msun | gain: string, subhalo |")
+    print("|---|---|---|---:|---:|---:|---:|---:|")
     for lens in chosen:
         print(line(lens))
     summary(chosen)

@@ -18,10 +18,8 @@ from sublens.images.reader import ReadResult
 from sublens.inference import lens_fits, predict_files, tables
 from sublens.inference.predict_files import Query
 from sublens.inference.predictor import Prediction, Row
-from sublens.modelling.fit import fit
 from sublens.modelling.lens_image import LensImage
-from sublens.models import bundle, fit_classes
-from sublens.models.fit_classes import Evidence, FitClasses
+from sublens.models import bundle
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
@@ -88,60 +86,11 @@ def test_a_poor_fit_is_called_one(lens: Image) -> None:
     assert row.notes == (f"the lens model fits poorly: chi2 {row.fit.chi2:.2f}",)
 
 
-@pytest.fixture(scope="module")
-def told() -> FitClasses:
-    """Classes that are told by gains alone."""
-    rng, labels = np.random.default_rng(1), np.arange(300) % 3
-    gains = np.where(labels[:, None] == [2, 1], 30.0, 0.0) + rng.exponential(2, (300, 2))
-    rows = [Evidence(rng.uniform(0.7, 1.2), string, sub, 60.0, 4.0, 0.3) for string, sub in gains]
-    x, chi2 = fit_classes.features(np.full((300, 3), 1 / 3), rows), np.array([row.chi2 for row in rows])
-    return fit_classes.fit(x, labels, chi2)
-
-
-@pytest.mark.parametrize(
-    ("string", "subhalo", "label", "others"), [(40, 0, "vort", {"no"}), (0, 0, "no", {"sphere", "vort"})]
-)
-def test_gains_tell_the_class(
-    string: float,
-    subhalo: float,
-    label: str,
-    others: set[str],
-    told: FitClasses,
-    lens: Image,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = replace(fit(drawn_lens(), lens_fits.start(MACROMODEL)), string_gain=string, subhalo_gain=subhalo)
-    monkeypatch.setattr(lens_fits, "fit", lambda image, start: found)
-    even = Prediction("no", dict.fromkeys(("no", "sphere", "vort"), 1 / 3), ("no",), macromodel=MACROMODEL)
-    cut = lens_fits.cut(lens, None)
-    answer = lens_fits.fitted(replace(PREDICTED, prediction=even), cut, told).prediction
-    assert answer
-    assert answer.label == label
-    assert answer.prediction_set
-    assert not set(answer.prediction_set) & others
-    assert sum(answer.probs.values()) == pytest.approx(1)
-    ood = lens_fits.fitted(replace(PREDICTED, prediction=replace(even, prediction_set=None, is_ood=True)), cut, told)
-    assert ood.prediction
-    assert ood.prediction.prediction_set is None
-    assert ood.prediction.limit_msun is None
-
-
-def test_a_fit_worse_than_simulated_ones_tells_no_class(
-    told: FitClasses, lens: Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = replace(fit(drawn_lens(), lens_fits.start(MACROMODEL)), string_gain=90.0, chi2=1.3)
-    monkeypatch.setattr(lens_fits, "fit", lambda image, start: found)
-    row = lens_fits.fitted(PREDICTED, lens_fits.cut(lens, None), told)
-    assert row.prediction
-    assert row.prediction.probs == {"no": 1.0}
-    assert row.notes == ("the lens model fits poorly: chi2 1.30",)
-
-
 def test_rows_keep_their_order_and_their_own_images(lens: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     def predict(results: Iterable[ReadResult]) -> Iterator[Row]:
         yield from [replace(PREDICTED, path=result.path) for result in list(results)]  # all are read ahead
 
-    def fitted(row: Row, image: LensImage | ImageError, classes: FitClasses | None) -> Row:
+    def fitted(row: Row, image: LensImage | ImageError) -> Row:
         assert isinstance(image, LensImage)
         return replace(row, id=f"{image.pixels[0, 0]:g}")
 
@@ -159,7 +108,7 @@ def test_a_table_has_the_fit(lens_file: Path, tmp_path: Path) -> None:
     predict_files.predict_to_table(Query("lensnet-hst", [lens_file.parent], has_fit=True), out)
     whole, without = csv.DictReader(out.read_text().splitlines())
     at = list(whole).index(tables.MACROMODEL[-1].name) + 1
-    assert list(whole)[at] == "fit_chi2"
+    assert list(whole)[at : at + 3] == ["fit_chi2", "string_gain", "subhalo_gain"]
     assert float(whole["theta_e"]) == pytest.approx(1.25, rel=0.01)
     assert float(whole["fit_chi2"]) < 1.1
     assert without["fit_chi2"] == ""

@@ -2,8 +2,7 @@
 
 A network tells the Einstein radius of a lens from all the lenses that it has seen; a fit (`modelling.fit`) tells that
 of this one, with the source that its image asks for, in some ten seconds. Axis ratio and position angle stay the
-network's, which are nearer to the truth: in a fit the external shear stands in for them. What the evidence gains by
-substructure beside the smooth lens tells the classes, together with the network (`models.fit_classes`).
+network's, which are nearer to the truth: in a fit the external shear stands in for them.
 """
 
 from collections import deque
@@ -19,36 +18,32 @@ from sublens.errors import ImageError
 from sublens.images import signal_to_noise
 from sublens.images.pixels import Image
 from sublens.images.reader import ReadResult
-from sublens.inference.predictor import Prediction, Row
+from sublens.inference.predictor import Row
 from sublens.modelling import smooth_lens
-from sublens.modelling.fit import LensFit, fit
+from sublens.modelling.fit import fit
 from sublens.modelling.fitter import Start
 from sublens.modelling.lens_image import LensImage
-from sublens.models import fit_classes, macro
-from sublens.models.fit_classes import Evidence, FitClasses
+from sublens.models import macro
+from sublens.models.macro import FittedLens
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 
 FIELD = 16.0
 """Greatest side of what is kept of an image, arcsec."""
 POOR = 1.5
-"""Mean squared residual above which a note calls a fit poor, where the network's card has none of its own."""
+"""Mean squared residual above which a note calls a fit poor."""
 SHARE = 0.44
 """Standard deviation of a fitted Einstein radius over that which the network states, where all starts end alike and the
 fit is as good as the noise: with it 68 % of simulated lenses lie within one (`benchmarks/lens_fits.py --share`)."""
 
 
 def rows(
-    predict: Callable[[Iterable[ReadResult]], Iterator[Row]],
-    results: Iterable[ReadResult],
-    pixel_scale: float | None,
-    classes: FitClasses | None = None,
+    predict: Callable[[Iterable[ReadResult]], Iterator[Row]], results: Iterable[ReadResult], pixel_scale: float | None
 ) -> Iterator[Row]:
     """The rows that `predict` makes of images that were read, one each and in order, with their lenses fitted.
 
-    pixel_scale: as in `Predictor.rows`. classes: what tells the network's classes from fits. As many lenses are fitted
-    at a time as there are threads; until the rows are used up, matrices of the whole process are multiplied with one
-    each.
+    pixel_scale: as in `Predictor.rows`. As many lenses are fitted at a time as there are threads; until the rows are
+    used up, matrices of the whole process are multiplied with one each.
     """
     images, n = deque[LensImage | ImageError](), n_threads()
 
@@ -58,7 +53,7 @@ def rows(
             yield result
 
     with fitting_threads() as pool:
-        fits = (pool.submit(fitted, row, images.popleft(), classes) for row in predict(kept()))
+        fits = (pool.submit(fitted, row, images.popleft()) for row in predict(kept()))
         yield from in_order(fits, lambda: 2 * n)
 
 
@@ -85,7 +80,7 @@ def cut(image: Image | ImageError, pixel_scale: float | None) -> LensImage | Ima
         return err
 
 
-def fitted(row: Row, image: LensImage | ImageError, classes: FitClasses | None = None) -> Row:
+def fitted(row: Row, image: LensImage | ImageError) -> Row:
     """The row with the lens that was fitted to its image, or with a note that says why there is none."""
     prediction = row.prediction
     if not prediction or not prediction.macromodel:
@@ -96,50 +91,14 @@ def fitted(row: Row, image: LensImage | ImageError, classes: FitClasses | None =
         lens_fit = fit(image, start(prediction.macromodel))
     except ImageError as err:
         return replace(row, notes=(*row.notes, f"no lens fitted: {err.what}"))
-    told, found = evidence(lens_fit), replace(prediction, macromodel=_measured(lens_fit, prediction.macromodel))
-    if told.chi2 > (classes.greatest_chi2 if classes else POOR):
-        note = f"the lens model fits poorly: chi2 {told.chi2:.2f}"
-        return replace(row, notes=(*row.notes, note), fit=told, prediction=found)
-    return replace(row, fit=told, prediction=_classified(found, told, classes) if classes else found)
-
-
-def evidence(lens_fit: LensFit) -> Evidence:
-    """What a fit tells of substructure."""
-    return Evidence(
-        chi2=lens_fit.chi2,
-        string_gain=lens_fit.string_gain,
-        subhalo_gain=lens_fit.subhalo_gain,
-        n_effective=lens_fit.n_effective,
-        sensitivity=lens_fit.sensitivity.mean,
-        sensitivity_spread=lens_fit.sensitivity.spread,
-    )
-
-
-def _measured(lens_fit: LensFit, macromodel: dict[str, float]) -> dict[str, float]:
-    """The network's macromodel with the Einstein radius of the fit."""
+    notes = (*row.notes, f"the lens model fits poorly: chi2 {lens_fit.chi2:.2f}") if lens_fit.chi2 > POOR else row.notes
     theta_e, _, _ = smooth_lens.shape(lens_fit.parameters)
-    known = macromodel["theta_e_sigma"] / macromodel["theta_e"]
+    told = FittedLens(lens_fit.chi2, lens_fit.string_gain, lens_fit.subhalo_gain)
+    known = prediction.macromodel["theta_e_sigma"] / prediction.macromodel["theta_e"]
     worse = max(1.0, np.sqrt(lens_fit.chi2))
     theta_e_sigma = theta_e * float(np.hypot(SHARE * known, lens_fit.scatter) * worse)
-    return {**macromodel, "theta_e": theta_e, "theta_e_sigma": theta_e_sigma}
-
-
-def _classified(prediction: Prediction, told: Evidence, classes: FitClasses) -> Prediction:
-    """The prediction with the classes, and the detection limit, that a fit tells; no set where it is out of
-    distribution."""
-    names = tuple(prediction.probs)
-    probs = classes.probs(fit_classes.features(np.array([list(prediction.probs.values())]), [told]))[0]
-    members = tuple(name for name, p, least in zip(names, probs, classes.cutoffs, strict=True) if p >= least)
-    limit = np.nan
-    if classes.detection and not prediction.is_ood:
-        limit = 10 ** float(classes.detection.log_limits(fit_classes.detection_features([told]))[0])
-    return replace(
-        prediction,
-        label=names[int(probs.argmax())],
-        probs=dict(zip(names, map(float, probs), strict=True)),
-        prediction_set=None if prediction.prediction_set is None else members,
-        limit_msun=limit if np.isfinite(limit) else None,
-    )
+    macromodel = {**prediction.macromodel, "theta_e": theta_e, "theta_e_sigma": theta_e_sigma}
+    return replace(row, notes=notes, fit=told, prediction=replace(prediction, macromodel=macromodel))
 
 
 def lens_image(image: Image, pixel_scale: float | None) -> LensImage:

@@ -37,6 +37,9 @@ from sublens.progress import Bar, Count, silent
 from sublens.storage import files, object_store
 from sublens.storage.object_store import Remote, parse_path
 
+FIT = 2
+"""Number of the way in which lenses are fitted: a table that was made in another is made anew."""
+
 Draw = Callable[[str, NDArray[np.float64], TangentPlane | None], None]
 
 
@@ -192,7 +195,7 @@ class Query:
             "scale": self.pixel_scale,
             "engine": self.engine,
             "version": version("sublens"),
-            **({"fit": True} if self.has_fit else {}),
+            **({"fit": FIT} if self.has_fit else {}),
             **({"companions": _companion_stamps(self.companions)} if self.companions != NO_FILES else {}),
         }
 
@@ -254,7 +257,7 @@ def _rows(predictor: Predictor, results: Iterable[ReadResult], query: Query) -> 
         return predicted(results)
     from sublens.inference import lens_fits  # slow to import
 
-    return lens_fits.rows(predicted, results, query.pixel_scale, predictor.fit_classes)
+    return lens_fits.rows(predicted, results, query.pixel_scale)
 
 
 class Task(NamedTuple):

@@ -23,7 +23,7 @@ from sublens.models import arc, bundle, macro
 from sublens.models.bundle import Card, CardMap
 from sublens.models.calibration import Calibration, softmax
 from sublens.models.detection import Detection
-from sublens.models.fit_classes import Evidence, FitClasses
+from sublens.models.macro import FittedLens
 from sublens.parallel.mapper import in_order
 from sublens.parallel.threads import n_threads
 from sublens.storage.object_store import parse_path
@@ -160,8 +160,8 @@ class Row:
     """Source of its noise; it and the next two as in `KnownNoise`."""
     psf_fwhm: float | None = None
     n_masked: int | None = None
-    fit: Evidence | None = None
-    """What the fitted lens tells of substructure, see `lens_fits`; None where none was fitted."""
+    fit: FittedLens | None = None
+    """The lens that was fitted to it, see `lens_fits`; None where none was."""
 
     @property
     def name(self) -> str:
@@ -217,8 +217,6 @@ class Predictor:
     """Temperature, prediction sets and OOD score; None during training."""
     detection: Detection | None = None
     """Chance that a subhalo is found; None where no limits are given."""
-    fit_classes: FitClasses | None = None
-    """Classes from lens models; None where they are not calibrated for the network."""
 
     @classmethod
     def load(cls, name: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
@@ -231,8 +229,7 @@ class Predictor:
         card = bundle.read_card(folder)
         runner = open_engine(folder, card, engine, device)
         calibration = bundle.load_calibration(folder, card)
-        fits = card.detection, card.fit_classes
-        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration, *fits)
+        return cls(runner, card.classes, card.image_shape, card.input, card.map, calibration, card.detection)
 
     def __call__(self, pixels: Iterable[ArrayLike]) -> list[Prediction]:
         """Predictions for images, each [h, w] or [1, h, w] in any linear scale.

@@ -20,7 +20,7 @@ import numpy as np
 
 from sublens.inference.predictor import Row
 from sublens.models.bundle import Card
-from sublens.models.fit_classes import Evidence
+from sublens.models.macro import FittedLens
 from sublens.storage import object_store
 
 BLOCK = 4096
@@ -100,8 +100,8 @@ FIT = [
         "stat.likelihood",
     ),
 ]
-"""Columns of a lens that was fitted to the image; the Einstein radius is then of the fit, and so are the classes where
-the network's card knows how to tell them from fits."""
+"""Columns of a lens that was fitted to the image, in the order of `FittedLens`; the Einstein radius is then of the
+fit."""
 
 
 NOISE = [
@@ -121,7 +121,7 @@ def heads(card: Card, *, has_fit: bool = False) -> dict[str, bool]:
         "has_fit": has_fit,
         "has_macro": card.has_macro,
         "has_noise": card.input.takes_noise,
-        "has_limit": card.detection is not None or (has_fit and card.fit_classes is not None),
+        "has_limit": card.detection is not None,
     }
 
 
@@ -212,9 +212,8 @@ def record(
     return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
 
 
-def _fit_cells(told: Evidence | None) -> Record:
-    values = (told.chi2, told.string_gain, told.subhalo_gain) if told else (None, None, None)
-    return {column.name: value for column, value in zip(FIT, values, strict=True)}
+def _fit_cells(told: FittedLens | None) -> Record:
+    return {column.name: value for column, value in zip(FIT, told or (None, None, None), strict=True)}
 
 
 class Totals(NamedTuple):

@@ -11,7 +11,6 @@ from sublens.modelling.lens_image import LensImage
 from sublens.modelling.perturbed import Perturbation, strongest
 from sublens.modelling.perturbers import PERTURBERS
 from sublens.modelling.search import search, settled
-from sublens.modelling.sensitivity import Sensitivity, around_ring
 
 TEMPERATURE = 30.0
 """Difference of log evidence at which another solution counts 1/e as much in the scatter; more where the best fits
@@ -24,6 +23,8 @@ class LensFit:
 
     parameters: Floats
     """Parameters as in `smooth_lens`, [11]."""
+    slope: float
+    """Density slope."""
     scatter: float
     """Root mean square difference of ln theta_e among all solutions, by their tempered evidence. Formal
     standard deviations are not told: they are of a hundredth or less, where fits are off by several."""
@@ -31,9 +32,6 @@ class LensFit:
     subhalo_gain: float
     """Log evidence that is gained by one string, and by one subhalo, beside the smooth lens; 0 where none can be
     fitted."""
-    sensitivity: Sensitivity
-    n_effective: float
-    """Coefficients of the source that the data determine."""
     chi2: float
     """Sum of the squared residuals, over the number of pixels."""
     image: Floats
@@ -49,7 +47,7 @@ class LensFit:
 
 
 def fit(image: LensImage, start: Start) -> LensFit:
-    """Fit a lens to an image: the smooth one of greatest evidence, then one subhalo and one string beside it.
+    """Fit a lens to an image: the smooth one of greatest evidence, then one string and one subhalo beside it.
 
     Takes some ten seconds, more for large lenses. Raises `ImageError` where nothing can be fitted.
     """
@@ -60,21 +58,18 @@ def fit(image: LensImage, start: Start) -> LensFit:
             found[name], smooth = result
     gains = {name: each.log_evidence - smooth[1].log_evidence for name, each in found.items()}
     scatter = _scatter([other for _, other in tracks], smooth[1])
-    return _fitted(*smooth, scatter, gains, around_ring(smooth))
+    return _fitted(*smooth, scatter, gains)
 
 
-def _fitted(
-    fitter: Fitter, solution: Solution, scatter: float, gains: dict[str, float], sensitivity: Sensitivity
-) -> LensFit:
+def _fitted(fitter: Fitter, solution: Solution, scatter: float, gains: dict[str, float]) -> LensFit:
     """The result of a fit."""
     data, size = fitter.data, solution.grid.size
     return LensFit(
         parameters=solution.parameters,
+        slope=fitter.slope,
         scatter=scatter,
         string_gain=gains.get("string", 0.0),
         subhalo_gain=gains.get("subhalo", 0.0),
-        sensitivity=sensitivity,
-        n_effective=solution.n_effective,
         chi2=solution.chi2 / len(data.values),
         image=data.plane(data.values * data.unit),
         model=data.plane((data.values - solution.residual * fitter.noise) * data.unit),

@@ -1,9 +1,11 @@
 """The search for one perturber beside the smooth lens of a fit: the one that the evidence grows most by."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import linalg
 
 from sublens.modelling import smooth_lens
 from sublens.modelling.fitter import N_SMOOTH, Floats
@@ -38,18 +40,20 @@ def strongest(image: LensImage, track: Track, perturber: Perturber) -> tuple[Per
     if not found:
         return None
     best = found[1]
-    without = fitter.solve(best.parameters[:N_SMOOTH], best.form)
-    smooth = by_evidence([track, (fitter, fitter.descend(without, *LAST[1:]))])[0]
+    smooth = track
+    with suppress(linalg.LinAlgError):
+        without = fitter.solve(best.parameters[:N_SMOOTH], best.form)
+        smooth = by_evidence([track, (fitter, fitter.descend(without, *LAST[1:]))])[0]
     return Perturbation(best.log_evidence, best.parameters[N_SMOOTH:]), smooth
 
 
 def _beside(track: Track, perturber: Perturber) -> Iterator[Floats]:
     """Each start of the perturber beside the smooth lens, which gives up the mass that it takes over."""
-    _, solution = track
+    fitter, solution = track
     theta_e, _, _ = smooth_lens.shape(solution.parameters)
     for own in perturber.starts(theta_e):
         smooth = solution.parameters.copy()
         share = min(perturber.mass_share(own, theta_e), MOST_SHARE)
-        smooth[smooth_lens.LOG_THETA_E] += 0.25 * np.log1p(-share)
+        smooth[smooth_lens.LOG_THETA_E] += np.log1p(-share) / (fitter.slope - 1)
         own[:2] += smooth[smooth_lens.X : smooth_lens.Y + 1]
         yield np.concatenate([smooth, own])

@@ -61,7 +61,7 @@ def search(image: LensImage, start: Start, substructure: Deflection | None = Non
         going = by_evidence(descended(going[:n], most, least_gain))
     going = [*_restarted(image, going[0]), *going] if going else []
     tracks = by_evidence([*chain.from_iterable(map(_refined, going[:1])), *going[1:], *given_up])
-    tracks = [*reversed(list(_sloped(tracks[0]))), *tracks] if tracks else []
+    tracks = by_evidence([*_sloped(tracks[0]), *tracks]) if tracks else []
     if not tracks:
         raise ImageError(
             "its pixels tell nothing of a lens",
@@ -124,19 +124,18 @@ def _settled_twice(track: Track) -> Iterator[Track]:
 
 
 def _sloped(track: Track) -> Iterator[Track]:
-    """Better and better fits of other density slopes."""
+    """The fit settled once more, then better and better ones of other density slopes."""
+    best = by_evidence([track, *_settled_twice(track)])[0]
+    yield best
     for step in (SLOPE_STEP, -SLOPE_STEP):
-        better = False
-        while abs(track[0].slope + step - smooth_lens.SLOPE) < SLOPES:
-            fitter, solution = track
-            fitter = replace(fitter, slope=fitter.slope + step, grid=solution.grid)
-            trial = by_evidence(_settled_twice((fitter, solution)))
+        at = best
+        while abs(at[0].slope + step - smooth_lens.SLOPE) < SLOPES:
+            fitter, solution = at
+            trial = by_evidence(_settled_twice((replace(fitter, slope=fitter.slope + step), solution)))
             if not trial or trial[0][1].log_evidence <= solution.log_evidence:
                 break
-            track, better = trial[0], True
-            yield track
-        if better:
-            return
+            at = trial[0]
+            yield at
 
 
 def _drawn(track: Track, number: int) -> Iterator[Floats]:

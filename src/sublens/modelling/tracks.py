@@ -44,7 +44,7 @@ def descended(tracks: Iterable[Track], most: int, least_gain: float) -> Iterator
 def coarser(image: LensImage, fitter: Fitter) -> Fitter:
     """The fit on coarser points, where the image has such, with the same noise."""
     data = fitter.data
-    if image.pixel_scale >= COARSE:
+    if image.pixel_scale >= COARSE or np.ndim(fitter.substructure):  # which is known at the points of the fit alone
         return fitter
     coarse = Data.of(image.coarser(), radius(fitter.start.theta_e), 2 * FINE)
     if not np.array_equal(coarse.places, data.places):

@@ -20,13 +20,12 @@ from sublens.config import Frozen, InputConfig, RunConfig, later
 from sublens.errors import BundleError, nearest
 from sublens.models.calibration import Calibration, Layer
 from sublens.models.detection import Detection
-from sublens.models.fit_classes import FitClasses
 from sublens.storage import object_store
 from sublens.storage.files import sha256, write_bytes
 from sublens.storage.seal import SEAL, unsealed, write_sealed
 
 WEIGHTS, CARD, CALIBRATION, GRAPH = "weights.safetensors", "card.json", "calibration.safetensors", "graph.onnx"
-PREDICTING = {"input", "classes", "weights_sha256", "graph", "calibration", "detection", "fit_classes"}
+PREDICTING = {"input", "classes", "weights_sha256", "graph", "calibration", "detection"}
 """Fields of a card that decide a prediction."""
 FORMAT: Literal[2] = 2
 """Format of the card; those of format 1 are read as well, and need no seal."""
@@ -232,8 +231,6 @@ class Card(Frozen):
     detection: Detection | None = Field(None, exclude_if=lambda value: value is None)
     """Chance that a subhalo is found, for the detection limit of each image; None, and not in the file, for networks
     of counts and until the training is complete."""
-    fit_classes: FitClasses | None = Field(None, exclude_if=lambda value: value is None)
-    """Classes and detection limits from lens models; None, and not in the file, where they are not calibrated."""
     graph: CardGraph | None = None
     """Exported graph; None until the training is complete, and where the network cannot be exported."""
     scores: tuple[CardScores, ...] = ()

@@ -7,6 +7,8 @@ theta_e is the radius of a circle with the area of the critical ellipse, as in `
 Knows no torch.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +28,17 @@ WIDEST_ANGLE = 180 / np.sqrt(12)
 COLUMNS = ("theta_e", "theta_e_sigma", "axis_ratio", "axis_ratio_sigma", "position_angle", "position_angle_sigma")
 """Columns of measured macromodels: arcsec, then none, then degrees in [0, 180)."""
 UNITS = ("arcsec", "arcsec", "", "", "deg", "deg")
+
+
+class FittedLens(NamedTuple):
+    """How well a smooth lens fits an image, and what the logarithm of its evidence gains by substructure beside it."""
+
+    chi2: float
+    """Mean squared residual of the smooth lens in units of the noise."""
+    string_gain: float
+    """By one string."""
+    subhalo_gain: float
+    """By one subhalo."""
 
 
 def lenses(scenes: NDArray[np.void]) -> tuple[Floats, Floats, Floats]:
