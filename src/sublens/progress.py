@@ -87,5 +87,7 @@ class Count:
     def add(self, n: int) -> None:
         """Count `n` images as done."""
         self._done += n
-        rate = f"{self._done / (time.monotonic() - self._start):,.0f} images/s"
-        self._advance(self._before + self._done, f"{rate}  {self._status()}".rstrip())
+        seconds = time.monotonic() - self._start
+        slow = f"{seconds / max(self._done, 1):.1f} s an image"
+        words = slow if self._done < seconds else f"{self._done / seconds:,.0f} images/s"
+        self._advance(self._before + self._done, f"{words}  {self._status()}".rstrip())
