@@ -93,12 +93,12 @@ def fitted(row: Row, image: LensImage | ImageError) -> Row:
         return replace(row, notes=(*row.notes, f"no lens fitted: {err.what}"))
     notes = (*row.notes, f"the lens model fits poorly: chi2 {lens_fit.chi2:.2f}") if lens_fit.chi2 > POOR else row.notes
     theta_e, _, _ = smooth_lens.shape(lens_fit.parameters)
-    told = FittedLens(lens_fit.chi2, lens_fit.string_gain, lens_fit.subhalo_gain)
+    result = FittedLens(lens_fit.chi2, lens_fit.string_gain, lens_fit.subhalo_gain)
     known = prediction.macromodel["theta_e_sigma"] / prediction.macromodel["theta_e"]
     worse = max(1.0, np.sqrt(lens_fit.chi2))
     theta_e_sigma = theta_e * float(np.hypot(SHARE * known, lens_fit.scatter) * worse)
     macromodel = {**prediction.macromodel, "theta_e": theta_e, "theta_e_sigma": theta_e_sigma}
-    return replace(row, notes=notes, fit=told, prediction=replace(prediction, macromodel=macromodel))
+    return replace(row, notes=notes, fit=result, prediction=replace(prediction, macromodel=macromodel))
 
 
 def lens_image(image: Image, pixel_scale: float | None) -> LensImage:

@@ -212,8 +212,8 @@ def record(
     return {name: _utf8(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
 
 
-def _fit_cells(told: FittedLens | None) -> Record:
-    return {column.name: value for column, value in zip(FIT, told or (None, None, None), strict=True)}
+def _fit_cells(lens: FittedLens | None) -> Record:
+    return {column.name: value for column, value in zip(FIT, lens or (None, None, None), strict=True)}
 
 
 class Totals(NamedTuple):

@@ -52,11 +52,11 @@ def fit(image: LensImage, start: Start) -> LensFit:
     Takes some ten seconds, more for large lenses. Raises `ImageError` where nothing can be fitted.
     """
     tracks = search(image, start)
-    smooth, found = settled(tracks[0]), dict[str, Perturbation]()
+    smooth, perturbations = settled(tracks[0]), dict[str, Perturbation]()
     for name, perturber in PERTURBERS.items():
         if result := strongest(image, smooth, perturber):
-            found[name], smooth = result
-    gains = {name: each.log_evidence - smooth[1].log_evidence for name, each in found.items()}
+            perturbations[name], smooth = result
+    gains = {name: each.log_evidence - smooth[1].log_evidence for name, each in perturbations.items()}
     scatter = _scatter([other for _, other in tracks], smooth[1])
     return _fitted(*smooth, scatter, gains)
 

@@ -23,9 +23,9 @@ class Perturbation:
     """The perturber that an image asks for most."""
 
     log_evidence: float
-    """That of the fit with it, at its best parameters."""
+    """Evidence of the fit with it, at its best parameters."""
     parameters: Floats
-    """As in `perturbers`, [k]."""
+    """Parameters as in `perturbers`, [k]."""
 
 
 def strongest(image: LensImage, track: Track, perturber: Perturber) -> tuple[Perturbation, Track] | None:
@@ -36,10 +36,10 @@ def strongest(image: LensImage, track: Track, perturber: Perturber) -> tuple[Per
     """
     fitter, solution = track
     look = replace(solution.grid, size=min(solution.grid.size, GRID))
-    found = explored(image, track, _beside(track, perturber), look, perturber)
-    if not found:
+    perturbed = explored(image, track, _beside(track, perturber), look, perturber)
+    if not perturbed:
         return None
-    best = found[1]
+    best = perturbed[1]
     smooth = track
     with suppress(linalg.LinAlgError):
         without = fitter.solve(best.parameters[:N_SMOOTH], best.form)

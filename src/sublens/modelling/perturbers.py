@@ -49,8 +49,8 @@ LOG_STRENGTH, LOG_SIZE = (float(np.log(0.04)), 0.9), (float(np.log(0.3)), 0.6)
 STRINGS, STRING_SEED = 120, 1
 """Number of strings that are looked for, and the seed that they are drawn by."""
 LOG_SHARE, HALF_LENGTH, LEAST_HALF = (float(np.log(0.06)), 0.45), (1.25, 0.5), 0.2
-"""Of the string's share of the mass within the ring, ln, and of half its length, arcsec: mean, standard deviation; and
-the least half length."""
+"""Means and standard deviations of ln of a string's share of the mass within the ring, and of half its length, arcsec;
+and the least half length."""
 OFFSET = 0.3
 """Standard deviation of a string's middle from the lens' centre along either axis, arcsec."""
 ANYWHERE = 9.0

@@ -103,8 +103,8 @@ def _restarted(image: LensImage, track: Track) -> Iterator[Track]:
         best = better[0] if better else settled(track)
         grid = best[1].grid
         look = replace(grid, size=LOOK, half=max(grid.half, LOOK_HALF))
-        found = explored(image, best, _drawn(best, number), look)
-        after = by_evidence([best, *_settled_twice(found)])[0] if found else best
+        candidate = explored(image, best, _drawn(best, number), look)
+        after = by_evidence([best, *_settled_twice(candidate)])[0] if candidate else best
         gain = after[1].log_evidence - best[1].log_evidence
         if after is not best:
             better.insert(0, after)
