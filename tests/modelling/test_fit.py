@@ -156,7 +156,8 @@ def test_coefficients_that_the_data_determine_are_fewer_than_the_grid_has() -> N
 
 def test_the_fit_of_greatest_evidence_comes_first() -> None:
     evidence = [solution.log_evidence for _, solution in search(drawn_lens(), KNOWN)]
-    assert len(evidence) == 4 + 3  # from the starts, and with other grids of the source
+    assert len(set(evidence)) == len(evidence)
+    assert 4 + 3 <= len(evidence) <= 4 + 3 + 1  # from the starts, with other grids of the source, settled once more
     assert evidence == sorted(evidence, reverse=True)
     assert evidence[0] > evidence[-1]
 

@@ -50,7 +50,7 @@ def test_slopes_are_tried_as_long_as_the_evidence_grows(best_slope: float, monke
 
     monkeypatch.setattr(search_module, "_settled_twice", settled_at)
     begun = settled_at(smooth())[0]
-    assert tracks.by_evidence(search_module._sloped(begun))[0][0].slope == pytest.approx(best_slope)
+    assert tracks.by_evidence([begun, *search_module._sloped(begun)])[0][0].slope == pytest.approx(best_slope)
 
 
 def test_a_subhalo_is_found_where_it_is() -> None:

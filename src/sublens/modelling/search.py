@@ -124,9 +124,10 @@ def _settled_twice(track: Track) -> Iterator[Track]:
 
 
 def _sloped(track: Track) -> Iterator[Track]:
-    """The fit settled once more, then better and better ones of other density slopes."""
+    """The fit settled once more, if that is better, then better and better ones of other density slopes."""
     best = by_evidence([track, *_settled_twice(track)])[0]
-    yield best
+    if best is not track:
+        yield best
     for step in (SLOPE_STEP, -SLOPE_STEP):
         at = best
         while abs(at[0].slope + step - smooth_lens.SLOPE) < SLOPES:
