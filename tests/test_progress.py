@@ -16,7 +16,9 @@ def test_the_time_left_of_resumed_work_counts_from_where_it_was(
     assert re.search(r"training: 60%  well  120 s left", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(("n", "seconds", "words"), [(3000, 2.0, "1,500 images/s"), (2, 17.0, "8.5 s an image")])
+@pytest.mark.parametrize(
+    ("n", "seconds", "words"), [(3000, 2.0, "1,500 images/s"), (2, 17.0, "8.5 s an image"), (0, 9.0, "")]
+)
 def test_a_rate_is_told_in_words_that_are_not_zero(
     n: int, seconds: float, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

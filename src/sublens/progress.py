@@ -88,6 +88,7 @@ class Count:
         """Count `n` images as done."""
         self._done += n
         seconds = time.monotonic() - self._start
-        slow = f"{seconds / max(self._done, 1):.1f} s an image"
-        words = slow if self._done < seconds else f"{self._done / seconds:,.0f} images/s"
-        self._advance(self._before + self._done, f"{words}  {self._status()}".rstrip())
+        words = f"{self._done / seconds:,.0f} images/s"
+        if self._done < seconds:
+            words = f"{seconds / self._done:.1f} s an image" if self._done else ""
+        self._advance(self._before + self._done, f"{words}  {self._status()}".strip())
