@@ -5,9 +5,9 @@
 New images of the survey (seed 7003, used for nothing else), with all its nuisances, are predicted by the network, then
 fitted from what it measured. Prints how far either lies from the truth in the median, for how many lenses the Einstein
 radius is off by more than 5 and 20 %, and the share within one standard deviation and two, by class; then what the
-evidence gains by substructure beside the smooth lens. With --share it
-prints instead the share of the network's standard deviation at which 68 % lie within one, from lenses of another seed
-(7004), which `sublens.inference.lens_fits` holds as SHARE.
+evidence gains by substructure beside the smooth lens. With --share it prints instead the share of the network's
+standard deviation at which 68 % lie within one, from lenses of another seed (7004), which `sublens.inference.lens_fits`
+holds as SHARE.
 """
 
 import argparse

@@ -88,12 +88,15 @@ def summary(chosen: Sequence[Lens]) -> None:
             f"within two {np.mean(off < 2 * sigma):.0%}"
         )
     substructure = [1 - answer.probs["no"] for answer in answers]
-    place = sum(p > substructure[-1] for p in substructure[:-1]) + 1
-    print(f"J0946+1006: 1 - p_no = {substructure[-1]:.2f}, place {place} of {len(answers)}")
+    print(f"J0946+1006: 1 - p_no = {substructure[-1]:.2f}, {place_of_last(substructure)}")
     if all(lens.row.fit for lens in chosen):
         gained = [max(lens.row.fit[1:]) for lens in chosen if lens.row.fit]
-        place = sum(gain > gained[-1] for gain in gained[:-1]) + 1
-        print(f"J0946+1006: log evidence gained by substructure {gained[-1]:.1f}, place {place} of {len(gained)}")
+        print(f"J0946+1006: log evidence gained by substructure {gained[-1]:.1f}, {place_of_last(gained)}")
+
+
+def place_of_last(values: Sequence[float]) -> str:
+    """How many of the values are greater than the last."""
+    return f"place {sum(value > values[-1] for value in values) + 1} of {len(values)}"
 
 
 def main() -> None:

@@ -98,4 +98,4 @@ def test_fits_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fitter, "solve", fails)
     assert tracks.explored(drawn_lens(), (fitter, solution), [solution.parameters], solution.grid) is None
     assert strongest(drawn_lens(), smooth(), SUBHALO) is None
-    assert list(search_module._restarted(drawn_lens(), smooth())) == []
+    assert search_module._restarted(drawn_lens(), smooth()) == []

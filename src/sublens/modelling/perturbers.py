@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sublens.lensing.compiled import Reals
 from sublens.lensing.mass import string_deflection
+from sublens.modelling.smooth_lens import planes_of, scalar
 
 Floats = NDArray[np.float64]
 
@@ -83,8 +83,8 @@ def _string_deflection(parameters: Floats, x: Floats, y: Floats) -> Reals:
     """x, y, angle, half of its length, ln of the squared Einstein radius of all its mass."""
     points = (torch.from_numpy(np.ascontiguousarray(plane))[None] for plane in (x, y))
     half, theta_e = max(float(parameters[3]), LEAST_HALF), float(np.exp(parameters[4] / 2))
-    field = string_deflection(*points, *map(_number, (*parameters[:3], half, theta_e)))
-    return np.concatenate([plane.numpy() for plane in field]).astype(np.float32)
+    field = string_deflection(*points, *map(scalar, (*parameters[:3], half, theta_e)))
+    return planes_of(field).astype(np.float32)
 
 
 def _string_prior(theta_e: float) -> tuple[Floats, Floats]:
@@ -98,10 +98,6 @@ def _string_starts(theta_e: float) -> Floats:
     starts = rng.normal(means, sigmas, (STRINGS, len(means)))
     starts[:, 2], starts[:, 3] = rng.uniform(0, np.pi, STRINGS), rng.uniform(0.5, 2, STRINGS)
     return starts
-
-
-def _number(value: float) -> Tensor:
-    return torch.full((1, 1, 1), float(value), dtype=torch.float64)
 
 
 SUBHALO = Perturber(

@@ -72,12 +72,17 @@ def search(image: LensImage, start: Start, substructure: Deflection | None = Non
 
 
 def settled(track: Track) -> Track:
-    """A fit whose noise and grid are what they end with, at its own best."""
+    """A fit whose noise and grid are what they end with, at its own best; as far as it had come where that fails."""
+    with suppress(linalg.LinAlgError):
+        return _on_its_grid(track)
+    fitter, solution = track
+    return replace(fitter, grid=solution.grid), solution
+
+
+def _on_its_grid(track: Track) -> Track:
     fitter, solution = track
     fitter = replace(fitter, grid=solution.grid)
-    with suppress(linalg.LinAlgError):
-        solution = fitter.descend(fitter.solve(solution.parameters, solution.form), *ROUNDS[-1][1:])
-    return fitter, solution
+    return fitter, fitter.descend(fitter.solve(solution.parameters, solution.form), *ROUNDS[-1][1:])
 
 
 def _from_starts(image: LensImage, data: Data, start: Start, substructure: Deflection | None) -> list[Track]:
@@ -96,11 +101,10 @@ def _from_starts(image: LensImage, data: Data, start: Start, substructure: Defle
     return tracks
 
 
-def _restarted(image: LensImage, track: Track) -> Iterator[Track]:
+def _restarted(image: LensImage, track: Track) -> list[Track]:
     """Better fits than this one, the best first, that begin at lenses drawn around it and around what is known."""
-    better: list[Track] = []
+    best, better = settled(track), list[Track]()
     for number in range(MOST_RESTARTS):
-        best = better[0] if better else settled(track)
         grid = best[1].grid
         look = replace(grid, size=LOOK, half=max(grid.half, LOOK_HALF))
         candidate = explored(image, best, _drawn(best, number), look)
@@ -108,16 +112,15 @@ def _restarted(image: LensImage, track: Track) -> Iterator[Track]:
         gain = after[1].log_evidence - best[1].log_evidence
         if after is not best:
             better.insert(0, after)
+        best = after
         if gain < LEAST_GAIN and number + 1 >= len(SPREADS):
             break
-    return iter(better)
+    return better
 
 
 def _settled_twice(track: Track) -> Iterator[Track]:
-    fitter, solution = track
-    fitter = replace(fitter, grid=solution.grid)
     with suppress(linalg.LinAlgError):
-        solution = fitter.descend(fitter.solve(solution.parameters, solution.form), *ROUNDS[-1][1:])
+        fitter, solution = _on_its_grid(track)
         for _ in range(SETTLINGS):
             solution = fitter.descend(fitter.settled(solution), *ROUNDS[-1][1:])
         yield fitter, solution

@@ -66,8 +66,8 @@ def derivatives(parameters: Floats, slope: float, x: Reals, y: Reals) -> Reals:
 def _halo(parameters: Floats, slope: float, x: Reals, y: Reals) -> Reals:
     theta_e, q, angle = shape(parameters)
     dx, dy = _from_centre(parameters, x, y)
-    numbers = _number(theta_e), _number(q), _number(angle), _number(slope)
-    return _planes(power_law.power_law_deflection(dx, dy, *numbers, _TERMS))
+    numbers = scalar(theta_e), scalar(q), scalar(angle), scalar(slope)
+    return planes_of(power_law.power_law_deflection(dx, dy, *numbers, _TERMS))
 
 
 def _linear(parameters: Floats, number: int, x: Reals, y: Reals) -> Reals:
@@ -76,16 +76,18 @@ def _linear(parameters: Floats, number: int, x: Reals, y: Reals) -> Reals:
         return np.stack([x, -y] if number == 0 else [y, x])
     order, turn = ORDERS[(number - 2) // 2], number % 2 * np.pi / 2
     theta_e, (dx, dy) = float(np.exp(parameters[LOG_THETA_E])), _from_centre(parameters, x, y)
-    return _planes(power_law.multipole_deflection(dx, dy, order, _number(theta_e), _number(turn / order)))
+    return planes_of(power_law.multipole_deflection(dx, dy, order, scalar(theta_e), scalar(turn / order)))
 
 
 def _from_centre(parameters: Floats, x: Reals, y: Reals) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x - parameters[X])[None], torch.from_numpy(y - parameters[Y])[None]
 
 
-def _number(value: float) -> Tensor:
+def scalar(value: float) -> Tensor:
+    """A number as the lens models take it, for any number of places."""
     return torch.full((1, 1, 1), value, dtype=torch.float64)
 
 
-def _planes(field: Field) -> Reals:
+def planes_of(field: Field) -> Reals:
+    """The two components of a deflection [1, n, n] as one array, [2, n, n]."""
     return np.concatenate([plane.numpy() for plane in field])
